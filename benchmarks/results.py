@@ -1,0 +1,70 @@
+"""The one form in which every benchmark writes what it measured."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from datafree.runs import environment
+
+HERE = Path(__file__).resolve().parent
+
+
+def write_results(benchmark: str, size: str, rows: dict[str, list[dict[str, Any]]], *, command: str) -> Path:
+    """Write benchmarks/results/BENCHMARK-SIZE.json.
+
+    `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed.
+    """
+    here = environment()
+    content = {
+        "benchmark": benchmark,
+        "size": size,
+        "command": command,
+        "commit": _commit(),
+        "hardware": here["hardware"],
+        "versions": here["versions"],
+        "date": date.today().isoformat(),
+        "rows": [_row(name, cells) for name, cells in rows.items()],
+    }
+    path = HERE / "results" / f"{benchmark}-{size}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def _row(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
+    metrics = {}
+    for metric in cells[0]["metrics"]:
+        values = [round(cell["metrics"][metric], 6) for cell in cells]
+        spread = round(stdev(values), 6) if len(values) > 1 else None
+        metrics[metric] = {"mean": round(mean(values), 6), "std": spread, "values": values}
+    return {
+        "name": name,
+        "metrics": metrics,
+        "seconds": round(mean(cell["seconds"] for cell in cells), 1),
+        "peak_memory_mib": round(max(cell["peak_memory_mib"] for cell in cells), 1),
+    }
+
+
+def write_table(page: str, name: str, table: str) -> None:
+    """Put a Markdown table between the marks of `name` in docs/PAGE."""
+    path = HERE.parent / "docs" / page
+    text = path.read_text(encoding="utf-8")
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if begin not in text or end not in text:
+        raise SystemExit(f"error: docs/{page} has no marks {begin.strip()} and {end} to write the table between")
+    before, rest = text.split(begin, 1)
+    path.write_text(before + begin + table + end + rest.split(end, 1)[1], encoding="utf-8")
+
+
+def _commit() -> str:
+    """The commit that was measured, marked if the tree differs from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
+
+    dirty = git("status", "--porcelain", "--", "../src", "../benchmarks/*.py")
+    return git("rev-parse", "HEAD") + (" (changed)" if dirty else "")

@@ -1,0 +1,216 @@
+"""Plain supervised training for segmentation: the teachers of the benchmarks and of the built-in example.
+
+B images of a batch, N in all, C classes, h x w pixels of an image, H x W of a training crop.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datafree import modes
+from datafree.errors import DataError, Interrupted, RunError, TrainingError
+from datafree.tasks.base import Task
+from datafree.tasks.masks import MaskFolder
+
+Optimizer = Literal["adam", "sgd"]
+Decay = Literal["cosine", "step"]
+LOG_EVERY = 100  # steps
+
+
+def train_supervised(
+    network: nn.Module,  # images in [0, 1] -> logits (B, C, H, W); normalises by itself (networks.Normalized)
+    task: Task,
+    images: Tensor,  # (N, 3, h, w) uint8, on the CPU
+    masks: Tensor,  # (N, h, w) class ids of any integer type
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    image_size: tuple[int, int],  # (H, W), pixels of the random crops
+    optimizer: Optimizer = "adam",
+    decay: Decay = "cosine",
+    augment: bool = True,  # flip left-right; brightness, contrast and saturation
+    scale: tuple[float, float] = (
+        1.0,
+        1.0,
+    ),  # each image is enlarged by a factor from this range, then cropped
+    device: torch.device | None = None,  # default: the CPU
+    dtype: torch.dtype = torch.float32,  # of forward passes
+    log: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
+    state_path: Path | None = None,
+    save_every: int = 1000,  # steps
+) -> None:
+    """Train `network` in place with `task.target_loss`; it is left on `device`, in eval mode.
+
+    "sgd" has momentum 0.9. "cosine" falls to zero over the run; "step" divides it by 10 after each third
+    (as 40 of 120 epochs in arXiv 2011.00809). With `state_path` the state is saved there now and then, and
+    when `stop()` turns true; the same call then goes on exactly from there, a finished one returns at once.
+
+    Raises Interrupted on `stop()`, TrainingError for a loss that is not finite, DataError for images that do
+    not fit, RunError for a state of another run.
+    """
+    _check_data(images, masks, image_size, scale)
+    device = device or torch.device("cpu")
+    modes.seed_everything(seed)
+    network.to(device).to(memory_format=torch.channels_last).train()  # a quarter faster on CPUs
+    updates = _optimizer(optimizer, network, lr, weight_decay, device)
+    setting = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
+        "image_size": tuple(image_size), "optimizer": optimizer, "decay": decay, "augment": augment,
+        "scale": tuple(scale), "images": len(images),
+    }  # fmt: skip
+    step = _load(state_path, setting, network, updates) if state_path and state_path.exists() else 0
+
+    while step < steps:
+        if stop():
+            if state_path:
+                _save(state_path, setting, network, updates, step)
+            raise Interrupted(f"stopped at step {step} of {steps}; the same command goes on from the last saved state")
+
+        # Draw B images, each cropped at a place of its own.
+        chosen = torch.randint(len(images), (batch_size,)).tolist()
+        pairs = [random_crop(images[i], masks[i], image_size, scale) for i in chosen]
+        pixels = torch.stack([image for image, _ in pairs]).to(
+            device, memory_format=torch.channels_last
+        )  # (B, 3, H, W)
+        targets = torch.stack([mask for _, mask in pairs]).to(device)  # (B, H, W)
+        if augment:
+            pixels, targets = random_flip(pixels, targets)
+            pixels = colour_jitter(pixels)
+
+        # One step down the cross-entropy.
+        for group in updates.param_groups:
+            group["lr"] = lr * rate(step, steps, decay)
+        with modes.autocast(device, dtype):
+            loss = task.target_loss(network(pixels), targets)
+        updates.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
+        updates.step()
+        step += 1
+
+        # Say how it goes; save.
+        if step % LOG_EVERY == 0 or step == steps:
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise TrainingError(f"the loss is {value} at step {step}; try a smaller lr than {lr}")
+            log(f"step {step}/{steps}  loss {value:.4f}  lr {updates.param_groups[0]['lr']:.2e}")
+        if state_path and (step % save_every == 0 or step == steps):
+            _save(state_path, setting, network, updates, step)
+    network.eval().to(memory_format=torch.contiguous_format)
+
+
+def load_folder(
+    path: Path, *, image_size: tuple[int, int], num_classes: int, ignore_index: int = 255
+) -> tuple[Tensor, Tensor]:
+    """All of `path`/{images,masks} in memory: images (N, 3, H, W) uint8 and masks (N, H, W) uint8.
+
+    `image_size`, (height, width) in pixels: images of another size are scaled and cropped. Raises DataError.
+    """
+    folder = MaskFolder(path, image_size=image_size, num_classes=num_classes, ignore_index=ignore_index)
+    pairs = [
+        (image.mul(255).round().byte(), mask.byte())
+        for batch in folder.batches(64)
+        for image, mask in zip(*batch, strict=True)
+    ]
+    return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
+
+
+def rate(step: int, steps: int, decay: Decay) -> float:
+    """What the learning rate is multiplied by at `step` of `steps`."""
+    if decay == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
+    return float(0.1 ** (3 * step // steps))
+
+
+def random_crop(
+    image: Tensor, mask: Tensor, size: tuple[int, int], scale: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """A random part of `image` (3, h, w) uint8 and `mask` (h, w): (3, H, W) in [0, 1] and (H, W) int64."""
+    least = max(s / limit for s, limit in zip(size, mask.shape, strict=True))  # the whole of one side
+    factor = max(float(torch.empty(()).uniform_(*scale)), least)
+    height, width = (min(round(s / factor), limit) for s, limit in zip(size, mask.shape, strict=True))
+    top = int(torch.randint(mask.shape[0] - height + 1, ()))
+    left = int(torch.randint(mask.shape[1] - width + 1, ()))
+    pixels = image[:, top : top + height, left : left + width].float() / 255
+    ids = mask[top : top + height, left : left + width]
+    if (height, width) != tuple(size):
+        pixels = F.interpolate(pixels[None], size=size, mode="bilinear", align_corners=False)[0]
+        ids = F.interpolate(ids[None, None].float(), size=size, mode="nearest-exact")[0, 0]
+    return pixels, ids.long()
+
+
+def random_flip(images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Mirror left and right in half of the images (B, 3, H, W) and their masks (B, H, W)."""
+    flip = torch.rand(len(images)).lt(0.5).to(images.device)
+    mirrored = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    return mirrored, torch.where(flip[:, None, None], masks.flip(-1), masks)
+
+
+def colour_jitter(images: Tensor, strength: float = 0.25) -> Tensor:
+    """Brightness, contrast and saturation of each of (B, 3, H, W) times 1 +- `strength`, kept in [0, 1]."""
+    factors = (1 + strength * (2 * torch.rand(3, len(images), 1, 1, 1) - 1)).to(images.device)
+    brightness, contrast, saturation = factors.unbind()  # each (B, 1, 1, 1)
+    images = images * brightness
+    mean = images.mean((1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * contrast
+    grey = images.mean(1, keepdim=True)
+    return (grey + (images - grey) * saturation).clamp(0, 1)
+
+
+def _check_data(images: Tensor, masks: Tensor, size: tuple[int, int], scale: tuple[float, float]) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        raise DataError(f"images are {tuple(images.shape)} {images.dtype}: give (N, 3, h, w) uint8, N at least 1")
+    if masks.shape != (len(images), *images.shape[2:]):
+        raise DataError(f"masks are {tuple(masks.shape)}, images {tuple(images.shape)}: give (N, h, w) for them")
+    if not 0 < scale[0] <= scale[1]:
+        raise DataError(f"scale is {scale}: give the smallest factor, then the largest, both above 0")
+    if size[0] > masks.shape[1] or size[1] > masks.shape[2]:
+        raise DataError(
+            f"image_size {tuple(size)} is larger than the images, {tuple(masks.shape[1:])}; make it smaller"
+        )
+
+
+def _optimizer(
+    name: Optimizer, network: nn.Module, lr: float, weight_decay: float, device: torch.device
+) -> torch.optim.Optimizer:
+    weights = [p for p in network.parameters() if p.requires_grad]
+    if name == "adam":
+        return torch.optim.Adam(weights, lr=lr, weight_decay=weight_decay)
+    return torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=weight_decay)
+
+
+def _save(path: Path, setting: dict[str, Any], network: nn.Module, updates: torch.optim.Optimizer, step: int) -> None:
+    """Write the whole state; a crash leaves the older file or the newer one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(path.name + ".part")
+    state = {
+        "setting": setting,
+        "step": step,
+        "network": network.state_dict(),
+        "optimizer": updates.state_dict(),
+    }
+    torch.save({**state, "random": modes.random_state()}, half)
+    half.replace(path)
+
+
+def _load(path: Path, setting: dict[str, Any], network: nn.Module, updates: torch.optim.Optimizer) -> int:
+    """Put the state back; returns the step to go on from. Raises RunError for another run's."""
+    state = torch.load(path, map_location="cpu", weights_only=True)  # tensors and plain values only
+    changed = sorted(name for name, value in setting.items() if state["setting"].get(name) != value)
+    if changed:
+        was = ", ".join(f"{name} was {state['setting'].get(name)!r}, is {setting[name]!r}" for name in changed)
+        raise RunError(f"{path} belongs to another run: {was}; remove it to start again")
+    network.load_state_dict(state["network"])
+    updates.load_state_dict(state["optimizer"])
+    modes.set_random_state(state["random"])
+    return int(state["step"])

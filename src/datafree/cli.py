@@ -1,0 +1,238 @@
+"""The `datafree` command: one function for each verb; its signature is its options.
+
+Results go to standard output, everything else to standard error. Exit codes: 0 done; 2 something the user can
+mend; 3 training failed; 75 stopped before the end, the same command goes on; 1 a fault of ours (a traceback).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from datafree import __version__
+from datafree.errors import DatafreeError, Interrupted, RecipeError
+from datafree.stopping import Stop, parse_time, stopping
+from datafree.wording import did_you_mean, show
+
+if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
+    from datafree.job import Outcome
+    from datafree.recipe import Recipe
+    from datafree.tasks.base import Scores
+
+# task -> its recipe, and the baseline that must lose
+DEMOS = {
+    "segmentation": ("garments-demo", "garments-noise"),
+}
+DEMO_TEXT = """\
+A small student learns from a trained teacher without the teacher's training data: first from images that the
+method makes, then from plain noise. Labelled images, seen by no student, score them at the end."""
+
+app = typer.Typer(
+    name="datafree",
+    help="Distil a trained vision network into a small one without the data it was trained on.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """The entry point: runs a verb, turns every DatafreeError into its lines and its exit code."""
+    sys.path.append(str(Path.cwd()))  # "mymodule:thing" beside the user is found; last, so that it shadows nothing
+    try:
+        app()
+    except DatafreeError as error:
+        for line in error_lines(error):
+            print(line, file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def error_lines(error: DatafreeError) -> list[str]:
+    """What a user is shown."""
+    if isinstance(error, RecipeError) and len(error.problems) > 1:
+        return [
+            f"error: the recipe has {len(error.problems)} faults",
+            *(f"  {line}" for line in error.problems),
+        ]
+    return [str(error) if isinstance(error, Interrupted) else f"error: {error}"]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"datafree {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Distil a trained vision network into a small one without the data it was trained on."""
+
+
+@app.command()
+def distill(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.steps=500.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")] = False,
+) -> None:
+    """Distil a student as a recipe says. The same command goes on with a run that was stopped."""
+    with stopping(None if max_time is None else parse_time(max_time)) as stop:
+        from datafree.recipe import load_recipe
+
+        loaded = load_recipe(recipe, overrides or [])
+        outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet)
+    if outcome.already_finished:
+        print("this run had finished before; its result:", file=sys.stderr)
+    print(f"run: {outcome.run}")
+    if outcome.scores:
+        print(score_table(outcome.scores))
+    for note in outcome.notes:
+        print(f"note: {note}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory with a finished student.")],
+    data: Annotated[Path, typer.Option(help="A folder of labelled images.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fractions instead of percent.")] = False,
+) -> None:
+    """Score a run's student on labelled data."""
+    from datafree.evaluate import evaluate_run
+
+    scores = evaluate_run(run, data, device=device, student=student)
+    if as_json:
+        content = {who: {"values": score.values, "per_class": score.per_class} for who, score in scores.items()}
+        print(json.dumps(_without_nan(content), indent=2, allow_nan=False))
+        return
+    print(score_table(scores))
+    for who, score in scores.items():
+        for figure, by_class in score.per_class.items():
+            print(f"\n{figure} by class, {who}")
+            print(_table([[name, _percent(value)] for name, value in by_class.items()]))
+
+
+@app.command(name="list")
+def list_() -> None:
+    """Show the methods and their options, the tasks, the networks and the packaged recipes."""
+    from datafree.listing import listing
+
+    print(listing())
+
+
+@app.command()
+def demo(
+    task: Annotated[str, typer.Option(help=f"One of: {', '.join(DEMOS)}.")] = "segmentation",
+    out: Annotated[Path, typer.Option(help="Where its run directories go.")] = Path("runs"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps only: to see that all works.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")] = False,
+) -> None:
+    """Distil the built-in example and the noise baseline, and compare."""
+    if task not in DEMOS:
+        hint = f"{did_you_mean(task, DEMOS)}; one of: {', '.join(DEMOS)}"
+        raise RecipeError([f"there is no demo for the task {show(task)}{hint}"])
+    print(DEMO_TEXT, file=sys.stderr)
+    with stopping(None) as stop:
+        from datafree.recipe import load_recipe
+
+        recipes = [load_recipe(name, _quick(name) if quick else []) for name in DEMOS[task]]
+        outcomes = []
+        for recipe in recipes:
+            if not quiet:
+                print(f"\n{recipe.name}: distilling", file=sys.stderr)
+            folder = f"{recipe.name}-quick" if quick else recipe.name
+            outcomes.append(_run(recipe, out / folder, stop, quiet))
+    rows: list[list[str]] = []
+    for recipe, outcome in zip(recipes, outcomes, strict=True):
+        teacher, student = outcome.scores["teacher"], outcome.scores["student"]
+        if not rows:
+            rows.append(["", "parameters", *map(_readable, teacher.values)])
+            rows.append(["teacher", f"{_count(recipe, 'teacher'):,}", *map(_percent, teacher.values.values())])
+        name = f"student, {recipe.name}"
+        rows.append([name, f"{_count(recipe, 'student'):,}", *map(_percent, student.values.values())])
+    print(_table(rows))
+    if quick:
+        print("note: --quick trains for a few steps only; its scores say nothing about the method")
+    for outcome in outcomes:
+        print(f"run: {outcome.run}")
+
+
+def _quick(name: str) -> list[str]:
+    """Overrides that make a demo's recipe short."""
+    return ["training.steps=40", *(["source.warmup=20"] if name == DEMOS["segmentation"][0] else [])]
+
+
+def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:
+    from datafree.job import run_recipe
+    from datafree.progress import display
+
+    with display(quiet=quiet) as shown:
+        return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say)
+
+
+def _count(recipe: Recipe, which: str) -> int:
+    """Parameters of a recipe's teacher or student."""
+    from dataclasses import replace
+
+    from datafree.networks.load import build_network
+
+    network = build_network(replace(getattr(recipe, which), weights=None), num_classes=recipe.task.num_classes)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def score_table(scores: dict[str, Scores]) -> str:
+    """Scores in percent, a row for each network, and the student's share of the teacher's."""
+    names = list(next(iter(scores.values())).values)
+    rows = [["", *map(_readable, names)]]
+    rows += [[who, *(_percent(score.values[name]) for name in names)] for who, score in scores.items()]
+    if "teacher" in scores and "student" in scores:
+        pairs = [(scores["student"].values[name], scores["teacher"].values[name]) for name in names]
+        rows.append(["student / teacher", *(_percent(a / b if b else math.nan) for a, b in pairs)])
+    return _table(rows)
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Aligned columns: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ").replace("miou", "mIoU")
+
+
+def _percent(fraction: float) -> str:
+    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,248 @@
+"""The training loop: an image source makes images, the frozen teacher answers, the student learns the answers.
+
+Steps count from `-source.warmup` (the source works alone) over 0 (the student's first step) to `training.steps`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datafree import modes
+from datafree.errors import Interrupted, TrainingError
+from datafree.pictures import grid
+from datafree.runs import Run
+from datafree.sources.base import ImageSource, Setting
+from datafree.tasks.base import Task
+
+HELD_OUT = 64  # images on which student and teacher are compared
+SHOWN = 8  # images in a picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the student learns. The same for every source and task."""
+
+    steps: int = 1000  # of the student
+    batch_size: int = 16  # images a step
+    optimizer: Literal["sgd", "adam"] = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 5e-4
+    decay: Literal["step", "cosine", "none"] = "cosine"  # step: a tenth at 1/3 and 2/3 of the steps
+    label_weight: float = 0.0  # of the loss on the source's own targets, where it has some
+    select: Literal["last", "agreement"] = (
+        "last"  # the student that is kept; agreement: with the teacher, held-out images
+    )
+    seed: int = 0
+    device: str = "auto"
+    precision: modes.Precision = "auto"  # auto: bf16 where the hardware computes it
+    log_every: int = 20  # steps
+    save_every: int = 200  # steps
+    picture_every: int = 500  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step: a pure function of it."""
+        fraction = step / self.steps
+        if self.decay == "cosine":
+            return self.lr * (1 + math.cos(math.pi * fraction)) / 2
+        return self.lr * 0.1 ** int(fraction * 3) if self.decay == "step" else self.lr
+
+    def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The student's optimiser (fused kernels)."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                network.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
+            )
+        return torch.optim.Adam(network.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is, for displays."""
+
+    phase: Literal["warm-up", "training"]
+    step: int
+    first: int  # -warmup
+    last: int  # steps
+    rate: float  # steps a second in this phase and this process; 0 when not yet known
+    values: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The step whose student is kept, and its agreement with the teacher on held-out images (fraction of rows)."""
+
+    step: int
+    agreement: float
+
+
+def distill(
+    *,
+    task: Task,
+    teacher: nn.Module,
+    student: nn.Module,
+    source: ImageSource,
+    training: Training,
+    run: Run,
+    stop: Callable[[], str | None] = lambda: None,
+    log: Callable[[Progress], None] = lambda progress: None,
+) -> Chosen:
+    """Train `student` in place until it holds the chosen weights; everything is saved in `run` on the way.
+
+    `teacher` and `student` take images (B, 3, H, W) in [0, 1] and answer in the task's form. `stop` is asked at every
+    step: a reason to stop saves the state and raises Interrupted; the same call goes on later, to the same bits.
+    Raises TrainingError when a loss is not finite.
+    """
+    device, dtype = next(student.parameters()).device, _dtype_of(student)
+    with modes.frozen(teacher):
+        source.attach(
+            Setting(
+                task=task,
+                teacher=teacher,
+                steps=training.steps,
+                batch_size=training.batch_size,
+                seed=training.seed,
+                device=device,
+                dtype=dtype,
+            )
+        )
+        optimizer = training.make_optimizer(student)
+        best: dict[str, Any] = {"agreement": -1.0, "step": 0, "student": {}}
+        step = first = -source.warmup
+
+        # Go on from the last save, if there is one. The random states come last: nothing may draw after them.
+        if run.saved is not None:
+            step, best = run.saved["step"], run.saved["best"]
+            student.load_state_dict(run.saved["student"])
+            optimizer.load_state_dict(run.saved["optimizer"])
+            source.load_state_dict(run.saved["source"])
+            modes.set_random_state(run.saved["random"])
+        run.start(step - first)
+        began, began_at = time.perf_counter(), step
+
+        def save() -> None:
+            _check_finite(student, step)
+            run.save_state(
+                {
+                    "step": step,
+                    "student": student.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "source": source.state_dict(),
+                    "best": best,
+                    "random": modes.random_state(),
+                }
+            )
+
+        student.train()
+        while step < training.steps:
+            if reason := stop():
+                save()
+                raise Interrupted(
+                    f"stopped at step {step} of {training.steps} ({reason}); the same command goes on from here"
+                )
+
+            # The source works: alone before step 0, then when its turn comes.
+            values: dict[str, Tensor] = source.update(student, step) if source.due(step) else {}
+
+            # The student learns the teacher's answers.
+            if step >= 0:
+                batch = source.sample(training.batch_size)
+                with torch.no_grad():
+                    answers = teacher(batch.images)
+                outputs = student(batch.images)
+                loss = task.distill_loss(outputs, answers)
+                if training.label_weight and batch.targets is not None:
+                    loss = loss + training.label_weight * task.target_loss(outputs, batch.targets)
+                for group in optimizer.param_groups:
+                    group["lr"] = training.lr_at(step)
+                optimizer.zero_grad()
+                torch.autograd.backward(loss)
+                optimizer.step()
+                values = {**values, "loss": loss.detach()}
+            step += 1
+
+            # Log, look and save now and then; none of it touches a random state.
+            if step % training.log_every == 0 or step in (0, training.steps):
+                figures = _floats(values, step)
+                run.log(step - first, step, figures)
+                phase: Literal["warm-up", "training"] = "training" if step > 0 else "warm-up"
+                if phase == "training" and began_at < 0:  # the rate is the phase's own
+                    began, began_at = time.perf_counter(), step
+                rate = (step - began_at) / max(time.perf_counter() - began, 1e-9)
+                log(Progress(phase=phase, step=step, first=first, last=training.steps, rate=rate, values=figures))
+            if step % training.picture_every == 0 or step in (0, training.steps):
+                run.save_picture(step - first, picture(task, teacher, student, source, trained=step > 0))
+            if step % training.save_every == 0 or step == training.steps:
+                if step > 0:
+                    agreement = held_out_agreement(task, teacher, student, source)
+                    run.log(step - first, step, {"agreement": agreement})
+                    if training.select == "last" or agreement > best["agreement"]:
+                        kept = (
+                            {k: v.clone() for k, v in student.state_dict().items()} if training.select != "last" else {}
+                        )
+                        best = {"agreement": agreement, "step": step, "student": kept}
+                save()
+
+        if training.select == "agreement":
+            student.load_state_dict(best["student"])
+    return Chosen(step=best["step"], agreement=best["agreement"])
+
+
+@torch.no_grad()
+def held_out_agreement(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> float:
+    """Fraction of rows (pixels, for segmentation) of held-out images on which student and teacher agree."""
+    images = source.held_out(HELD_OUT)
+    with modes.frozen(student):
+        shares = [task.agreement(student(part), teacher(part)) * len(part) for part in torch.split(images, 16)]
+    return sum(shares) / len(images)
+
+
+@torch.no_grad()
+def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource, *, trained: bool) -> Tensor:
+    """What the source makes, what the teacher sees in it, and (once it is trained) what the student sees."""
+    images = source.held_out(SHOWN)
+    rows = [images, task.draw(images, teacher(images))]
+    if trained:
+        with modes.frozen(student):
+            rows.append(task.draw(images, student(images)))
+    return grid(rows)
+
+
+def _dtype_of(network: nn.Module) -> torch.dtype:
+    """The precision of forward passes: the one its wrapper runs it in."""
+    dtype = getattr(network, "dtype", torch.float32)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _floats(values: dict[str, Tensor], step: int) -> dict[str, float]:
+    figures = {name: float(value) for name, value in values.items()}
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{name} is {value} at step {step}; the state before is kept: lower training.lr or the source's weights"
+            )
+    return figures
+
+
+def _check_finite(network: nn.Module, step: int) -> None:
+    """Never save a weight that is not finite."""
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise TrainingError(
+                f"the student's {name} is not finite at step {step}; nothing was saved over the last good state"
+            )

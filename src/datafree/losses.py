@@ -1,0 +1,74 @@
+"""Losses: plain functions, tensors in, a scalar out. Equation numbers are those of arXiv 2011.00809
+(Bhogale, DeGAN for segmentation) unless another source is named.
+
+B images, C classes, N rows (an image, a pixel or a location each).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """L_D = -E_x log D(x) - E_z log(1 - D(G(z))), eq. 1. `real`, `fake`: D's logits, any shape."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """L_adv = -E_z log D(G(z)), the non-saturating form, eq. 2. `fake`: D's logits, any shape."""
+    return F.softplus(-fake).mean()
+
+
+def entropy_loss(probs: Tensor) -> Tensor:
+    """L_ent = mean over rows of -sum_c p log(p + 1e-5), eq. 3: low where the teacher is sure. `probs`: (N, C)."""
+    return -(probs * (probs + 1e-5).log()).sum(1).mean()
+
+
+def diversity_loss(probs: Tensor) -> Tensor:
+    """L_div = sum_c q_c log q_c with q the mean row, eq. 4: minus the entropy of the average answer.
+
+    `probs`: (N, C). Lowest, -log C, when all classes are equally frequent.
+    """
+    q = probs.mean(0)
+    return (q * q.clamp_min(1e-8).log()).sum()
+
+
+def weighted_diversity_loss(probs: Tensor, floor: float = 1e-3) -> Tensor:
+    """L_wdiv = (1/C) sum_c (1/C - q_c)^2 / q_c with q the mean row, eq. 5. `probs`: (N, C).
+
+    The squared distance to the uniform distribution, each class weighted by how rare it is *in this batch*;
+    gradients flow through the weight too. It equals chi-squared(uniform || q) / C: zero only when uniform, and
+    unbounded as a class vanishes. The public code has no guard; here q is kept above `floor`, below which
+    the slope stays that at `floor` (clamping would give a vanished class no gradient at all).
+    """
+    q = probs.mean(0)
+    uniform = 1.0 / q.numel()
+    safe = q.clamp_min(floor)
+    slope = (1 - (uniform / floor) ** 2) * (q - safe)  # the tangent at `floor`: zero where q >= floor
+    return ((uniform - safe) ** 2 / safe + slope).mean()
+
+
+def kl_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """L_KD = T^2 * mean over positions of KL(teacher || student), eq. 10. Logits (B, C, ...), same shape.
+
+    T^2 keeps the gradient's size independent of the temperature (Hinton et al., arXiv 1503.02531); the paper has T = 1.
+    """
+    log_s = F.log_softmax(student.float() / temperature, 1)
+    log_t = F.log_softmax(teacher.float() / temperature, 1)
+    return (log_t.exp() * (log_t - log_s)).sum(1).mean() * temperature**2
+
+
+def l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean |s - t| over all logits: DFAD's student loss (Fang et al., arXiv 1912.11006). Same shapes."""
+    return (student.float() - teacher.float()).abs().mean()
+
+
+def dfad_generator_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """-log(mean |s - t| + 1): DFAD's generator looks for images on which both disagree (arXiv 1912.11006).
+
+    The logarithm is the one of the public segmentation code (papers.md section 3.5): it flattens the reward as
+    the disagreement grows, so that the generator does not run away.
+    """
+    return -torch.log1p(l1_loss(student, teacher))

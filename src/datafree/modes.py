@@ -1,0 +1,144 @@
+"""How networks are held while they are used: frozen, in which precision, from which seed.
+
+A network is touched only inside a `with` that puts everything back, also after an error.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """Hold `networks` in eval mode with no gradients to their parameters; restore all of it afterwards.
+
+    Gradients still flow through the networks to their inputs. BatchNorm uses and keeps its running
+    statistics (the public DeGAN segmentation code trains with the teacher in train mode, so that its
+    statistics drift: papers.md section 3.2).
+    """
+    modules = [m for network in networks for m in network.modules()]
+    parameters = [p for network in networks for p in network.parameters()]
+    was_training = [m.training for m in modules]
+    required_grad = [p.requires_grad for p in parameters]
+    try:
+        for network in networks:
+            network.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, training in zip(modules, was_training, strict=True):
+            module.training = training
+        for parameter, required in zip(parameters, required_grad, strict=True):
+            parameter.requires_grad_(required)
+
+
+@contextmanager
+def parameters_fixed(*networks: nn.Module) -> Iterator[None]:
+    """Stop gradients at the parameters of `networks`, whatever mode they are in; restore afterwards.
+
+    For the half of an adversarial step that looks through a network (the discriminator in a generator's
+    step): saves the backward pass to its parameters.
+    """
+    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def looked_through(network: nn.Module, mode: Literal["train", "eval"]) -> Iterator[None]:
+    """Hold `network` as a generator looks through it: no gradients to its parameters, no trace left in its buffers.
+
+    "train" answers with batch statistics (as the public adversarial code does) but without moving the running ones,
+    which are for the images the network learns from.
+    """
+    if mode == "eval":
+        with frozen(network):
+            yield
+        return
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    was_training = [m.training for m in network.modules()]
+    try:
+        network.train()
+        for norm in norms:
+            norm.momentum = 0.0  # running = 1 * running + 0 * batch
+            norm.num_batches_tracked = None
+        with parameters_fixed(network):
+            yield
+    finally:
+        for module, training in zip(network.modules(), was_training, strict=True):
+            module.training = training
+        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA where there is one, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The type of the forward passes: "auto" is bfloat16 where `device` computes it natively."""
+    if precision == "fp32" or (precision == "auto" and not _has_native_bf16(device)):
+        return torch.float32
+    return torch.bfloat16
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:  # torch's own test of the processor is private and has moved between releases
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Forward passes in `dtype` (a no-op for float32)."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """Every random state of this process, made of tensors and plain values only."""
+    numpy: Any = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Put back what `random_state` returned."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

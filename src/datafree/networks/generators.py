@@ -1,0 +1,102 @@
+"""Generators and discriminators of any power-of-two size from 32 to 512 pixels, square or not.
+
+B images, Z latent dimensions, H x W pixels, h x w the cells of the coarsest grid.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from datafree.errors import NetworkError
+
+
+def coarse_grid(size: tuple[int, int]) -> tuple[int, int, int]:
+    """(h, w, doublings): the coarsest grid, its shorter side at least 4 cells, that doubles up to `size`.
+
+    Square powers of two start at 4 x 4 as DCGAN does; 96 x 128 starts at 6 x 8. Raises NetworkError for a size
+    that does not halve down to a short side of 4 to 15 cells.
+    """
+    height, width = size
+    doublings = 0
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= 4:
+        height, width, doublings = height // 2, width // 2, doublings + 1
+    if min(size) < 16 or max(size) > 1024 or min(height, width) >= 16 or doublings < 2:
+        nearest = [min(512, max(32, round(side / 32) * 32)) for side in size]
+        raise NetworkError(
+            f"a generator cannot make {size[0]} x {size[1]} pixels: both sides must be multiples of the same power of "
+            f"two (such as 128 x 128 or 96 x 128); the nearest is {nearest[0]} x {nearest[1]}"
+        )
+    return height, width, doublings
+
+
+class Generator(nn.Module):
+    """DCGAN's generator (Radford et al., arXiv 1511.06434): latents (B, Z) -> images (B, 3, H, W) in [0, 1].
+
+    Transposed convolutions double the size from the coarse grid up; `width` channels before the last, doubling
+    downwards to at most 16 * `width`. 128 x 128 pixels take 6 transposed convolutions, as in papers.md section 3.2.
+    DCGAN's tanh, brought from [-1, 1] to [0, 1].
+    """
+
+    def __init__(self, size: tuple[int, int], latent: int = 100, width: int = 64) -> None:
+        super().__init__()
+        h, w, doublings = coarse_grid(size)
+        self.latent = latent
+        channels = [width * min(2**i, 16) for i in reversed(range(doublings))]  # coarse to fine
+        layers: list[nn.Module] = [
+            nn.ConvTranspose2d(latent, channels[0], (h, w), bias=False),  # (B, Z, 1, 1) -> (B, ., h, w)
+            nn.BatchNorm2d(channels[0]),
+            nn.ReLU(inplace=True),
+        ]
+        for before, after in pairwise(channels):
+            layers += [
+                nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(inplace=True),
+            ]
+        layers += [nn.ConvTranspose2d(channels[-1], 3, 4, stride=2, padding=1), nn.Tanh()]
+        self.layers = nn.Sequential(*layers)
+        self.apply(_initialise)
+
+    def forward(self, z: Tensor) -> Tensor:
+        images: Tensor = self.layers(z[:, :, None, None])
+        return (images.float() + 1) / 2
+
+    def draw_latents(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """n latents (n, Z) ~ N(0, 1); from `generator` (a CPU one) if given, else from the global state."""
+        if generator is None:
+            return torch.randn(n, self.latent, device=device)
+        return torch.randn(n, self.latent, generator=generator).to(device)
+
+
+class Discriminator(nn.Module):
+    """DCGAN's discriminator: images (B, 3, H, W) in [0, 1] -> logits (B,), positive = looks like the real ones."""
+
+    def __init__(self, size: tuple[int, int], width: int = 64) -> None:
+        super().__init__()
+        h, w, doublings = coarse_grid(size)
+        channels = [3, *(width * min(2**i, 16) for i in range(doublings))]
+        layers: list[nn.Module] = []
+        for level, (before, after) in enumerate(pairwise(channels)):
+            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1, bias=level == 0))
+            if level > 0:  # DCGAN leaves the first layer without
+                layers.append(nn.BatchNorm2d(after))
+            layers.append(nn.LeakyReLU(0.2, inplace=True))
+        layers.append(nn.Conv2d(channels[-1], 1, (h, w)))
+        self.layers = nn.Sequential(*layers)
+        self.apply(_initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images * 2 - 1)
+        return logits.float().flatten()
+
+
+def _initialise(module: nn.Module) -> None:
+    """N(0, 0.02) weights, as DCGAN prescribes."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,49 @@
+"""Changes to a recipe on the command line: `training.lr=1e-3`, `source.parts.0.path=photos`.
+
+Values are YAML. A section given whole is merged into the recipe's, unless it names another method, kind or
+network: then it replaces it, since one method's options mean nothing to another (`source={method: noise}`).
+An empty section empties (`teacher.args={}`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datafree import yaml12
+from datafree.wording import show
+
+
+def apply_override(given: dict[str, Any], override: str) -> None:
+    """Change the recipe `given` as "key.sub=value" says. Raises ValueError, a line for each fault."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"the override {show(override)} is not of the form key.sub=value (training.steps=500)")
+    value = yaml12.parse(text, f"the override {show(override)}")
+    at: Any = given
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(at, list):
+            if not (part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(at)):
+                raise ValueError(f"{key}: {'.'.join(parts[:depth])} is a list of {len(at)} values, numbered from 0")
+            part_key: Any = int(part)
+        elif isinstance(at, dict):
+            part_key = part
+            if not last and at.get(part) is None:
+                at[part] = {}
+        else:
+            raise ValueError(f"{key}: {'.'.join(parts[:depth])} is {show(at)}, not a section")
+        if last:
+            before = at.get(part_key) if isinstance(at, dict) else at[part_key]
+            at[part_key] = _merged(before, value)
+        else:
+            at = at[part_key]
+
+
+def _merged(before: object, after: object) -> object:
+    """Sections merge key by key; another method, kind or network, or anything else, replaces."""
+    if not isinstance(before, dict) or not isinstance(after, dict) or not after:
+        return after
+    if any(label in after and after[label] != before.get(label) for label in ("method", "kind", "network")):
+        return after
+    return {**before, **{key: _merged(before.get(key), value) for key, value in after.items()}}

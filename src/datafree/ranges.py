@@ -1,0 +1,39 @@
+"""Which numbers, files and folders an option takes, by its name: it means the same wherever it appears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_AT_LEAST: dict[str, int] = {"num_classes": 2, "warmup": 0, "update_every": 0, "weight_decay": 0, "seed": 0}
+_AT_LEAST |= dict.fromkeys(("steps", "batch_size", "log_every", "save_every", "picture_every"), 1)
+_AT_LEAST |= dict.fromkeys(("latent", "width", "image_size"), 1)
+_ABOVE_ZERO = ("lr", "temperature", "std")
+_FRACTIONS = ("momentum", "beta1", "beta2")  # 0 <= x < 1
+_FOLDERS = ("path", "data")
+_FILES = ("weights", "generator")
+
+
+def out_of_range(name: str, value: object) -> str | None:
+    """What is wrong with the value of the option `name`, whose type is right; None if nothing is."""
+    if isinstance(value, Path):
+        return _not_there(name, value)
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    numbers = [item for item in items if isinstance(item, (int, float)) and not isinstance(item, bool)]
+    least = 0 if name.endswith("_weight") else _AT_LEAST.get(name)
+    if least is not None and any(number < least for number in numbers):
+        return f"is too small; it must be {least} or more"
+    if (name in _ABOVE_ZERO or name.endswith("_lr")) and any(number <= 0 for number in numbers):
+        return "is too small; it must be above 0"
+    if name in _FRACTIONS and any(not 0 <= number < 1 for number in numbers):
+        return "is out of range; it must be 0 or more, and below 1"
+    if any(abs(number) >= 2**63 for number in numbers if isinstance(number, int)):
+        return "is too large"
+    return None
+
+
+def _not_there(name: str, path: Path) -> str | None:
+    if name in _FOLDERS and not path.is_dir():
+        return f"is {'a file, not a folder' if path.exists() else 'no folder here'} (looked for {path})"
+    if name in _FILES and not path.is_file():
+        return f"is {'a folder, not a file' if path.exists() else 'no file here'} (looked for {path})"
+    return None

@@ -1,0 +1,274 @@
+"""A recipe: what to distil, from what, and how. YAML -> checked objects, and back to a fully resolved recipe.
+
+    name: street                                   # names the run directory; the file's name without it
+    task: {kind: segmentation, num_classes: 12, image_size: [128, 128]}
+    teacher: {network: smp/deeplabv3, args: {encoder: resnet50}, weights: $DATAFREE_DATA/teacher.safetensors}
+    student: {network: smp/deeplabv3, args: {encoder: mobilenet_v2}}
+    source: {method: degan, proxy: {path: $DATAFREE_DATA/proxy}}
+    training: {steps: 2000, lr: 1e-3}
+    data: $DATAFREE_DATA/camvid/test               # labelled; only scores, never trains or chooses
+
+Every fault is found before any work, all at once. `yaml12` says which YAML, `paths` how paths are written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from datafree import options, yaml12
+from datafree.errors import RecipeError
+from datafree.networks.load import NetworkSpec, network_names
+from datafree.options import Families, Family, Fault, Invalid
+from datafree.overrides import apply_override
+from datafree.sources import SOURCES
+from datafree.sources.base import ImageSource
+from datafree.tasks import TASKS
+from datafree.tasks.base import Task
+from datafree.wording import did_you_mean, show
+
+if TYPE_CHECKING:
+    from datafree.distill import Training
+
+MAX_BYTES = 1_000_000  # of a recipe file
+_NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)  # a name names a directory
+
+SOURCE = Family(base=ImageSource, label="method", members=SOURCES)
+TASK = Family(base=Task, label="kind", members=TASKS)
+FAMILIES: Families = (SOURCE, TASK)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Checked objects, ready to run."""
+
+    name: str
+    task: Task
+    teacher: NetworkSpec
+    student: NetworkSpec
+    source: ImageSource
+    training: Training
+    data: Path | None = None  # labelled images: only scores, never trains or chooses
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outline:
+    """The parts of a recipe that are plain options."""
+
+    name: str
+    data: Path | None = None
+
+
+def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file, or the packaged one of that name, with `key.sub=value` overrides.
+
+    Raises RecipeError with every fault. `overrides` says how overrides are read.
+    """
+    text, file_name, stem = _read(path_or_name)
+    try:
+        given = yaml12.parse(text, file_name)
+    except ValueError as error:
+        raise RecipeError(str(error).splitlines()) from error
+    given = {} if given is None else given
+    if not isinstance(given, dict):
+        raise RecipeError([f"{file_name} holds {show(given)}, not sections such as `task:` and `teacher:`"])
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            apply_override(given, override)
+        except ValueError as error:
+            problems += str(error).splitlines()
+    try:
+        recipe = _build(given, stem)
+    except Invalid as error:
+        problems += [str(fault) for fault in error.faults]
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def packaged_recipes() -> dict[str, str]:
+    """The recipes that come with the package: name -> the first comment line."""
+    folder = resources.files("datafree") / "recipes"
+    found = {}
+    for file in sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []:
+        if file.name.endswith(".yaml"):
+            first = file.read_text(encoding="utf-8").partition("\n")[0]
+            found[file.name.removesuffix(".yaml")] = first.lstrip("# ") if first.startswith("#") else ""
+    return found
+
+
+def dump(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe: plain values, every default filled in; as YAML, it loads as an equal recipe."""
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    return {name: options.plain(value, FAMILIES) for name, value in values.items()}
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml12.render(dump(recipe))
+
+
+def differences(here: Mapping[str, Any], in_run: object) -> list[str]:
+    """A line for each key in which two resolved recipes differ: "training.lr: 0.1 here, 0.01 in the run"."""
+    mine, theirs = dict(_flat(here)), dict(_flat(in_run if isinstance(in_run, Mapping) else {}))
+    lines = []
+    for key in dict.fromkeys([*mine, *theirs]):
+        if key not in theirs:
+            lines.append(f"{key}: {show(mine[key])} here, not set in the run")
+        elif key not in mine:
+            lines.append(f"{key}: not set here, {show(theirs[key])} in the run")
+        elif mine[key] != theirs[key]:
+            lines.append(f"{key}: {show(mine[key])} here, {show(theirs[key])} in the run")
+    return lines
+
+
+def _flat(value: object, key: str = "") -> list[tuple[str, object]]:
+    """Dotted keys and the scalars or flat lists at them."""
+    dot = f"{key}." if key else ""
+    if isinstance(value, Mapping) and value:
+        return [pair for name, item in value.items() for pair in _flat(item, f"{dot}{name}")]
+    if isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
+        return [pair for index, item in enumerate(value) for pair in _flat(item, f"{dot}{index}")]
+    return [(key, value)] if key else []
+
+
+def _read(path_or_name: str) -> tuple[str, str, str]:
+    """A recipe's text, what to call it in errors, and its default name."""
+    path = Path(path_or_name).expanduser() if path_or_name.startswith("~/") else Path(path_or_name)
+    if "\0" not in path_or_name and path.exists() and not path.is_dir():
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise RecipeError([f"{path} cannot be read: {error.strerror}"]) from error
+        if len(content) > MAX_BYTES:
+            raise RecipeError([f"{path} is larger than {MAX_BYTES:,} bytes; is it a recipe?"])
+        try:
+            return (
+                content.decode("utf-8-sig"),
+                path.name,
+                _NOT_IN_NAMES.sub("-", path.stem).strip("-._")[:80] or "recipe",
+            )
+        except UnicodeDecodeError as error:
+            raise RecipeError([f"{path} is not text in UTF-8 (byte {error.start}); is it a recipe?"]) from error
+    known = packaged_recipes()
+    if path_or_name in known:
+        text = (resources.files("datafree") / "recipes" / f"{path_or_name}.yaml").read_text(encoding="utf-8")
+        return text, f"{path_or_name}.yaml", path_or_name
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        problem = f"{path} is a folder" if "\0" not in path_or_name and path.is_dir() else f"there is no file {path}"
+        raise RecipeError(
+            [f"{problem}; give a recipe file, or the name of a packaged recipe (`datafree list` shows them)"]
+        )
+    hint = did_you_mean(path_or_name, known)
+    raise RecipeError([f"there is no file or packaged recipe {show(path_or_name)}{hint}; `datafree list` shows them"])
+
+
+def _build(given: dict[str, Any], stem: str) -> Recipe:
+    """The recipe's parts, or Invalid with the faults of all of them."""
+    from datafree.distill import Training  # here, since distill imports this module
+
+    faults: list[Fault] = []
+    sections = ("task", "teacher", "student", "source")
+    known = ("name", *sections, "training", "data")
+    faults += [
+        Fault((), f"{show(key)}: no such section{did_you_mean(key, known)}; a recipe has: {', '.join(known)}")
+        for key in given
+        if key not in known
+    ]
+
+    def part(key: str, make: Any) -> Any:
+        if key in sections and given.get(key) is None:
+            faults.append(Fault((key,), "is missing; a recipe needs task, teacher, student and source"))
+            return None
+        try:
+            return make(given.get(key))
+        except Invalid as error:
+            faults.extend(Fault((key, *fault.key), fault.text) for fault in error.faults)
+            return None
+
+    task = part("task", lambda section: options.choose(TASK, section, FAMILIES))
+    teacher = part("teacher", lambda section: _network(section, None))
+    student = part("student", lambda section: _network(section, teacher))
+    source = part("source", lambda section: options.choose(SOURCE, section, FAMILIES))
+    training = part("training", lambda section: _training(Training, section))
+    try:
+        outline = options.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
+        if _NOT_IN_NAMES.search(outline.name) or outline.name[:1] in ("", "-", ".", "_"):
+            problem = "cannot name a run directory: letters, digits, '.', '_', '-' only, a letter or digit first"
+            faults.append(Fault(("name",), f"{show(outline.name)} {problem}"))
+    except Invalid as error:
+        faults += error.faults
+    if faults:
+        raise Invalid(faults)
+    return Recipe(
+        name=outline.name,
+        task=task,
+        teacher=teacher,
+        student=student,
+        source=source,
+        training=training,
+        data=outline.data,
+    )
+
+
+def _network(section: object, teacher: NetworkSpec | None) -> NetworkSpec:
+    """A network's section. A student sees images as its teacher does, unless it says otherwise."""
+    inherited = {} if teacher is None else {"mean": teacher.mean, "std": teacher.std}
+    name = section.get("network") if isinstance(section, Mapping) else None
+    spec: NetworkSpec = _checked(NetworkSpec, section, [("network", _no_network(name))], inherited)
+    return spec
+
+
+def _no_network(name: object) -> str | None:
+    """What is wrong with a network's name, as far as can be said without building it."""
+    if not isinstance(name, str) or ":" in name:  # the user's own by import path: imported when it is built
+        return None
+    names = network_names()
+    if name in names or name.startswith(("timm/", "torchvision/")):  # these two have hundreds more
+        return None
+    hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, timm/..., or package.module:callable"
+    return f"there is no network {show(name)}{hint}"
+
+
+def _training(kind: type[Training], section: object) -> Training:
+    section = {} if section is None else section
+    device = section.get("device") if isinstance(section, Mapping) else None
+    training: Training = _checked(kind, section, [("device", _no_device(device))])
+    return training
+
+
+def _no_device(name: object) -> str | None:
+    """What is wrong with a device's name; whether this machine has it is seen when it is used."""
+    if not isinstance(name, str) or name == "auto":
+        return None
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return f"{show(name)} is not a device; auto, cpu, cuda or cuda:1, for instance"
+    return None
+
+
+def _checked(
+    kind: type[Any],
+    section: object,
+    more: list[tuple[str, str | None]],
+    inherited: dict[str, Any] | None = None,
+) -> Any:
+    """`kind` made from `section`, or Invalid with its faults and those in `more`: (key, what is wrong)."""
+    faults = [Fault((key,), text) for key, text in more if text is not None]
+    try:
+        made = options.build(kind, section, FAMILIES, inherited)
+    except Invalid as error:
+        faults += error.faults
+    if faults:
+        raise Invalid(faults)
+    return made

@@ -1,0 +1,93 @@
+"""Where the student's images come from. Every published method is one of these plus two integers.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree import modes
+from datafree.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images (B, 3, H, W) float32 in [0, 1], and what they were meant to show (or None)."""
+
+    images: Tensor
+    targets: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What every source is given before it works. The teacher is frozen by the engine and stays so."""
+
+    task: Task
+    teacher: nn.Module  # images in [0, 1] -> outputs, eval mode, no parameter gradients
+    steps: int  # the student's steps in the whole run (for rates that fall during it)
+    batch_size: int  # the student's batch
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32  # of forward passes
+
+    def autocast(self) -> torch.autocast:
+        return modes.autocast(self.device, self.dtype)
+
+
+@dataclass(kw_only=True)
+class ImageSource(ABC):
+    """Makes images. A method is a final, keyword-only dataclass whose fields are its options.
+
+    The loop counts steps from `-warmup` to the end; `due(step)` says when `update` is called. All randomness comes
+    from torch's global generators, or is a pure function of (seed, position): then a resumed run is exact.
+    """
+
+    warmup: int = 0  # updates before the student's first step
+    update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up
+
+    @abstractmethod
+    def attach(self, setting: Setting) -> None:
+        """Build networks, open folders. Called once, before anything else. Raises DataError, NetworkError."""
+
+    def due(self, step: int) -> bool:
+        """Whether `update` is to be called at `step` (negative during the warm-up)."""
+        if step < 0:
+            return step >= -self.warmup
+        return self.update_every > 0 and step % self.update_every == 0
+
+    @abstractmethod
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        """One unit of work; returns detached scalars to log. The student is left as it was found."""
+
+    @abstractmethod
+    def sample(self, n: int) -> Batch:
+        """n images for the student to learn from, without gradients."""
+
+    @abstractmethod
+    def held_out(self, n: int) -> Tensor:
+        """Up to n images (B, 3, H, W) that `sample` never returns; the same for the same state.
+
+        Must not touch any random state: looking at a run may not change it.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which `load_state_dict` goes on exactly."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned (after `attach`)."""
+
+    def artefacts(self) -> dict[str, nn.Module]:
+        """Trained networks worth keeping apart from the run's state, by name: each becomes NAME.safetensors."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """Lines for the end of the run: images skipped, terms that were off."""
+        return []

@@ -1,0 +1,134 @@
+"""DeGAN for segmentation: a DCGAN on unlabelled proxy images, steered by the teacher.
+
+Vandana Bhogale, "Data-free Knowledge Distillation for Segmentation using Data-Enriching GAN", arXiv 2011.00809 (2020),
+after Addepalli et al., "DeGAN", AAAI 2020. It works for every task whose `class_probs` exist.
+
+B images, C classes, N rows (pixels, for segmentation).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree import losses, modes
+from datafree.networks.generators import Discriminator, Generator
+from datafree.networks.weights import load_weights
+from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.folder import Folder
+
+
+@final
+@dataclass(kw_only=True)
+class Degan(ImageSource):
+    """A GAN on proxy images whose generator also makes the teacher sure (entropy) and name every class (diversity).
+
+    One update is a discriminator step and a generator step. The defaults are the paper's best setting (Table 2):
+    weighted diversity at weight 10, no entropy term. Plain DCGAN is both weights at 0; the paper's "DeGAN" row is
+    entropy_weight 10, diversity_weight 0.
+    """
+
+    proxy: Folder  # unlabelled images; need not hold every class
+    entropy_weight: float = 0.0  # lambda_e, eq. 6
+    diversity_weight: float = 10.0  # lambda_d, eq. 6
+    diversity: Literal["plain", "weighted"] = "weighted"  # eq. 4 or eq. 5
+    latent: int = 100  # Z
+    width: int = 64  # channels of the widest-resolution layer of both networks
+    batch_size: int = 16  # proxy images and generated images per update; the paper found 16 faster than 32
+    lr: float = 2e-4  # Adam's, both networks
+    beta1: float = 0.5  # Adam's
+    warmup: int = 9400  # 150,000 images at 16 an update: the paper's "150K iterations" (papers.md section 3.2)
+    generator: Path | None = None  # generator.safetensors of an earlier run: then there is nothing left to train
+
+    def __post_init__(self) -> None:
+        if self.generator is not None:
+            self.warmup = self.update_every = 0
+
+    def attach(self, setting: Setting) -> None:
+        self._setting = setting
+        self.proxy.attach(setting)
+        size, device = setting.task.image_size, setting.device
+        self._generator = Generator(size, self.latent, self.width).to(device)
+        self._discriminator = Discriminator(size, self.width).to(device)
+        for network in (self._generator, self._discriminator):
+            network.to(memory_format=torch.channels_last)
+        if self.generator is not None:
+            load_weights(self._generator, self.generator)
+        betas = (self.beta1, 0.999)
+        self._g_optimizer = torch.optim.Adam(self._generator.parameters(), self.lr, betas, fused=True)
+        self._d_optimizer = torch.optim.Adam(self._discriminator.parameters(), self.lr, betas, fused=True)
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        real = self.proxy.sample(self.batch_size).images
+        self._generator.train()
+        with self._setting.autocast():
+            fake = self._generator(self._generator.draw_latents(self.batch_size, self._setting.device))
+
+        # The discriminator tells proxy images from generated ones, eq. 1.
+        with self._setting.autocast():
+            real_logits, fake_logits = self._discriminator(real), self._discriminator(fake.detach())
+        d_loss = losses.discriminator_loss(real_logits, fake_logits)
+        self._d_optimizer.zero_grad()
+        torch.autograd.backward(d_loss)
+        self._d_optimizer.step()
+
+        # The generator deceives it while the teacher is sure of what it sees and sees every class, eq. 6.
+        with modes.parameters_fixed(self._discriminator), self._setting.autocast():
+            adversarial = losses.generator_loss(self._discriminator(fake))  # eq. 2
+        logs = {"discriminator": d_loss, "adversarial": adversarial}
+        g_loss = adversarial
+        if self.entropy_weight > 0 or self.diversity_weight > 0:  # plain DCGAN never asks the teacher
+            probs = self._setting.task.class_probs(self._setting.teacher(fake))  # (N, C)
+            entropy = losses.entropy_loss(probs)  # eq. 3
+            plain, weighted = (
+                losses.diversity_loss(probs),
+                losses.weighted_diversity_loss(probs),
+            )  # eq. 4, eq. 5
+            diversity = weighted if self.diversity == "weighted" else plain
+            g_loss = adversarial + self.entropy_weight * entropy + self.diversity_weight * diversity
+            logs |= {"entropy": entropy, "diversity": plain, "weighted_diversity": weighted}
+        self._g_optimizer.zero_grad()
+        torch.autograd.backward(g_loss)
+        self._g_optimizer.step()
+        return {name: value.detach() for name, value in logs.items()}
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Batch:
+        return Batch(images=self._render(self._generator.draw_latents(n, self._setting.device)))
+
+    @torch.no_grad()
+    def held_out(self, n: int) -> Tensor:
+        latents = torch.Generator().manual_seed(self._setting.seed + 1)
+        return self._render(self._generator.draw_latents(n, self._setting.device, latents))
+
+    def _render(self, latents: Tensor) -> Tensor:
+        self._generator.eval()
+        with self._setting.autocast():
+            images: Tensor = self._generator(latents)
+        return images
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "proxy": self.proxy.state_dict(),
+            "generator": self._generator.state_dict(),
+            "discriminator": self._discriminator.state_dict(),
+            "g_optimizer": self._g_optimizer.state_dict(),
+            "d_optimizer": self._d_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.proxy.load_state_dict(state["proxy"])
+        self._generator.load_state_dict(state["generator"])
+        self._discriminator.load_state_dict(state["discriminator"])
+        self._g_optimizer.load_state_dict(state["g_optimizer"])
+        self._d_optimizer.load_state_dict(state["d_optimizer"])
+
+    def artefacts(self) -> dict[str, nn.Module]:
+        return {"generator": self._generator}
+
+    def notes(self) -> list[str]:
+        return self.proxy.notes()

@@ -1,0 +1,240 @@
+"""A folder of unlabelled images: proxy images for DeGAN, real images for comparison. Labels are never read.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, Literal, NamedTuple, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from datafree import images
+from datafree.errors import DataError
+from datafree.images import UnreadableImage
+from datafree.sources.base import Batch, ImageSource, Setting
+
+_READERS = 2  # threads that decode ahead; Pillow's decoders let other threads run
+_NAMED = 5  # skipped files named in the notes
+
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+
+
+class _Place(NamedTuple):
+    """Where an image stands in the endless sequence."""
+
+    epoch: int
+    position: int  # in the epoch
+
+
+class _Ahead(NamedTuple):
+    """An image being read before it is asked for."""
+
+    place: _Place
+    name: str
+    pixels: Future[Pixels]
+
+
+@final
+@dataclass(kw_only=True)
+class Folder(ImageSource):
+    """Images of a folder and the folders below it, every one once an epoch, in an order drawn anew for each.
+
+    Order, crops and flips are pure functions of the run's seed, the epoch and the position in it: no random
+    state is touched, and a resumed run goes on with the very image. The next batch is decoded while the
+    student learns from this one; the state knows only of images handed out. Files that cannot be read, or
+    vanish, are skipped and named in `notes`.
+    """
+
+    path: Path
+    crop: Literal["centre", "random"] = "centre"  # of the image scaled to just cover the task's image size
+    flip: bool = False  # mirror left and right with probability 0.5
+    limit: int | None = None  # learn from this many images at most, chosen by the seed; None = all
+    cache_mib: int = 256  # MiB of decoded images kept in memory, 0 = none; the others are read each epoch
+    hold_out: int = 64  # images kept back for `held_out` at most, and at most a tenth of the folder (but one)
+
+    def __post_init__(self) -> None:
+        if self.crop not in ("centre", "random"):
+            raise DataError(f"a folder's crop is 'centre' or 'random', not {self.crop!r}")
+        if self.limit is not None and self.limit < 1:
+            raise DataError(f"a folder's limit must be at least 1, not {self.limit}; leave it out to use all")
+        for name, value in (("cache_mib", self.cache_mib), ("hold_out", self.hold_out)):
+            if value < 0:
+                raise DataError(f"a folder's {name} must not be negative, but is {value}; 0 turns it off")
+
+    def attach(self, setting: Setting) -> None:
+        self._setting = setting
+        self._root = Path(self.path)
+        self._found = [p.relative_to(self._root).as_posix() for p in images.list_images(self._root)]
+        self._held, self._names = self._split(self._found)  # names of files
+        self._skipped: dict[str, str] = {}  # name -> reason, of images to learn from
+        self._held_skipped: dict[str, str] = {}  # not in the state: looking changes nothing
+        self._readable = len(self._names)  # images to learn from that are not known to be unreadable
+        self._remarks: list[str] = []
+        self._next = _Place(0, 0)  # of the first image not handed out
+        self._ahead: deque[_Ahead] = deque()
+        self._ahead_next = _Place(0, 0)  # of the first image not being read
+        self._orders: dict[int, list[int]] = {}
+        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="datafree-folder")
+        self._cache: dict[str, Pixels] = {}
+        self._cache_room = self.cache_mib * 2**20  # bytes
+        self._cache_lock = Lock()
+
+    def _split(self, names: list[str]) -> tuple[list[str], list[str]]:
+        """Names to keep back and names to learn from, drawn by the seed.
+
+        The draw is name by name, so that a file that comes or goes leaves the others on their side.
+        """
+        drawn = sorted(names, key=lambda name: _digest(self._setting.seed, name))
+        held = min(self.hold_out, max(1, len(names) // 10)) if len(names) > 1 else 0
+        return drawn[:held], sorted(drawn[held:][: self.limit])
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        return {}
+
+    def sample(self, n: int) -> Batch:
+        """The next n images of the sequence. Raises DataError when no image of the folder can be read."""
+        batch: list[Pixels] = []
+        while len(batch) < n:
+            self._read_ahead(n - len(batch))
+            ahead = self._ahead.popleft()
+            if ahead.name not in self._skipped:  # skipped once is skipped for good
+                try:
+                    batch.append(ahead.pixels.result())
+                except UnreadableImage as error:
+                    self._skipped[ahead.name] = error.reason
+                    self._readable -= 1
+            self._next = _Place(ahead.place.epoch, ahead.place.position + 1)
+        self._read_ahead(n)
+        return Batch(images=self._to_images(batch))
+
+    def held_out(self, n: int) -> Tensor:
+        """Up to n centre crops (B, 3, H, W) of the images kept back; unreadable ones are passed over."""
+        found: list[Pixels] = []
+        for name in self._held:
+            if len(found) == n:
+                break
+            try:
+                found.append(self._centre(self._covering(name)))
+            except UnreadableImage as error:
+                self._held_skipped[name] = error.reason
+        return self._to_images(found)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "epoch": self._next.epoch,
+            "position": self._next.position,
+            "skipped": dict(self._skipped),
+            "fingerprint": _digest(*self._names).hex(),
+            "remarks": list(self._remarks),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        while self._ahead:
+            self._ahead.pop().pixels.cancel()
+        self._next = _Place(state["epoch"], state["position"])
+        self._skipped, self._remarks = dict(state["skipped"]), list(state["remarks"])
+        # A file that was skipped may be gone by now, but it still has its place in the order.
+        self._held, self._names = self._split([*{*self._found, *self._skipped}])
+        if state["fingerprint"] != _digest(*self._names).hex():  # the old position means nothing in the new order
+            self._held, self._names = self._split(self._found)
+            self._next = _Place(state["epoch"] + 1, 0)
+            self._remarks.append(
+                f"the files in {self.path} had changed when the run was resumed in epoch {state['epoch']}: "
+                "it went on with the next epoch, and cannot be repeated exactly"
+            )
+        self._readable = sum(name not in self._skipped for name in self._names)
+        self._orders = {}
+        self._ahead_next = self._next
+
+    def notes(self) -> list[str]:
+        skipped = self._skipped | self._held_skipped
+        if not skipped:
+            return list(self._remarks)
+        named = ", ".join(f"{name} ({reason})" for name, reason in list(skipped.items())[:_NAMED])
+        more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+        used = len(self._held) + len(self._names)
+        line = f"{len(skipped)} of {used} images of {self.path} could not be read: {named}{more}"
+        return [*self._remarks, line]
+
+    def _read_ahead(self, n: int) -> None:
+        """Have n images on their way, besides those known to be unreadable."""
+        if not self._readable:
+            name, reason = next(iter(self._skipped.items()))
+            raise DataError(
+                f"none of the {len(self._names)} images of {self.path} can be read, "
+                f"the first {name} ({reason}); give a folder of sound images"
+            )
+        while len(self._ahead) < n:
+            place = self._ahead_next
+            if place.position >= len(self._names):
+                place = _Place(place.epoch + 1, 0)
+            name = self._names[self._order(place.epoch)[place.position]]
+            if name not in self._skipped:
+                self._ahead.append(_Ahead(place, name, self._readers.submit(self._read, name, place)))
+            self._ahead_next = _Place(place.epoch, place.position + 1)
+
+    def _order(self, epoch: int) -> list[int]:
+        """The images of an epoch, as indices: a pure function of (seed, epoch)."""
+        if epoch not in self._orders:
+            order = list(range(len(self._names)))
+            random.Random(f"{self._setting.seed} {epoch}").shuffle(order)
+            self._orders = {epoch: order}  # reading ahead asks for epochs one after the other
+        return self._orders[epoch]
+
+    def _read(self, name: str, place: _Place) -> Pixels:
+        """The image at its place in the sequence, cropped and flipped; runs in a reader's thread."""
+        pixels = self._covering(name)
+        draw = random.Random(f"{self._setting.seed} {place.epoch} {place.position}")
+        down, right, mirrored = draw.random(), draw.random(), draw.random() < 0.5
+        if self.crop == "centre":
+            pixels = self._centre(pixels)
+        else:
+            height, width = self._setting.task.image_size
+            top = int(down * (pixels.shape[0] - height + 1))
+            left = int(right * (pixels.shape[1] - width + 1))
+            pixels = pixels[top : top + height, left : left + width]
+        return pixels[:, ::-1] if self.flip and mirrored else pixels
+
+    def _covering(self, name: str) -> Pixels:
+        """The image scaled to just cover the task's size, from memory or its file; all that crops show."""
+        with self._cache_lock:
+            kept = self._cache.get(name)
+        if kept is not None:
+            return kept
+        size = self._setting.task.image_size
+        image = images.read_image(self._root / name)
+        image = images.fit(image, size) if self.crop == "centre" else images.cover(image, size)
+        pixels: Pixels = np.array(image)
+        with self._cache_lock:  # what came first stays: each epoch needs every image once
+            if name not in self._cache and pixels.nbytes <= self._cache_room:
+                self._cache[name] = pixels
+                self._cache_room -= pixels.nbytes
+        return pixels
+
+    def _centre(self, pixels: Pixels) -> Pixels:
+        height, width = self._setting.task.image_size
+        top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+        return pixels[top : top + height, left : left + width]
+
+    def _to_images(self, batch: list[Pixels]) -> Tensor:
+        """(B, 3, H, W) float32 in [0, 1] on the run's device; bytes travel, floats are made there."""
+        if not batch:
+            return torch.zeros(0, 3, *self._setting.task.image_size, device=self._setting.device)
+        pixels = torch.from_numpy(np.stack(batch)).to(self._setting.device)  # (B, H, W, 3)
+        return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def _digest(*parts: object) -> bytes:
+    """The same 16 bytes for the same parts, on every machine."""
+    return hashlib.blake2b(repr(parts).encode(), digest_size=16).digest()

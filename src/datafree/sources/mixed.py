@@ -1,0 +1,81 @@
+"""Mixed mini-batches of several sources: proxy and generated images together, eq. 7-9 of arXiv 2011.00809.
+
+The paper gives alpha and beta in words only; that alpha + beta = 1 and that both shares come from the same batch is
+inferred (papers.md section 3.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree.errors import DataError
+from datafree.sources.base import Batch, ImageSource, Setting
+
+
+@final
+@dataclass(kw_only=True)
+class Mixed(ImageSource):
+    """Batches made of its parts' images in a fixed ratio, such as alpha : beta of a folder and a generator.
+
+    Its parts say themselves when they are updated; targets are dropped, since not every part has them.
+    """
+
+    parts: list[ImageSource]
+    ratio: tuple[float, ...] = (1.0, 1.0)  # alpha : beta, eq. 7-9; one share a part
+
+    def __post_init__(self) -> None:
+        if len(self.parts) != len(self.ratio) or not self.parts:
+            raise DataError(
+                f"mixed has {len(self.parts)} parts but a ratio of {len(self.ratio)} shares; give one share for each"
+            )
+        if min(self.ratio) < 0 or sum(self.ratio) <= 0:
+            raise DataError(f"mixed's ratio {list(self.ratio)} must hold no negative share and one above zero")
+        longest = max(part.warmup for part in self.parts)
+        if self.warmup not in (0, longest) or self.update_every:
+            raise DataError("mixed has no warmup or update_every of its own; set them on its parts")
+        self.warmup = longest
+
+    def attach(self, setting: Setting) -> None:
+        for part in self.parts:
+            part.attach(setting)
+
+    def due(self, step: int) -> bool:
+        return any(part.due(step) for part in self.parts)
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        logs: dict[str, Tensor] = {}
+        for part in self.parts:
+            if part.due(step):
+                logs |= part.update(student, step)
+        return logs
+
+    def sample(self, n: int) -> Batch:
+        return Batch(images=torch.cat([part.sample(count).images for part, count in self._shares(n)]))
+
+    def held_out(self, n: int) -> Tensor:
+        return torch.cat([part.held_out(count) for part, count in self._shares(n)])
+
+    def _shares(self, n: int) -> list[tuple[ImageSource, int]]:
+        """How many of n images each part gives: the ratio, rounded so that the counts add up to n."""
+        total = sum(self.ratio)
+        edges = [round(n * sum(self.ratio[:i]) / total) for i in range(len(self.parts) + 1)]
+        counts = [after - before for before, after in pairwise(edges)]
+        return [(part, count) for part, count in zip(self.parts, counts, strict=True) if count]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, part in enumerate(self.parts):
+            part.load_state_dict(state[str(i)])
+
+    def artefacts(self) -> dict[str, nn.Module]:
+        return {name: network for part in self.parts for name, network in part.artefacts().items()}
+
+    def notes(self) -> list[str]:
+        return list(dict.fromkeys(note for part in self.parts for note in part.notes()))

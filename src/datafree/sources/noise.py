@@ -1,0 +1,46 @@
+"""Noise images: the baseline that must lose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree.sources.base import Batch, ImageSource, Setting
+
+
+@final
+@dataclass(kw_only=True)
+class Noise(ImageSource):
+    """Independent noise at every pixel and channel: the baseline that every other source must beat."""
+
+    kind: Literal["uniform", "gaussian"] = "uniform"  # U(0, 1), or N(0.5, 0.25) clipped to [0, 1]
+
+    def attach(self, setting: Setting) -> None:
+        self._setting = setting
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        return {}
+
+    def sample(self, n: int) -> Batch:
+        return Batch(images=self._make(n, None))
+
+    def held_out(self, n: int) -> Tensor:
+        return self._make(n, torch.Generator().manual_seed(self._setting.seed + 1))
+
+    def _make(self, n: int, generator: torch.Generator | None) -> Tensor:
+        shape = (n, 3, *self._setting.task.image_size)
+        device = torch.device("cpu") if generator else self._setting.device
+        if self.kind == "uniform":
+            images = torch.rand(shape, generator=generator, device=device)
+        else:
+            images = (torch.randn(shape, generator=generator, device=device) * 0.25 + 0.5).clamp(0, 1)
+        return images.to(self._setting.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert not state

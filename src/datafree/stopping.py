@@ -1,0 +1,64 @@
+"""When a run is to stop before its end: a time limit, or a signal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from datafree.errors import RecipeError
+from datafree.wording import show
+
+
+def parse_time(text: str) -> float:
+    """Seconds of a time such as 90s, 9m or 1h30m. Raises RecipeError."""
+    match = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?", text, re.ASCII)
+    seconds = (
+        sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
+    )
+    if not seconds:
+        raise RecipeError([f"--max-time {show(text)} is not a time; write it as 90s, 9m or 1h30m"])
+    return float(seconds)
+
+
+class Stop:
+    """Asked at every step whether to stop, and why. The clock starts when it is made."""
+
+    def __init__(self, max_seconds: float | None) -> None:
+        self._until = None if max_seconds is None else time.monotonic() + max_seconds
+        self._signal: str | None = None
+        self._asked = False  # one step at least: however short the time, repeating the command gets there
+
+    def __call__(self) -> str | None:
+        if self._signal is not None:
+            return self._signal
+        over = self._until is not None and time.monotonic() >= self._until and self._asked
+        self._asked = True
+        return "--max-time is over" if over else None
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """The first signal asks for a clean stop; the second leaves at once."""
+        if self._signal is not None:
+            # Raw writes only: print fails where the signal came in the middle of another print.
+            if sys.stderr.isatty():
+                os.write(2, b"\x1b[?25h")  # the progress bar has hidden the cursor
+            os._exit(128 + number)
+        self._signal = signal.Signals(number).name
+        os.write(2, b"\nstopping at the next step and saving; once more to leave at once\n")
+
+
+@contextmanager
+def stopping(max_seconds: float | None) -> Iterator[Stop]:
+    """Watch for SIGINT and SIGTERM while a run works; put the handlers back afterwards."""
+    stop = Stop(max_seconds)
+    before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

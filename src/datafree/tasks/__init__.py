@@ -1,0 +1,10 @@
+"""The kinds of answer. A new task is one file here and one line in TASKS."""
+
+from datafree.tasks.base import Task
+from datafree.tasks.segmentation import Segmentation
+
+TASKS: dict[str, type[Task]] = {
+    "segmentation": Segmentation,
+}
+
+__all__ = ["TASKS", "Segmentation", "Task"]

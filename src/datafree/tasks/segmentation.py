@@ -1,0 +1,118 @@
+"""Semantic segmentation: a class for every pixel.
+
+B images, C classes, H x W pixels. Outputs are logits (B, C, H, W), targets class ids (B, H, W) int64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datafree import losses
+from datafree.errors import DataError, NetworkError
+from datafree.pictures import class_colours
+from datafree.tasks.base import Scores, Task
+from datafree.tasks.masks import MaskFolder
+
+
+@final
+@dataclass(kw_only=True)
+class Segmentation(Task):
+    """A class for every pixel: logits (B, C, H, W), masks (B, H, W); rows of `class_probs` are pixels."""
+
+    ignore_index: int = 255  # this class id in a mask is neither learnt nor scored
+    distill: Literal["kl", "l1"] = "kl"  # kl: eq. 10 of arXiv 2011.00809; l1: |s - t| on logits, as DFAD
+    temperature: float = 1.0  # of the KL; the paper has 1
+
+    def check(self, outputs: object, what: str) -> Tensor:
+        wanted = f"(B, {self.num_classes}, {self.image_size[0]}, {self.image_size[1]})"
+        if not isinstance(outputs, Tensor):
+            raise NetworkError(f"the {what} answers with a {type(outputs).__name__}, not a tensor of logits {wanted}")
+        if outputs.ndim != 4:
+            raise NetworkError(f"the {what} answers {tuple(outputs.shape)}, but segmentation needs logits {wanted}")
+        if outputs.shape[1] != self.num_classes:
+            raise NetworkError(
+                f"the {what} answers {outputs.shape[1]} classes, but the task has {self.num_classes}; "
+                f"set task.num_classes={outputs.shape[1]} or choose another {what}"
+            )
+        if tuple(outputs.shape[2:]) != tuple(self.image_size):
+            height, width = self.image_size
+            raise NetworkError(
+                f"the {what} answers {outputs.shape[2]} x {outputs.shape[3]} pixels for images of {height} x {width}; "
+                "choose a task.image_size that it keeps, or wrap it so that it upsamples its logits"
+            )
+        return outputs
+
+    def distill_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if self.distill == "l1":
+            return losses.l1_loss(student, teacher)
+        return losses.kl_loss(student, teacher, self.temperature)
+
+    def target_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float(), targets, ignore_index=self.ignore_index)
+
+    def pseudo_targets(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(1)
+
+    def class_probs(self, outputs: Tensor) -> Tensor:
+        probs = F.softmax(outputs.float(), 1)  # (B, C, H, W)
+        return probs.movedim(1, -1).flatten(0, -2)  # (B*H*W, C)
+
+    def agreement(self, student: Tensor, teacher: Tensor) -> float:
+        return float((student.argmax(1) == teacher.argmax(1)).float().mean())
+
+    def new_metric(self, class_names: list[str] | None = None) -> SegmentationMetric:
+        names = class_names or [f"class {c}" for c in range(self.num_classes)]
+        return SegmentationMetric(class_names=names, ignore_index=self.ignore_index)
+
+    def open_labelled(self, path: Path) -> MaskFolder:
+        return MaskFolder(
+            path, image_size=self.image_size, num_classes=self.num_classes, ignore_index=self.ignore_index
+        )
+
+    def draw(self, images: Tensor, outputs: Tensor) -> Tensor:
+        colours = class_colours(self.num_classes).to(images.device)  # (C, 3)
+        return colours[outputs.argmax(1)].movedim(-1, 1)  # (B, 3, H, W)
+
+
+@dataclass(kw_only=True)
+class SegmentationMetric:
+    """Confusion counts, and from them mIoU, per-class IoU and pixel accuracy (torchmetrics' definitions).
+
+    A class that is in neither the targets nor the outputs has no IoU and is left out of the mean; so is the ignored one.
+    """
+
+    class_names: list[str]
+    ignore_index: int = 255
+    confusion: Tensor = field(init=False)  # (C, C) int64: rows targets, columns outputs
+
+    def __post_init__(self) -> None:
+        count = len(self.class_names)
+        self.confusion = torch.zeros(count, count, dtype=torch.int64)
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count outputs (B, C, H, W) logits against targets (B, H, W)."""
+        count = len(self.class_names)
+        keep = targets != self.ignore_index
+        predicted, truth = outputs.argmax(1)[keep], targets[keep]
+        pairs = torch.bincount(truth * count + predicted, minlength=count * count)
+        self.confusion += pairs.reshape(count, count).cpu()
+
+    def compute(self) -> Scores:
+        if not self.confusion.any():
+            raise DataError(f"no pixel was scored: every mask pixel is the ignored class {self.ignore_index}")
+        counts = self.confusion.double()
+        hit = counts.diagonal()
+        union = counts.sum(0) + counts.sum(1) - hit
+        present = union > 0
+        if self.ignore_index < len(self.class_names):
+            present[self.ignore_index] = False
+        iou = hit / union.clamp_min(1)
+        per_class = {n: float(v) for n, v, p in zip(self.class_names, iou, present, strict=True) if p}
+        values = {"miou": float(iou[present].mean()), "pixel_accuracy": float(hit.sum() / counts.sum())}
+        return Scores(values=values, per_class={"iou": per_class})

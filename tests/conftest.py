@@ -1,0 +1,37 @@
+"""What several tests share: small images on disk, real pretrained data where it is at hand."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """A maker of folders of small random photos."""
+
+    def make(count: int = 24, size: tuple[int, int] = (32, 40), name: str = "photos") -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        rng = np.random.default_rng(0)
+        for index in range(count):
+            coarse = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+            Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{index:03d}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data sets named by DATAFREE_DATA; the test is skipped without it."""
+    folder = os.environ.get("DATAFREE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("DATAFREE_DATA names no folder of real data")
+    return Path(folder)

@@ -1,0 +1,59 @@
+"""A small valid recipe, and what a test does with it: load it, or list its faults."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datafree import yaml12
+from datafree.errors import RecipeError
+from datafree.recipe import Recipe, load_recipe
+from datafree.sources import SOURCES
+
+VALID: dict[str, Any] = {
+    "task": {"kind": "segmentation", "num_classes": 3, "image_size": [32, 48]},
+    "teacher": {"network": "datafree/unet", "args": {"width": 4}, "mean": [0.5, 0.4, 0.3]},
+    "student": {"network": "datafree/unet"},
+    "source": {"method": "noise"},
+    "training": {"steps": 10},
+}
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(VALID), **sections}
+
+
+def write(folder: Path, content: dict[str, Any] | str, name: str = "street.yaml") -> str:
+    file = folder / name
+    file.write_text(content if isinstance(content, str) else yaml12.render(content), encoding="utf-8")
+    return str(file)
+
+
+def load(folder: Path, content: dict[str, Any] | str = VALID, *overrides: str) -> Recipe:
+    return load_recipe(write(folder, content), overrides)
+
+
+def faults(folder: Path, content: dict[str, Any] | str = VALID, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load(folder, content, *overrides)
+    assert all(problem and "\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def fault(folder: Path, content: dict[str, Any] | str = VALID, *overrides: str) -> str:
+    problems = faults(folder, content, *overrides)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def sources(folder: Path) -> dict[str, dict[str, Any]]:
+    """A section for each method, with what it requires."""
+    needed: dict[str, dict[str, Any]] = {
+        "folder": {"path": str(folder)},
+        "degan": {"proxy": {"path": str(folder)}},
+        "mixed": {"parts": [{"method": "noise", "kind": "gaussian"}, {"method": "folder", "path": str(folder)}]},
+    }
+    return {name: {"method": name, **needed.get(name, {})} for name in SOURCES}

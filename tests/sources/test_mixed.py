@@ -1,0 +1,66 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from datafree.errors import DataError
+from datafree.sources import Folder, Mixed, Noise
+from datafree.sources.base import Setting
+from datafree.tasks.segmentation import Segmentation
+
+
+def attached(mixed: Mixed) -> Mixed:
+    task = Segmentation(num_classes=3, image_size=(32, 32))
+    mixed.attach(Setting(task=task, teacher=nn.Identity(), steps=1, batch_size=4))
+    return mixed
+
+
+@pytest.mark.parametrize(
+    ("ratio", "n", "counts"),
+    [
+        ((1, 1), 16, (8, 8)),
+        ((3, 1), 16, (12, 4)),
+        ((1, 0), 7, (7, 0)),
+        ((0, 1), 7, (0, 7)),
+        ((1, 1), 5, (2, 3)),
+    ],
+)
+def test_batch_holds_its_parts_in_the_ratio(
+    ratio: tuple[float, float], n: int, counts: tuple[int, int], photos: Callable[..., Path]
+) -> None:
+    mixed = attached(Mixed(parts=[Folder(path=photos()), Noise()], ratio=ratio))
+    images = mixed.sample(n).images
+    rough = (images[:, :, 1:] - images[:, :, :-1]).abs().mean((1, 2, 3)) > 0.2  # noise is rough, photos are smooth
+    assert ((~rough).sum().item(), rough.sum().item()) == counts
+    assert not rough[: counts[0]].any()
+
+
+def test_shares_must_fit_the_parts() -> None:
+    with pytest.raises(DataError, match="2 parts but a ratio of 3"):
+        Mixed(parts=[Noise(), Noise()], ratio=(1, 1, 1))
+    with pytest.raises(DataError, match="negative"):
+        Mixed(parts=[Noise(), Noise()], ratio=(2, -1))
+    with pytest.raises(DataError, match="on its parts"):
+        Mixed(parts=[Noise(), Noise()], warmup=5)
+
+
+def test_parts_are_updated_each_when_its_own_turn_comes() -> None:
+    class Counting:
+        def __init__(self, warmup: int, update_every: int) -> None:
+            self.warmup, self.update_every, self.steps = warmup, update_every, list[int]()
+
+        due = Noise.due
+
+        def update(self, student: nn.Module, step: int) -> dict[str, torch.Tensor]:
+            self.steps.append(step)
+            return {}
+
+    early, often = Counting(3, 0), Counting(1, 2)
+    mixed = Mixed(parts=[early, often])  # type: ignore[list-item]
+    assert mixed.warmup == 3
+    for step in range(-3, 4):
+        if mixed.due(step):
+            mixed.update(nn.Identity(), step)
+    assert (early.steps, often.steps) == ([-3, -2, -1], [-1, 0, 2])

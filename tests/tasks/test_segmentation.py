@@ -1,0 +1,106 @@
+"""Segmentation scores against torchmetrics; forms of answers."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics.classification as tm
+
+from datafree.errors import DataError, NetworkError
+from datafree.tasks.segmentation import Segmentation
+
+C = 6
+
+
+def make_task(**options: Any) -> Segmentation:
+    return Segmentation(num_classes=C, image_size=(16, 24), **options)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 2, C])
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_equal_torchmetrics(ignore_index: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    metric = make_task(ignore_index=ignore_index).new_metric()
+    iou_macro = tm.MulticlassJaccardIndex(C, ignore_index=ignore_index)
+    iou_each = tm.MulticlassJaccardIndex(C, average="none", ignore_index=ignore_index)
+    accuracy = tm.MulticlassAccuracy(C, average="micro", ignore_index=ignore_index)
+    for _ in range(3):
+        outputs = torch.randn(2, C, 16, 24, generator=generator)
+        targets = torch.randint(0, C, (2, 16, 24), generator=generator)
+        targets[torch.rand(2, 16, 24, generator=generator) < 0.2] = ignore_index
+        metric.update(outputs, targets)
+        for reference in (iou_macro, iou_each, accuracy):
+            reference.update(outputs, targets)
+    scores = metric.compute()
+    each = iou_each.compute()
+    assert scores.values["miou"] == pytest.approx(iou_macro.compute().item(), rel=1e-5)
+    assert f"class {ignore_index}" not in scores.per_class["iou"]
+    for c in range(C):
+        if c != ignore_index:
+            assert scores.per_class["iou"][f"class {c}"] == pytest.approx(each[c].item(), rel=1e-5)
+    assert scores.values["pixel_accuracy"] == pytest.approx(accuracy.compute().item(), rel=1e-5)
+
+
+def test_class_absent_from_targets_and_outputs_is_left_out_as_torchmetrics_does() -> None:
+    outputs = torch.zeros(1, C, 2, 2)
+    outputs[0, 0] = 1.0
+    outputs[0, 1, 0, 0] = 2.0
+    targets = torch.tensor([[[1, 0], [0, 1]]])
+    metric = make_task().new_metric(["sky", "road", "c", "d", "e", "f"])
+    metric.update(outputs, targets)
+    scores = metric.compute()
+    assert scores.per_class["iou"] == {"sky": pytest.approx(2 / 3), "road": pytest.approx(1 / 2)}
+    reference = tm.MulticlassJaccardIndex(C)
+    reference.update(outputs, targets)
+    assert scores.values["miou"] == pytest.approx(reference.compute().item())
+
+
+def test_nothing_scored_is_an_error() -> None:
+    metric = make_task().new_metric()
+    metric.update(torch.zeros(1, C, 2, 2), torch.full((1, 2, 2), 255))
+    with pytest.raises(DataError, match="255"):
+        metric.compute()
+
+
+def test_class_probs_are_pixels_whose_rows_sum_to_one() -> None:
+    outputs = torch.randn(2, C, 3, 4)
+    probs = make_task().class_probs(outputs)
+    assert probs.shape == (2 * 3 * 4, C)
+    assert torch.allclose(probs.sum(1), torch.ones(24))
+    assert torch.allclose(probs[4 * 2 + 3], torch.softmax(outputs[0, :, 2, 3], 0))
+
+
+def test_target_loss_ignores_the_ignored_class() -> None:
+    outputs = torch.randn(1, C, 1, 2)
+    targets = torch.tensor([[[3, 255]]])
+    expected = -math.log(torch.softmax(outputs[0, :, 0, 0], 0)[3].item())
+    assert make_task().target_loss(outputs, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_agreement_counts_pixels_of_the_same_class() -> None:
+    a, b = torch.zeros(1, C, 2, 2), torch.zeros(1, C, 2, 2)
+    a[0, 1], b[0, 1] = 1, 1
+    b[0, 2, 0, 0] = 5
+    assert make_task().agreement(a, b) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ((torch.zeros(1, C, 16, 24),), "tuple"),
+        (torch.zeros(2, C), r"\(2, 6\)"),
+        (torch.zeros(2, C + 1, 16, 24), "task.num_classes=7"),
+        (torch.zeros(2, C, 4, 6), "4 x 6"),
+    ],
+)
+def test_wrong_form_of_answers_is_named(outputs: object, said: str) -> None:
+    with pytest.raises(NetworkError, match=said):
+        make_task().check(outputs, "teacher")
+
+
+def test_drawing_gives_each_class_its_own_colour() -> None:
+    outputs = torch.eye(C)[None, :, :, None]  # pixel i is class i
+    picture = make_task().draw(torch.zeros(1, 3, C, 1), outputs)
+    assert picture.shape == (1, 3, C, 1)
+    assert len({tuple(c.tolist()) for c in picture[0, :, :, 0].T}) == C

@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from datafree import __version__, cli
+from datafree.tasks.base import Scores
+
+RECIPE = """\
+task: {kind: segmentation, num_classes: 3, image_size: [16, 16]}
+teacher: {network: datafree/unet, args: {width: 4, depth: 2}}
+student: {network: datafree/unet, args: {width: 2, depth: 2}}
+source: {method: noise}
+training: {steps: 6, batch_size: 2, device: cpu, precision: fp32, log_every: 1}
+"""
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Datafree = Callable[..., Result]
+
+
+@pytest.fixture
+def datafree(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Datafree:
+    """The command, run in this process in an empty directory that holds tiny.yaml."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["datafree", *arguments])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capfd.readouterr()
+        return Result(int(left.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Six labelled images: colour shows the class, but for the second class, which the masks never have."""
+    folder = tmp_path / "labelled"
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        mask = rng.choice(np.array([0, 2], dtype=np.uint8), (16, 16))
+        Image.fromarray(mask).save(folder / "masks" / f"{index}.png")
+        Image.fromarray(np.stack([mask * 100] * 3, -1)).save(folder / "images" / f"{index}.png")
+    (folder / "classes.txt").write_text("sky\nroad\ntree\n")
+    return folder
+
+
+# What the verbs print.
+
+
+def test_version(datafree: Datafree) -> None:
+    assert datafree("--version") == Result(0, f"datafree {__version__}\n", "")
+
+
+def test_list_shows_methods_options_tasks_and_networks(datafree: Datafree) -> None:
+    result = datafree("list")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert any(line.startswith("  degan: A GAN") for line in lines)
+    assert any(line.startswith("    proxy (required)") for line in lines)
+    assert any(line.split() == ["beta1", "=", "0.5", "Adam's"] for line in lines)
+    assert any(line.startswith("    kind = uniform") and "uniform | gaussian" in line for line in lines)
+    assert any(line.startswith("    update_every = 0 ") for line in lines)
+    assert any(line.startswith("  segmentation: ") for line in lines)
+    assert "  datafree/unet" in lines
+
+
+def test_distill_makes_a_run_and_says_that_nothing_verified_it(datafree: Datafree) -> None:
+    result = datafree("distill", "tiny.yaml", "training.steps=4")
+    assert result.code == 0, result.err
+    assert result.out.startswith(f"run: {Path('runs') / 'tiny'}\nnote: ")
+    assert "not verified on real data" in result.out
+    assert "student of step 4 (the last step" in result.out
+    assert result.err.splitlines()[-1].startswith("training 4/4")
+    assert Path("runs/tiny/student.safetensors").is_file()
+
+
+def test_distill_scores_teacher_and_student_on_labelled_data(datafree: Datafree, labelled: Path) -> None:
+    result = datafree("distill", "tiny.yaml", f"data={labelled}", "--out", "here", "--quiet")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    table = [line.split() for line in result.out.splitlines()[1:5]]
+    assert table[0] == ["mIoU", "pixel", "accuracy"]
+    assert [row[0] for row in table[1:]] == ["teacher", "student", "student"]  # the last: student / teacher
+    written = json.loads(Path("here/result.json").read_text())["scores"]
+    assert table[2][1] == f"{100 * written['student']['values']['miou']:.1f}"
+    assert "not verified" not in result.out
+
+
+def test_a_finished_run_is_shown_again_and_not_run_again(datafree: Datafree) -> None:
+    first = datafree("distill", "tiny.yaml")
+    before = Path("runs/tiny/student.safetensors").stat().st_mtime_ns
+    again = datafree("distill", "tiny.yaml")
+    assert (again.code, again.out) == (0, first.out)
+    assert again.err == "this run had finished before; its result:\n"
+    assert Path("runs/tiny/student.safetensors").stat().st_mtime_ns == before
+
+
+def test_evaluate_equals_the_scores_of_the_run(datafree: Datafree, labelled: Path) -> None:
+    assert datafree("distill", "tiny.yaml", f"data={labelled}").code == 0
+    written = json.loads(Path("runs/tiny/result.json").read_text())["scores"]["student"]
+    result = datafree("evaluate", "runs/tiny", "--data", str(labelled), "--device", "cpu", "--json")
+    assert result.code == 0, result.err
+    scored = json.loads(result.out)["student"]
+    assert scored["values"] == pytest.approx(written["values"], abs=0.01)  # another batch size rounds otherwise
+    assert set(scored["per_class"]["iou"]) == set(written["per_class"]["iou"])
+    text = datafree("evaluate", "runs/tiny", "--data", str(labelled), "--device", "cpu")
+    assert text.out.splitlines()[0].split() == ["mIoU", "pixel", "accuracy"]
+    assert "iou by class, student" in text.out
+    assert f"{100 * scored['per_class']['iou']['sky']:.1f} %" in text.out
+
+
+def test_demo_compares_teacher_student_and_the_baseline(
+    datafree: Datafree, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The built-in example takes minutes: two tiny recipes stand in for it.
+    tiny = RECIPE + f"data: {labelled}\n"
+    Path("good.yaml").write_text(tiny)
+    Path("plain.yaml").write_text(tiny.replace("noise", "noise, kind: gaussian"))
+    monkeypatch.setattr(cli, "DEMOS", {"segmentation": ("good.yaml", "plain.yaml")})
+    result = datafree("demo", "--out", "demos")
+    assert result.code == 0, result.err
+    assert result.err.startswith("A small student learns from a trained teacher")
+    header, teacher, good, plain, *rest = result.out.splitlines()
+    assert header.split() == ["parameters", "mIoU", "pixel", "accuracy"]
+    assert teacher.startswith("teacher ")
+    assert good.startswith("student, good ")
+    assert plain.startswith("student, plain ")
+    weights = load_file("demos/good/student.safetensors")
+    names = {name for name in weights if "running_" not in name and "num_batches" not in name}
+    assert f" {sum(weights[name].numel() for name in names):,} " in good
+    assert rest == [f"run: {Path('demos/good')}", f"run: {Path('demos/plain')}"]
+
+
+def test_a_quick_demo_has_run_directories_of_its_own_and_says_what_it_is_worth(
+    datafree: Datafree, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("good.yaml").write_text(RECIPE + f"data: {labelled}\n")
+    monkeypatch.setattr(cli, "DEMOS", {"segmentation": ("good.yaml",)})
+    result = datafree("demo", "--quick", "--quiet")
+    assert result.code == 0, result.err
+    assert "its scores say nothing" in result.out
+    assert Path("runs/good-quick/result.json").is_file()
+    assert not Path("runs/good").exists()
+
+
+# What goes wrong.
+
+
+def test_every_fault_of_a_recipe_is_a_line_and_nothing_is_written(datafree: Datafree) -> None:
+    result = datafree("distill", "tiny.yaml", "training.steps=many", "source.method=nois")
+    assert result.code == 2
+    assert result.out == ""
+    first, *rest = result.err.splitlines()
+    assert first == "error: the recipe has 2 faults"
+    assert rest[0].startswith("  source.method: 'nois' is not one of")
+    assert rest[1] == "  training.steps: 'many' is not a whole number"
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["distill", "tyni.yaml"], "error: there is no file tyni.yaml"),
+        (
+            ["distill", "tiny.yaml", "training.stepps=3"],
+            "error: training.stepps: no such option (did you mean steps?)",
+        ),
+        (
+            ["distill", "tiny.yaml", "--max-time", "7"],
+            "error: --max-time '7' is not a time; write it as 90s, 9m",
+        ),
+        (["distill", "tiny.yaml", "--out", "tiny.yaml"], "error: tiny.yaml is a file"),
+        (["distill", "tiny.yaml", "teacher.args.width=x"], "error: "),
+        (["evaluate", "nowhere", "--data", "."], "error: nowhere is not a run directory"),
+        (["demo", "--task", "segmentaton"], "did you mean segmentation?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(datafree: Datafree, arguments: list[str], words: str) -> None:
+    result = datafree(*arguments)
+    assert result.code == 2
+    assert words in result.err
+    assert len(result.err.splitlines()) == 1
+    assert result.out == ""
+
+
+@pytest.mark.parametrize("arguments", [["distil", "x"], ["distill"], ["distill", "x", "--ouT", "y"], ["evaluate", "x"]])
+def test_a_wrong_command_line_is_exit_code_2(datafree: Datafree, arguments: list[str]) -> None:
+    result = datafree(*arguments)
+    assert result.code == 2
+    assert "Usage: " in result.err
+
+
+def test_a_loss_that_is_not_finite_is_exit_code_3(datafree: Datafree) -> None:
+    result = datafree("distill", "tiny.yaml", "training.lr=1e30", "training.steps=50", "--quiet")
+    assert result.code == 3, result.err
+    assert result.err.startswith("error: ")
+    assert len(result.err.splitlines()) == 1
+
+
+# Stopping and going on.
+
+
+def test_max_time_stops_with_75_and_repeating_the_command_gets_there(datafree: Datafree) -> None:
+    # The second is over before the first step or soon after it; each call does one step at least.
+    arguments = ["distill", "tiny.yaml", "training.steps=100000", "--max-time", "1s", "--quiet"]
+    first = datafree(*arguments)
+    assert first.code == 75
+    assert first.err.startswith("stopped at step ")
+    assert first.err.endswith("the same command goes on from here\n")
+    second = datafree(*arguments)
+    assert second.code == 75
+    done = [int(result.err.split()[3]) for result in (first, second)]
+    assert 0 < done[0] < done[1]
+
+
+def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(datafree: Datafree) -> None:
+    metrics = Path("runs/tiny/metrics.jsonl").absolute()
+
+    def interrupt() -> None:
+        while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    result = datafree("distill", "tiny.yaml", "training.steps=1000000")
+    thread.join()
+    assert result.code == 75
+    assert "stopping at the next step and saving; once more to leave at once" in result.err
+    assert "(SIGINT)" in result.err
+    stopped_at = int(result.err.splitlines()[-1].split()[3])
+    again = datafree("distill", "tiny.yaml", "training.steps=1000000", "--max-time", "1s")
+    assert f"going on with {Path('runs') / 'tiny'} at step {stopped_at}" in again.err
+
+
+def test_json_has_null_where_a_score_is_not_a_number(
+    datafree: Datafree, monkeypatch: pytest.MonkeyPatch, labelled: Path
+) -> None:
+    scores = {"student": Scores(values={"miou": math.nan}, per_class={"iou": {"sky": 0.25}})}
+    monkeypatch.setattr("datafree.evaluate.evaluate_run", lambda *args, **options: scores)
+    result = datafree("evaluate", "x", "--data", str(labelled), "--json")
+    assert json.loads(result.out) == {"student": {"values": {"miou": None}, "per_class": {"iou": {"sky": 0.25}}}}

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from datafree.errors import RecipeError
+from datafree.stopping import Stop, parse_time, stopping
+
+
+def test_stopping_puts_the_handlers_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stopping(None) as stop:
+        assert stop() is None
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop() == "SIGTERM"
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_second_signal_leaves_at_once() -> None:
+    code = (
+        "import time; from datafree.stopping import stopping\n"
+        "with stopping(None):\n    print('ready', flush=True)\n    while True: time.sleep(0.01)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        assert process.stderr.readline() == "\n"
+        assert process.stderr.readline().startswith("stopping at the next step")
+        process.terminate()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+
+
+def test_a_time_limit_allows_one_step_and_no_limit_allows_all() -> None:
+    stop = Stop(0.0)
+    assert stop() is None
+    assert stop() == "--max-time is over"
+    assert not any(Stop(None)() for _ in range(3))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("9m", 540), ("1h30m", 5400), ("1h1m1s", 3661)])
+def test_times(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "9", "m", "0s", "1m1h", "-3m", "1.5h", "9 m", "٣m"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="write it as 90s, 9m or 1h30m"):
+        parse_time(text)
