@@ -254,7 +254,7 @@ def run_cell(row: str, cell: Cell) -> dict[str, float]:
             task,
             images,
             masks,
-            steps=cell.size.teacher_steps,
+            steps=cell.size.teacher_steps if row == "teacher" else cell.size.student_steps,
             batch_size=cell.size.batch_size,
             lr=cell.size.lr,
             weight_decay=5e-4,

@@ -13,7 +13,7 @@ from datafree import modes
 from datafree.distill import Chosen, Progress, Training, distill
 from datafree.errors import NetworkError, RunError
 from datafree.evaluate import evaluate
-from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.load import NetworkSpec, build_network, has_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.weights import save_weights
 from datafree.recipe import Recipe, dump
@@ -52,6 +52,11 @@ def run_recipe(
 
     # Everything that can be wrong is looked at before the first file is written.
     labelled = task.open_labelled(recipe.data) if recipe.data else None
+    if not has_weights(recipe.teacher):
+        raise NetworkError(
+            f"the teacher {recipe.teacher.network} has no weights, so it has nothing to teach; "
+            "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
+        )
     teacher = prepare(recipe.teacher, task, "teacher", device, dtype)
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
     student = prepare(recipe.student, task, "student", device, dtype)

@@ -54,6 +54,12 @@ class NetworkSpec:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
+def has_weights(spec: NetworkSpec) -> bool:
+    """Whether the network comes trained: from a file, from its library, or (as far as anyone knows) from own code."""
+    pretrained = ("pretrained", "weights", "weights_backbone", "encoder_weights")
+    return spec.weights is not None or ":" in spec.network or any(spec.args.get(name) for name in pretrained)
+
+
 def network_names() -> list[str]:
     """The names of the networks for segmentation, sorted; timm's (hundreds) are not among them."""
     libraries: dict[str, Iterable[str]] = {"datafree": _DATAFREE, "smp": _SMP, "torchvision": _TORCHVISION}

@@ -1,0 +1,95 @@
+"""`evaluate` on a run directory: what it needs, and what it will not do for one that is not trusted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from recipes import load
+from test_job import SMALL, labelled, teacher_section
+
+from datafree.errors import DatafreeError, NetworkError, RunError, WeightsError
+from datafree.evaluate import evaluate, evaluate_run
+from datafree.job import run_recipe
+from datafree.networks.normalized import Normalized
+from datafree.networks.small import unet
+from datafree.tasks.segmentation import Segmentation
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    content = {
+        "task": {"kind": "segmentation", "num_classes": 3, "image_size": [32, 32]},
+        "teacher": teacher_section(tmp_path),
+        "student": {"network": "datafree/unet", "args": SMALL},
+        "source": {"method": "noise"},
+        "training": {"steps": 2, "batch_size": 2},
+    }
+    return run_recipe(load(tmp_path, content), tmp_path / "run").run
+
+
+def test_perfect_and_opposite_networks_score_one_and_zero(tmp_path: Path) -> None:
+    class Reader(torch.nn.Module):
+        """Reads the class off the red channel, as `labelled` wrote it."""
+
+        def __init__(self, shift: int) -> None:
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            ids = (images[:, 0] * 255).round().long() % 3
+            return torch.nn.functional.one_hot((ids + self.shift) % 3, 3).movedim(-1, 1).float()
+
+    task = Segmentation(num_classes=3, image_size=(32, 32))
+    data = task.open_labelled(labelled(tmp_path / "data"))
+    for shift, expected in ((0, 1.0), (1, 0.0)):
+        scores = evaluate(Normalized(Reader(shift)), task, data, device=torch.device("cpu"))
+        assert scores.values == {"miou": expected, "pixel_accuracy": expected}
+
+
+def test_evaluation_leaves_the_network_in_its_mode(tmp_path: Path) -> None:
+    network = Normalized(unet(3, width=2, depth=2)).train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    task = Segmentation(num_classes=3, image_size=(32, 32))
+    evaluate(network, task, task.open_labelled(labelled(tmp_path / "data")), device=torch.device("cpu"))
+    assert all(m.training for m in network.modules())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_run_directory_may_not_name_code_to_import(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "canary_module.py").write_text("open('canary', 'w').close()\ndef make():\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    described = json.loads((run / "student.json").read_text())
+    described["network"]["network"] = "canary_module:make"
+    (run / "student.json").write_text(json.dumps(described))
+    with pytest.raises(NetworkError, match="--student"):
+        evaluate_run(run, labelled(tmp_path / "data"))
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error"),
+    [
+        ("student.json", b"{", RunError),
+        ("student.json", b"[]", RunError),
+        ("student.json", b'{"network": {}, "task": {}}', RunError),
+        ("student.json", b'{"network": {"network": "datafree/unet"}, "task": {"kind": "os:system"}}', RunError),
+        ("student.safetensors", b"\xff" * 40, WeightsError),
+    ],
+)
+def test_damaged_run_is_one_line(
+    file: str, content: bytes, error: type[DatafreeError], run: Path, tmp_path: Path
+) -> None:
+    (run / file).write_bytes(content)
+    with pytest.raises(error) as caught:
+        evaluate_run(run, labelled(tmp_path / "data"))
+    assert "\n" not in str(caught.value)
+
+
+def test_unfinished_or_missing_run_says_what_to_do(run: Path, tmp_path: Path) -> None:
+    (run / "student.json").unlink()
+    with pytest.raises(RunError, match="run the same `datafree distill` again"):
+        evaluate_run(run, tmp_path)
+    with pytest.raises(RunError, match="is not a run directory"):
+        evaluate_run(tmp_path / "nowhere", tmp_path)

@@ -1,0 +1,267 @@
+"""A recipe carried out: exact resume, choice without data, files left behind, faults before any work."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from recipes import load, sources
+from safetensors.torch import load_file
+
+from datafree.distill import Progress
+from datafree.errors import DataError, DatafreeError, Interrupted, NetworkError, RunError, TrainingError
+from datafree.evaluate import evaluate_run
+from datafree.job import run_recipe
+from datafree.networks.small import unet
+from datafree.networks.weights import save_weights
+from datafree.recipe import Recipe
+from datafree.sources import SOURCES
+
+SMALL = {"width": 2, "depth": 2}
+
+
+def teacher_section(tmp_path: Path, classes: int = 3) -> dict[str, Any]:
+    """A teacher with weights: an untrained network, but always the same one."""
+    file = tmp_path / "teacher.safetensors"
+    if not file.exists():
+        torch.manual_seed(7)
+        network = unet(classes, **SMALL)
+        for _ in range(5):
+            network(torch.rand(8, 3, 32, 32))
+        save_weights(network, file)
+    return {"network": "datafree/unet", "args": SMALL, "weights": str(file)}
+
+
+def recipe_for(tmp_path: Path, source: dict[str, Any], **training: Any) -> Recipe:
+    small: dict[str, Any] = {"degan": {"width": 2, "batch_size": 3, "warmup": 4}, "dfad": {"width": 2, "batch_size": 3}}
+    content = {
+        "task": {"kind": "segmentation", "num_classes": 3, "image_size": [32, 32]},
+        "teacher": teacher_section(tmp_path),
+        "student": {"network": "datafree/unet", "args": SMALL},
+        "source": {**source, **small.get(source["method"], {})},
+        "training": {"steps": 12, "batch_size": 3, "log_every": 2, "save_every": 5, "picture_every": 6, **training},
+    }
+    return load(tmp_path, content)
+
+
+def labelled(folder: Path, classes: int = 3) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("images", "masks"):
+        (folder / name).mkdir(parents=True)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
+        Image.fromarray((pixels[..., 0] % classes).astype(np.uint8)).save(folder / "masks" / f"{index}.png")
+    return folder
+
+
+def stop_after(steps: int) -> Callable[[], str | None]:
+    """Stops at the call after `steps` of them."""
+    left: Iterator[str | None] = iter([None] * steps)
+    return lambda: next(left, "enough")
+
+
+def everything(run: Path) -> dict[str, Any]:
+    """What a run leaves behind, without times and machine."""
+    state = torch.load(run / "state" / "state.pt", weights_only=True)
+    return {
+        "student": load_file(run / "student.safetensors"),
+        "state": state,
+        "metrics": (run / "metrics.jsonl").read_text(),
+        "result": json.loads((run / "result.json").read_text()),
+        "samples": {file.name: file.read_bytes() for file in sorted((run / "samples").iterdir())},
+    }
+
+
+def assert_same(first: Any, second: Any, where: str = "") -> None:
+    assert type(first) is type(second), where
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}/{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert_same(one, other, f"{where}/{index}")
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    else:
+        assert first == second, where
+
+
+@pytest.mark.parametrize("select", ["last", "agreement"])
+@pytest.mark.parametrize("method", list(SOURCES))
+def test_broken_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    method: str, select: str, tmp_path: Path, photos: Callable[..., Path]
+) -> None:
+    source = sources(photos(10))[method]
+    run_recipe(recipe_for(tmp_path, source, select=select), tmp_path / "unbroken")
+    for pieces in (3, 2, 4):  # stops in the warm-up (of those that have one), between saves, and at one
+        with pytest.raises(Interrupted, match="enough"):
+            run_recipe(recipe_for(tmp_path, source, select=select), tmp_path / "broken", stop=stop_after(pieces))
+    run_recipe(recipe_for(tmp_path, source, select=select), tmp_path / "broken")
+    assert_same(everything(tmp_path / "unbroken"), everything(tmp_path / "broken"))
+
+
+def test_work_after_the_last_save_is_done_again_to_the_same_bits(tmp_path: Path) -> None:
+    def die(progress: Progress) -> None:
+        if progress.step == 8:
+            raise KeyboardInterrupt  # as if killed: nothing is saved on the way out
+
+    recipe = recipe_for(tmp_path, {"method": "noise"})
+    run_recipe(recipe, tmp_path / "unbroken")
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "killed", log=die)
+    run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "killed")
+    assert_same(everything(tmp_path / "unbroken"), everything(tmp_path / "killed"))
+
+
+def test_teacher_without_weights_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"})
+    recipe.teacher.weights = None
+    with pytest.raises(NetworkError, match=r"nothing to teach; give teacher\.weights"):
+        run_recipe(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_student_learns_what_the_teacher_says(tmp_path: Path, photos: Callable[..., Path]) -> None:
+    recipe = recipe_for(tmp_path, {"method": "folder", "path": str(photos())}, steps=150, lr=1e-2, log_every=10)
+    losses: list[float] = []
+    outcome = run_recipe(recipe, tmp_path / "run", log=lambda progress: losses.append(progress.values["loss"]))
+    assert losses[-1] < losses[0] / 3
+    assert outcome.chosen.agreement > 0.9
+
+
+def test_agreement_keeps_the_best_student_not_the_last(tmp_path: Path, photos: Callable[..., Path]) -> None:
+    source = {"method": "folder", "path": str(photos())}
+    recipe = recipe_for(tmp_path, source, steps=30, save_every=5, lr=0.05, decay="none", select="agreement")
+    outcome = run_recipe(recipe, tmp_path / "run")
+    lines = [json.loads(line) for line in (outcome.run / "metrics.jsonl").read_text().splitlines()]
+    seen = {line["step"]: line["agreement"] for line in lines if "agreement" in line}
+    assert len(seen) == 6
+    assert outcome.chosen.agreement == max(seen.values())
+    assert seen[outcome.chosen.step] == outcome.chosen.agreement
+    assert f"student of step {outcome.chosen.step}" in outcome.notes[0]
+    assert "no labelled data used" in outcome.notes[0]
+
+
+def test_labelled_data_scores_and_changes_nothing_else(tmp_path: Path) -> None:
+    plain = run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "plain")
+    recipe = recipe_for(tmp_path, {"method": "noise"})
+    scored = run_recipe(Recipe(**{**recipe.__dict__, "data": labelled(tmp_path / "labelled")}), tmp_path / "scored")
+    assert plain.scores == {}
+    assert any("not verified on real data" in note for note in plain.notes)
+    assert set(scored.scores) == {"teacher", "student"}
+    assert_same(load_file(plain.run / "student.safetensors"), load_file(scored.run / "student.safetensors"))
+    assert evaluate_run(scored.run, tmp_path / "labelled")["student"] == scored.scores["student"]
+
+
+def test_finished_run_is_not_done_again(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"})
+    outcome = run_recipe(recipe, tmp_path / "run")
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    again = run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run")
+    assert again.already_finished
+    assert again.chosen == outcome.chosen
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before
+
+
+def test_run_of_another_recipe_is_refused_with_the_differing_keys(tmp_path: Path) -> None:
+    run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run")
+    with pytest.raises(RunError, match=r"training\.lr: 0\.5 here, 0\.001 in the run"):
+        run_recipe(recipe_for(tmp_path, {"method": "noise"}, lr=0.5), tmp_path / "run")
+    run_recipe(recipe_for(tmp_path, {"method": "noise"}, log_every=3), tmp_path / "run")  # changes no result
+
+
+def test_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="holds no run"):
+        run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "mine")
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_damaged_state_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run", stop=stop_after(3))
+    (tmp_path / "run" / "state" / "state.pt").write_bytes(b"PK\x03\x04 torn")
+    with pytest.raises(RunError, match="state.pt is damaged"):
+        run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"teacher": {"network": "datafree/unet", "args": {"num_classes": 7}, "weights": __file__}}, NetworkError, "7"),
+        ({"student": {"network": "smp/deeplabv3plus", "args": {"encoder": "mobilenet_v2"}}}, None, ""),
+        ({"student": {"network": "torchvision/no_such_net"}}, NetworkError, "no_such_net"),
+        ({"source": {"method": "dfad", "width": 2}, "size": [36, 45]}, NetworkError, "36 x 45"),
+    ],
+)
+def test_fault_in_a_network_is_found_before_anything_is_written(
+    change: dict[str, Any], error: type[DatafreeError] | None, said: str, tmp_path: Path
+) -> None:
+    content = {
+        "task": {"kind": "segmentation", "num_classes": 3, "image_size": change.pop("size", [32, 32])},
+        "teacher": teacher_section(tmp_path),
+        "student": {"network": "datafree/unet", "args": SMALL},
+        "source": {"method": "noise"},
+        "training": {"steps": 1, "batch_size": 2},
+        **change,
+    }
+    recipe = load(tmp_path, content)
+    if error is None:
+        run_recipe(recipe, tmp_path / "run")
+        return
+    with pytest.raises(error, match=said) as caught:
+        run_recipe(recipe, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"})
+    data = labelled(tmp_path / "labelled", classes=5)
+    (data / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    with pytest.raises(DataError, match="5"):
+        run_recipe(Recipe(**{**recipe.__dict__, "data": data}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_corrupt_images_are_skipped_counted_and_named_at_the_end(tmp_path: Path, photos: Callable[..., Path]) -> None:
+    folder = photos(10)
+    (folder / "broken.png").write_bytes(b"no image")
+    outcome = run_recipe(recipe_for(tmp_path, {"method": "folder", "path": str(folder)}), tmp_path / "run")
+    assert any("1 of 11 images" in note and "broken.png" in note for note in outcome.notes)
+
+
+def test_diverging_run_stops_and_keeps_the_last_good_state(tmp_path: Path, photos: Callable[..., Path]) -> None:
+    source = {"method": "folder", "path": str(photos())}
+    recipe = recipe_for(tmp_path, source, optimizer="sgd", lr=1e30, steps=40, log_every=1, save_every=1)
+    with pytest.raises(TrainingError, match="at step") as caught:
+        run_recipe(recipe, tmp_path / "run")
+    assert caught.value.exit_code == 3
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+    state = tmp_path / "run" / "state" / "state.pt"
+    if state.exists():
+        saved = torch.load(state, weights_only=True)["student"]
+        assert all(torch.isfinite(v).all() for v in saved.values() if v.is_floating_point())
+
+
+def test_memory_of_a_run_does_not_grow_with_its_steps(tmp_path: Path, photos: Callable[..., Path]) -> None:
+    """Tensors alive at a late step are those alive at an early one."""
+    import gc
+
+    alive: dict[int, int] = {}
+
+    def count(progress: Progress) -> None:
+        gc.collect()
+        alive[progress.step] = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    source = sources(photos())["degan"]
+    run_recipe(recipe_for(tmp_path, source, steps=60, save_every=100, log_every=10), tmp_path / "run", log=count)
+    assert alive[50] == alive[20]
