@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from datafree import yaml12
 from datafree.errors import RecipeError
+from datafree.networks.small import unet
+from datafree.networks.weights import save_weights
 from datafree.recipe import Recipe, load_recipe
 from datafree.sources import SOURCES
 
@@ -20,6 +23,18 @@ VALID: dict[str, Any] = {
     "source": {"method": "noise"},
     "training": {"steps": 10},
 }
+
+
+def write_teacher(folder: Path, classes: int = 3, **args: int) -> Path:
+    """Weights of a datafree/unet whose BatchNorm has seen something; always the same ones."""
+    file = folder / "teacher.safetensors"
+    if not file.exists():
+        torch.manual_seed(7)
+        network = unet(classes, **args)
+        for _ in range(5):
+            network(torch.rand(8, 3, 32, 32))
+        save_weights(network, file)
+    return file
 
 
 def changed(**sections: Any) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 
 from datafree import __version__, cli
 from datafree.tasks.base import Scores
+from recipes import write_teacher
 
 RECIPE = """\
 task: {kind: segmentation, num_classes: 3, image_size: [16, 16]}
-teacher: {network: datafree/unet, args: {width: 4, depth: 2}}
+teacher: {network: datafree/unet, args: {width: 4, depth: 2}, weights: teacher.safetensors}
 student: {network: datafree/unet, args: {width: 2, depth: 2}}
 source: {method: noise}
 training: {steps: 6, batch_size: 2, device: cpu, precision: fp32, log_every: 1}
@@ -43,6 +44,7 @@ def datafree(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "tiny.yaml").write_text(RECIPE)
+    write_teacher(tmp_path, width=4, depth=2)
 
     def run(*arguments: str) -> Result:
         monkeypatch.setattr(sys, "argv", ["datafree", *arguments])

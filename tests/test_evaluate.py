@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from recipes import load
-from test_job import SMALL, labelled, teacher_section
 
 from datafree.errors import DatafreeError, NetworkError, RunError, WeightsError
 from datafree.evaluate import evaluate, evaluate_run
@@ -14,13 +12,15 @@ from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
 from datafree.networks.small import unet
 from datafree.tasks.segmentation import Segmentation
+from recipes import load, write_teacher
+from test_job import SMALL, labelled
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     content = {
         "task": {"kind": "segmentation", "num_classes": 3, "image_size": [32, 32]},
-        "teacher": teacher_section(tmp_path),
+        "teacher": {"network": "datafree/unet", "args": SMALL, "weights": str(write_teacher(tmp_path, **SMALL))},
         "student": {"network": "datafree/unet", "args": SMALL},
         "source": {"method": "noise"},
         "training": {"steps": 2, "batch_size": 2},

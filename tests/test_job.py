@@ -9,38 +9,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from recipes import load, sources
 from safetensors.torch import load_file
 
 from datafree.distill import Progress
 from datafree.errors import DataError, DatafreeError, Interrupted, NetworkError, RunError, TrainingError
 from datafree.evaluate import evaluate_run
 from datafree.job import run_recipe
-from datafree.networks.small import unet
-from datafree.networks.weights import save_weights
 from datafree.recipe import Recipe
 from datafree.sources import SOURCES
+from recipes import load, sources, write_teacher
 
 SMALL = {"width": 2, "depth": 2}
-
-
-def teacher_section(tmp_path: Path, classes: int = 3) -> dict[str, Any]:
-    """A teacher with weights: an untrained network, but always the same one."""
-    file = tmp_path / "teacher.safetensors"
-    if not file.exists():
-        torch.manual_seed(7)
-        network = unet(classes, **SMALL)
-        for _ in range(5):
-            network(torch.rand(8, 3, 32, 32))
-        save_weights(network, file)
-    return {"network": "datafree/unet", "args": SMALL, "weights": str(file)}
 
 
 def recipe_for(tmp_path: Path, source: dict[str, Any], **training: Any) -> Recipe:
     small: dict[str, Any] = {"degan": {"width": 2, "batch_size": 3, "warmup": 4}, "dfad": {"width": 2, "batch_size": 3}}
     content = {
         "task": {"kind": "segmentation", "num_classes": 3, "image_size": [32, 32]},
-        "teacher": teacher_section(tmp_path),
+        "teacher": {"network": "datafree/unet", "args": SMALL, "weights": str(write_teacher(tmp_path, **SMALL))},
         "student": {"network": "datafree/unet", "args": SMALL},
         "source": {**source, **small.get(source["method"], {})},
         "training": {"steps": 12, "batch_size": 3, "log_every": 2, "save_every": 5, "picture_every": 6, **training},
@@ -207,7 +193,7 @@ def test_fault_in_a_network_is_found_before_anything_is_written(
 ) -> None:
     content = {
         "task": {"kind": "segmentation", "num_classes": 3, "image_size": change.pop("size", [32, 32])},
-        "teacher": teacher_section(tmp_path),
+        "teacher": {"network": "datafree/unet", "args": SMALL, "weights": str(write_teacher(tmp_path, **SMALL))},
         "student": {"network": "datafree/unet", "args": SMALL},
         "source": {"method": "noise"},
         "training": {"steps": 1, "batch_size": 2},
