@@ -98,7 +98,7 @@ SIZES = {
         dfad_batch=16,
         dfad_lr=0.1,
     ),
-    "paper": Size(  # papers.md section 3.2 (DeGAN) and 3.5 (DFAD)
+    "paper": Size(  # DeGAN's and DFAD's published settings: docs/methods.md
         side=128,
         teacher=NetworkSpec(network="smp/deeplabv3", args={"encoder": "resnet50", "output_stride": 8}),
         student=NetworkSpec(network="smp/deeplabv3", args={"encoder": "mobilenet_v2", "output_stride": 16}),

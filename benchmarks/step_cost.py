@@ -32,7 +32,8 @@ from datafree.sources.base import Setting
 from datafree.tasks.segmentation import Segmentation
 from results import write_results, write_table
 
-PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], int, int]] = {  # teacher, student, side in pixels, generator width
+# teacher, student, side in pixels, generator width
+PAIRS: dict[str, tuple[str, dict[str, Any], str, dict[str, Any], int, int]] = {
     "unet": ("datafree/unet", {"width": 24}, "datafree/unet", {"width": 12}, 64, 32),
     "deeplabv3": ("smp/deeplabv3", {"encoder": "resnet50", "output_stride": 8},
                   "smp/deeplabv3", {"encoder": "mobilenet_v2", "output_stride": 16}, 128, 64),

@@ -144,7 +144,7 @@ def test_demo_compares_teacher_student_and_the_baseline(
     tiny = RECIPE + f"data: {labelled}\n"
     Path("good.yaml").write_text(tiny)
     Path("plain.yaml").write_text(tiny.replace("noise", "noise, kind: gaussian"))
-    monkeypatch.setattr(cli, "DEMOS", {"segmentation": ("good.yaml", "plain.yaml")})
+    monkeypatch.setattr(cli, "DEMOS", {"segmentation": {"good.yaml": [], "plain.yaml": []}})
     result = datafree("demo", "--out", "demos")
     assert result.code == 0, result.err
     assert result.err.startswith("A small student learns from a trained teacher")
@@ -163,7 +163,7 @@ def test_a_quick_demo_has_run_directories_of_its_own_and_says_what_it_is_worth(
     datafree: Datafree, labelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("good.yaml").write_text(RECIPE + f"data: {labelled}\n")
-    monkeypatch.setattr(cli, "DEMOS", {"segmentation": ("good.yaml",)})
+    monkeypatch.setattr(cli, "DEMOS", {"segmentation": {"good.yaml": ["training.steps=2"]}})
     result = datafree("demo", "--quick", "--quiet")
     assert result.code == 0, result.err
     assert "its scores say nothing" in result.out

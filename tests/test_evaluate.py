@@ -87,6 +87,28 @@ def test_damaged_run_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_run_directory_has_nothing_downloaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    described = json.loads((run / "student.json").read_text())
+    described["network"] |= {"network": "smp/unet", "args": {"encoder": "mobilenet_v2", "encoder_weights": "imagenet"}}
+    (run / "student.json").write_text(json.dumps(described))
+    asked: list[object] = []
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *a, **k: asked.append(a))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: asked.append(a))
+    with pytest.raises(WeightsError, match="do not fit"):  # it was built, without the library's weights
+        evaluate_run(run, labelled(tmp_path / "data"))
+    assert asked == []
+
+
+def test_run_of_an_own_task_asks_for_it(run: Path, tmp_path: Path) -> None:
+    described = json.loads((run / "student.json").read_text())
+    described["task"]["kind"] = "elsewhere:Mine"
+    (run / "student.json").write_text(json.dumps(described))
+    with pytest.raises(RunError, match="give yours with --task"):
+        evaluate_run(run, labelled(tmp_path / "data"))
+    own = "datafree.tasks.segmentation:Segmentation"
+    assert evaluate_run(run, tmp_path / "data", task=own)["student"].values["miou"] >= 0
+
+
 def test_unfinished_or_missing_run_says_what_to_do(run: Path, tmp_path: Path) -> None:
     (run / "student.json").unlink()
     with pytest.raises(RunError, match="run the same `datafree distill` again"):

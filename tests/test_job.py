@@ -132,7 +132,7 @@ def test_agreement_keeps_the_best_student_not_the_last(tmp_path: Path, photos: C
     assert outcome.chosen.agreement == max(seen.values())
     assert seen[outcome.chosen.step] == outcome.chosen.agreement
     assert f"student of step {outcome.chosen.step}" in outcome.notes[0]
-    assert "no labelled data used" in outcome.notes[0]
+    assert "chosen without labelled data" in outcome.notes[0]
 
 
 def test_labelled_data_scores_and_changes_nothing_else(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_damaged_state_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run", stop=stop_after(3))
     (tmp_path / "run" / "state" / "state.pt").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(RunError, match="state.pt is damaged"):
+    with pytest.raises(RunError, match=r"state\.pt is damaged"):
         run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run")
 
 
@@ -216,6 +216,16 @@ def test_masks_of_another_number_of_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="5"):
         run_recipe(Recipe(**{**recipe.__dict__, "data": data}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_source_with_nothing_to_hold_out_still_works(tmp_path: Path, photos: Callable[..., Path]) -> None:
+    source = {"method": "folder", "path": str(photos(1))}
+    outcome = run_recipe(recipe_for(tmp_path, source), tmp_path / "run")
+    assert outcome.chosen.agreement is None
+    assert outcome.notes[0] == "student of step 12, chosen without labelled data: the last step"
+    with pytest.raises(DataError, match=r"training\.select=agreement"):
+        run_recipe(recipe_for(tmp_path, source, select="agreement"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_corrupt_images_are_skipped_counted_and_named_at_the_end(tmp_path: Path, photos: Callable[..., Path]) -> None:

@@ -69,7 +69,7 @@ def test_weighted_diversity_loss_is_chi_squared_and_zero_only_when_uniform() -> 
 def test_weighted_diversity_gradient_flows_through_the_weight() -> None:
     q = torch.tensor([[0.05, 0.15, 0.2, 0.25, 0.35]], dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(losses.weighted_diversity_loss(q), q)
-    expected = [(1 - (1 / C) ** 2 / v**2) / C for v in q[0].tolist()]  # papers.md's derivative of eq. 5
+    expected = [(1 - (1 / C) ** 2 / v**2) / C for v in q[0].tolist()]  # the derivative of eq. 5 by hand
     assert gradient[0].tolist() == pytest.approx(expected, rel=1e-9)
 
 

@@ -24,9 +24,12 @@ if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they n
     from datafree.recipe import Recipe
     from datafree.tasks.base import Scores
 
-# task -> its recipe, and the baseline that must lose
+# task -> recipes, each with what makes it short: the method's, then the baseline that must lose
 DEMOS = {
-    "segmentation": ("garments-demo", "garments-noise"),
+    "segmentation": {
+        "garments-demo": ["training.steps=40", "source.parts.1.warmup=20"],
+        "garments-noise": ["training.steps=40"],
+    },
 }
 DEMO_TEXT = """\
 A small student learns from a trained teacher without the teacher's training data: first from images that the
@@ -116,12 +119,15 @@ def evaluate(
         str | None,
         typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's."),
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="The task's own class, if it is not datafree's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fractions instead of percent.")] = False,
 ) -> None:
     """Score a run's student on labelled data."""
     from datafree.evaluate import evaluate_run
 
-    scores = evaluate_run(run, data, device=device, student=student)
+    scores = evaluate_run(run, data, device=device, student=student, task=task)
     if as_json:
         content = {who: {"values": score.values, "per_class": score.per_class} for who, score in scores.items()}
         print(json.dumps(_without_nan(content), indent=2, allow_nan=False))
@@ -156,7 +162,7 @@ def demo(
     with stopping(None) as stop:
         from datafree.recipe import load_recipe
 
-        recipes = [load_recipe(name, _quick(name) if quick else []) for name in DEMOS[task]]
+        recipes = [load_recipe(name, short if quick else []) for name, short in DEMOS[task].items()]
         outcomes = []
         for recipe in recipes:
             if not quiet:
@@ -176,11 +182,6 @@ def demo(
         print("note: --quick trains for a few steps only; its scores say nothing about the method")
     for outcome in outcomes:
         print(f"run: {outcome.run}")
-
-
-def _quick(name: str) -> list[str]:
-    """Overrides that make a demo's recipe short."""
-    return ["training.steps=40", *(["source.warmup=20"] if name == DEMOS["segmentation"][0] else [])]
 
 
 def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import modes
-from datafree.errors import Interrupted, TrainingError
+from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.pictures import grid
 from datafree.runs import Run
 from datafree.sources.base import ImageSource, Setting
@@ -87,7 +87,7 @@ class Chosen:
     """The step whose student is kept, and its agreement with the teacher on held-out images (fraction of rows)."""
 
     step: int
-    agreement: float
+    agreement: float | None  # None where the source has nothing to hold out
 
 
 def distill(
@@ -121,7 +121,9 @@ def distill(
             )
         )
         optimizer = training.make_optimizer(student)
-        best: dict[str, Any] = {"agreement": -1.0, "step": 0, "student": {}}
+        if training.select == "agreement" and not len(source.held_out(1)):
+            raise DataError("training.select=agreement needs images to hold out, and this source has none; use last")
+        best: dict[str, Any] = {"agreement": None, "step": 0, "student": {}}
         step = first = -source.warmup
 
         # Go on from the last save, if there is one. The random states come last: nothing may draw after them.
@@ -185,15 +187,18 @@ def distill(
                 rate = (step - began_at) / max(time.perf_counter() - began, 1e-9)
                 log(Progress(phase=phase, step=step, first=first, last=training.steps, rate=rate, values=figures))
             if step % training.picture_every == 0 or step in (0, training.steps):
-                run.save_picture(step - first, picture(task, teacher, student, source, trained=step > 0))
+                shown = picture(task, teacher, student, source, trained=step > 0)
+                if shown is not None:
+                    run.save_picture(step - first, shown)
             if step % training.save_every == 0 or step == training.steps:
                 if step > 0:
                     agreement = held_out_agreement(task, teacher, student, source)
-                    run.log(step - first, step, {"agreement": agreement})
-                    if training.select == "last" or agreement > best["agreement"]:
-                        kept = (
-                            {k: v.clone() for k, v in student.state_dict().items()} if training.select != "last" else {}
-                        )
+                    if agreement is not None:
+                        run.log(step - first, step, {"agreement": agreement})
+                    if training.select == "last":
+                        best = {"agreement": agreement, "step": step, "student": {}}
+                    elif best["agreement"] is None or (agreement or 0.0) > best["agreement"]:
+                        kept = {name: value.clone() for name, value in student.state_dict().items()}
                         best = {"agreement": agreement, "step": step, "student": kept}
                 save()
 
@@ -203,18 +208,22 @@ def distill(
 
 
 @torch.no_grad()
-def held_out_agreement(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> float:
-    """Fraction of rows (pixels, for segmentation) of held-out images on which student and teacher agree."""
+def held_out_agreement(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> float | None:
+    """Fraction of rows (pixels, for segmentation) of held-out images on which both agree; None without images."""
     images = source.held_out(HELD_OUT)
+    if not len(images):
+        return None
     with modes.frozen(student):
         shares = [task.agreement(student(part), teacher(part)) * len(part) for part in torch.split(images, 16)]
     return sum(shares) / len(images)
 
 
 @torch.no_grad()
-def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource, *, trained: bool) -> Tensor:
+def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource, *, trained: bool) -> Tensor | None:
     """What the source makes, what the teacher sees in it, and (once it is trained) what the student sees."""
     images = source.held_out(SHOWN)
+    if not len(images):
+        return None
     rows = [images, task.draw(images, teacher(images))]
     if trained:
         with modes.frozen(student):

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from datafree import modes
+from datafree import modes, options
 from datafree.errors import RunError
-from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.load import PRETRAINED, NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
+from datafree.recipe import FAMILIES, TASK
 from datafree.tasks import TASKS
 from datafree.tasks.base import LabelledData, Scores, Task
+from datafree.wording import show
 
 
 @torch.no_grad()
@@ -31,46 +32,45 @@ def evaluate(
     return metric.compute()
 
 
-def evaluate_run(run: Path, data: Path, *, device: str = "auto", student: str | None = None) -> dict[str, Scores]:
+def evaluate_run(
+    run: Path, data: Path, *, device: str = "auto", student: str | None = None, task: str | None = None
+) -> dict[str, Scores]:
     """Score the student of a run directory on labelled data: {"student": Scores}.
 
-    A run directory is not trusted to name code: where its student came from an import path, `student` has to name it
-    again ("mypkg.nets:make_net"). Raises RunError, WeightsError, DataError.
+    A run directory is not trusted: it can neither name code to import nor have anything downloaded. Where its student
+    or its task came from an import path, `student` ("mypkg.nets:make_net") or `task` ("mypkg.tasks:Mine") names it
+    again. Raises RunError, NetworkError, WeightsError, DataError.
     """
-    described = _read_description(run)
-    spec = _checked(NetworkSpec, {**described["network"], "weights": run / "student.safetensors"}, run)
-    if student is not None:
-        spec.network = student
-    kind = described["task"].get("kind")
-    if kind not in TASKS:
-        raise RunError(f"{run / 'student.json'} names an unknown task {kind!r}; known: {', '.join(TASKS)}")
-    task = _checked(TASKS[kind], {k: v for k, v in described["task"].items() if k != "kind"}, run)
-    network = build_network(spec, num_classes=task.num_classes, allow_import=student is not None)
+    file = run / "student.json"
+    section, task_section = _read_description(run)
+    args = {name: value for name, value in section.get("args", {}).items() if name not in PRETRAINED}
+    section = {**section, "network": student or section.get("network"), "args": args}
+    section["weights"] = str(run / "student.safetensors")
+    task_section = {**task_section, "kind": task or task_section.get("kind")}
+    if task is None and task_section["kind"] not in TASKS:
+        raise RunError(f"{file} names no task of datafree's ({show(task_section['kind'])}); give yours with --task")
+    try:
+        spec: NetworkSpec = options.build(NetworkSpec, section)
+        made: Task = options.choose(TASK, task_section, FAMILIES)
+    except options.Invalid as error:
+        raise RunError(f"{file} does not describe a student: {error.faults[0]}") from error
+    network = build_network(spec, num_classes=made.num_classes, allow_import=student is not None)
     where = modes.choose_device(device)
-    labelled = task.open_labelled(data)
-    return {"student": evaluate(Normalized(network, spec.mean, spec.std).to(where), task, labelled, device=where)}
+    labelled = made.open_labelled(data)
+    return {"student": evaluate(Normalized(network, spec.mean, spec.std).to(where), made, labelled, device=where)}
 
 
-def _read_description(run: Path) -> dict[str, Any]:
+def _read_description(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The network's and the task's sections of a run's student.json. Raises RunError."""
     file = run / "student.json"
     if not run.is_dir():
         raise RunError(f"{run} is not a run directory; `datafree distill` makes one")
     if not file.exists():
-        raise RunError(
-            f"{run} holds no finished student (no student.json); run the same `datafree distill` again to finish"
-        )
+        raise RunError(f"{run} holds no finished student; run the same `datafree distill` again to finish it")
     try:
         described = json.loads(file.read_text(encoding="utf-8"))
-        described["network"].items(), described["task"].items()
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise RunError(f"{file} is damaged ({type(error).__name__}); finish the run again from its state") from error
-    return dict(described)
-
-
-def _checked(kind: type[Any], values: dict[str, Any], run: Path) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{run / 'student.json'} is damaged: {key}: {first['msg']}") from error
+        network, task = dict(described["network"]), dict(described["task"])
+        dict(network.get("args", {}))
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise RunError(f"{file} is damaged ({type(error).__name__}); take the run from its original place") from error
+    return network, task

@@ -134,12 +134,11 @@ def save_artefacts(source: ImageSource, folder: Path) -> None:
 
 
 def _how_chosen(chosen: Chosen, training: Training) -> str:
-    rule = (
-        "the last step"
-        if training.select == "last"
-        else "best agreement with the teacher on held-out images of the source"
+    rule = "the last step" if training.select == "last" else "the best agreement with the teacher"
+    known = (
+        "" if chosen.agreement is None else f"; they agree on {chosen.agreement:.1%} of the source's held-out images"
     )
-    return f"student of step {chosen.step} ({rule}, no labelled data used); agreement {chosen.agreement:.1%}"
+    return f"student of step {chosen.step}, chosen without labelled data: {rule}{known}"
 
 
 def _read_outcome(run: Run) -> Outcome:

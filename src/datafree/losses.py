@@ -68,7 +68,7 @@ def l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
 def dfad_generator_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """-log(mean |s - t| + 1): DFAD's generator looks for images on which both disagree (arXiv 1912.11006).
 
-    The logarithm is the one of the public segmentation code (papers.md section 3.5): it flattens the reward as
+    The logarithm is the one of the public segmentation code: it flattens the reward as
     the disagreement grows, so that the generator does not run away.
     """
     return -torch.log1p(l1_loss(student, teacher))

@@ -24,7 +24,7 @@ def frozen(*networks: nn.Module) -> Iterator[None]:
 
     Gradients still flow through the networks to their inputs. BatchNorm uses and keeps its running
     statistics (the public DeGAN segmentation code trains with the teacher in train mode, so that its
-    statistics drift: papers.md section 3.2).
+    statistics drift: docs/methods.md).
     """
     modules = [m for network in networks for m in network.modules()]
     parameters = [p for network in networks for p in network.parameters()]

@@ -2,7 +2,7 @@
 
     RUN/
       recipe.yaml           the resolved recipe
-      environment.json      versions, hardware, seed, when it began
+      environment.json      versions, hardware, when it began
       metrics.jsonl         one line for each logged step
       tensorboard/          the same for TensorBoard
       samples/              what the source made, with the teacher's answers beside it
@@ -36,7 +36,7 @@ from datafree.images import to_image
 
 STATE_VERSION = 1
 
-# What may differ between the run and the recipe that resumes it: none of these changes a single bit of the result.
+# What may differ between the run and the recipe that resumes it: none of these changes a bit of the student.
 FREE_KEYS = ("name", "data", "training.log_every", "training.save_every", "training.picture_every")
 
 
@@ -71,7 +71,10 @@ class Run:
             before = yaml12.parse(file.read_text(encoding="utf-8"), str(file))
         except (ValueError, OSError) as error:
             raise RunError(f"{file} is damaged ({type(error).__name__}); choose another --out") from error
-        changed = [d for d in differences(recipe, before) if d.split(":")[0] not in FREE_KEYS]
+        free = set(FREE_KEYS)
+        if recipe.get("training", {}).get("select") == "agreement":
+            free.discard("training.save_every")  # it says which students compete
+        changed = [d for d in differences(recipe, before) if d.split(":")[0] not in free]
         if changed:
             raise RunError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}); choose another --out"
@@ -91,7 +94,7 @@ class Run:
         return dict(state)
 
     def start(self, index: int) -> None:
-        """Begin writing at update number `index` (0 = the first of the run): later lines of a broken run are dropped."""
+        """Begin writing at update number `index` (0 = the first): later lines of a broken run are dropped."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._write("recipe.yaml", yaml12.render(self.recipe).encode())

@@ -36,7 +36,7 @@ class Generator(nn.Module):
     """DCGAN's generator (Radford et al., arXiv 1511.06434): latents (B, Z) -> images (B, 3, H, W) in [0, 1].
 
     Transposed convolutions double the size from the coarse grid up; `width` channels before the last, doubling
-    downwards to at most 16 * `width`. 128 x 128 pixels take 6 transposed convolutions, as in papers.md section 3.2.
+    downwards to at most 16 * `width`. 128 x 128 pixels take 6 transposed convolutions.
     DCGAN's tanh, brought from [-1, 1] to [0, 1].
     """
 

@@ -54,10 +54,13 @@ class NetworkSpec:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
+# Arguments by which a library loads weights of its own, perhaps from the network.
+PRETRAINED = ("pretrained", "weights", "weights_backbone", "encoder_weights")
+
+
 def has_weights(spec: NetworkSpec) -> bool:
     """Whether the network comes trained: from a file, from its library, or (as far as anyone knows) from own code."""
-    pretrained = ("pretrained", "weights", "weights_backbone", "encoder_weights")
-    return spec.weights is not None or ":" in spec.network or any(spec.args.get(name) for name in pretrained)
+    return spec.weights is not None or ":" in spec.network or any(spec.args.get(name) for name in PRETRAINED)
 
 
 def network_names() -> list[str]:

@@ -71,7 +71,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def held_out(self, n: int) -> Tensor:
-        """Up to n images (B, 3, H, W) that `sample` never returns; the same for the same state.
+        """Up to n images (B, 3, H, W) that `sample` never returns, perhaps none; the same for the same state.
 
         Must not touch any random state: looking at a run may not change it.
         """

@@ -41,7 +41,7 @@ class Degan(ImageSource):
     batch_size: int = 16  # proxy images and generated images per update; the paper found 16 faster than 32
     lr: float = 2e-4  # Adam's, both networks
     beta1: float = 0.5  # Adam's
-    warmup: int = 9400  # 150,000 images at 16 an update: the paper's "150K iterations" (papers.md section 3.2)
+    warmup: int = 9400  # 150,000 images at 16 an update: the paper's "150K iterations"
     generator: Path | None = None  # generator.safetensors of an earlier run: then there is nothing left to train
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """DFAD: a generator that looks for images on which student and teacher disagree. No proxy images at all.
 
 Gongfan Fang et al., "Data-Free Adversarial Distillation", arXiv 1912.11006 (2019); settings of its public CamVid script
-(papers.md section 3.5).
+(docs/methods.md).
 """
 
 from __future__ import annotations

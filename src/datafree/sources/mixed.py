@@ -1,7 +1,7 @@
 """Mixed mini-batches of several sources: proxy and generated images together, eq. 7-9 of arXiv 2011.00809.
 
 The paper gives alpha and beta in words only; that alpha + beta = 1 and that both shares come from the same batch is
-inferred (papers.md section 3.1).
+inferred (docs/methods.md).
 """
 
 from __future__ import annotations

@@ -88,10 +88,6 @@ class Task(ABC):
         same = self.class_probs(student).argmax(1) == self.class_probs(teacher).argmax(1)
         return float(same.float().mean())
 
-    def disagreement(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Scalar mean |s - t| over all logits (DFAD's measure; gradients flow to both)."""
-        return (student - teacher).abs().mean()
-
 
 def synthetic_batch(size: tuple[int, int], device: torch.device) -> Tensor:
     """(2, 3, H, W) smooth images for a first look at a network (two, so that train-mode BatchNorm works)."""

@@ -84,7 +84,7 @@ class Segmentation(Task):
 class SegmentationMetric:
     """Confusion counts, and from them mIoU, per-class IoU and pixel accuracy (torchmetrics' definitions).
 
-    A class that is in neither the targets nor the outputs has no IoU and is left out of the mean; so is the ignored one.
+    A class that is in neither the targets nor the outputs has no IoU and is left out of the mean, like the ignored one.
     """
 
     class_names: list[str]
