@@ -23,8 +23,8 @@ from datafree.tasks.segmentation import Segmentation
 EXAMPLE = Path(datafree.__file__).parent / "example" / "garments"
 ROOT = Path(__file__).resolve().parent.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-STATED_MIOU = 0.85
-TASK = Segmentation(num_classes=7, image_size=(64, 64))
+STATED_MIOU = 0.846  # in the example's README.md
+TASK = Segmentation(num_classes=6, image_size=(64, 64))
 
 
 def load_module(path: Path) -> Iterator[ModuleType]:
@@ -57,7 +57,7 @@ def test_shipped_files_are_complete_and_small() -> None:
     files = [path for path in EXAMPLE.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 2_500_000
     assert len(list((EXAMPLE / "eval" / "images").glob("*.png"))) == 120
-    assert len(list((EXAMPLE / "proxy").glob("*.png"))) == 150
+    assert len(list((EXAMPLE / "proxy").glob("*.png"))) == 300
     for path in [*(EXAMPLE / "eval" / "images").iterdir(), *(EXAMPLE / "proxy").iterdir()]:
         with Image.open(path) as image:
             assert (image.size, image.mode) == ((64, 64), "RGB"), path
@@ -71,11 +71,11 @@ def test_shipped_masks_hold_every_class_and_nothing_else() -> None:
         with Image.open(path) as mask:
             assert (mask.size, mask.mode) == ((64, 64), "P")
             pixels += np.bincount(np.asarray(mask).ravel(), minlength=256)
-    assert np.flatnonzero(pixels).tolist() == list(range(len(names))) == list(range(7))
+    assert np.flatnonzero(pixels).tolist() == list(range(len(names))) == list(range(6))
 
 
 def test_shipped_teacher_reaches_its_stated_miou() -> None:
-    network = unet(num_classes=7, width=16, depth=4, stride=2)
+    network = unet(num_classes=6, width=16, depth=4, stride=2)
     load_weights(network, EXAMPLE / "teacher.safetensors")
     teacher = Normalized(network, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     scores = evaluate(teacher, TASK, TASK.open_labelled(EXAMPLE / "eval"), device=torch.device("cpu"))
@@ -234,7 +234,7 @@ def test_supervised_training_refuses_what_does_not_fit(
 
 
 def test_load_folder_reads_the_shipped_scenes(supervised: ModuleType) -> None:
-    images, masks = supervised.load_folder(EXAMPLE / "eval", image_size=(64, 64), num_classes=7)
+    images, masks = supervised.load_folder(EXAMPLE / "eval", image_size=(64, 64), num_classes=6)
     assert images.shape == (120, 3, 64, 64) and images.dtype == torch.uint8 and masks.shape == (120, 64, 64)
     with Image.open(EXAMPLE / "eval" / "images" / "003.png") as image:
         assert torch.equal(images[3], torch.from_numpy(np.array(image)).movedim(-1, 0))

@@ -56,7 +56,7 @@ class Folder(ImageSource):
     vanish, are skipped and named in `notes`.
     """
 
-    path: Path
+    path: Path  # with every image below it
     crop: Literal["centre", "random"] = "centre"  # of the image scaled to just cover the task's image size
     flip: bool = False  # mirror left and right with probability 0.5
     limit: int | None = None  # learn from this many images at most, chosen by the seed; None = all
