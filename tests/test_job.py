@@ -93,6 +93,25 @@ def test_broken_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert_same(everything(tmp_path / "unbroken"), everything(tmp_path / "broken"))
 
 
+@pytest.mark.parametrize("method", ["degan", "dfad"])
+def test_bf16_run_learns_nearly_what_an_fp32_run_learns(
+    method: str, tmp_path: Path, photos: Callable[..., Path]
+) -> None:
+    source = sources(photos(10))[method]
+    losses: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    for precision, seen in losses.items():
+
+        def note(progress: Progress, seen: list[float] = seen) -> None:
+            if progress.step > 0:
+                seen.append(progress.values["loss"])
+
+        outcome = run_recipe(recipe_for(tmp_path, source, precision=precision), tmp_path / precision, log=note)
+        weights = load_file(outcome.run / "student.safetensors")
+        assert all(w.dtype != torch.bfloat16 for w in weights.values())  # weights stay float32
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"][0] == pytest.approx(losses["fp32"][0], rel=0.1)
+
+
 def test_work_after_the_last_save_is_done_again_to_the_same_bits(tmp_path: Path) -> None:
     def die(progress: Progress) -> None:
         if progress.step == 8:
@@ -120,6 +139,12 @@ def test_student_learns_what_the_teacher_says(tmp_path: Path, photos: Callable[.
     outcome = run_recipe(recipe, tmp_path / "run", log=lambda progress: losses.append(progress.values["loss"]))
     assert losses[-1] < losses[0] / 3
     assert outcome.chosen.agreement > 0.9
+
+
+def test_figures_of_a_source_that_works_now_and_then_are_logged(tmp_path: Path) -> None:
+    run = run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "run").run
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "disagreement" in line] == [2, 6, 12]  # updates at steps 0, 5 and 10
 
 
 def test_agreement_keeps_the_best_student_not_the_last(tmp_path: Path, photos: Callable[..., Path]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,11 +124,12 @@ def distill(
         if training.select == "agreement" and not len(source.held_out(1)):
             raise DataError("training.select=agreement needs images to hold out, and this source has none; use last")
         best: dict[str, Any] = {"agreement": None, "step": 0, "student": {}}
+        latest: dict[str, Tensor | float] = {}  # figures since the last line of the log
         step = first = -source.warmup
 
         # Go on from the last save, if there is one. The random states come last: nothing may draw after them.
         if run.saved is not None:
-            step, best = run.saved["step"], run.saved["best"]
+            step, best, latest = run.saved["step"], run.saved["best"], run.saved["latest"]
             student.load_state_dict(run.saved["student"])
             optimizer.load_state_dict(run.saved["optimizer"])
             source.load_state_dict(run.saved["source"])
@@ -145,6 +146,7 @@ def distill(
                     "optimizer": optimizer.state_dict(),
                     "source": source.state_dict(),
                     "best": best,
+                    "latest": _floats(latest, step),
                     "random": modes.random_state(),
                 }
             )
@@ -158,7 +160,8 @@ def distill(
                 )
 
             # The source works: alone before step 0, then when its turn comes.
-            values: dict[str, Tensor] = source.update(student, step) if source.due(step) else {}
+            if source.due(step):
+                latest |= source.update(student, step)
 
             # The student learns the teacher's answers.
             if step >= 0:
@@ -174,12 +177,12 @@ def distill(
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
-                values = {**values, "loss": loss.detach()}
+                latest["loss"] = loss.detach()
             step += 1
 
             # Log, look and save now and then; none of it touches a random state.
             if step % training.log_every == 0 or step in (0, training.steps):
-                figures = _floats(values, step)
+                figures, latest = _floats(latest, step), {}
                 run.log(step - first, step, figures)
                 phase: Literal["warm-up", "training"] = "training" if step > 0 else "warm-up"
                 if phase == "training" and began_at < 0:  # the rate is the phase's own
@@ -238,7 +241,7 @@ def _dtype_of(network: nn.Module) -> torch.dtype:
     return dtype
 
 
-def _floats(values: dict[str, Tensor], step: int) -> dict[str, float]:
+def _floats(values: Mapping[str, Tensor | float], step: int) -> dict[str, float]:
     figures = {name: float(value) for name, value in values.items()}
     for name, value in figures.items():
         if not math.isfinite(value):
