@@ -1,0 +1,87 @@
+"""The CamVid benchmark: its rows, its tables and its one form of results; the whole of it, in miniature."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+
+def test_rows_are_the_papers_and_the_two_more() -> None:
+    import camvid
+
+    assert camvid.MAIN == [
+        "teacher", "student_labels", "kd_true", "kd_proxy", "dcgan", "degan", "degan_weighted", "degan_mixed",
+        "degan_weighted_mixed", "dfad", "noise",
+    ]  # fmt: skip
+    assert set(camvid.PUBLISHED) == set(camvid.MAIN)
+
+
+def test_each_setting_of_table_2_and_each_ratio_has_a_row_and_those_of_table_1_are_not_run_twice() -> None:
+    import camvid
+
+    assert camvid.table_2_row(0, 0, "plain") == camvid.table_2_row(0, 0, "weighted") == "dcgan"
+    assert camvid.table_2_row(10, 0, "plain") == camvid.table_2_row(10, 0, "weighted") == "degan"
+    assert camvid.table_2_row(0, 10, "weighted") == "degan_weighted"
+    assert camvid.ratio_row("degan_weighted", 1, 1) == "degan_weighted_mixed"
+    assert (camvid.ratio_row("dcgan", 1, 0), camvid.ratio_row("dcgan", 0, 1)) == ("kd_proxy", "dcgan")
+    named = {camvid.table_2_row(e, d, kind) for e, d in camvid.TABLE_2 for kind in ("plain", "weighted")}
+    named |= {camvid.ratio_row(gan, *ratio) for gan in ("dcgan", "degan_weighted") for ratio in camvid.RATIOS}
+    assert named <= set(camvid.SOURCES)
+    assert len(camvid.EXTRA) == len(set(camvid.EXTRA)) == 10
+
+
+def test_tables_show_mean_and_spread_beside_the_paper() -> None:
+    import camvid
+
+    cells = [{"metrics": {"miou": m, "pixel_accuracy": 0.5}, "seconds": 60.0} for m in (0.2, 0.3, 0.4)]
+    table = camvid.tables({"kd_proxy": cells})
+    assert "| kd_proxy | 30.0 ± 10.0 | 50.0 ± 0.0 | 3 | 1.0 | 29.4 | 70.5 |" in table
+    assert "| dcgan | not run | not run | 0 | – | 22.7 | 66.9 |" in table
+    assert "| degan_weighted | 30.0 ± 10.0 | not run | not run | not run | not run |" in table  # 1:0 is the proxy row
+
+
+def test_results_are_written_in_the_one_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import results
+
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(results, "HERE", tmp_path)
+    cells = [{"metrics": {"miou": m}, "seconds": 2.0, "peak_memory_mib": 100.0 * m} for m in (1.0, 3.0)]
+    path = results.write_results("camvid", "cpu", {"noise": cells}, command="python benchmarks/camvid.py")
+    content = json.loads(path.read_text())
+    assert path.name == "camvid-cpu.json"
+    assert {"benchmark", "size", "command", "commit", "hardware", "versions", "date", "rows"} == set(content)
+    assert content["rows"] == [
+        {
+            "name": "noise",
+            "metrics": {"miou": {"mean": 2.0, "std": 1.414214, "values": [1.0, 3.0]}},
+            "seconds": 2.0,
+            "peak_memory_mib": 300.0,
+        }
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_row_runs_is_resumed_and_is_not_run_again(shared_data: Path, tmp_path: Path) -> None:
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(BENCHMARKS / "camvid.py"), "--size", "smoke", "--data", str(shared_data)]
+        command += ["--work", str(tmp_path), *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert run("--one", "teacher", "0").returncode == 0
+    stopped = run("--one", "degan", "0", "--max-time", "0s")
+    assert (stopped.returncode, "goes on" in stopped.stdout) == (75, True)
+    done = run("--one", "degan", "0")
+    assert done.returncode == 0, done.stderr
+    cell = json.loads((tmp_path / "seed0" / "degan" / "cell.json").read_text())
+    assert set(cell["metrics"]) == {"miou", "pixel_accuracy"}
+    assert (tmp_path / "seed0" / "degan" / "generator.safetensors").is_file()
