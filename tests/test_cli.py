@@ -97,7 +97,7 @@ def test_distill_makes_a_run_and_says_that_nothing_verified_it(datafree: Datafre
     assert result.code == 0, result.err
     assert result.out.startswith(f"run: {Path('runs') / 'tiny'}\nnote: ")
     assert "not verified on real data" in result.out
-    assert "student of step 4 (the last step" in result.out
+    assert "student of step 4, chosen without labelled data: the last step" in result.out
     assert result.err.splitlines()[-1].startswith("training 4/4")
     assert Path("runs/tiny/student.safetensors").is_file()
 
