@@ -414,8 +414,10 @@ def main() -> int:
     parser.add_argument("--collect-only", action="store_true", help="only write results and tables from finished cells")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    amount, unit = re.fullmatch(r"([\d.]+)([smh])", arguments.max_time).groups()  # type: ignore[union-attr]
-    left = float(amount) * {"s": 1, "m": 60, "h": 3600}[unit]
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", arguments.max_time)
+    if amount is None:
+        parser.error(f"--max-time {arguments.max_time} is not a time; write it as 90s, 9m or 2h")
+    left = float(amount[1]) * {"s": 1, "m": 60, "h": 3600}[amount[2]]
     work = arguments.work or Path("work") / f"camvid-{arguments.size}"
     if arguments.data is None or not (arguments.data / "camvid").is_dir():
         print(

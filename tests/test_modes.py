@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from datafree import modes
+from datafree.errors import DatafreeError
 
 
 def small_network() -> nn.Module:
@@ -64,6 +65,13 @@ def test_looked_through_in_train_mode_answers_with_batch_statistics() -> None:
     assert torch.equal(seen, copy.deepcopy(network)(images))
     with modes.looked_through(network, "eval"):
         assert not torch.allclose(seen, network(images))
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "toaster", "cpu:x"])
+def test_device_that_is_not_there_is_one_line(name: str) -> None:
+    with pytest.raises(DatafreeError, match=f"no device '{name}'; use auto"):
+        modes.choose_device(name)
+    assert modes.choose_device("cpu") == torch.device("cpu")
 
 
 def test_random_state_puts_back_every_generator() -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from datafree.errors import DatafreeError
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -87,10 +89,18 @@ def looked_through(network: nn.Module, mode: Literal["train", "eval"]) -> Iterat
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is CUDA where there is one, else the CPU."""
+    """The device called `name`; "auto" is CUDA where there is one, else the CPU.
+
+    Raises DatafreeError for a name that is none, or a device that this machine has not.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DatafreeError(f"this machine has no device {name!r}; use auto, cpu, or one that it has") from error
+    return device
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
