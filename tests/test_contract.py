@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from datafree import modes
 from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized
+from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.sources import SOURCES, Degan, Folder, ImageSource
 from datafree.sources.base import Setting
@@ -27,7 +28,10 @@ from datafree.tasks.base import synthetic_batch
 
 SMALL = {"width": 4, "latent": 6, "batch_size": 4, "warmup": 3}
 SIZE, CLASSES = (32, 48), 5
-NETWORKS: list[Callable[[], nn.Module]] = [lambda: unet(CLASSES, width=4, depth=2)]  # a network for each form of answer
+NETWORKS: list[Callable[[], nn.Module]] = [  # one for each form of answer
+    lambda: unet(CLASSES, width=4, depth=2),
+    lambda: resnet(CLASSES, depth=8, width=4),
+]
 
 pytestmark = pytest.mark.parametrize(("method", "kind"), [(m, k) for m in SOURCES for k in TASKS])
 

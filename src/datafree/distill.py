@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
-from datafree.errors import DataError, Interrupted, TrainingError
+from datafree import features, health, modes
+from datafree.errors import DataError, Interrupted, NetworkError, TrainingError
+from datafree.networks.normalized import bare
 from datafree.pictures import grid
 from datafree.runs import Run
 from datafree.sources.base import ImageSource, Setting
-from datafree.tasks.base import Task
+from datafree.tasks.base import Task, synthetic_batch
 
 HELD_OUT = 64  # images on which student and teacher are compared
 SHOWN = 8  # images in a picture
@@ -37,6 +38,8 @@ class Training:
     weight_decay: float = 5e-4
     decay: Literal["step", "cosine", "none"] = "cosine"  # step: a tenth at 1/3 and 2/3 of the steps
     label_weight: float = 0.0  # of the loss on the source's own targets, where it has some
+    match_weight: float = 0.0  # of the distance between the attention maps of both networks' paired layers
+    match: dict[str, str] = field(default_factory=dict)  # teacher's layer -> student's; empty: paired by size
     select: Literal["last", "agreement"] = (
         "last"  # the student that is kept; agreement: with the teacher, held-out images
     )
@@ -100,6 +103,7 @@ def distill(
     run: Run,
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Chosen:
     """Train `student` in place until it holds the chosen weights; everything is saved in `run` on the way.
 
@@ -118,8 +122,10 @@ def distill(
                 seed=training.seed,
                 device=device,
                 dtype=dtype,
+                say=say,
             )
         )
+        pairs = _pairs(task, teacher, student, training)
         optimizer = training.make_optimizer(student)
         if training.select == "agreement" and not len(source.held_out(1)):
             raise DataError("training.select=agreement needs images to hold out, and this source has none; use last")
@@ -161,15 +167,24 @@ def distill(
 
             # The source works: alone before step 0, then when its turn comes.
             if source.due(step):
-                latest |= source.update(student, step)
+                try:
+                    latest |= source.update(student, step)
+                except TrainingError:
+                    save()  # a source that gives up has gone back to its last healthy state
+                    raise
 
             # The student learns the teacher's answers.
             if step >= 0:
                 batch = source.sample(training.batch_size)
-                with torch.no_grad():
+                with torch.no_grad(), features.watched(bare(teacher), pairs) as taught:
                     answers = teacher(batch.images)
-                outputs = student(batch.images)
+                with features.watched(bare(student), pairs.values()) as learnt:
+                    outputs = student(batch.images)
                 loss = task.distill_loss(outputs, answers)
+                if pairs:
+                    attention = features.attention_loss(learnt, taught, pairs)
+                    latest["attention"] = attention.detach()
+                    loss = loss + training.match_weight * attention
                 if training.label_weight and batch.targets is not None:
                     loss = loss + training.label_weight * task.target_loss(outputs, batch.targets)
                 for group in optimizer.param_groups:
@@ -195,9 +210,10 @@ def distill(
                     run.save_picture(step - first, shown)
             if step % training.save_every == 0 or step == training.steps:
                 if step > 0:
-                    agreement = held_out_agreement(task, teacher, student, source)
-                    if agreement is not None:
-                        run.log(step - first, step, {"agreement": agreement})
+                    looked = held_out_signals(task, teacher, student, source)
+                    agreement = looked.get("agreement")
+                    if looked:
+                        run.log(step - first, step, looked)
                     if training.select == "last":
                         best = {"agreement": agreement, "step": step, "student": {}}
                     elif best["agreement"] is None or (agreement or 0.0) > best["agreement"]:
@@ -211,14 +227,17 @@ def distill(
 
 
 @torch.no_grad()
-def held_out_agreement(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> float | None:
-    """Fraction of rows (pixels, for segmentation) of held-out images on which both agree; None without images."""
+def held_out_signals(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> dict[str, float]:
+    """What held-out images say without labels: `health.signals` and `agreement`, the fraction of rows (images, or
+    pixels for segmentation) on which both networks name the same class. Empty without images."""
     images = source.held_out(HELD_OUT)
     if not len(images):
-        return None
+        return {}
     with modes.frozen(student):
-        shares = [task.agreement(student(part), teacher(part)) * len(part) for part in torch.split(images, 16)]
-    return sum(shares) / len(images)
+        answers = torch.cat([teacher(part) for part in torch.split(images, 16)])
+        agreement = task.agreement(torch.cat([student(part) for part in torch.split(images, 16)]), answers)
+    found = {name: float(value) for name, value in health.signals(task, images, answers).items()}
+    return {"agreement": agreement, **found}
 
 
 @torch.no_grad()
@@ -232,6 +251,23 @@ def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSou
         with modes.frozen(student):
             rows.append(task.draw(images, student(images)))
     return grid(rows)
+
+
+def _pairs(task: Task, teacher: nn.Module, student: nn.Module, training: Training) -> dict[str, str]:
+    """Teacher's layer -> student's layer, whose attention maps are compared; empty where none are."""
+    if not training.match_weight:
+        return {}
+    images = synthetic_batch(task.image_size, next(student.parameters()).device)
+    if not training.match:
+        return features.pair_layers(teacher, student, images)
+    with torch.no_grad(), modes.frozen(student):  # a name that does not exist is found before the first step
+        for network, layers in ((teacher, training.match), (student, training.match.values())):
+            with features.watched(bare(network), layers) as maps:
+                network(images)
+            for name in layers:
+                if name not in maps or maps[name].ndim != 4:
+                    raise NetworkError(f"the layer {name!r} of training.match answers no feature map (B, K, h, w)")
+    return dict(training.match)
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:

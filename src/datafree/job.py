@@ -74,6 +74,7 @@ def run_recipe(
             run=run,
             stop=stop,
             log=log,
+            say=say,
         )
     finally:
         run.close()

@@ -72,3 +72,20 @@ def dfad_generator_loss(student: Tensor, teacher: Tensor) -> Tensor:
     the disagreement grows, so that the generator does not run away.
     """
     return -torch.log1p(l1_loss(student, teacher))
+
+
+def js_divergence(first: Tensor, second: Tensor) -> Tensor:
+    """(N,) Jensen-Shannon divergence of rows of probabilities (N, C): between 0 and log 2, symmetric."""
+    middle = ((first + second) / 2).clamp_min(1e-8).log()
+    rows = first * (first.clamp_min(1e-8).log() - middle) + second * (second.clamp_min(1e-8).log() - middle)
+    return rows.sum(1) / 2
+
+
+def decision_adversarial_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """-mean over rows of JS(student, teacher) where both still name the same class: seek disagreement, within bounds.
+
+    Rows of probabilities (N, C). The mask is Fast-DFKD's (Fang et al., arXiv 2112.15278): a row on which they already
+    differ earns nothing more, so that the generator cannot run away with nonsense.
+    """
+    agree = student.argmax(1) == teacher.argmax(1)
+    return -(js_divergence(student, teacher) * agree).mean()

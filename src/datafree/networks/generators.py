@@ -1,6 +1,6 @@
-"""Generators and discriminators of any power-of-two size from 32 to 512 pixels, square or not.
+"""Generators and discriminators of sizes from 28 to 512 pixels that halve evenly, square or not.
 
-B images, Z latent dimensions, H x W pixels, h x w the cells of the coarsest grid.
+B images, C classes, Z latent dimensions, H x W pixels, h x w the cells of a coarser grid.
 """
 
 from __future__ import annotations
@@ -8,20 +8,21 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 
 
-def coarse_grid(size: tuple[int, int]) -> tuple[int, int, int]:
-    """(h, w, doublings): the coarsest grid, its shorter side at least 4 cells, that doubles up to `size`.
+def coarse_grid(size: tuple[int, int], least: int = 4) -> tuple[int, int, int]:
+    """(h, w, doublings): the coarsest grid, its shorter side at least `least` cells, that doubles up to `size`.
 
     Square powers of two start at 4 x 4 as DCGAN does; 96 x 128 starts at 6 x 8. Raises NetworkError for a size
     that does not halve down to a short side of 4 to 15 cells.
     """
     height, width = size
     doublings = 0
-    while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= 4:
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= least:
         height, width, doublings = height // 2, width // 2, doublings + 1
     if min(size) < 16 or max(size) > 1024 or min(height, width) >= 16 or doublings < 2:
         nearest = [min(512, max(32, round(side / 32) * 32)) for side in size]
@@ -69,6 +70,69 @@ class Generator(nn.Module):
         if generator is None:
             return torch.randn(n, self.latent, device=device)
         return torch.randn(n, self.latent, generator=generator).to(device)
+
+
+class ResizeGenerator(nn.Module):
+    """Latents (B, Z), and class maps if it is conditional -> images (B, 3, H, W) in [0, 1], by resize-convolutions.
+
+    The generator of DAFL (Chen et al., arXiv 1904.01186) and its successors, for any size: a linear layer to a grid of
+    7 to 13 cells on its short side (8 x 8 for 32 and 128 pixels, 7 x 7 for 28 and 224), then nearest-neighbour
+    doublings, each followed by a 3x3 convolution, BatchNorm and LeakyReLU; `width` channels at the full size, doubling
+    every second level downwards to at most 4 * `width`.
+
+    With `num_classes` > 0 every BatchNorm takes its gain and bias from the class maps (B, C, h, w): class-conditional
+    BatchNorm (Dumoulin et al., arXiv 1610.07629) where a map is a single cell, a class for the whole image, and spatial
+    conditioning as SPADE's (Park et al., arXiv 1903.07291) where classes have places.
+    """
+
+    def __init__(self, size: tuple[int, int], latent: int = 256, width: int = 64, num_classes: int = 0) -> None:
+        super().__init__()
+        h, w, doublings = coarse_grid(size, least=7)
+        self.latent = latent
+        channels = [width * min(2 ** ((level + 1) // 2), 4) for level in reversed(range(doublings + 1))]
+        self.grid = (channels[0], h, w)
+        self.project = nn.Linear(latent, channels[0] * h * w)
+        self.norms = nn.ModuleList(_Norm(count, num_classes) for count in channels)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=1, bias=False) for before, after in pairwise(channels)
+        )
+        self.to_image = nn.Conv2d(channels[-1], 3, 3, padding=1)
+
+    def forward(self, z: Tensor, layout: Tensor | None = None) -> Tensor:
+        x = self.project(z).unflatten(1, self.grid)  # (B, ., h, w)
+        x = F.leaky_relu(self.norms[0](x, layout), 0.2)
+        for conv, norm in zip(self.convs, self.norms[1:], strict=True):
+            x = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+            x = F.leaky_relu(norm(x, layout), 0.2)
+        return torch.sigmoid(self.to_image(x).float())
+
+    def draw_latents(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """n latents (n, Z) ~ N(0, 1); from `generator` (a CPU one) if given, else from the global state."""
+        if generator is None:
+            return torch.randn(n, self.latent, device=device)
+        return torch.randn(n, self.latent, generator=generator).to(device)
+
+
+class _Norm(nn.Module):
+    """BatchNorm whose gain and bias come from class maps, or are its own without classes."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=num_classes == 0)
+        self.affine = nn.Conv2d(num_classes, 2 * channels, 1, bias=False) if num_classes else None
+        if self.affine is not None:
+            nn.init.normal_(self.affine.weight, 0.0, 0.5)  # classes differ from the start, else they grow alike
+
+    def forward(self, x: Tensor, layout: Tensor | None) -> Tensor:
+        x = self.norm(x)
+        if self.affine is None:
+            return x
+        assert layout is not None, "a conditional generator needs class maps"
+        if layout.shape[-2:] != (1, 1):
+            layout = F.adaptive_avg_pool2d(layout, (x.shape[-2], x.shape[-1]))
+        gain, bias = self.affine(layout).chunk(2, 1)  # (B, ., 1, 1) or (B, ., h, w) each
+        conditioned: Tensor = x * (1 + gain) + bias
+        return conditioned
 
 
 class Discriminator(nn.Module):

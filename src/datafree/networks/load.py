@@ -23,11 +23,12 @@ from pydantic import ConfigDict
 from torch import nn
 
 from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.networks.weights import load_weights
 from datafree.wording import one_line
 
-_DATAFREE: dict[str, Callable[..., nn.Module]] = {"unet": unet}
+_DATAFREE: dict[str, Callable[..., nn.Module]] = {"resnet": resnet, "unet": unet}
 _SMP = (  # architectures of segmentation_models_pytorch
     *("deeplabv3", "deeplabv3plus", "dpt", "fpn", "linknet", "manet"),
     *("pan", "pspnet", "segformer", "unet", "unetplusplus", "upernet"),

@@ -55,6 +55,11 @@ class Normalized(nn.Module):
         return only_tensor(outputs).float()
 
 
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside a `Normalized`, whose layers users know by name; any other network itself."""
+    return network.network if isinstance(network, Normalized) else network
+
+
 def only_tensor(outputs: object) -> Tensor:
     """The tensor in a network's answer: itself, or "out" of torchvision's {"out": ..., "aux": ...}.
 

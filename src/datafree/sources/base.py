@@ -6,6 +6,7 @@ B images, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +36,7 @@ class Setting:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32  # of forward passes
+    say: Callable[[str], None] = lambda line: None  # tells the user something at once
 
     def autocast(self) -> torch.autocast:
         return modes.autocast(self.device, self.dtype)

@@ -1,10 +1,12 @@
 """The kinds of answer. A new task is one file here and one line in TASKS."""
 
 from datafree.tasks.base import Task
+from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 
 TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
     "segmentation": Segmentation,
 }
 
-__all__ = ["TASKS", "Segmentation", "Task"]
+__all__ = ["TASKS", "Classification", "Segmentation", "Task"]

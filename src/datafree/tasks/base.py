@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from datafree.errors import NetworkError
+
 
 @dataclass(kw_only=True)
 class Scores:
@@ -56,6 +58,14 @@ class Task(ABC):
         """Return `outputs` if a network called `what` answers in this task's form, else raise NetworkError."""
 
     @abstractmethod
+    def sample_targets(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """n targets that images could show, every class as often; from `generator` (a CPU one) if given."""
+
+    @abstractmethod
+    def layout(self, targets: Tensor) -> Tensor:
+        """Class maps (B, C, h, w) of targets, the condition a generator works to: h x w is H x W or a single cell."""
+
+    @abstractmethod
     def distill_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Scalar: how far the student's outputs are from the teacher's."""
 
@@ -87,6 +97,32 @@ class Task(ABC):
         """Fraction of rows (images, pixels or locations) on which both name the same class."""
         same = self.class_probs(student).argmax(1) == self.class_probs(teacher).argmax(1)
         return float(same.float().mean())
+
+
+def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_classes: int) -> Tensor:
+    """`outputs` if they are logits of `num_classes` classes in `dims` dimensions, shaped as `wanted` says.
+
+    Raises NetworkError for another shape or class count, for answers that are not finite, and for probabilities, which
+    would distil silently and badly. Logarithms of probabilities are logits like any other.
+    """
+    if not isinstance(outputs, Tensor):
+        raise NetworkError(f"the {what} answers with a {type(outputs).__name__}, not a tensor of logits {wanted}")
+    if outputs.ndim != dims:
+        raise NetworkError(f"the {what} answers {tuple(outputs.shape)}, but the task needs logits {wanted}")
+    if outputs.shape[1] != num_classes:
+        raise NetworkError(
+            f"the {what} answers {outputs.shape[1]} classes, but the task has {num_classes}; "
+            f"set task.num_classes={outputs.shape[1]} or choose another {what}"
+        )
+    if not torch.isfinite(outputs).all():
+        raise NetworkError(f"the {what} answers numbers that are not finite; its weights may be damaged")
+    sums = outputs.float().sum(1)
+    if outputs.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise NetworkError(
+            f"the {what} answers probabilities (not below 0, sum 1 over classes), but logits {wanted} are needed; "
+            "take its last softmax off"
+        )
+    return outputs
 
 
 def synthetic_batch(size: tuple[int, int], device: torch.device) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from datafree import images
 from datafree.errors import DataError
 from datafree.images import UnreadableImage
+from datafree.tasks.labelled import names_file, read_names, stream
 
 _LAYOUT = "images/NAME.png (or another kind) and masks/NAME.png"
 
@@ -65,25 +66,7 @@ class MaskFolder:
 
         The last batch may be smaller. Unreadable files are skipped and recorded; raises DataError if all are.
         """
-        assert batch_size > 0
-        pairs: list[tuple[Tensor, Tensor]] = []
-        read = 0
-        for index in range(len(self)):
-            try:
-                pairs.append(self[index])
-            except UnreadableImage as error:
-                line = f"{error.path.relative_to(self._path)}: {error.reason}"
-                if line not in self.skipped:
-                    self.skipped.append(line)
-                continue
-            read += 1
-            if len(pairs) == batch_size:
-                yield _stack(pairs)
-                pairs = []
-        if pairs:
-            yield _stack(pairs)
-        if not read:
-            raise DataError(f"none of the {len(self)} labelled images can be read; the first: {self.skipped[0]}")
+        return stream(self.__getitem__, len(self), batch_size, self.skipped, self._path)
 
     def _read_ids(self, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
         """(H, W) class ids, checked."""
@@ -102,10 +85,6 @@ class MaskFolder:
                 "task.num_classes or task.ignore_index"
             )
         return ids
-
-
-def _stack(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
 
 
 def _grey_step(path: Path) -> int:
@@ -154,14 +133,10 @@ def _by_name(folder: Path, paths: list[Path]) -> dict[str, Path]:
 
 def _class_names(path: Path, num_classes: int, ignore_index: int) -> list[str]:
     """The names in classes.txt, without that of `ignore_index`; "class 0" and so on without such a file."""
-    found = next((p for p in (path / "classes.txt", path.parent / "classes.txt") if p.is_file()), None)
+    found = names_file(path)
     if found is None:
         return [f"class {index}" for index in range(num_classes)]
-    try:
-        lines = [line.strip() for line in found.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {found} ({error}); save it as UTF-8 text, one class name a line") from error
-    names = [line for line in lines if line]
+    names = read_names(found)
     if len(names) == num_classes + 1 and ignore_index == num_classes:
         names.pop()  # ids 0 to C - 1 keep their lines only if the extra line is the last
     if len(names) != num_classes:
@@ -170,7 +145,4 @@ def _class_names(path: Path, num_classes: int, ignore_index: int) -> list[str]:
             f"ignore_index {ignore_index}; name {num_classes}, "
             f"or {num_classes + 1} with ignore_index {num_classes}"
         )
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"{found} names the class {twice!r} twice; give each class its own name")
     return names

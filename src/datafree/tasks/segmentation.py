@@ -16,7 +16,7 @@ from torch import Tensor
 from datafree import losses
 from datafree.errors import DataError, NetworkError
 from datafree.pictures import class_colours
-from datafree.tasks.base import Scores, Task
+from datafree.tasks.base import Scores, Task, check_logits
 from datafree.tasks.masks import MaskFolder
 
 
@@ -31,22 +31,29 @@ class Segmentation(Task):
 
     def check(self, outputs: object, what: str) -> Tensor:
         wanted = f"(B, {self.num_classes}, {self.image_size[0]}, {self.image_size[1]})"
-        if not isinstance(outputs, Tensor):
-            raise NetworkError(f"the {what} answers with a {type(outputs).__name__}, not a tensor of logits {wanted}")
-        if outputs.ndim != 4:
-            raise NetworkError(f"the {what} answers {tuple(outputs.shape)}, but segmentation needs logits {wanted}")
-        if outputs.shape[1] != self.num_classes:
-            raise NetworkError(
-                f"the {what} answers {outputs.shape[1]} classes, but the task has {self.num_classes}; "
-                f"set task.num_classes={outputs.shape[1]} or choose another {what}"
-            )
-        if tuple(outputs.shape[2:]) != tuple(self.image_size):
+        checked = check_logits(outputs, what, dims=4, wanted=wanted, num_classes=self.num_classes)
+        if tuple(checked.shape[2:]) != tuple(self.image_size):
             height, width = self.image_size
             raise NetworkError(
-                f"the {what} answers {outputs.shape[2]} x {outputs.shape[3]} pixels for images of {height} x {width}; "
+                f"the {what} answers {checked.shape[2]} x {checked.shape[3]} pixels for images of {height} x {width}; "
                 "choose a task.image_size that it keeps, or wrap it so that it upsamples its logits"
             )
-        return outputs
+        return checked
+
+    def sample_targets(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        """Masks (n, H, W) of smooth regions: at each place the class whose low-frequency noise is highest."""
+        where = device if generator is None else torch.device("cpu")
+        classes = torch.tensor([c for c in range(self.num_classes) if c != self.ignore_index], device=where)
+        coarse = torch.randn(n, len(classes), 4, 4, generator=generator, device=where)
+        # A strong constant for each class and image: few classes to an image, and never the same ones.
+        coarse += 1.5 * torch.randn(n, len(classes), 1, 1, generator=generator, device=where)
+        smooth = F.interpolate(coarse, size=self.image_size, mode="bicubic", align_corners=True)
+        return classes[smooth.argmax(1)].to(device)
+
+    def layout(self, targets: Tensor) -> Tensor:
+        known = targets != self.ignore_index
+        maps = F.one_hot(torch.where(known, targets, 0), self.num_classes) * known[..., None]  # (B, H, W, C)
+        return maps.movedim(-1, 1).float()
 
     def distill_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.distill == "l1":

@@ -1,0 +1,106 @@
+"""A bounded memory of made images, 8 bits a channel: a student that sees old ones again does not forget them.
+
+B images, H x W pixels, N images in the bank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datafree.errors import DataError
+
+HELD_EVERY = 16  # every 16th image is set aside for `held_out`
+
+
+@dataclass(kw_only=True)
+class Bank:
+    """The latest `capacity` images that were added, with their targets; and a few that are never drawn.
+
+    Images are kept as bytes on the device they came from: 32 x 32 pixels take 3 kB, 224 x 224 take 150 kB.
+    """
+
+    capacity: int  # images
+    reserve: int = 64  # held-out images at most
+    added: int = field(default=0, init=False)  # in all
+
+    def __post_init__(self) -> None:
+        if self.capacity < 1:
+            raise DataError(f"a bank of {self.capacity} images holds nothing; give 1 or more")
+        self._kept = _Ring(self.capacity)
+        self._held = _Ring(self.reserve)
+
+    def __len__(self) -> int:
+        """Images that can be drawn."""
+        return self._kept.count
+
+    def add(self, images: Tensor, targets: Tensor | None = None) -> None:
+        """Add images (B, 3, H, W) in [0, 1] and their targets (B, ...). The oldest make room."""
+        places = torch.arange(self.added, self.added + len(images))
+        held = (places % HELD_EVERY == HELD_EVERY - 1).to(images.device)
+        self.added += len(images)
+        data = (images.detach() * 255).round_().clamp_(0, 255).to(torch.uint8)
+        for ring, chosen in ((self._kept, ~held), (self._held, held)):
+            ring.add(data[chosen], None if targets is None else targets[chosen])
+
+    def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """n images (n, 3, H, W) in [0, 1], drawn evenly (with repetition), and their targets or None."""
+        assert len(self), "an empty bank has nothing to draw"
+        index = torch.randint(len(self), (n,), device=self._kept.images.device)
+        return self._kept.at(index)
+
+    def held_out(self, n: int) -> Tensor | None:
+        """Up to n images that `sample` never returns, or None while there are none."""
+        if not self._held.count:
+            return None
+        return self._held.at(slice(0, min(n, self._held.count)))[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, the cursors too."""
+        return {"added": self.added, "kept": self._kept.state_dict(), "held": self._held.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Put back what `state_dict` returned."""
+        self.added = state["added"]
+        self._kept.load_state_dict(state["kept"], device)
+        self._held.load_state_dict(state["held"], device)
+
+
+class _Ring:
+    """A fixed number of places that are filled in turn, then over again."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.count, self.cursor = capacity, 0, 0
+        self.images = torch.empty(0, dtype=torch.uint8)
+        self.targets: Tensor | None = None
+
+    def add(self, images: Tensor, targets: Tensor | None) -> None:
+        images = images[-self.capacity :]
+        targets = None if targets is None else targets[-self.capacity :]
+        if not len(images):
+            return
+        if not self.count:  # memory is taken whole, once: a bank that does not fit fails at the first image
+            self.images = images.new_empty(self.capacity, *images.shape[1:])
+            self.targets = None if targets is None else targets.new_empty(self.capacity, *targets.shape[1:])
+        places = (torch.arange(len(images), device=images.device) + self.cursor) % self.capacity
+        self.images[places] = images
+        if self.targets is not None and targets is not None:
+            self.targets[places] = targets
+        self.cursor = (self.cursor + len(images)) % self.capacity
+        self.count = min(self.count + len(images), self.capacity)
+
+    def at(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
+        return self.images[index].float() / 255, None if self.targets is None else self.targets[index]
+
+    def state_dict(self) -> dict[str, Any]:
+        targets = None if self.targets is None else self.targets[: self.count].clone()
+        return {"images": self.images[: self.count].clone(), "targets": targets, "cursor": self.cursor}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.count = self.cursor = 0
+        targets = state["targets"]
+        self.add(state["images"].to(device), None if targets is None else targets.to(device))
+        self.cursor = state["cursor"]

@@ -1,0 +1,123 @@
+"""What goes on inside a network: outputs of named layers, attention maps, layers of two networks paired.
+
+B images, K channels, H x W pixels, h x w cells of a feature map.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datafree import modes
+from datafree.errors import NetworkError
+from datafree.networks.normalized import bare
+
+
+@contextmanager
+def watched(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Within it, a forward pass of `network` fills the dict: layer name -> its output (of the latest pass).
+
+    Raises NetworkError for a layer that `network` has not.
+    """
+    modules = dict(network.named_modules())
+    outputs: dict[str, Tensor] = {}
+    handles = []
+    try:
+        for name in layers:
+            if name not in modules:
+                near = difflib.get_close_matches(name, modules, n=3) or list(modules)[1:6]
+                raise NetworkError(f"there is no layer {name!r} in the network; did you mean {', '.join(near)}?")
+            handles.append(modules[name].register_forward_hook(_recorder(name, outputs)))
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _recorder(name: str, outputs: dict[str, Tensor]) -> Callable[[nn.Module, object, object], None]:
+    def record(layer: nn.Module, inputs: object, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise NetworkError(
+                f"the layer {name!r} answers a {type(output).__name__}, not a tensor; name another layer"
+            )
+        outputs[name] = output
+
+    return record
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """(B, K, h, w) -> (B, h*w): where the energy is; mean over channels of the squares, brought to length 1.
+
+    Zagoruyko and Komodakis, "Paying more attention to attention", arXiv 1612.03928, section 3.1.
+    """
+    return F.normalize(features.float().square().mean(1).flatten(1), dim=1)
+
+
+def attention_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], pairs: Mapping[str, str]) -> Tensor:
+    """Sum over pairs (teacher layer -> student layer) of the mean squared difference of their attention maps.
+
+    arXiv 1612.03928, eq. 2 in its public code's form. A student's map of another size is brought to the teacher's.
+    """
+    total = torch.zeros((), device=next(iter(teacher.values())).device)
+    for theirs, ours in pairs.items():
+        target, features = teacher[theirs], student[ours]
+        energy = features.float().square().mean(1, keepdim=True)
+        if energy.shape[-2:] != target.shape[-2:]:
+            energy = F.interpolate(energy, size=target.shape[-2:], mode="bilinear", align_corners=False)
+        total = total + (F.normalize(energy.flatten(1), dim=1) - attention_map(target)).square().mean()
+    return total
+
+
+@torch.no_grad()
+def last_layers(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str]:
+    """(h, w) -> the bare network's layer whose output was the last of that size in a forward pass: its stages' ends.
+
+    Largest maps first. Left out: maps of a single cell, and the network's answer itself.
+    """
+    seen: list[tuple[str, Tensor]] = []
+
+    def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
+        def record(layer: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4:
+                seen.append((name, output))
+
+        return record
+
+    handles = [m.register_forward_hook(recorder(name)) for name, m in bare(network).named_modules() if name]
+    try:
+        with modes.frozen(network):
+            answer = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[tuple[int, int], str] = {}
+    for name, output in seen:
+        size = (output.shape[2], output.shape[3])
+        is_answer = isinstance(answer, Tensor) and output.shape == answer.shape
+        if size != (1, 1) and not is_answer:
+            found[size] = name
+    return dict(sorted(found.items(), reverse=True))
+
+
+def pair_layers(teacher: nn.Module, student: nn.Module, images: Tensor, most: int = 3) -> dict[str, str]:
+    """Teacher layer -> student layer: the ends of their stages of equal size, from the deepest, at most `most`.
+
+    Fits networks that halve the size stage by stage, which most do. Raises NetworkError if no size is common.
+    """
+    theirs, ours = last_layers(teacher, images), last_layers(student, images)
+    common = [size for size in sorted(theirs) if size in ours][:most]
+    if not common:
+        raise NetworkError(
+            f"teacher and student have no feature maps of equal size ({_sizes(theirs)}; {_sizes(ours)}); name the "
+            "layers with training.match={teacher layer: student layer}, or set training.match_weight=0"
+        )
+    return {theirs[size]: ours[size] for size in common}
+
+
+def _sizes(layers: Mapping[tuple[int, int], str]) -> str:
+    return ", ".join(f"{h} x {w}" for h, w in layers) or "none"

@@ -1,0 +1,145 @@
+"""Whether a source still makes images worth learning from, told without real data.
+
+Signals from the teacher's answers to a batch; and a guard that notices a collapse at once and starts again from the
+last healthy state. B images, C classes, H x W pixels, N rows (an image, a pixel or a location each).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from datafree.errors import TrainingError
+from datafree.tasks.base import Task
+
+
+@torch.no_grad()
+def signals(task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+    """What a batch looks like, and to the teacher: detached scalars in [0, 1].
+
+    balance: entropy of the classes named (hard answers), over that of all classes alike; 0 = one class only.
+    confidence: mean probability of the class named.
+    diversity: mean over pixels and channels of the standard deviation between images; 0 = all images alike.
+    """
+    probs = task.class_probs(outputs)  # (N, C)
+    best, named = probs.max(1)
+    shares = torch.bincount(named, minlength=probs.shape[1]).float() / len(named)
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    spread = images.float().std(0, correction=0).mean() if len(images) > 1 else images.new_zeros(())
+    return {"balance": entropy / math.log(probs.shape[1]), "confidence": best.mean(), "diversity": spread}
+
+
+class Stateful(Protocol):
+    """A network or an optimiser."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+@dataclass(kw_only=True)
+class Guard:
+    """Notices when what a generator makes collapses, and restarts it with more caution; gives up at last.
+
+    Collapsed: `patience` looks in a row at batches that are all alike (diversity below `least_diversity`), of one class
+    (balance below `least_balance`), or not finite. Then `parts` go back to their last healthy state and `caution`,
+    which scales the adversarial weight (or the learning rate, where there is none), is halved.
+    """
+
+    parts: Mapping[str, Stateful]  # generator and optimiser
+    what: str  # what is scaled by `caution`, for the message
+    say: Callable[[str], None]
+    on_collapse: Literal["restart", "stop", "ignore"] = "restart"
+    restarts: int = 3  # at most
+    every: int = 10  # updates from one look to the next
+    patience: int = 3  # bad looks in a row
+    least_diversity: float = 0.01
+    least_balance: float = 0.05
+    caution: float = field(default=1.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._updates = 0
+        self._bad = 0
+        self._restarted = 0
+        self._healthy: dict[str, Any] | None = None
+        self.history: list[str] = []
+
+    def after(self, step: int, task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+        """Count an update that made `images`, answered by the teacher with `outputs`; now and then, look at them.
+
+        Returns the signals to log when it looked. Raises TrainingError when restarts are used up.
+        """
+        self._updates += 1
+        if self.on_collapse == "ignore" or self._updates % self.every:
+            return {}
+        return self._look(step, task, images, outputs)
+
+    def _look(self, step: int, task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+        found = signals(task, images, outputs)
+        reason = self._fault({name: float(value) for name, value in found.items()})
+        if reason is None:
+            self._bad = 0
+            self._healthy = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
+            return found
+        self._bad += 1
+        if self._healthy is None and self._bad == 10 * self.patience:  # a generator may take a while to begin
+            self._tell(f"warning: the generator has not begun to work by step {step}: {reason}")
+        if self._healthy is None or self._bad < self.patience:
+            return {name: value for name, value in found.items() if math.isfinite(value)}
+        self._bad = 0
+        self._go_back()
+        if self.on_collapse == "stop" or self._restarted >= self.restarts:
+            tried = f" after {self._restarted} restarts" if self._restarted else ""
+            raise TrainingError(
+                f"the generator has collapsed at step {step}{tried}: {reason}; its last healthy state is saved: "
+                f"lower {self.what}, or choose another source.method"
+            )
+        self._restarted += 1
+        self.caution /= 2
+        line = (
+            f"the generator had collapsed at step {step} ({reason}): put back to its last healthy state, "
+            f"{self.what} now times {self.caution:g} (restart {self._restarted} of {self.restarts})"
+        )
+        self._tell(f"warning: {line}")
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def _tell(self, line: str) -> None:
+        self.history.append(line.removeprefix("warning: "))
+        self.say(line)
+
+    def _fault(self, found: dict[str, float]) -> str | None:
+        if not all(map(math.isfinite, found.values())):
+            return "its images or the teacher's answers to them are not finite"
+        if found["diversity"] < self.least_diversity:
+            return f"its images are all alike, their standard deviation is {found['diversity']:.4f}"
+        if found["balance"] < self.least_balance:
+            return f"the teacher sees one class only in its images, balance {found['balance']:.3f}"
+        return None
+
+    def _go_back(self) -> None:
+        assert self._healthy is not None
+        for name, part in self.parts.items():
+            part.load_state_dict(copy.deepcopy(self._healthy[name]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, caution and the last healthy state."""
+        return {
+            "updates": self._updates,
+            "bad": self._bad,
+            "restarted": self._restarted,
+            "caution": self.caution,
+            "healthy": self._healthy,
+            "history": list(self.history),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self._updates, self._bad, self._restarted = state["updates"], state["bad"], state["restarted"]
+        self.caution, self._healthy = state["caution"], state["healthy"]
+        self.history = list(state["history"])

@@ -1,0 +1,161 @@
+"""CGDD: a class-conditional generator, trained adversarially against the student it feeds.
+
+Xinyi Yu et al., "Conditional Generative Data-Free Knowledge Distillation", arXiv 2112.15358 (2021-2022). Only its
+abstracts are public. They state: a generator conditioned on preset labels, which are the ground truth of its training; an adversarial
+framework of several losses that lets the student explore; a student that learns by distillation, by cross-entropy with
+the preset labels and from the teacher's attention maps (training.label_weight, training.match_weight). Inferred from
+its named relatives, all weights included: the generator's BatchNorm, balance and activation terms (GDFQ, DAFL,
+CPSC-DFKD), the form and the guard of the adversarial term (Fast-DFKD), warm-up, rhythm and replay bank (CMI, Fast-DFKD).
+
+B images, C classes, N rows (an image or a pixel each).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree import features, losses, modes
+from datafree.bank import Bank
+from datafree.bnstats import StatisticsMatch
+from datafree.health import Guard
+from datafree.networks.generators import ResizeGenerator
+from datafree.networks.normalized import bare
+from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.tasks.base import synthetic_batch
+
+
+@final
+@dataclass(kw_only=True)
+class Cgdd(ImageSource):
+    """A generator makes images of preset labels that the teacher recognises and the student does not know yet.
+
+    One update is one generator step. The student draws a share of each batch from a bank of past updates' images, so
+    that it does not forget. Works for every task that can lay its targets out as class maps.
+    """
+
+    target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy)
+    bn_weight: float = 1.0  # of the distance to the teacher's BatchNorm statistics; off where it has none
+    balance_weight: float = 5.0  # of the average answer's negative entropy, as DAFL's
+    activation_weight: float = 0.01  # of the teacher's deepest activations, to be large, as DAFL's
+    adversarial_weight: float = 1.0  # of the disagreement of student and teacher, to be large
+    latent: int = 256  # Z
+    width: int = 64  # channels of the generator at full size
+    batch_size: int = 128  # images per update
+    lr: float = 1e-3  # Adam's, falling to 0 over the run along a cosine
+    beta1: float = 0.5  # Adam's
+    replay: float = 0.5  # share of the student's batch that comes from the bank
+    bank_size: int = 20_000  # images
+    student_mode: Literal["train", "eval"] = "train"  # of the student's BatchNorm while the generator looks through it
+    on_collapse: Literal["restart", "stop", "ignore"] = "restart"
+    restarts: int = 3  # at most
+    warmup: int = 100  # updates without the adversarial term
+    update_every: int = 5  # student steps per update
+
+    def attach(self, setting: Setting) -> None:
+        self._setting = setting
+        task, teacher = setting.task, setting.teacher
+        self._generator = ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes)
+        self._generator.to(setting.device).to(memory_format=torch.channels_last)
+        self._optimizer = torch.optim.Adam(self._generator.parameters(), self.lr, (self.beta1, 0.999), fused=True)
+        self._bank = Bank(capacity=self.bank_size)
+        self._match = StatisticsMatch(network=teacher)
+        look = synthetic_batch(task.image_size, setting.device)
+        self._deepest = list(features.last_layers(teacher, look).values())[-1:]
+        self._guard = Guard(
+            parts={"generator": self._generator, "optimizer": self._optimizer},
+            what="source.adversarial_weight",
+            say=setting.say,
+            on_collapse=self.on_collapse,
+            restarts=self.restarts,
+        )
+        if self.bn_weight and not self._match.layers:
+            setting.say("note: the teacher has no BatchNorm statistics; source.bn_weight is off")
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        task = self._setting.task
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr * (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2
+        targets = task.sample_targets(self.batch_size, self._setting.device)
+        images = self._make(targets)
+
+        # What the teacher sees: the preset labels, familiar statistics, every class, strong activations.
+        with self._match.watching(), features.watched(bare(self._setting.teacher), self._deepest) as maps:
+            outputs = self._setting.teacher(images)
+        probs = task.class_probs(outputs)  # (N, C)
+        terms = {"target": task.target_loss(outputs, targets), "balance": losses.diversity_loss(probs)}
+        loss = self.target_weight * terms["target"] + self.balance_weight * terms["balance"]
+        if self.bn_weight and self._match.layers:
+            terms["bn"] = self._match.distance()
+            loss = loss + self.bn_weight * terms["bn"]
+        if self.activation_weight and maps:
+            terms["activation"] = -maps[self._deepest[0]].float().abs().mean()
+            loss = loss + self.activation_weight * terms["activation"]
+
+        # What the student does not know yet. Bounded and masked, so that it cannot run away.
+        if self.adversarial_weight and step >= 0:
+            with modes.looked_through(student, self.student_mode):
+                student_probs = task.class_probs(student(images))
+            terms["adversarial"] = losses.decision_adversarial_loss(student_probs, probs)
+            loss = loss + self.adversarial_weight * self._guard.caution * terms["adversarial"]
+
+        self._optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self._optimizer.step()
+        self._bank.add(images, targets)
+        logs = {name: value.detach() for name, value in terms.items()}
+        return logs | self._guard.after(step, task, images, outputs)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Batch:
+        old = round(n * self.replay) if len(self._bank) else 0
+        targets = self._setting.task.sample_targets(n - old, self._setting.device)
+        images = self._make(targets) if n > old else torch.empty(0)
+        if not old:
+            return Batch(images=images, targets=targets)
+        old_images, old_targets = self._bank.sample(old)
+        assert old_targets is not None
+        if old == n:
+            return Batch(images=old_images, targets=old_targets)
+        return Batch(images=torch.cat([images, old_images]), targets=torch.cat([targets, old_targets]))
+
+    @torch.no_grad()
+    def held_out(self, n: int) -> Tensor:
+        task, device = self._setting.task, self._setting.device
+        generator = torch.Generator().manual_seed(self._setting.seed + 1)
+        layout = task.layout(task.sample_targets(n, device, generator))
+        self._generator.eval()  # the running statistics: looking may not change them
+        with self._setting.autocast():
+            images: Tensor = self._generator(self._generator.draw_latents(n, device, generator), layout)
+        return images
+
+    def _make(self, targets: Tensor) -> Tensor:
+        self._generator.train()
+        z = self._generator.draw_latents(len(targets), self._setting.device)
+        with self._setting.autocast():
+            images: Tensor = self._generator(z, self._setting.task.layout(targets))
+        return images
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "generator": self._generator.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "bank": self._bank.state_dict(),
+            "guard": self._guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._generator.load_state_dict(state["generator"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._bank.load_state_dict(state["bank"], self._setting.device)
+        self._guard.load_state_dict(state["guard"])
+
+    def artefacts(self) -> dict[str, nn.Module]:
+        return {"generator": self._generator}
+
+    def notes(self) -> list[str]:
+        return list(self._guard.history)

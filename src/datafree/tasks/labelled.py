@@ -1,0 +1,62 @@
+"""What labelled folders of every task share: names of classes, batches that stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from datafree.errors import DataError
+from datafree.images import UnreadableImage
+
+
+def stream(
+    read: Callable[[int], tuple[Tensor, Tensor]], count: int, batch_size: int, skipped: list[str], folder: Path
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs (image, target) that `read(0 .. count - 1)` gives, stacked; the last batch may be smaller.
+
+    Files that cannot be read are left out and added to `skipped`, as paths below `folder`; raises DataError if all are.
+    """
+    assert batch_size > 0
+    pairs: list[tuple[Tensor, Tensor]] = []
+    any_read = False
+    for index in range(count):
+        try:
+            pairs.append(read(index))
+        except UnreadableImage as error:
+            line = f"{error.path.relative_to(folder)}: {error.reason}"
+            if line not in skipped:
+                skipped.append(line)
+            continue
+        any_read = True
+        if len(pairs) == batch_size:
+            yield _stack(pairs)
+            pairs = []
+    if pairs:
+        yield _stack(pairs)
+    if not any_read:
+        raise DataError(f"none of the {count} labelled images can be read; the first: {skipped[0]}")
+
+
+def _stack(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.stack([image for image, _ in pairs]), torch.stack([target for _, target in pairs])
+
+
+def names_file(folder: Path) -> Path | None:
+    """`classes.txt` of a labelled folder: in it, or one folder up."""
+    return next((p for p in (folder / "classes.txt", folder.parent / "classes.txt") if p.is_file()), None)
+
+
+def read_names(file: Path) -> list[str]:
+    """The names in a classes.txt, one a line. Raises DataError, also for a name given twice."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {file} ({error}); save it as UTF-8 text, one class name a line") from error
+    names = [line for line in lines if line]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{file} names the class {twice!r} twice; give each class its own name")
+    return names
