@@ -10,25 +10,19 @@ not run again. The results go to benchmarks/results/camvid-SIZE.json, the tables
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-import torch
 from torch import nn
 
+from cells import Stop, measure, read_cells, run_cells, seconds, spread
 from datafree import modes
 from datafree.distill import Training, distill
-from datafree.errors import Interrupted
 from datafree.evaluate import evaluate
 from datafree.job import prepare, save_artefacts
 from datafree.networks.load import NetworkSpec
@@ -93,7 +87,7 @@ SIZES = {
         gan_updates=1000,
         gan_width=32,
         gan_batch=16,
-        dfad={"width": 32, "batch_size": 16},
+        dfad={"width": 32, "batch_size": 16, "on_collapse": "ignore"},
         dfad_steps=1500,
         dfad_batch=16,
         dfad_lr=0.1,
@@ -109,7 +103,7 @@ SIZES = {
         gan_updates=9400,  # 150,000 images at 16
         gan_width=64,
         gan_batch=16,
-        dfad={"width": 64, "batch_size": 64},
+        dfad={"width": 64, "batch_size": 64, "on_collapse": "ignore"},
         dfad_steps=15000,  # 300 epochs of 50
         dfad_batch=64,
         dfad_lr=0.1,
@@ -125,7 +119,7 @@ SIZES = {
         gan_updates=2,
         gan_width=4,
         gan_batch=4,
-        dfad={"width": 4, "batch_size": 4},
+        dfad={"width": 4, "batch_size": 4, "on_collapse": "ignore"},
         dfad_steps=2,
         dfad_batch=4,
         dfad_lr=0.1,
@@ -141,7 +135,7 @@ class Cell:
     seed: int
     data: Path
     folder: Path  # of this seed
-    stop: Callable[[], str | None]
+    stop: Stop
 
     def task(self, **options: Any) -> Segmentation:
         side = self.size.side
@@ -303,50 +297,16 @@ def run_cell(row: str, cell: Cell) -> dict[str, float]:
 
 def run_one(row: str, size: str, seed: int, data: Path, work: Path, max_time: float) -> int:
     """Run a cell in this process and leave its JSON file; 75 if time was up before its end."""
-    began = time.monotonic()
-    folder = work / f"seed{seed}"
-    clock = folder / row / "seconds.json"  # of earlier pieces
-    before = json.loads(clock.read_text()) if clock.exists() else 0.0
-    cell = Cell(
-        size=SIZES[size],
-        seed=seed,
-        data=data,
-        folder=folder,
-        stop=lambda: "time is up" if time.monotonic() - began > max_time else None,
-    )
-    try:
-        metrics = run_cell(row, cell)
-    except Interrupted as error:
-        clock.parent.mkdir(parents=True, exist_ok=True)
-        clock.write_text(json.dumps(before + time.monotonic() - began))
-        print(error, flush=True)
-        return 75
-    done = {
-        "metrics": metrics,
-        "seconds": before + time.monotonic() - began,
-        "peak_memory_mib": peak_memory_mib(),
-    }
-    aside = folder / row / ".cell.json"
-    aside.write_text(json.dumps(done))
-    aside.replace(folder / row / "cell.json")
-    print(f"{row} seed {seed}: " + ", ".join(f"{k} {v:.2%}" for k, v in metrics.items()), flush=True)
-    return 0
 
+    def run(stop: Stop) -> dict[str, float]:
+        return run_cell(row, Cell(size=SIZES[size], seed=seed, data=data, folder=work / f"seed{seed}", stop=stop))
 
-def peak_memory_mib() -> float:
-    """The most memory of this process: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return measure((row, seed), work, max_time, run)
 
 
 def collect(size: str, work: Path, command: str) -> None:
     """Write the results file and the tables from the cells that are there."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in [*MAIN, *EXTRA]:
-        cells = [json.loads(f.read_text()) for f in sorted(work.glob(f"seed*/{row}/cell.json"))]
-        if cells:
-            rows[row] = cells
+    rows = read_cells(work, [*MAIN, *EXTRA])
     write_results("camvid", size, rows, command=command)
     write_table("results.md", f"camvid-{size}", tables(rows))
 
@@ -355,10 +315,7 @@ def tables(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: ours beside the published numbers."""
 
     def ours(row: str, metric: str) -> str:
-        values = [100 * cell["metrics"][metric] for cell in rows.get(row, [])]
-        if not values:
-            return "not run"
-        return f"{mean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+        return spread([100 * cell["metrics"][metric] for cell in rows.get(row, [])])
 
     def theirs(value: float | None) -> str:
         return "–" if value is None else f"{value:.1f}"
@@ -414,10 +371,10 @@ def main() -> int:
     parser.add_argument("--collect-only", action="store_true", help="only write results and tables from finished cells")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    amount = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", arguments.max_time)
-    if amount is None:
-        parser.error(f"--max-time {arguments.max_time} is not a time; write it as 90s, 9m or 2h")
-    left = float(amount[1]) * {"s": 1, "m": 60, "h": 3600}[amount[2]]
+    try:
+        left = seconds(arguments.max_time)
+    except ValueError as error:
+        parser.error(str(error))
     work = arguments.work or Path("work") / f"camvid-{arguments.size}"
     if arguments.data is None or not (arguments.data / "camvid").is_dir():
         print(
@@ -430,29 +387,10 @@ def main() -> int:
     command = f"python benchmarks/camvid.py --size {arguments.size} --seeds {' '.join(map(str, arguments.seeds))}"
     cells = [(row, seed) for seed in arguments.seeds for row in (arguments.rows or MAIN)]
     cells += [] if arguments.rows else [(row, arguments.seeds[0]) for row in EXTRA]
-    began = time.monotonic()
-    for row, seed in [] if arguments.collect_only else cells:
-        if (work / f"seed{seed}" / row / "cell.json").exists():
-            continue
-        remaining = left - (time.monotonic() - began)
-        if remaining < 5:
-            print("time is up; the same command goes on")
-            return 75
-        options = [
-            "--size",
-            arguments.size,
-            "--data",
-            arguments.data,
-            "--work",
-            work,
-            "--max-time",
-            f"{remaining:.0f}s",
-        ]
-        code = subprocess.run(
-            [sys.executable, __file__, "--one", row, str(seed), *map(str, options)], check=False
-        ).returncode
-        if code:
-            return code
+    script = [sys.executable, __file__, "--size", arguments.size, "--data", str(arguments.data), "--work", str(work)]
+    code = 0 if arguments.collect_only else run_cells(script, cells, work, max_time=left)
+    if code:
+        return code
     collect(arguments.size, work, command)
     return 0
 

@@ -49,11 +49,14 @@ def _row(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_table(page: str, name: str, table: str) -> None:
-    """Put a Markdown table between the marks of `name` in docs/PAGE."""
+def write_table(page: str, name: str, table: str, *, section: str | None = None) -> None:
+    """Put a Markdown table between the marks of `name` in docs/PAGE; `section` (its heading and text) is added
+    with the marks at the page's end where they are missing."""
     path = HERE.parent / "docs" / page
     text = path.read_text(encoding="utf-8")
     begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    if section is not None and begin not in text and end not in text:
+        text = f"{text.rstrip()}\n\n{section.strip()}\n\n{begin}{end}\n"
     if begin not in text or end not in text:
         raise SystemExit(f"error: docs/{page} has no marks {begin.strip()} and {end} to write the table between")
     before, rest = text.split(begin, 1)

@@ -1,15 +1,18 @@
-"""Plain supervised training for segmentation: the teachers of the benchmarks and of the built-in example.
+"""Plain supervised training: the teachers of the benchmarks and of the built-in examples.
 
 B images of a batch, N in all, C classes, h x w pixels of an image, H x W of a training crop.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +25,47 @@ from datafree.tasks.masks import MaskFolder
 Optimizer = Literal["adam", "sgd"]
 Decay = Literal["cosine", "step"]
 LOG_EVERY = 100  # steps
+RISE = 100  # steps over which a classifier's learning rate rises: without it some seeds start badly at 0.1
+
+
+@dataclass(kw_only=True)
+class LabelledImages:
+    """A labelled data set in memory; what `datafree.evaluate` asks of labelled data."""
+
+    images: Tensor  # (N, 1 or 3, h, w) uint8, on the CPU; one channel stands for three equal ones
+    labels: Tensor  # (N,) class ids int64
+    class_names: list[str]  # C names
+    skipped: list[str] = field(default_factory=list)  # nothing ever is
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, 3, h, w) float32 in [0, 1] and class ids (B,), in order; the last batch may be smaller."""
+        for images, labels in zip(*(torch.split(t, batch_size) for t in (self.images, self.labels)), strict=True):
+            yield as_images(images), labels
+
+
+FASHION = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
+
+
+def load_fashion(folder: Path, part: Literal["train", "t10k"]) -> LabelledImages:
+    """Fashion-MNIST's 60,000 training ("train") or 10,000 test ("t10k") images, from its gzip files in `folder`.
+
+    Raises OSError when they are not there.
+    """
+    images = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())
+    pixels = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)  # 16, 8: the idx format's headers
+    ids = np.frombuffer(labels, np.uint8, offset=8).astype(np.int64)
+    return LabelledImages(
+        images=torch.from_numpy(pixels.copy()), labels=torch.from_numpy(ids), class_names=list(FASHION)
+    )
+
+
+def as_images(pixels: Tensor) -> Tensor:
+    """(B, 1 or 3, h, w) uint8 -> (B, 3, h, w) float32 in [0, 1]; one channel becomes three equal ones."""
+    return (pixels.float() / 255).expand(-1, 3, -1, -1)
 
 
 def train_supervised(
@@ -69,15 +113,9 @@ def train_supervised(
         "image_size": tuple(image_size), "optimizer": optimizer, "decay": decay, "augment": augment,
         "scale": tuple(scale), "images": len(images),
     }  # fmt: skip
-    step = _load(state_path, setting, network, updates) if state_path and state_path.exists() else 0
 
-    while step < steps:
-        if stop():
-            if state_path:
-                _save(state_path, setting, network, updates, step)
-            raise Interrupted(f"stopped at step {step} of {steps}; the same command goes on from the last saved state")
-
-        # Draw B images, each cropped at a place of its own.
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        """B images, each cropped at a place of its own."""
         chosen = torch.randint(len(images), (batch_size,)).tolist()
         pairs = [random_crop(images[i], masks[i], image_size, scale) for i in chosen]
         pixels = torch.stack([image for image, _ in pairs]).to(
@@ -87,11 +125,89 @@ def train_supervised(
         if augment:
             pixels, targets = random_flip(pixels, targets)
             pixels = colour_jitter(pixels)
+        return pixels, targets
 
-        # One step down the cross-entropy.
+    _descend(
+        network, task, draw, updates, lambda step: lr * rate(step, steps, decay), setting,
+        dtype=dtype, log=log, stop=stop, state_path=state_path, save_every=save_every,
+    )  # fmt: skip
+
+
+def train_classifier(
+    network: nn.Module,  # images in [0, 1] -> logits (B, C); normalises by itself (networks.Normalized)
+    task: Task,
+    data: LabelledImages,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    shift: int = 2,  # pixels, at most; what moves in is black
+    device: torch.device | None = None,  # default: the CPU
+    dtype: torch.dtype = torch.float32,  # of forward passes
+    log: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
+    state_path: Path | None = None,
+    save_every: int = 1000,  # steps
+) -> None:
+    """Train `network` in place with `task.target_loss`; it is left on `device`, in eval mode.
+
+    SGD with Nesterov's momentum of 0.9; `lr` rises over the first 100 steps and falls to zero along a cosine. Each
+    image comes once an epoch, an epoch's last batch goes on into the next. A batch is shifted as one, by whole
+    pixels; each image is mirrored with probability 0.5. Stops, resumes and raises as `train_supervised` does.
+    """
+    device = device or torch.device("cpu")
+    modes.seed_everything(seed)
+    network.to(device).to(memory_format=torch.channels_last).train()
+    updates = _optimizer("sgd", network, lr, weight_decay, device, nesterov=True)
+    setting = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
+        "shift": shift, "images": len(data),
+    }  # fmt: skip
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        chosen = in_epochs(step * batch_size, batch_size, len(data), seed)
+        pixels = as_images(data.images[chosen].to(device))
+        mirrored = torch.rand(batch_size).lt(0.5).to(device)
+        pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        pixels = random_shift(pixels, shift).contiguous(memory_format=torch.channels_last)
+        return pixels, data.labels[chosen].to(device)
+
+    _descend(
+        network, task, draw, updates, lambda step: lr * rate(step, steps, "cosine") * min(1.0, (step + 1) / RISE),
+        setting, dtype=dtype, log=log, stop=stop, state_path=state_path, save_every=save_every,
+    )  # fmt: skip
+
+
+def _descend(
+    network: nn.Module,
+    task: Task,
+    draw: Callable[[int], tuple[Tensor, Tensor]],  # step -> images (B, 3, H, W) and targets, on the device
+    updates: torch.optim.Optimizer,
+    lr_at: Callable[[int], float],
+    setting: dict[str, Any],  # what may not differ between the pieces of a run; its steps are gone through
+    *,
+    dtype: torch.dtype,
+    log: Callable[[str], None],
+    stop: Callable[[], bool],
+    state_path: Path | None,
+    save_every: int,
+) -> None:
+    """The loop of both: from the saved state, if there is one, to the last step."""
+    steps = setting["steps"]
+    step = _load(state_path, setting, network, updates) if state_path and state_path.exists() else 0
+    while step < steps:
+        if stop():
+            if state_path:
+                _save(state_path, setting, network, updates, step)
+            raise Interrupted(f"stopped at step {step} of {steps}; the same command goes on from the last saved state")
+
+        # One step down the loss on the labels.
+        pixels, targets = draw(step)
         for group in updates.param_groups:
-            group["lr"] = lr * rate(step, steps, decay)
-        with modes.autocast(device, dtype):
+            group["lr"] = lr_at(step)
+        with modes.autocast(pixels.device, dtype):
             loss = task.target_loss(network(pixels), targets)
         updates.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
@@ -102,7 +218,7 @@ def train_supervised(
         if step % LOG_EVERY == 0 or step == steps:
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise TrainingError(f"the loss is {value} at step {step}; try a smaller lr than {lr}")
+                raise TrainingError(f"the loss is {value} at step {step}; try a smaller lr than {setting['lr']}")
             log(f"step {step}/{steps}  loss {value:.4f}  lr {updates.param_groups[0]['lr']:.2e}")
         if state_path and (step % save_every == 0 or step == steps):
             _save(state_path, setting, network, updates, step)
@@ -123,6 +239,27 @@ def load_folder(
         for image, mask in zip(*batch, strict=True)
     ]
     return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
+
+
+def in_epochs(first: int, count: int, size: int, seed: int) -> Tensor:
+    """(count,) entries, from place `first` on, of the endless sequence of 0 .. size - 1 shuffled anew each epoch.
+
+    A pure function: a resumed training draws what an unbroken one would have drawn.
+    """
+    parts = []
+    while count:
+        epoch, position = divmod(first, size)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
+        parts.append(order[position : position + count])
+        first, count = first + len(parts[-1]), count - len(parts[-1])
+    return torch.cat(parts)
+
+
+def random_shift(images: Tensor, most: int) -> Tensor:
+    """Move images (B, 3, h, w) together, by up to `most` pixels down or up, right or left; black moves in."""
+    down, right = torch.randint(2 * most + 1, (2,)).tolist()
+    height, width = images.shape[-2:]
+    return F.pad(images, (most, most, most, most))[..., down : down + height, right : right + width]
 
 
 def rate(step: int, steps: int, decay: Decay) -> float:
@@ -181,12 +318,17 @@ def _check_data(images: Tensor, masks: Tensor, size: tuple[int, int], scale: tup
 
 
 def _optimizer(
-    name: Optimizer, network: nn.Module, lr: float, weight_decay: float, device: torch.device
+    name: Optimizer,
+    network: nn.Module,
+    lr: float,
+    weight_decay: float,
+    device: torch.device,
+    nesterov: bool = False,
 ) -> torch.optim.Optimizer:
     weights = [p for p in network.parameters() if p.requires_grad]
     if name == "adam":
         return torch.optim.Adam(weights, lr=lr, weight_decay=weight_decay)
-    return torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.SGD(weights, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov)
 
 
 def _save(path: Path, setting: dict[str, Any], network: nn.Module, updates: torch.optim.Optimizer, step: int) -> None:

@@ -26,7 +26,7 @@ from datafree.sources.base import Setting
 from datafree.tasks import TASKS, Task
 from datafree.tasks.base import synthetic_batch
 
-SMALL = {"width": 4, "latent": 6, "batch_size": 4, "warmup": 3}
+SMALL = {"width": 4, "latent": 6, "batch_size": 4, "warmup": 3, "iterations": 2}
 SIZE, CLASSES = (32, 48), 5
 NETWORKS: list[Callable[[], nn.Module]] = [  # one for each form of answer
     lambda: unet(CLASSES, width=4, depth=2),

@@ -103,3 +103,76 @@ def test_dfad_losses_are_the_published_ones() -> None:
     s, t = torch.tensor([[1.0, -2.0, 0.5]]), torch.tensor([[0.0, -1.0, 2.5]])
     assert losses.l1_loss(s, t).item() == pytest.approx(4 / 3)
     assert losses.dfad_generator_loss(s, t).item() == pytest.approx(-math.log(4 / 3 + 1))
+
+
+def test_class_information_loss_is_dafls_in_powers_of_ten() -> None:
+    probs = some_probs()
+    expected = sum(q * math.log10(q) for q in mean_row(probs))
+    assert losses.class_information_loss(probs).item() == pytest.approx(expected, rel=1e-12)
+    assert losses.class_information_loss(torch.full((4, C), 1 / C)).item() == pytest.approx(-math.log10(C))
+
+
+def test_activation_loss_is_minus_the_mean_size() -> None:
+    assert losses.activation_loss(torch.tensor([[1.0, -2.0], [0.0, 5.0]])).item() == pytest.approx(-2.0)
+
+
+def test_zskt_generator_loss_is_minus_kl_over_classes() -> None:
+    s, t = some_probs(sharpness=2.0), some_probs().flip(1)
+    rows = [
+        sum(pi * math.log(pi / qi) for pi, qi in zip(p, q, strict=True))
+        for p, q in zip(t.tolist(), s.tolist(), strict=True)
+    ]
+    assert losses.zskt_generator_loss(s, t).item() == pytest.approx(-sum(rows) / len(rows) / C, rel=1e-9)
+    assert losses.zskt_generator_loss(t, t).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_zskt_generator_loss_stays_finite_where_the_student_is_certainly_wrong() -> None:
+    logits = torch.tensor([[300.0, 0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    certain = torch.tensor([[0.0, 1.0, 0.0, 0.0, 0.0]])
+    loss = losses.zskt_generator_loss(logits.softmax(1), certain)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(gradient).all()
+
+
+def test_decision_kl_loss_earns_only_where_both_name_the_same_class() -> None:
+    student = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.7, 0.1]], dtype=torch.float64)
+    teacher = torch.tensor([[0.8, 0.1, 0.1], [0.5, 0.2, 0.3]], dtype=torch.float64)  # the second row differs
+    kl = 0.8 * math.log(0.8 / 0.6) + 0.1 * math.log(0.1 / 0.3)
+    assert losses.decision_kl_loss(student, teacher).item() == pytest.approx(-kl / 2, rel=1e-9)
+    assert losses.decision_kl_loss(teacher, teacher).item() == pytest.approx(0.0, abs=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_competition_loss_is_one_minus_the_js_divergence_of_softened_answers(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    s, t = (3 * torch.randn(4, C, generator=generator, dtype=torch.float64) for _ in range(2))
+    total = 0.0
+    for s_row, t_row in zip(s.tolist(), t.tolist(), strict=True):
+        p, q = (softmax([v / temperature for v in row]) for row in (s_row, t_row))
+        middle = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+        for side in (p, q):
+            total += sum(a * math.log(a / m) for a, m in zip(side, middle, strict=True)) / 2
+    ours = losses.competition_loss(torch.softmax(s, 1), torch.softmax(t, 1), temperature)
+    assert ours.item() == pytest.approx(1 - total / 4, rel=1e-6)
+    opposite = torch.eye(2, dtype=torch.float64)
+    assert losses.competition_loss(opposite, opposite.flip(0), 1.0).item() == pytest.approx(1 - math.log(2), rel=1e-6)
+
+
+def test_total_variation_sums_four_directions() -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    mean, norm = 0.0, 0.0
+    for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        found = [
+            (images[b, c, y + dy, x + dx] - images[b, c, y, x]).item()
+            for b in range(2)
+            for c in range(3)
+            for y in range(4 - dy)
+            for x in range(max(0, -dx), 5 - max(0, dx))
+        ]
+        mean += sum(map(abs, found)) / len(found)
+        norm += math.sqrt(sum(v * v for v in found))
+    ours = losses.total_variation(images)
+    assert [v.item() for v in ours] == pytest.approx([mean, norm], rel=1e-9)
+    assert [v.item() for v in losses.total_variation(torch.full((1, 3, 8, 8), 0.3))] == [0.0, 0.0]

@@ -20,7 +20,8 @@ HELD_EVERY = 16  # every 16th image is set aside for `held_out`
 class Bank:
     """The latest `capacity` images that were added, with their targets; and a few that are never drawn.
 
-    Images are kept as bytes on the device they came from: 32 x 32 pixels take 3 kB, 224 x 224 take 150 kB.
+    Images are kept as bytes on the device they came from: 32 x 32 pixels take 3 kB, 224 x 224 take 150 kB. Class ids
+    are kept in 16 bits (up to 32,767): masks take two bytes a pixel. All of it is taken when the first image comes.
     """
 
     capacity: int  # images
@@ -42,6 +43,8 @@ class Bank:
         places = torch.arange(self.added, self.added + len(images))
         held = (places % HELD_EVERY == HELD_EVERY - 1).to(images.device)
         self.added += len(images)
+        if targets is not None and targets.dtype == torch.int64:
+            targets = targets.to(torch.int16)
         data = (images.detach() * 255).round_().clamp_(0, 255).to(torch.uint8)
         for ring, chosen in ((self._kept, ~held), (self._held, held)):
             ring.add(data[chosen], None if targets is None else targets[chosen])
@@ -78,8 +81,8 @@ class _Ring:
         self.targets: Tensor | None = None
 
     def add(self, images: Tensor, targets: Tensor | None) -> None:
-        images = images[-self.capacity :]
-        targets = None if targets is None else targets[-self.capacity :]
+        first = max(0, len(images) - self.capacity)  # only the latest have room
+        images, targets = images[first:], None if targets is None else targets[first:]
         if not len(images):
             return
         if not self.count:  # memory is taken whole, once: a bank that does not fit fails at the first image
@@ -93,7 +96,10 @@ class _Ring:
         self.count = min(self.count + len(images), self.capacity)
 
     def at(self, index: Tensor | slice) -> tuple[Tensor, Tensor | None]:
-        return self.images[index].float() / 255, None if self.targets is None else self.targets[index]
+        targets = None if self.targets is None else self.targets[index]
+        if targets is not None and targets.dtype == torch.int16:
+            targets = targets.long()
+        return self.images[index].float() / 255, targets
 
     def state_dict(self) -> dict[str, Any]:
         targets = None if self.targets is None else self.targets[: self.count].clone()

@@ -48,9 +48,10 @@ def require_batchnorm(network: nn.Module, method: str) -> None:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """(K,) mean and (K,) biased variance of x (B, K, ...) over all but the channels, in float32.
+    """(K,) mean and (K,) biased variance of x (B, K, ...) over all but the channels, in float32 (float64 stays so).
 
-    Four-dimensional inputs take one fused pass forward and one backward; `plain_moments` is the reference.
+    Four-dimensional inputs take one fused pass forward and one backward; `plain_moments` is the reference. A bfloat16
+    x has its gradient rounded by bfloat16's step, times the mean over the standard deviation where that is above 1.
     """
     return _Moments.apply(x) if x.ndim == 4 and _FUSED else plain_moments(x)
 
@@ -58,7 +59,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """What `moments` computes, in plain operations."""
     dims = [d for d in range(x.ndim) if d != 1]
-    var, mean = torch.var_mean(x.float(), dims, correction=0)
+    var, mean = torch.var_mean(x.to(_wide(x)), dims, correction=0)
     return mean, var
 
 
@@ -67,7 +68,8 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        keep = torch.zeros(x.shape[1], device=x.device)  # float32 makes the kernel accumulate a bf16 x in float32
+        # Statistics in float32 make the kernel accumulate a bf16 x in float32.
+        keep = torch.zeros(x.shape[1], device=x.device, dtype=_wide(x))
         mean, var = torch.batch_norm_update_stats(x, keep, keep.clone(), 0.0)
         ctx.save_for_backward(x, mean)
         return mean, var
@@ -80,6 +82,10 @@ class _Moments(torch.autograd.Function):
         scale = 2 * grad_var / count
         shift = grad_mean / count - scale * mean
         return torch.addcmul(_as_map(shift, x), x, _as_map(scale, x))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def _as_map(values: Tensor, like: Tensor) -> Tensor:
@@ -147,6 +153,7 @@ class StatisticsMatch:
 
     def distance(self) -> Tensor:
         """The scalar R of the pass just watched. Zero where the network has no such layer."""
+        assert self._now or not self.layers, "there was no forward pass to measure: run one within `watching()`"
         terms = list(self.terms().values())
         if not terms:
             return torch.zeros(())
@@ -170,4 +177,7 @@ class StatisticsMatch:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        self._past = {name: (mean, var) for name, (mean, var) in state.items()}
+        self._past = {}
+        for name, (mean, var) in state.items():
+            layer: Any = self.layers[name]
+            self._past[name] = (mean.to(layer.running_mean.device), var.to(layer.running_mean.device))

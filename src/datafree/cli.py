@@ -30,6 +30,10 @@ DEMOS = {
         "garments-demo": ["training.steps=40", "source.parts.1.warmup=20"],
         "garments-noise": ["training.steps=40"],
     },
+    "classification": {
+        "fashion-demo": ["training.steps=40", "source.warmup=20"],
+        "fashion-noise": ["training.steps=40"],
+    },
 }
 DEMO_TEXT = """\
 A small student learns from a trained teacher without the teacher's training data: first from images that the
@@ -208,8 +212,10 @@ def score_table(scores: dict[str, Scores]) -> str:
     rows = [["", *map(_readable, names)]]
     rows += [[who, *(_percent(score.values[name]) for name in names)] for who, score in scores.items()]
     if "teacher" in scores and "student" in scores:
-        pairs = [(scores["student"].values[name], scores["teacher"].values[name]) for name in names]
-        rows.append(["student / teacher", *(_percent(a / b if b else math.nan) for a, b in pairs)])
+        from datafree.job import relative
+
+        shares = relative(scores)
+        rows.append(["student / teacher", *(_percent(shares.get(name, math.nan)) for name in names)])
     return _table(rows)
 
 
@@ -225,7 +231,7 @@ def _table(rows: list[list[str]]) -> str:
 
 
 def _readable(name: str) -> str:
-    return name.replace("_", " ").replace("miou", "mIoU")
+    return name.replace("_", " ").replace("miou", "mIoU").replace("top1", "top-1").replace("top5", "top-5")
 
 
 def _percent(fraction: float) -> str:

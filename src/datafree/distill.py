@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree import features, health, modes
+from datafree import augment, features, health, modes
 from datafree.errors import DataError, Interrupted, NetworkError, TrainingError
 from datafree.networks.normalized import bare
 from datafree.pictures import grid
 from datafree.runs import Run
-from datafree.sources.base import ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.tasks.base import Task, synthetic_batch
 
 HELD_OUT = 64  # images on which student and teacher are compared
@@ -40,6 +40,8 @@ class Training:
     label_weight: float = 0.0  # of the loss on the source's own targets, where it has some
     match_weight: float = 0.0  # of the distance between the attention maps of both networks' paired layers
     match: dict[str, str] = field(default_factory=dict)  # teacher's layer -> student's; empty: paired by size
+    shift: int = 0  # pixels: images the student learns from are shifted by up to this, and mirrored at 1/2; 0 = not
+    mixup: float = 0.0  # share of each batch that is mixed with others of it
     select: Literal["last", "agreement"] = (
         "last"  # the student that is kept; agreement: with the teacher, held-out images
     )
@@ -54,6 +56,8 @@ class Training:
         for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.mixup <= 1:
+            raise ValueError(f"mixup is {self.mixup}; it is a share, from 0 to 1")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be above 0")
 
@@ -176,17 +180,18 @@ def distill(
             # The student learns the teacher's answers.
             if step >= 0:
                 batch = source.sample(training.batch_size)
+                images, targets, whole = _varied(batch, training)
                 with torch.no_grad(), features.watched(bare(teacher), pairs) as taught:
-                    answers = teacher(batch.images)
+                    answers = teacher(images)
                 with features.watched(bare(student), pairs.values()) as learnt:
-                    outputs = student(batch.images)
+                    outputs = student(images)
                 loss = task.distill_loss(outputs, answers)
                 if pairs:
                     attention = features.attention_loss(learnt, taught, pairs)
                     latest["attention"] = attention.detach()
                     loss = loss + training.match_weight * attention
-                if training.label_weight and batch.targets is not None:
-                    loss = loss + training.label_weight * task.target_loss(outputs, batch.targets)
+                if training.label_weight and targets is not None and len(whole):
+                    loss = loss + training.label_weight * task.target_loss(outputs[whole], targets[whole])
                 for group in optimizer.param_groups:
                     group["lr"] = training.lr_at(step)
                 optimizer.zero_grad()
@@ -268,6 +273,18 @@ def _pairs(task: Task, teacher: nn.Module, student: nn.Module, training: Trainin
                 if name not in maps or maps[name].ndim != 4:
                     raise NetworkError(f"the layer {name!r} of training.match answers no feature map (B, K, h, w)")
     return dict(training.match)
+
+
+def _varied(batch: Batch, training: Training) -> tuple[Tensor, Tensor | None, Tensor]:
+    """What the student sees of a batch: images, targets moved with them, the indices of images that are no mixture."""
+    images, targets = batch.images, batch.targets
+    if training.shift:
+        images, targets = augment.shift_and_flip(images, targets, training.shift)
+        images = images.clamp(0, 1)  # interpolation rounds
+    if training.mixup:
+        images, whole = augment.blend(images, training.mixup)
+        return images, targets, whole
+    return images, targets, torch.arange(len(images), device=images.device)
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:

@@ -57,7 +57,8 @@ def evaluate_run(
     network = build_network(spec, num_classes=made.num_classes, allow_import=student is not None)
     where = modes.choose_device(device)
     labelled = made.open_labelled(data)
-    return {"student": evaluate(Normalized(network, spec.mean, spec.std).to(where), made, labelled, device=where)}
+    wrapped = Normalized(network, spec.mean, spec.std, channels=spec.channels).to(where)
+    return {"student": evaluate(wrapped, made, labelled, device=where)}
 
 
 def _read_description(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

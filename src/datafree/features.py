@@ -22,6 +22,7 @@ from datafree.networks.normalized import bare
 def watched(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
     """Within it, a forward pass of `network` fills the dict: layer name -> its output (of the latest pass).
 
+    An output that the network then changes in place (by a ReLU behind it) is seen as changed.
     Raises NetworkError for a layer that `network` has not.
     """
     modules = dict(network.named_modules())
@@ -77,14 +78,15 @@ def attention_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor],
 def last_layers(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str]:
     """(h, w) -> the bare network's layer whose output was the last of that size in a forward pass: its stages' ends.
 
-    Largest maps first. Left out: maps of a single cell, and the network's answer itself.
+    Largest maps first. Left out: maps of a single cell, those not of the images' shape (a transformer's tokens), and
+    what ends in an answer of class maps: logits are no features, in whatever size.
     """
-    seen: list[tuple[str, Tensor]] = []
+    seen: list[tuple[str, torch.Size]] = []
 
     def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(layer: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and output.ndim == 4:
-                seen.append((name, output))
+                seen.append((name, output.shape))
 
         return record
 
@@ -95,12 +97,14 @@ def last_layers(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str
     finally:
         for handle in handles:
             handle.remove()
+    while seen and isinstance(answer, Tensor) and answer.ndim == 4 and seen[-1][1][1] == answer.shape[1]:
+        seen.pop()
+    height, width = images.shape[-2:]
     found: dict[tuple[int, int], str] = {}
-    for name, output in seen:
-        size = (output.shape[2], output.shape[3])
-        is_answer = isinstance(answer, Tensor) and output.shape == answer.shape
-        if size != (1, 1) and not is_answer:
-            found[size] = name
+    for name, (_, _, h, w) in seen:
+        same_shape = abs(h * width - w * height) <= 2 * max(height, width)  # but for rounding
+        if (h, w) != (1, 1) and same_shape:
+            found[h, w] = name
     return dict(sorted(found.items(), reverse=True))
 
 

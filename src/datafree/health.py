@@ -23,16 +23,16 @@ from datafree.tasks.base import Task
 def signals(task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
     """What a batch looks like, and to the teacher: detached scalars in [0, 1].
 
-    balance: entropy of the classes named (hard answers), over that of all classes alike; 0 = one class only.
+    class_balance: entropy of the classes named (hard answers), over that of all classes alike; 0 = one class only.
     confidence: mean probability of the class named.
-    diversity: mean over pixels and channels of the standard deviation between images; 0 = all images alike.
+    pixel_diversity: mean over pixels and channels of the standard deviation between images; 0 = all images alike.
     """
     probs = task.class_probs(outputs)  # (N, C)
     best, named = probs.max(1)
     shares = torch.bincount(named, minlength=probs.shape[1]).float() / len(named)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
     spread = images.float().std(0, correction=0).mean() if len(images) > 1 else images.new_zeros(())
-    return {"balance": entropy / math.log(probs.shape[1]), "confidence": best.mean(), "diversity": spread}
+    return {"class_balance": entropy / math.log(probs.shape[1]), "confidence": best.mean(), "pixel_diversity": spread}
 
 
 class Stateful(Protocol):
@@ -95,7 +95,8 @@ class Guard:
         self._bad = 0
         self._go_back()
         if self.on_collapse == "stop" or self._restarted >= self.restarts:
-            tried = f" after {self._restarted} restarts" if self._restarted else ""
+            times = f"{self._restarted} restart{'s' if self._restarted > 1 else ''}"
+            tried = f" after {times}" if self._restarted else ""
             raise TrainingError(
                 f"the generator has collapsed at step {step}{tried}: {reason}; its last healthy state is saved: "
                 f"lower {self.what}, or choose another source.method"
@@ -116,10 +117,10 @@ class Guard:
     def _fault(self, found: dict[str, float]) -> str | None:
         if not all(map(math.isfinite, found.values())):
             return "its images or the teacher's answers to them are not finite"
-        if found["diversity"] < self.least_diversity:
-            return f"its images are all alike, their standard deviation is {found['diversity']:.4f}"
-        if found["balance"] < self.least_balance:
-            return f"the teacher sees one class only in its images, balance {found['balance']:.3f}"
+        if found["pixel_diversity"] < self.least_diversity:
+            return f"its images are all alike, their standard deviation is {found['pixel_diversity']:.4f}"
+        if found["class_balance"] < self.least_balance:
+            return f"the teacher sees one class only in its images, balance {found['class_balance']:.3f}"
         return None
 
     def _go_back(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -100,11 +100,20 @@ def run_recipe(
         {
             "chosen": asdict(chosen),
             "scored_on": str(described["data"]) if labelled is not None else None,
+            "relative": relative(scores),
             "scores": {who: asdict(score) for who, score in scores.items()},
             "notes": notes,
         },
     )
     return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes)
+
+
+def relative(scores: Mapping[str, Scores]) -> dict[str, float]:
+    """The student's share of each of the teacher's figures, CGDD's "relative accuracy"; empty without both."""
+    if not {"teacher", "student"} <= scores.keys():
+        return {}
+    ours, theirs = scores["student"].values, scores["teacher"].values
+    return {name: ours[name] / theirs[name] for name in ours if theirs.get(name)}
 
 
 def prepare(spec: NetworkSpec, task: Task, what: str, device: torch.device, dtype: torch.dtype) -> Normalized:
@@ -113,7 +122,7 @@ def prepare(spec: NetworkSpec, task: Task, what: str, device: torch.device, dtyp
     Raises NetworkError if it cannot take the task's image size or answers in another form.
     """
     bare = build_network(spec, num_classes=task.num_classes)
-    network = Normalized(bare, spec.mean, spec.std, dtype=dtype)
+    network = Normalized(bare, spec.mean, spec.std, dtype=dtype, channels=spec.channels)
     network.to(device).to(memory_format=torch.channels_last)
     try:
         with torch.no_grad(), modes.frozen(network):

@@ -6,6 +6,8 @@ B images, C classes, N rows (an image, a pixel or a location each).
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,3 +91,61 @@ def decision_adversarial_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     agree = student.argmax(1) == teacher.argmax(1)
     return -(js_divergence(student, teacher) * agree).mean()
+
+
+def decision_kl_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """-mean over rows of KL(teacher || student) where both still name the same class. Rows of probabilities (N, C).
+
+    The adversarial term of CMI and Fast-DFKD as their code has it (arXiv 2105.08584, 2112.15278); unlike
+    `decision_adversarial_loss` a row may earn without bound, as long as the student names its class.
+    """
+    agree = student.argmax(1) == teacher.argmax(1)
+    rows = teacher * (teacher.clamp_min(1e-8).log() - student.clamp_min(1e-8).log())
+    return -(rows.sum(1) * agree).mean()
+
+
+def competition_loss(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:
+    """1 - mean over rows of JS(student, teacher): Adaptive DeepInversion's term (arXiv 1912.08795, eq. 7 and 8).
+
+    Rows of probabilities (N, C), softened to p^(1/T) / sum p^(1/T), which is a softmax at that temperature. Between
+    1 - log 2 and 1.
+    """
+    soft = [F.softmax(probs.clamp_min(1e-30).log() / temperature, 1) for probs in (student, teacher)]
+    return 1 - js_divergence(*soft).mean()
+
+
+def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
+    """How rough images (B, 3, H, W) are: the mean |difference|, and the 2-norm of the differences.
+
+    Each summed over four directions (right, down and both diagonals), as in DeepInversion's and DIODE's code.
+    """
+    differences = (
+        images[..., :, 1:] - images[..., :, :-1],
+        images[..., 1:, :] - images[..., :-1, :],
+        images[..., 1:, 1:] - images[..., :-1, :-1],
+        images[..., 1:, :-1] - images[..., :-1, 1:],
+    )
+    means = torch.stack([d.abs().mean() for d in differences]).sum()
+    norms = torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
+    return means, norms
+
+
+def class_information_loss(probs: Tensor) -> Tensor:
+    """sum_c q_c log10 q_c with q the mean row: DAFL's information entropy (arXiv 1904.01186), -log10 C when balanced.
+
+    `diversity_loss` in powers of ten, as DAFL's public code has it: only so does its weight mean the same. Rows (N, C).
+    """
+    return diversity_loss(probs) / math.log(10)
+
+
+def activation_loss(features: Tensor) -> Tensor:
+    """-mean |f|: strong activations, as training images give (DAFL, arXiv 1904.01186). Features of any shape."""
+    return -features.float().abs().mean()
+
+
+def zskt_generator_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """-KL(teacher || student), mean over rows and classes: ZSKT's generator (arXiv 1905.09768). Rows (N, C).
+
+    The public code takes the mean over classes too; it matters where the gradient is clipped.
+    """
+    return -(teacher * (teacher.clamp_min(1e-30).log() - student.clamp_min(1e-30).log())).mean()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 _AT_LEAST: dict[str, int] = {"num_classes": 2, "warmup": 0, "update_every": 0, "weight_decay": 0, "seed": 0}
 _AT_LEAST |= dict.fromkeys(("steps", "batch_size", "log_every", "save_every", "picture_every"), 1)
-_AT_LEAST |= dict.fromkeys(("latent", "width", "image_size"), 1)
+_AT_LEAST |= dict.fromkeys(("latent", "width", "image_size", "iterations", "bank_size", "memory"), 1)
+_AT_LEAST |= dict.fromkeys(("jitter", "shift", "negatives", "restarts", "clip"), 0)
 _ABOVE_ZERO = ("lr", "temperature", "std")
-_FRACTIONS = ("momentum", "beta1", "beta2")  # 0 <= x < 1
+_FRACTIONS = ("momentum", "bn_momentum", "beta1", "beta2")  # 0 <= x < 1
 _FOLDERS = ("path", "data")
 _FILES = ("weights", "generator")
 

@@ -222,7 +222,9 @@ def _build(given: dict[str, Any], stem: str) -> Recipe:
 
 def _network(section: object, teacher: NetworkSpec | None) -> NetworkSpec:
     """A network's section. A student sees images as its teacher does, unless it says otherwise."""
-    inherited = {} if teacher is None else {"mean": teacher.mean, "std": teacher.std}
+    inherited: dict[str, Any] = {}
+    if teacher is not None:
+        inherited = {"mean": teacher.mean, "std": teacher.std, "channels": teacher.channels}
     name = section.get("network") if isinstance(section, Mapping) else None
     spec: NetworkSpec = _checked(NetworkSpec, section, [("network", _no_network(name))], inherited)
     return spec

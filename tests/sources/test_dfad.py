@@ -1,11 +1,17 @@
+import dataclasses
+import math
+
 import pytest
 import torch
 
 from datafree import modes
+from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.networks.normalized import Normalized
+from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.sources import Dfad
 from datafree.sources.base import Setting
+from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 
 SIZE = (32, 32)
@@ -36,9 +42,56 @@ def test_rate_falls_to_a_tenth_at_each_third_of_the_run() -> None:
     rates = []
     for step in (0, 29, 30, 60, 89):
         source.update(unet(4, width=4, depth=2), step)
-        rates.append(source._optimizer.param_groups[0]["lr"])
+        rates.append(source._maker.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
 
 
 def test_five_student_steps_to_one_generator_step_from_the_start() -> None:
     assert [step for step in range(-3, 12) if Dfad().due(step)] == [0, 5, 10]
+
+
+def test_defaults_are_those_of_the_published_camvid_script() -> None:
+    assert {field.name: field.default for field in dataclasses.fields(Dfad)} == {
+        "warmup": 0, "update_every": 5, "network": "dcgan", "objective": "log", "latent": 256, "width": 64,
+        "batch_size": 64, "lr": 1e-3, "decay_at": (1 / 3, 2 / 3), "student_mode": "train", "on_collapse": "restart",
+        "restarts": 3,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind"), [("resize", ResizeGenerator), ("dcgan", Generator)])
+def test_cifar_objective_is_minus_the_mean_distance_of_logits(name: str, kind: type) -> None:
+    modes.seed_everything(0)
+    teacher, student = (Normalized(resnet(3, depth=8, width=4)) for _ in range(2))
+    teacher.eval().requires_grad_(False)
+    source = Dfad(width=4, latent=8, batch_size=4, network=name, objective="l1")  # type: ignore[arg-type]
+    task = Classification(num_classes=3, image_size=SIZE)
+    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+    assert type(source.artefacts()["generator"]) is kind
+    modes.seed_everything(3)
+    images = source._maker.make(source._maker.draw(4))
+    with modes.looked_through(student, "train"):
+        total = sum(abs(s - t) for s, t in zip(
+            student(images).flatten().tolist(), teacher(images).flatten().tolist(), strict=True
+        ))  # fmt: skip
+    modes.seed_everything(3)
+    logs = source.update(student, 0)
+    assert logs["generator"].item() == pytest.approx(-total / 12, rel=1e-4)
+    assert logs["disagreement"].item() == pytest.approx(total / 12, rel=1e-4)
+
+
+def test_both_objectives_rise_together_and_the_logarithm_flattens_the_slope() -> None:
+    gradients = {}
+    for objective in ("l1", "log"):
+        modes.seed_everything(0)
+        teacher, student = (Normalized(resnet(3, depth=8, width=4)) for _ in range(2))
+        source = Dfad(width=4, latent=8, batch_size=4, objective=objective)  # type: ignore[arg-type]
+        task = Classification(num_classes=3, image_size=SIZE)
+        teacher.eval().requires_grad_(False)
+        source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+        disagreement = source.update(student, 0)["disagreement"].item()
+        generator = source.artefacts()["generator"]
+        gradients[objective] = torch.cat([p.grad.flatten() for p in generator.parameters() if p.grad is not None])
+    slope = gradients["log"].norm() / gradients["l1"].norm()
+    assert slope.item() == pytest.approx(1 / (1 + disagreement), rel=1e-3)  # d log(1 + x) / dx
+    cosine = torch.nn.functional.cosine_similarity(gradients["log"], gradients["l1"], dim=0)
+    assert math.isclose(cosine.item(), 1, rel_tol=1e-4)

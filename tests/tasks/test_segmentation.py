@@ -92,11 +92,77 @@ def test_agreement_counts_pixels_of_the_same_class() -> None:
         (torch.zeros(2, C), r"\(2, 6\)"),
         (torch.zeros(2, C + 1, 16, 24), "task.num_classes=7"),
         (torch.zeros(2, C, 4, 6), "4 x 6"),
+        (torch.full((2, C, 16, 24), math.nan), "not finite"),
+        (torch.randn(2, C, 16, 24).softmax(1), "probabilities"),
     ],
 )
 def test_wrong_form_of_answers_is_named(outputs: object, said: str) -> None:
     with pytest.raises(NetworkError, match=said):
         make_task().check(outputs, "teacher")
+
+
+@pytest.mark.parametrize("kind", ["logits", "log-probabilities", "positive"])
+def test_logits_and_logarithms_of_probabilities_pass(kind: str) -> None:
+    torch.manual_seed(0)
+    outputs = torch.randn(2, C, 16, 24)
+    outputs = {"logits": outputs, "log-probabilities": outputs.log_softmax(1), "positive": outputs.abs()}[kind]
+    assert make_task().check(outputs, "teacher") is outputs
+
+
+def test_probabilities_in_one_image_of_two_are_not_taken_for_an_answer_in_probabilities() -> None:
+    outputs = torch.randn(2, C, 16, 24)
+    outputs[0] = outputs[0].softmax(0)
+    assert make_task().check(outputs, "teacher") is outputs
+
+
+# Targets.
+
+
+@pytest.mark.parametrize("ignore_index", [255, 2])
+def test_sampled_masks_show_every_class_as_often_but_the_ignored_one(ignore_index: int) -> None:
+    torch.manual_seed(0)
+    masks = make_task(ignore_index=ignore_index).sample_targets(400, torch.device("cpu"))
+    assert masks.shape == (400, 16, 24)
+    assert masks.dtype == torch.int64
+    shares = torch.bincount(masks.flatten(), minlength=C) / masks.numel()
+    assert len(shares) == C
+    wanted = [c for c in range(C) if c != ignore_index]
+    assert shares[wanted].sum() == pytest.approx(1)
+    # A class's share of an image has a deviation below 0.3, a mean over 400 one below 0.015.
+    assert ((shares[wanted] - 1 / len(wanted)).abs() < 0.06).all()
+
+
+def test_sampled_masks_are_smooth_regions_of_a_few_classes_never_twice_the_same() -> None:
+    torch.manual_seed(0)
+    task = Segmentation(num_classes=12, image_size=(64, 64))
+    masks = task.sample_targets(32, torch.device("cpu"))
+    seams = (masks[:, :, 1:] != masks[:, :, :-1]).float().mean() + (masks[:, 1:] != masks[:, :-1]).float().mean()
+    assert seams < 0.15  # of independent pixels: 2 * 11 / 12
+    counts = torch.tensor([len(mask.unique()) for mask in masks]).float()
+    assert 2 < counts.mean() < 9
+    assert len({tuple(mask.flatten().tolist()) for mask in masks}) == 32
+
+
+def test_sampled_masks_from_a_generator_are_fixed_and_leave_the_global_state_alone() -> None:
+    before = torch.get_rng_state()
+    first, again = (
+        make_task().sample_targets(3, torch.device("cpu"), torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert torch.equal(before, torch.get_rng_state())
+    assert make_task().sample_targets(0, torch.device("cpu")).shape == (0, 16, 24)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 1])
+def test_layout_is_a_one_in_the_class_of_each_pixel_and_none_where_it_is_ignored(ignore_index: int) -> None:
+    mask = torch.tensor([[[0, 5], [ignore_index, 3]]])
+    layout = make_task(ignore_index=ignore_index).layout(mask)
+    assert layout.shape == (1, C, 2, 2)
+    assert layout.dtype == torch.float32
+    assert layout[0, :, 0, 0].tolist() == [1, 0, 0, 0, 0, 0]
+    assert layout[0, :, 0, 1].tolist() == [0, 0, 0, 0, 0, 1]
+    assert layout[0, :, 1, 0].tolist() == [0] * C
+    assert layout[0, :, 1, 1].tolist() == [0, 0, 0, 1, 0, 0]
 
 
 def test_drawing_gives_each_class_its_own_colour() -> None:

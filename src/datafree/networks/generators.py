@@ -76,7 +76,7 @@ class ResizeGenerator(nn.Module):
     """Latents (B, Z), and class maps if it is conditional -> images (B, 3, H, W) in [0, 1], by resize-convolutions.
 
     The generator of DAFL (Chen et al., arXiv 1904.01186) and its successors, for any size: a linear layer to a grid of
-    7 to 13 cells on its short side (8 x 8 for 32 and 128 pixels, 7 x 7 for 28 and 224), then nearest-neighbour
+    7 to 15 cells on its short side (8 x 8 for 32 and 128 pixels, 7 x 7 for 28 and 224), then nearest-neighbour
     doublings, each followed by a 3x3 convolution, BatchNorm and LeakyReLU; `width` channels at the full size, doubling
     every second level downwards to at most 4 * `width`.
 

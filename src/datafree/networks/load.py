@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 from torch import nn
@@ -38,6 +38,7 @@ _TORCHVISION = (  # its segmentation models
     *("deeplabv3_mobilenet_v3_large", "deeplabv3_resnet101", "deeplabv3_resnet50"),
     *("fcn_resnet101", "fcn_resnet50", "lraspp_mobilenet_v3_large"),
 )
+_CHANNELS_ARG = {"datafree": "channels", "smp": "in_channels", "timm": "in_chans"}  # torchvision's are all for three
 # Arguments by which timm reads a file itself, in older releases with pickle.
 _FILE_ARGS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
@@ -53,6 +54,7 @@ class NetworkSpec:
     weights: Path | None = None  # .safetensors, or a .pt/.pth with nothing but tensors and plain values
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # R, G, B of images in [0, 1]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channels: Literal[1, 3] = 3  # of the images it takes; 1: grey, the average of R, G and B
 
 
 # Arguments by which a library loads weights of its own, perhaps from the network.
@@ -100,6 +102,10 @@ def _build_from_library(spec: NetworkSpec, num_classes: int) -> nn.Module:
             raise NetworkError(
                 f"{spec.network} is given {key}={given!r}, but the task has {num_classes}: leave {key} out"
             )
+    if spec.channels != 3:
+        if library not in _CHANNELS_ARG:
+            raise NetworkError(f"{spec.network} takes colour images only; choose another network, or channels: 3")
+        args[_CHANNELS_ARG[library]] = spec.channels
     for key in _FILE_ARGS:
         if key in args:
             raise NetworkError(f"{spec.network} does not take {key} here: give the file as `weights`")

@@ -19,7 +19,8 @@ class Normalized(nn.Module):
     """A network that takes images in [0, 1] and answers one float32 tensor.
 
     `network` is the bare network: its state_dict is what is loaded and shipped (`mean` and `std` are in no
-    state_dict). `mean` and `std` are those of RGB images in [0, 1], one a channel. `dtype` is the type of
+    state_dict). `mean` and `std` are those of RGB images in [0, 1], one a channel; a network of one channel gets the
+    average of the three, so that colour, which it knows nothing of, cannot reach it. `dtype` is the type of
     the forward pass, under autocast; the answer is float32 whatever it is.
     Raises NetworkError for a mean or std that cannot normalise.
     """
@@ -33,6 +34,7 @@ class Normalized(nn.Module):
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
         dtype: torch.dtype = torch.float32,
+        channels: int = 3,
     ) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
@@ -42,12 +44,15 @@ class Normalized(nn.Module):
             raise NetworkError(f"std is {tuple(std)}: give three numbers above 0 (1, 1, 1 leaves images as they are)")
         self.network = network
         self.dtype = dtype
+        self.channels = channels
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> the network's outputs, float32. Raises as `only_tensor`."""
         x = (images - self.mean) / self.std
+        if self.channels == 1:
+            x = x.mean(1, keepdim=True)  # (B, 1, H, W)
         if self.dtype == torch.float32:  # leaves a caller's own autocast as it is
             return only_tensor(self.network(x)).float()
         with modes.autocast(images.device, self.dtype):

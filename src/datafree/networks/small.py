@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from datafree.errors import NetworkError
 
 
-def unet(num_classes: int, width: int = 16, depth: int = 4, stride: int = 2) -> nn.Module:
-    """A compact U-Net with BatchNorm: (B, 3, H, W) -> logits (B, C, H, W), for any H and W.
+def unet(num_classes: int, width: int = 16, depth: int = 4, stride: int = 2, channels: int = 3) -> nn.Module:
+    """A compact U-Net with BatchNorm: (B, channels, H, W) -> logits (B, C, H, W), for any H and W.
 
     After Ronneberger et al., arXiv 1505.04597, with three changes for speed: the stem already divides the
     resolution by `stride`, channels are narrow and stop growing at 8 * `width`, and a decoder level cuts its
@@ -25,22 +25,22 @@ def unet(num_classes: int, width: int = 16, depth: int = 4, stride: int = 2) -> 
     `stride`: 1, 2 or 4; logits are made at H/stride x W/stride, then enlarged bilinearly to H x W.
     Raises NetworkError for values that make no network.
     """
-    for name, value in (("num_classes", num_classes), ("width", width), ("depth", depth)):
+    for name, value in (("num_classes", num_classes), ("width", width), ("depth", depth), ("channels", channels)):
         if not isinstance(value, int) or value < 1:
             raise NetworkError(f"{name} of datafree/unet is {value!r}: give a whole number of at least 1")
     if stride not in (1, 2, 4):
         raise NetworkError(f"stride of datafree/unet is {stride!r}: give 1, 2 or 4")
-    return UNet(num_classes, [width * min(2**level, 8) for level in range(depth)], stride)
+    return UNet(num_classes, [width * min(2**level, 8) for level in range(depth)], stride, channels)
 
 
 class UNet(nn.Module):
-    """See `unet`. `channels`: of each level, the finest first."""
+    """See `unet`. `channels`: of each level, the finest first. `inputs`: channels of the images."""
 
-    def __init__(self, num_classes: int, channels: list[int], stride: int) -> None:
+    def __init__(self, num_classes: int, channels: list[int], stride: int, inputs: int) -> None:
         super().__init__()
         pairs = list(pairwise(channels))
         self.stem = nn.Sequential(
-            _conv(3, channels[0], stride=min(stride, 2)),
+            _conv(inputs, channels[0], stride=min(stride, 2)),
             _conv(channels[0], channels[0], stride=2 if stride == 4 else 1),
         )
         self.down = nn.ModuleList(

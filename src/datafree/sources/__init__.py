@@ -2,19 +2,43 @@
 
 from datafree.sources.base import ImageSource
 from datafree.sources.cgdd import Cgdd
+from datafree.sources.cmi import Cmi
+from datafree.sources.dafl import Dafl
 from datafree.sources.degan import Degan
 from datafree.sources.dfad import Dfad
+from datafree.sources.fast import Fast
 from datafree.sources.folder import Folder
+from datafree.sources.inversion import Inversion
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
+from datafree.sources.zskt import Zskt
 
 SOURCES: dict[str, type[ImageSource]] = {
     "cgdd": Cgdd,
+    "cmi": Cmi,
+    "dafl": Dafl,
     "degan": Degan,
     "dfad": Dfad,
+    "fast": Fast,
     "folder": Folder,
+    "inversion": Inversion,
     "mixed": Mixed,
     "noise": Noise,
+    "zskt": Zskt,
 }
 
-__all__ = ["SOURCES", "Cgdd", "Degan", "Dfad", "Folder", "ImageSource", "Mixed", "Noise"]
+__all__ = [
+    "SOURCES",
+    "Cgdd",
+    "Cmi",
+    "Dafl",
+    "Degan",
+    "Dfad",
+    "Fast",
+    "Folder",
+    "ImageSource",
+    "Inversion",
+    "Mixed",
+    "Noise",
+    "Zskt",
+]

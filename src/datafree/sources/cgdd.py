@@ -1,11 +1,11 @@
 """CGDD: a class-conditional generator, trained adversarially against the student it feeds.
 
 Xinyi Yu et al., "Conditional Generative Data-Free Knowledge Distillation", arXiv 2112.15358 (2021-2022). Only its
-abstracts are public. They state: a generator conditioned on preset labels, which are the ground truth of its training; an adversarial
-framework of several losses that lets the student explore; a student that learns by distillation, by cross-entropy with
-the preset labels and from the teacher's attention maps (training.label_weight, training.match_weight). Inferred from
-its named relatives, all weights included: the generator's BatchNorm, balance and activation terms (GDFQ, DAFL,
-CPSC-DFKD), the form and the guard of the adversarial term (Fast-DFKD), warm-up, rhythm and replay bank (CMI, Fast-DFKD).
+abstracts are public. They state: a generator conditioned on preset labels, which are the ground truth of its training;
+an adversarial framework of several losses that lets the student explore; a student that learns by distillation, by
+cross-entropy with the preset labels and from the teacher's attention maps (training.label_weight and match_weight).
+Inferred from its named relatives, all weights included: the generator's BatchNorm, balance and activation terms (GDFQ,
+DAFL, CPSC-DFKD), the form and the guard of the adversarial term (Fast-DFKD), warm-up, rhythm and bank (CMI, Fast-DFKD).
 
 B images, C classes, N rows (an image or a pixel each).
 """
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from datafree import features, losses, modes
 from datafree.bank import Bank
 from datafree.bnstats import StatisticsMatch
-from datafree.health import Guard
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.maker import Maker
 from datafree.tasks.base import synthetic_batch
 
 
@@ -40,6 +40,7 @@ class Cgdd(ImageSource):
 
     target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 1.0  # of the distance to the teacher's BatchNorm statistics; off where it has none
+    bn_momentum: float = 0.0  # of an average of past batches' statistics that steadies small batches, as Fast-DFKD's
     balance_weight: float = 5.0  # of the average answer's negative entropy, as DAFL's
     activation_weight: float = 0.01  # of the teacher's deepest activations, to be large, as DAFL's
     adversarial_weight: float = 1.0  # of the disagreement of student and teacher, to be large
@@ -59,27 +60,23 @@ class Cgdd(ImageSource):
     def attach(self, setting: Setting) -> None:
         self._setting = setting
         task, teacher = setting.task, setting.teacher
-        self._generator = ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes)
-        self._generator.to(setting.device).to(memory_format=torch.channels_last)
-        self._optimizer = torch.optim.Adam(self._generator.parameters(), self.lr, (self.beta1, 0.999), fused=True)
-        self._bank = Bank(capacity=self.bank_size)
-        self._match = StatisticsMatch(network=teacher)
-        look = synthetic_batch(task.image_size, setting.device)
-        self._deepest = list(features.last_layers(teacher, look).values())[-1:]
-        self._guard = Guard(
-            parts={"generator": self._generator, "optimizer": self._optimizer},
+        self._maker = Maker(
+            setting=setting,
+            generator=ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes),
+            beta1=self.beta1,
             what="source.adversarial_weight",
-            say=setting.say,
             on_collapse=self.on_collapse,
             restarts=self.restarts,
         )
+        self._bank = Bank(capacity=self.bank_size)
+        self._match = StatisticsMatch(network=teacher, momentum=self.bn_momentum)
+        look = synthetic_batch(task.image_size, setting.device)
+        self._deepest = list(features.last_layers(teacher, look).values())[-1:]
         if self.bn_weight and not self._match.layers:
             setting.say("note: the teacher has no BatchNorm statistics; source.bn_weight is off")
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task = self._setting.task
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr * (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2
+        task, guard = self._setting.task, self._maker.guard
         targets = task.sample_targets(self.batch_size, self._setting.device)
         images = self._make(targets)
 
@@ -101,14 +98,14 @@ class Cgdd(ImageSource):
             with modes.looked_through(student, self.student_mode):
                 student_probs = task.class_probs(student(images))
             terms["adversarial"] = losses.decision_adversarial_loss(student_probs, probs)
-            loss = loss + self.adversarial_weight * self._guard.caution * terms["adversarial"]
+            loss = loss + self.adversarial_weight * guard.caution * terms["adversarial"]
 
-        self._optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self._optimizer.step()
-        self._bank.add(images, targets)
+        self._maker.step(loss, self.lr * (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2)
+        self._match.remember()
+        if step >= 0:  # the warm-up's images are not worth remembering
+            self._bank.add(images, targets)
         logs = {name: value.detach() for name, value in terms.items()}
-        return logs | self._guard.after(step, task, images, outputs)
+        return logs | guard.after(step, task, images, outputs)
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
@@ -125,37 +122,22 @@ class Cgdd(ImageSource):
 
     @torch.no_grad()
     def held_out(self, n: int) -> Tensor:
-        task, device = self._setting.task, self._setting.device
-        generator = torch.Generator().manual_seed(self._setting.seed + 1)
-        layout = task.layout(task.sample_targets(n, device, generator))
-        self._generator.eval()  # the running statistics: looking may not change them
-        with self._setting.autocast():
-            images: Tensor = self._generator(self._generator.draw_latents(n, device, generator), layout)
-        return images
+        task, fixed = self._setting.task, torch.Generator().manual_seed(self._setting.seed + 1)
+        return self._maker.held_out(n, task.layout(task.sample_targets(n, self._setting.device, fixed)))
 
     def _make(self, targets: Tensor) -> Tensor:
-        self._generator.train()
-        z = self._generator.draw_latents(len(targets), self._setting.device)
-        with self._setting.autocast():
-            images: Tensor = self._generator(z, self._setting.task.layout(targets))
-        return images
+        return self._maker.make(self._maker.draw(len(targets)), self._setting.task.layout(targets))
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "generator": self._generator.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "bank": self._bank.state_dict(),
-            "guard": self._guard.state_dict(),
-        }
+        return {**self._maker.state_dict(), "bank": self._bank.state_dict(), "match": self._match.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._generator.load_state_dict(state["generator"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._maker.load_state_dict(state)
         self._bank.load_state_dict(state["bank"], self._setting.device)
-        self._guard.load_state_dict(state["guard"])
+        self._match.load_state_dict(state["match"])
 
     def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._generator}
+        return {"generator": self._maker.generator}
 
     def notes(self) -> list[str]:
-        return list(self._guard.history)
+        return list(self._maker.guard.history)

@@ -1,7 +1,7 @@
 """DFAD: a generator that looks for images on which student and teacher disagree. No proxy images at all.
 
-Gongfan Fang et al., "Data-Free Adversarial Distillation", arXiv 1912.11006 (2019); settings of its public CamVid script
-(docs/methods.md).
+Gongfan Fang et al., "Data-Free Adversarial Distillation", arXiv 1912.11006 (2019); settings of its public scripts. The
+defaults are those for CamVid. For CIFAR: network resize, objective l1, batch_size 256, decay_at [0.2, 0.4].
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from datafree import losses, modes
-from datafree.networks.generators import Generator
+from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.maker import Maker
 
 
 @final
@@ -26,58 +27,55 @@ class Dfad(ImageSource):
     the student's published loss. There is nothing fixed to hold out: `held_out` shows what the generator makes now.
     """
 
+    network: Literal["resize", "dcgan"] = "dcgan"  # resize: resize-convolutions, CIFAR's script; dcgan: near CamVid's
+    objective: Literal["l1", "log"] = "log"  # to be large; l1: mean |s - t|, CIFAR's; log: log(that + 1), CamVid's
     latent: int = 256  # Z
     width: int = 64  # channels of the generator's widest-resolution layer
-    batch_size: int = 64  # images per generator step
+    batch_size: int = 64  # images per generator step; CIFAR's script: 256
     lr: float = 1e-3  # Adam's
-    decay_at: tuple[float, ...] = (1 / 3, 2 / 3)  # fractions of the run at which lr falls to a tenth
+    decay_at: tuple[float, ...] = (1 / 3, 2 / 3)  # fractions of the run at which lr falls to a tenth; CIFAR: 0.2, 0.4
     student_mode: Literal["train", "eval"] = "train"  # of the student's BatchNorm while the generator looks through it
+    on_collapse: Literal["restart", "stop", "ignore"] = "restart"
+    restarts: int = 3  # at most; each halves the rate
     update_every: int = 5  # student steps per generator step
 
     def attach(self, setting: Setting) -> None:
         self._setting = setting
-        self._generator = Generator(setting.task.image_size, self.latent, self.width)
-        self._generator.to(setting.device).to(memory_format=torch.channels_last)
-        self._optimizer = torch.optim.Adam(self._generator.parameters(), self.lr, fused=True)
+        networks: dict[str, type[Generator | ResizeGenerator]] = {"resize": ResizeGenerator, "dcgan": Generator}
+        self._maker = Maker(
+            setting=setting,
+            generator=networks[self.network](setting.task.image_size, self.latent, self.width),
+            on_collapse=self.on_collapse,
+            restarts=self.restarts,
+        )
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        falls = sum(step >= fraction * self._setting.steps for fraction in self.decay_at)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr * 0.1**falls
-        images = self._make(self.batch_size)
+        images = self._maker.make(self._maker.draw(self.batch_size))
         with modes.looked_through(student, self.student_mode):
-            loss = losses.dfad_generator_loss(student(images), self._setting.teacher(images))
-        self._optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self._optimizer.step()
-        return {"generator": loss.detach(), "disagreement": loss.detach().neg().expm1()}
+            answers = student(images)
+        outputs = self._setting.teacher(images)
+        disagreement = losses.l1_loss(answers, outputs)
+        loss = losses.dfad_generator_loss(answers, outputs) if self.objective == "log" else -disagreement
+        falls = sum(step >= fraction * self._setting.steps for fraction in self.decay_at)
+        self._maker.step(loss, self.lr * 0.1**falls * self._maker.guard.caution)
+        signals = self._maker.guard.after(step, self._setting.task, images, outputs)
+        return {"generator": loss.detach(), "disagreement": disagreement.detach(), **signals}
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
-        return Batch(images=self._make(n))
+        return Batch(images=self._maker.make(self._maker.draw(n)))
 
-    @torch.no_grad()
     def held_out(self, n: int) -> Tensor:
-        latents = self._generator.draw_latents(
-            n, self._setting.device, torch.Generator().manual_seed(self._setting.seed + 1)
-        )
-        self._generator.eval()  # the running statistics: looking may not change them
-        with self._setting.autocast():
-            images: Tensor = self._generator(latents)
-        return images
-
-    def _make(self, n: int) -> Tensor:
-        self._generator.train()  # batch statistics in both halves of the game, as published
-        with self._setting.autocast():
-            images: Tensor = self._generator(self._generator.draw_latents(n, self._setting.device))
-        return images
+        return self._maker.held_out(n)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generator": self._generator.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return self._maker.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._generator.load_state_dict(state["generator"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._maker.load_state_dict(state)
 
     def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._generator}
+        return {"generator": self._maker.generator}
+
+    def notes(self) -> list[str]:
+        return list(self._maker.guard.history)

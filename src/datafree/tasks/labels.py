@@ -62,7 +62,10 @@ class LabelFolder:
 def _class_folders(path: Path) -> list[str]:
     if not path.is_dir():
         raise DataError(f"{path} is not a folder; labelled images are expected in it as {_LAYOUT}")
-    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot list {path}: {error.strerror}; make it readable") from error
     if not folders:
         raise DataError(f"{path} holds no folders; labelled images are expected in it as {_LAYOUT}")
     return folders
@@ -76,7 +79,8 @@ def _class_names(path: Path, folders: list[str], num_classes: int) -> list[str]:
         where = f"{path} has {len(names)} folders" if file is None else f"{file} names {len(names)} classes"
         raise DataError(
             f"{where} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''}), but the task has num_classes "
-            f"{num_classes}; list all {num_classes} in classes.txt, a folder's name a line, in the order of the teacher's outputs"
+            f"{num_classes}; list all {num_classes} in classes.txt, a folder's name a line, in the order of the "
+            "teacher's outputs"
         )
     strange = [name for name in folders if name not in names]
     if strange:

@@ -1,0 +1,57 @@
+"""Images found by gradient descent on their pixels: what DeepInversion and DIODE have in common.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def optimise(
+    start: Tensor,
+    loss: Callable[[Tensor, int], Tensor],
+    *,
+    iterations: int,
+    rate: Callable[[int], float],
+    betas: tuple[float, float] = (0.9, 0.999),
+    keep: Literal["best", "last"] = "best",
+) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] with a low loss, by Adam from `start`, which stays as it is.
+
+    `loss(images, iteration)` answers a scalar; it draws its augmentations, and may change its targets on the way.
+    `rate(iteration)` is the step in pixel values. Published code takes its steps on normalised pixels and clips these
+    to the range of real ones; here pixels are in [0, 1] and clamped to it after each step, so that a published rate
+    times the images' standard deviation (about 0.25) is the rate to give. Zero betas make steps of the gradient's
+    sign (DIODE). `keep`: the iterate whose loss was the lowest, or the last one.
+    """
+    pixels = start.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([pixels], rate(0), betas)
+    best, lowest = start.detach().clone(), torch.full((), math.inf, device=start.device)
+    for iteration in range(iterations):
+        for group in optimizer.param_groups:
+            group["lr"] = rate(iteration)
+        value = loss(pixels, iteration)
+        if keep == "best":  # without asking the device for the number: that would make it wait
+            lower = value.detach() < lowest
+            best = torch.where(lower, pixels.detach(), best)
+            lowest = torch.where(lower, value.detach(), lowest)
+        optimizer.zero_grad()
+        torch.autograd.backward(value)
+        optimizer.step()
+        with torch.no_grad():
+            pixels.clamp_(0, 1)
+    return best if keep == "best" else pixels.detach()
+
+
+def cosine(iteration: int, iterations: int, lr: float, last: float = 0.0, warmup: int = 0) -> float:
+    """The rate of an iteration: up to `lr` in a straight line over `warmup`, then along a cosine to `last`."""
+    if iteration < warmup:
+        return lr * (iteration + 1) / warmup
+    fraction = (iteration - warmup) / max(iterations - warmup, 1)
+    return last + (lr - last) * (1 + math.cos(math.pi * fraction)) / 2

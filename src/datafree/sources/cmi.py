@@ -1,0 +1,199 @@
+"""CMI, contrastive model inversion: batches that the teacher recognises, each image told apart from all made before.
+
+Gongfan Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021, arXiv 2105.08584.
+Defaults are its CIFAR-10 script's; for CIFAR-100 target_weight is 0.5. The published first batches, inverted without
+a student, are the warm-up here.
+
+B images, C classes, N rows (an image or a pixel each), Z latent dimensions, D features of an image, M remembered ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datafree import augment, features, losses, modes
+from datafree.bnstats import StatisticsMatch, require_batchnorm
+from datafree.errors import DataError
+from datafree.networks.generators import ResizeGenerator
+from datafree.networks.normalized import bare
+from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.stock import Stock
+from datafree.tasks.base import synthetic_batch
+
+HEAD = 256  # dimensions in which images are told apart
+
+
+@final
+@dataclass(kw_only=True)
+class Cmi(ImageSource):
+    """A fresh generator and its latents are fitted to each batch, by the teacher and against all images made before.
+
+    One update makes one batch and adds it to a bank that the student draws from. Two views of an image must be closer,
+    in a small head's projection of the teacher's features, than views of any two; thus no image repeats another.
+    Published rhythm: a batch of 256 images, then 400 student steps.
+    """
+
+    target_weight: float = 1.0  # oh: of the teacher's loss on the preset targets (cross-entropy)
+    bn_weight: float = 1.0  # bn: of the distance to the teacher's BatchNorm statistics
+    adversarial_weight: float = 0.5  # adv: of KL(teacher || student) where both agree, to be large; from step 0 on
+    contrastive_weight: float = 0.8  # cr: of telling images apart
+    temperature: float = 0.1  # tau of that term; published 0.1 to 0.2
+    iterations: int = 200  # for each batch
+    lr: float = 1e-3  # Adam's, of generator, latents and head
+    beta1: float = 0.5  # Adam's, of generator and latents
+    negatives: int = 4096  # remembered images, drawn for each iteration
+    memory: int = 40_960  # images whose features are remembered
+    latent: int = 256  # Z
+    width: int = 64  # channels of the generator at full size
+    batch_size: int = 256  # images per update
+    shift: int = 4  # pixels: images are shifted by up to this, and mirrored, whenever they are looked at; 0 = not
+    bank_size: int = 60_000  # images
+    warmup: int = 20  # batches without the adversarial term
+    update_every: int = 400  # student steps per batch
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "memory"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.negatives < 0:
+            raise DataError(f"negatives is {self.negatives}; it must be 0 or more")
+        if not self.warmup and not self.update_every:
+            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
+
+    def attach(self, setting: Setting) -> None:
+        require_batchnorm(setting.teacher, "cmi")
+        self._setting = setting
+        self._match = StatisticsMatch(network=setting.teacher)
+        self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
+        self._generator.to(setting.device).to(memory_format=torch.channels_last)
+        # The ends of the teacher's stages, as published for ResNet-34; for others its code takes every BatchNorm's
+        # input, which for a deep network is some thousands of features an image.
+        look = synthetic_batch(setting.task.image_size, setting.device)
+        self._layers = list(features.last_layers(setting.teacher, look).values())
+        with torch.no_grad(), features.watched(bare(setting.teacher), self._layers) as maps:
+            setting.teacher(look)
+        dims = _described(maps).shape[1]
+        self._head = nn.Sequential(nn.Linear(dims, dims), nn.ReLU(inplace=True), nn.Linear(dims, HEAD))
+        self._head.to(setting.device)
+        self._head_optimizer = torch.optim.Adam(self._head.parameters(), self.lr)
+        self._remembered = torch.empty(0, 2 * dims, device=setting.device)  # (M, 2 D): local and global view
+        self._cursor = 0
+        self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        task, teacher, device = self._setting.task, self._setting.teacher, self._setting.device
+        targets = task.sample_targets(self.batch_size, device)
+        reinitialise(self._generator)
+        z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
+        optimizer = torch.optim.Adam([*self._generator.parameters(), z], self.lr, (self.beta1, 0.999))
+        lowest, best, terms = math.inf, None, {}
+        self._generator.train()
+        for _ in range(self.iterations):
+            with self._setting.autocast():
+                images = self._generator(z)
+
+            # What the teacher sees in the whole image; what the student does not know yet.
+            moved, moved_targets = augment.shift_and_flip(images, targets, self.shift)
+            assert moved_targets is not None
+            with self._match.watching(), features.watched(bare(teacher), self._layers) as maps:
+                outputs = teacher(moved)
+            whole = _described(maps)  # (B, D)
+            terms = {"target": task.target_loss(outputs, moved_targets), "bn": self._match.distance()}
+            loss = self.target_weight * terms["target"] + self.bn_weight * terms["bn"]
+            if self.adversarial_weight and step >= 0:
+                with modes.looked_through(student, "eval"):
+                    student_probs = task.class_probs(student(moved))
+                terms["adversarial"] = losses.decision_kl_loss(student_probs, task.class_probs(outputs))
+                loss = loss + self.adversarial_weight * terms["adversarial"]
+
+            # A part of the image must be known again as its own, among this batch's and the remembered images.
+            with features.watched(bare(teacher), self._layers) as maps:
+                teacher(augment.resized_crop(images))
+            part = _described(maps)  # (B, D)
+            old_part, old_whole = self._remembered[self._drawn()].chunk(2, 1)
+            parts, wholes = self._head(torch.cat([part, old_part, whole, old_whole])).chunk(2)
+            terms["contrastive"] = contrastive_loss(parts, wholes.detach(), self.batch_size, self.temperature)
+            loss = loss + self.contrastive_weight * terms["contrastive"]
+
+            value = float(loss.detach())
+            if best is None or value < lowest:
+                lowest = value
+                best = (images.detach(), torch.cat([part, whole], 1).detach())
+            optimizer.zero_grad()
+            self._head_optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            self._head_optimizer.step()
+        assert best is not None
+        self._stock.add(best[0], targets)
+        self._remember(best[1])
+        return {name: value.detach() for name, value in terms.items()}  # of the last iteration
+
+    def _drawn(self) -> Tensor:
+        """Indices of the remembered images that this iteration's are told from, drawn without repetition."""
+        return torch.randperm(len(self._remembered), device=self._remembered.device)[: self.negatives]
+
+    def _remember(self, rows: Tensor) -> None:
+        """Add features (B, 2 D); once the memory is full, the oldest make room."""
+        rows = rows[-self.memory :]
+        free = self.memory - len(self._remembered)
+        self._remembered = torch.cat([self._remembered, rows[:free]])
+        over = rows[free:]
+        places = (torch.arange(len(over), device=over.device) + self._cursor) % self.memory
+        self._remembered[places] = over
+        self._cursor = (self._cursor + len(over)) % self.memory
+
+    def sample(self, n: int) -> Batch:
+        return self._stock.sample(n)
+
+    def held_out(self, n: int) -> Tensor:
+        return self._stock.held_out(n)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {  # the generator is drawn anew for each batch
+            "head": self._head.state_dict(),
+            "head_optimizer": self._head_optimizer.state_dict(),
+            "remembered": self._remembered,
+            "cursor": self._cursor,
+            "stock": self._stock.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._head.load_state_dict(state["head"])
+        self._head_optimizer.load_state_dict(state["head_optimizer"])
+        self._remembered = state["remembered"].to(self._setting.device).clone()
+        self._cursor = state["cursor"]
+        self._stock.load_state_dict(state["stock"])
+
+
+def contrastive_loss(parts: Tensor, wholes: Tensor, new: int, temperature: float) -> Tensor:
+    """How badly each image's two views find each other among all: cross-entropy of their cosines over tau.
+
+    `parts`, `wholes`: projections (N, K) of N images, the first `new` of them this batch's; the means over these and
+    over the remembered rest are added, so that many remembered images do not thin this batch's gradients out (as in
+    the public code).
+    """
+    logits = F.normalize(parts.float(), dim=1) @ F.normalize(wholes.float(), dim=1).T / temperature  # (N, N)
+    rows = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
+    return rows[:new].mean() + (rows[new:].mean() if len(rows) > new else 0)
+
+
+def reinitialise(generator: nn.Module) -> None:
+    """Draw every weight anew: convolutions and linear layers N(0, 0.02), BatchNorm's gain N(1, 0.02), no bias."""
+    for layer in generator.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, 0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _described(maps: Mapping[str, Tensor]) -> Tensor:
+    """(B, D): the mean of each channel of each layer."""
+    return torch.cat([m.float().mean((2, 3)) for m in maps.values()], 1)

@@ -1,0 +1,95 @@
+"""DAFL: a generator whose images the teacher takes for its training data. It never looks at the student.
+
+Hanting Chen et al., "Data-Free Learning of Student Networks", ICCV 2019, arXiv 1904.01186; settings of its public CIFAR
+script. The student of the paper learns by KL at temperature 1 (task.temperature=1), SGD at 0.1, batches of 1,024.
+
+Ours: the student learns on images made anew, not on those of the generator's step; images are kept in [0, 1] by a
+sigmoid, where the public generator ends in a BatchNorm. B images, C classes, N rows (an image or a pixel each).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree import features, losses
+from datafree.networks.generators import ResizeGenerator
+from datafree.networks.normalized import bare
+from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.maker import Maker
+from datafree.tasks.base import synthetic_batch
+
+
+@final
+@dataclass(kw_only=True)
+class Dafl(ImageSource):
+    """The generator makes images of which the teacher is sure, of every class alike, with strong activations.
+
+    One update is one generator step; the published rhythm is one to each step of the student. The defaults are those of
+    CIFAR-10; CIFAR-100 has one_hot_weight 0.5, balance_weight 20, activation_weight 0.1. The teacher's BatchNorm is not
+    used, nor need it have any.
+    """
+
+    one_hot_weight: float = 0.05  # of the teacher's loss on the answer it gives itself: sure answers
+    balance_weight: float = 5.0  # of the average answer's negative entropy, in powers of ten (log10)
+    activation_weight: float = 0.01  # of the teacher's deepest activations, to be large
+    latent: int = 1000  # Z
+    width: int = 64  # channels of the generator at full size
+    batch_size: int = 1024  # images per generator step
+    lr: float = 0.02  # Adam's, the same in the whole run
+    on_collapse: Literal["restart", "stop", "ignore"] = "restart"
+    restarts: int = 3  # at most; each halves the rate
+    update_every: int = 1  # student steps per generator step
+
+    def attach(self, setting: Setting) -> None:
+        self._setting = setting
+        self._maker = Maker(
+            setting=setting,
+            generator=ResizeGenerator(setting.task.image_size, self.latent, self.width),
+            on_collapse=self.on_collapse,
+            restarts=self.restarts,
+        )
+        # f_T, the features before the classifier: pooled or not, a ReLU's map has the same mean.
+        look = synthetic_batch(setting.task.image_size, setting.device)
+        self._deepest = list(features.last_layers(setting.teacher, look).values())[-1:]
+        if self.activation_weight and not self._deepest:
+            setting.say("note: the teacher has no feature maps; source.activation_weight is off")
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        task, teacher = self._setting.task, self._setting.teacher
+        images = self._maker.make(self._maker.draw(self.batch_size))
+        with features.watched(bare(teacher), self._deepest) as maps:
+            outputs = teacher(images)
+        terms = {
+            "one_hot": task.target_loss(outputs, task.pseudo_targets(outputs)),
+            "class_information": losses.class_information_loss(task.class_probs(outputs)),
+        }
+        loss = self.one_hot_weight * terms["one_hot"] + self.balance_weight * terms["class_information"]
+        if self._deepest:
+            terms["activation"] = losses.activation_loss(maps[self._deepest[0]])
+            loss = loss + self.activation_weight * terms["activation"]
+        self._maker.step(loss, self.lr * self._maker.guard.caution)
+        logs = {name: value.detach() for name, value in terms.items()}
+        return logs | self._maker.guard.after(step, task, images, outputs)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Batch:
+        return Batch(images=self._maker.make(self._maker.draw(n)))
+
+    def held_out(self, n: int) -> Tensor:
+        return self._maker.held_out(n)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._maker.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._maker.load_state_dict(state)
+
+    def artefacts(self) -> dict[str, nn.Module]:
+        return {"generator": self._maker.generator}
+
+    def notes(self) -> list[str]:
+        return list(self._maker.guard.history)

@@ -1,0 +1,118 @@
+"""DeepInversion: noise, changed pixel by pixel until the teacher sees a class in it and the statistics it knows.
+
+Hongxu Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepInversion", CVPR 2020, arXiv 1912.08795.
+Defaults are those its authors published for CIFAR-10; for ImageNet they have bn_weight 0.01, first_bn_weight 9,
+3,000 iterations at lr 0.25 (0.06 in our units) after 100 of warm-up, beta1 0.5 and beta2 0.9, jitter 30.
+
+B images, C classes, H x W pixels, N rows (an image or a pixel each).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree import augment, losses, modes, pixels
+from datafree.bnstats import StatisticsMatch, require_batchnorm
+from datafree.errors import DataError
+from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.stock import Stock
+
+
+@final
+@dataclass(kw_only=True)
+class Inversion(ImageSource):
+    """Pixels are optimised until the teacher recognises preset targets in images with its BatchNorm statistics.
+
+    One update makes one batch, with all its iterations, and adds it to a bank that the student draws from. As
+    published, a data set is made before the student learns. Adaptive DeepInversion also makes what the student does
+    not know yet: adversarial_weight=1, update_every=400 is its form in CMI's comparison (arXiv 2105.08584).
+    """
+
+    target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy), eq. 1
+    bn_weight: float = 10.0  # alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4
+    first_bn_weight: float = 0.0  # added to the first BatchNorm layer's share of 1; 9 for ImageNet
+    tv_l1_weight: float = 0.0  # of the mean differences of neighbouring pixels
+    tv_l2_weight: float = 1e-4  # alpha_tv: of their norm, eq. 2; published 2.5e-5 on pixels in units of their std
+    l2_weight: float = 0.0  # alpha_l2: of the distance to mid-grey, eq. 2
+    adversarial_weight: float = 0.0  # alpha_c, eq. 7: of 1 - JS(student, teacher); acts from the student's step 0 on
+    temperature: float = 3.0  # of that divergence
+    iterations: int = 2000  # for each batch
+    batch_size: int = 256  # images per update
+    lr: float = 0.0125  # Adam's, in pixel values; published 0.05 in units of the pixels' std, about 0.25
+    lr_end: float = 0.0  # of the cosine; equal to lr = a constant rate
+    lr_warmup: int = 0  # iterations in which lr rises
+    beta1: float = 0.9  # Adam's
+    beta2: float = 0.999  # Adam's
+    jitter: int = 2  # pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2
+    shift: int = 4  # pixels: images the student draws are shifted by up to this, and mirrored; 0 = as made
+    bank_size: int = 60_000  # images
+    warmup: int = 200  # batches before the student's first step: 51,200 images
+    update_every: int = 0  # student steps per batch; 0 = none
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise DataError(f"iterations is {self.iterations}; it must be at least 1")
+        if not self.warmup and not self.update_every:
+            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
+
+    def attach(self, setting: Setting) -> None:
+        require_batchnorm(setting.teacher, "inversion")
+        self._setting = setting
+        self._match = StatisticsMatch(network=setting.teacher, first=self.first_bn_weight)
+        self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
+        if self.adversarial_weight and not self.update_every:
+            setting.say("note: source.adversarial_weight is off: no image is made once the student learns")
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        task, teacher, device = self._setting.task, self._setting.teacher, self._setting.device
+        targets = task.sample_targets(self.batch_size, device)
+        terms: dict[str, Tensor] = {}
+
+        def loss(images: Tensor, iteration: int) -> Tensor:
+            moved, moved_targets = augment.roll_and_flip(images, targets, self.jitter)
+            with self._match.watching():
+                outputs = teacher(moved)
+            terms["target"] = task.target_loss(outputs, moved_targets)
+            terms["bn"] = self._match.distance()
+            terms["tv_l1"], terms["tv_l2"] = losses.total_variation(moved)
+            total = self.target_weight * terms["target"] + self.bn_weight * terms["bn"]
+            total = total + self.tv_l1_weight * terms["tv_l1"] + self.tv_l2_weight * terms["tv_l2"]
+            if self.l2_weight:
+                terms["l2"] = torch.linalg.vector_norm(moved - 0.5)
+                total = total + self.l2_weight * terms["l2"]
+            if self.adversarial_weight and step >= 0:
+                with modes.looked_through(student, "eval"):
+                    student_probs = task.class_probs(student(moved))
+                probs = task.class_probs(outputs)
+                terms["adversarial"] = losses.competition_loss(student_probs, probs, self.temperature)
+                total = total + self.adversarial_weight * terms["adversarial"]
+            return total
+
+        # Noise about mid-grey, as wide as photographs are: the published N(0, 1) of normalised pixels.
+        noise = (0.5 + 0.25 * torch.randn(self.batch_size, 3, *task.image_size, device=device)).clamp_(0, 1)
+        images = pixels.optimise(noise, loss, iterations=self.iterations, rate=self._rate, betas=self._betas)
+        self._stock.add(images, targets)
+        return {name: value.detach() for name, value in terms.items()}  # of the last iteration
+
+    def _rate(self, iteration: int) -> float:
+        return pixels.cosine(iteration, self.iterations, self.lr, self.lr_end, self.lr_warmup)
+
+    @property
+    def _betas(self) -> tuple[float, float]:
+        return self.beta1, self.beta2
+
+    def sample(self, n: int) -> Batch:
+        return self._stock.sample(n)
+
+    def held_out(self, n: int) -> Tensor:
+        return self._stock.held_out(n)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stock": self._stock.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stock.load_state_dict(state["stock"])

@@ -1,0 +1,92 @@
+"""What sources with a generator of their own hold: the generator, its optimiser, its guard, its fixed latents.
+
+B images, C classes, Z latent dimensions, H x W pixels, h x w the cells of a class map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from datafree.health import Guard
+from datafree.networks.generators import Generator, ResizeGenerator
+from datafree.sources.base import Setting
+
+
+@dataclass(kw_only=True)
+class Maker:
+    """A generator that is being trained by Adam: makes images, takes steps, is put back when it collapses.
+
+    What is minimised stays in the source; so does where `guard.caution` goes (a rate, or the weight of a term).
+    """
+
+    setting: Setting
+    generator: Generator | ResizeGenerator  # is moved to the setting's device
+    beta1: float = 0.9  # Adam's
+    what: str = "source.lr"  # the option that the source scales by `guard.caution`, for the guard's message
+    on_collapse: Literal["restart", "stop", "ignore"] = "restart"
+    restarts: int = 3  # at most
+    optimizer: torch.optim.Optimizer = field(init=False)
+    guard: Guard = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.generator.to(self.setting.device).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(self.generator.parameters(), betas=(self.beta1, 0.999), fused=True)
+        self.guard = Guard(
+            parts={"generator": self.generator, "optimizer": self.optimizer},
+            what=self.what,
+            say=self.setting.say,
+            on_collapse=self.on_collapse,
+            restarts=self.restarts,
+        )
+
+    def draw(self, n: int) -> Tensor:
+        """n fresh latents (n, Z)."""
+        return self.generator.draw_latents(n, self.setting.device)
+
+    def make(self, latents: Tensor, layout: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) of latents (B, Z), and of class maps (B, C, h, w) if the generator takes them.
+
+        By batch statistics, as the public code of adversarial methods does for both players.
+        """
+        self.generator.train()
+        return self._forward(latents, layout)
+
+    @torch.no_grad()
+    def held_out(self, n: int, layout: Tensor | None = None) -> Tensor:
+        """n images of latents that depend on the seed only, by the running statistics: looking leaves no trace."""
+        fixed = torch.Generator().manual_seed(self.setting.seed + 1)
+        self.generator.eval()
+        return self._forward(self.generator.draw_latents(n, self.setting.device, fixed), layout)
+
+    def _forward(self, latents: Tensor, layout: Tensor | None) -> Tensor:
+        with self.setting.autocast():
+            images: Tensor = self.generator(latents) if layout is None else self.generator(latents, layout)
+        return images
+
+    def step(self, loss: Tensor, lr: float, clip: float = 0.0) -> None:
+        """One step of the optimiser down `loss`; `clip`: largest norm of the gradient, 0 = any."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        if clip:
+            nn.utils.clip_grad_norm_(self.generator.parameters(), clip)
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generator, optimiser and guard."""
+        return {
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "guard": self.guard.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.generator.load_state_dict(state["generator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.guard.load_state_dict(state["guard"])

@@ -1,0 +1,62 @@
+"""What a source draws from that makes its images a batch at a time: a bank, looked at with small moves.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datafree import augment
+from datafree.bank import Bank
+from datafree.sources.base import Batch, Setting
+
+
+@dataclass(kw_only=True)
+class Stock:
+    """Keeps what was made, hands it out again and again.
+
+    A student sees each image many times, so each time it is shifted and mirrored anew, as in the public code of
+    DeepInversion's, CMI's and Fast-DFKD's comparisons. Before anything is made there is nothing but noise.
+    """
+
+    setting: Setting
+    capacity: int  # images
+    shift: int  # pixels at most; 0 = images come as they were made
+
+    def __post_init__(self) -> None:
+        self._bank = Bank(capacity=self.capacity)
+
+    def add(self, images: Tensor, targets: Tensor) -> None:
+        """Keep images (B, 3, H, W) in [0, 1] and their targets (B, ...)."""
+        self._bank.add(images, targets)
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Batch:
+        """n images to learn from; noise without targets while there are none."""
+        if not len(self._bank):
+            return Batch(images=torch.rand(n, 3, *self.setting.task.image_size, device=self.setting.device))
+        images, targets = self._bank.sample(n)
+        if self.shift:
+            images, targets = augment.shift_and_flip(images, targets, self.shift)
+        return Batch(images=images.clamp(0, 1), targets=targets)
+
+    def held_out(self, n: int) -> Tensor:
+        """Up to n images that `sample` never returns; noise, always the same, while none are set aside."""
+        images = self._bank.held_out(n)
+        if images is not None:
+            return images
+        generator = torch.Generator().manual_seed(self.setting.seed + 1)
+        return torch.rand(n, 3, *self.setting.task.image_size, generator=generator).to(self.setting.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The bank."""
+        return self._bank.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self._bank.load_state_dict(state, self.setting.device)

@@ -1,0 +1,189 @@
+"""DeepInversion: what its loss is, that it is lowered, and that images show what they were meant to."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datafree import modes, pixels
+from datafree.bnstats import StatisticsMatch
+from datafree.errors import DataError, NetworkError
+from datafree.networks.normalized import Normalized
+from datafree.networks.resnet import resnet
+from datafree.networks.small import unet
+from datafree.sources import Inversion
+from datafree.sources.base import Setting
+from datafree.tasks import Task
+from datafree.tasks.classification import Classification
+from datafree.tasks.segmentation import Segmentation
+
+SIZE, CLASSES = (16, 16), 4
+
+
+COLOURS = torch.tensor([[0.8, 0.2, 0.2], [0.2, 0.8, 0.2], [0.2, 0.2, 0.8], [0.7, 0.7, 0.2]])
+
+
+def taught(made: nn.Module, task: Task, steps: int = 40) -> nn.Module:
+    """A network that knows four colours, of an image or of its pixels; frozen."""
+    teacher = Normalized(made)
+    optimizer = torch.optim.Adam(teacher.parameters(), 0.02)
+    for _ in range(steps):
+        targets = task.sample_targets(16, torch.device("cpu"))
+        maps = targets if targets.ndim == 3 else targets[:, None, None].expand(-1, *SIZE)
+        images = COLOURS[maps].movedim(-1, 1) + 0.1 * torch.randn(16, 3, *SIZE)
+        optimizer.zero_grad()
+        task.target_loss(teacher(images), targets).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return teacher.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    modes.seed_everything(0)
+    return taught(resnet(CLASSES, depth=8, width=4), Classification(num_classes=CLASSES, image_size=SIZE))
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> nn.Module:
+    modes.seed_everything(0)
+    return taught(unet(CLASSES, width=4, depth=2), Segmentation(num_classes=CLASSES, image_size=SIZE), 100)
+
+
+def attached(source: Inversion, teacher: nn.Module, task: Task | None = None) -> Inversion:
+    task = task or Classification(num_classes=CLASSES, image_size=SIZE)
+    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+    return source
+
+
+def images_of(source: Inversion) -> tuple[Tensor, Tensor]:
+    """What is in the bank, as it was made."""
+    bank = source._stock._bank._kept
+    images, targets = bank.at(slice(0, bank.count))
+    assert targets is not None
+    return images, targets
+
+
+def test_teacher_names_the_sampled_labels_in_images_that_were_noise(classifier: nn.Module) -> None:
+    modes.seed_everything(0)
+    source = attached(Inversion(batch_size=16, iterations=30, bn_weight=0.1, lr=0.05), classifier)
+    source.update(classifier, -1)
+    images, targets = images_of(source)
+    assert (classifier(images).argmax(1) == targets).float().mean() >= 0.9
+
+
+def test_more_iterations_bring_the_statistics_nearer_to_the_kept_ones(classifier: nn.Module) -> None:
+    distances = []
+    for iterations in (1, 30):
+        modes.seed_everything(1)
+        source = attached(Inversion(batch_size=16, iterations=iterations, lr=0.02, jitter=0), classifier)
+        source.update(classifier, -1)
+        match = StatisticsMatch(network=classifier)
+        with match.watching():
+            classifier(images_of(source)[0])
+        distances.append(float(match.distance()))
+    assert distances[1] < 0.5 * distances[0]
+
+
+def test_the_loss_is_the_weighted_sum_of_the_paper(monkeypatch: pytest.MonkeyPatch, classifier: nn.Module) -> None:
+    modes.seed_everything(0)
+    teacher, student = classifier, Normalized(resnet(CLASSES, depth=8, width=4))
+    weights = {"target": 2.0, "bn": 3.0, "tv_l1": 0.5, "tv_l2": 0.25, "l2": 0.125, "adversarial": 0.75}
+    options = {f"{name}_weight": value for name, value in weights.items()}
+    source = attached(Inversion(batch_size=8, iterations=1, update_every=1, **options), teacher)  # type: ignore[arg-type]
+    seen = {}
+
+    def look(start: Tensor, loss: object, **options: object) -> Tensor:
+        seen["total"] = loss(start, 0)  # type: ignore[operator]
+        return start
+
+    monkeypatch.setattr(pixels, "optimise", look)
+    terms = source.update(student, 0)
+    assert seen["total"].item() == pytest.approx(sum(weights[k] * v.item() for k, v in terms.items()), rel=1e-5)
+    assert terms.keys() == weights.keys()
+    assert "adversarial" not in source.update(student, -1)  # a student that has learnt nothing says nothing
+
+
+def test_the_first_layer_weighs_more_by_what_is_added_to_its_share_of_one(classifier: nn.Module) -> None:
+    images = torch.rand(8, 3, *SIZE)
+    found = {}
+    for added in (0.0, 9.0):
+        source = attached(Inversion(batch_size=2, iterations=1, first_bn_weight=added), classifier)
+        with source._match.watching():
+            classifier(images)
+        found[added] = source._match.distance()
+        first = source._match.terms()["network.bn1"]
+    assert torch.allclose(found[9.0], found[0.0] + 9 * first)
+
+
+def test_masks_are_shown_where_they_were_asked_for_though_pixels_move(segmenter: nn.Module) -> None:
+    modes.seed_everything(0)
+    task = Segmentation(num_classes=CLASSES, image_size=SIZE)
+    source = attached(Inversion(batch_size=8, iterations=30, bn_weight=0.0, lr=0.05, jitter=6), segmenter, task)
+    source.update(segmenter, -1)
+    images, targets = images_of(source)
+    right = (segmenter(images).argmax(1) == targets).float().mean()
+    assert right > 0.85
+
+
+def test_images_stay_in_0_1_and_the_best_iterate_is_kept() -> None:
+    start = torch.full((1, 3, 2, 2), 0.5)
+    walked = []
+
+    def loss(images: Tensor, iteration: int) -> Tensor:
+        walked.append(images.detach().clone())
+        return (images - 2).square().sum() * (-1 if iteration == 1 else 1)  # the second is the lowest, by its sign
+
+    options = {"iterations": 5, "rate": lambda iteration: 0.2}
+    best = pixels.optimise(start, loss, **options)  # type: ignore[arg-type]
+    assert torch.equal(best, walked[1])
+    assert torch.equal(start, torch.full((1, 3, 2, 2), 0.5))
+    last = pixels.optimise(start, loss, keep="last", **options)  # type: ignore[arg-type]
+    assert last.max() <= 1
+    assert last.min() >= 0
+    assert not torch.equal(best, last)
+
+
+def test_zero_betas_step_by_the_sign_of_the_gradient() -> None:
+    start = torch.tensor([[0.25, 0.75]])
+    end = pixels.optimise(
+        start,
+        lambda x, i: (x * torch.tensor([[1000.0, -0.001]])).sum(),
+        iterations=1,
+        rate=lambda i: 0.125,
+        betas=(0.0, 0.0),
+        keep="last",
+    )
+    assert end.tolist() == [[pytest.approx(0.125, abs=1e-5), pytest.approx(0.875, abs=1e-5)]]
+
+
+def test_the_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
+    rates = [pixels.cosine(i, 10, 1.0, 0.2, warmup=2) for i in range(10)]
+    assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
+    assert rates[6] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 2)) / 2)
+    assert [pixels.cosine(i, 10, 0.3, 0.3) for i in range(10)] == pytest.approx([0.3] * 10)
+
+
+def test_a_teacher_without_batchnorm_is_refused_in_a_line_that_names_other_methods() -> None:
+    bare = nn.Sequential(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(NetworkError, match=r"no BatchNorm.*source\.method=inversion.*dfad") as caught:
+        attached(Inversion(), Normalized(bare))
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_would_never_make_an_image_are_refused() -> None:
+    with pytest.raises(DataError, match="warmup and update_every are both 0"):
+        Inversion(warmup=0)
+    with pytest.raises(DataError, match="iterations is 0"):
+        Inversion(iterations=0)
+
+
+def test_a_competition_that_could_never_act_is_told(classifier: nn.Module) -> None:
+    said: list[str] = []
+    task = Classification(num_classes=CLASSES, image_size=SIZE)
+    setting = Setting(task=task, teacher=classifier, steps=10, batch_size=4, say=said.append)
+    Inversion(adversarial_weight=1.0, update_every=5).attach(setting)
+    assert said == []
+    Inversion(adversarial_weight=1.0).attach(setting)
+    assert len(said) == 1
+    assert "adversarial_weight is off" in said[0]
