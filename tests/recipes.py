@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,10 @@ def sources(folder: Path) -> dict[str, dict[str, Any]]:
         "mixed": {"parts": [{"method": "noise", "kind": "gaussian"}, {"method": "folder", "path": str(folder)}]},
     }
     return {name: {"method": name, **needed.get(name, {})} for name in SOURCES}
+
+
+def small(section: dict[str, Any]) -> dict[str, Any]:
+    """A source's section with whatever costs time made small, as far as its method has it and uses it."""
+    costs = {"width": 2, "latent": 4, "batch_size": 3, "warmup": 4, "update_every": 5, "iterations": 2, "bank_size": 64}
+    has = {field.name: field.default for field in dataclasses.fields(SOURCES[section["method"]])}
+    return {**section, **{name: value for name, value in costs.items() if has.get(name)}}

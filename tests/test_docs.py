@@ -157,7 +157,7 @@ def test_every_datafree_command_parses(block: Block, arguments: list[str]) -> No
 # The tables of options: `option` | `default` or required | what.
 
 TABLES: list[tuple[str, str, type[Any]]] = [
-    ("docs/recipes.md", "Options of `task`", TASKS["segmentation"]),
+    *(("docs/recipes.md", f"`kind: {name}`", kind) for name, kind in TASKS.items()),
     ("docs/recipes.md", "Options of `teacher` and `student`", NetworkSpec),
     ("docs/recipes.md", "Options of `source`", ImageSource),
     ("docs/recipes.md", "Options of `training`", Training),
@@ -165,12 +165,11 @@ TABLES: list[tuple[str, str, type[Any]]] = [
 ]
 
 
-def options_on(page: Path, heading: str) -> dict[str, str] | None:
-    """The first two columns of the option table under a heading; None without the heading."""
+def options_on(page: Path, heading: str) -> dict[str, str]:
+    """The first two columns of the option table under a heading."""
     parts = re.split(r"^##+ (.*)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
-    if heading not in sections:
-        return None
+    assert heading in sections, f"{page.name} has no section {heading}"
     table = re.search(r"^\| option \|.*\n\|---.*\n((?:\|.*\n)*)", sections[heading], re.MULTILINE)
     assert table is not None, f"{page.name}: no table of options under {heading}"
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table[1].splitlines()]
@@ -180,9 +179,6 @@ def options_on(page: Path, heading: str) -> dict[str, str] | None:
 @pytest.mark.parametrize(("name", "heading", "kind"), TABLES, ids=[heading for _, heading, _ in TABLES])
 def test_tables_of_options_are_those_of_the_code(name: str, heading: str, kind: type[Any]) -> None:
     shown = options_on(ROOT / name, heading)
-    if shown is None and kind in SOURCES.values():
-        pytest.skip(f"{name} has no section {heading}")
-    assert shown is not None
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     common = {field.name: field.default for field in dataclasses.fields(ImageSource)}
     own = {n for n, field in fields.items() if kind is ImageSource or n not in common or field.default != common[n]}
@@ -197,6 +193,23 @@ def test_tables_of_options_are_those_of_the_code(name: str, heading: str, kind: 
             given = yaml12.parse(cell.strip("`"), option)
             is_number = type(expected) in (float, int) or isinstance(value, tuple)
             assert given == (pytest.approx(expected, abs=1e-4) if is_number else expected), option
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/methods.md"])
+def test_every_method_is_in_the_table_to_choose_from(name: str) -> None:
+    table = re.search(
+        r"^\| method \|.*\n\|---.*\n((?:\|.*\n)*)", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert table is not None
+    assert {line.split("|")[1].strip(" `") for line in table[1].splitlines()} == set(SOURCES)
+
+
+def test_every_method_and_task_is_named_where_one_is_chosen() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for key, members in (("method", SOURCES), ("kind", TASKS)):
+        named = re.search(rf"^`{key}` is (.*?), or a class", text, re.MULTILINE | re.DOTALL)
+        assert named is not None
+        assert set(re.findall(r"`([^`]+)`", named[1])) == set(members)
 
 
 def test_keys_that_may_differ_when_a_run_goes_on_are_named() -> None:

@@ -134,7 +134,7 @@ def test_healthy_batches_raise_no_alarm_however_noisy() -> None:
     assert rig.guard.caution == 1
 
 
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("kind", ["alike", "one class"])
 def test_fewer_bad_looks_than_its_patience_are_forgiven(kind: str) -> None:
     rig = Rig()
     rig.see("healthy")
@@ -145,16 +145,18 @@ def test_fewer_bad_looks_than_its_patience_are_forgiven(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
-    [("alike", "its images are all alike"), ("one class", "one class only"), ("not finite", "not finite")],
+    ("kind", "forgiven", "reason"),
+    [("alike", 2, "its images are all alike"), ("one class", 2, "one class only"), ("not finite", 0, "not finite")],
 )
-def test_a_collapse_is_put_back_to_the_last_healthy_state_with_half_the_caution(kind: str, reason: str) -> None:
+def test_a_collapse_is_put_back_to_the_last_healthy_state_with_half_the_caution(
+    kind: str, forgiven: int, reason: str
+) -> None:
     rig = Rig()
     rig.see("healthy", looks=2)
     good, good_optimizer = rig.weights(), rig.optimizer.state_dict()["state"][0]["exp_avg"].clone()
-    rig.see(kind, looks=2)
+    rig.see(kind, looks=forgiven)
     assert rig.guard.caution == 1
-    assert not torch.equal(rig.weights(), good)
+    assert torch.equal(rig.weights(), good) == (forgiven == 0)
     rig.see(kind)
     assert torch.equal(rig.weights(), good)
     assert torch.equal(rig.optimizer.state_dict()["state"][0]["exp_avg"], good_optimizer)
@@ -163,7 +165,7 @@ def test_a_collapse_is_put_back_to_the_last_healthy_state_with_half_the_caution(
     assert "\n" not in line
     assert line.startswith("warning: ")
     assert reason in line
-    assert "step 50" in line
+    assert f"step {30 + 10 * forgiven}" in line
     assert "source.adversarial_weight now times 0.5 (restart 1 of 3)" in line
     assert rig.guard.history == [line.removeprefix("warning: ")]
 

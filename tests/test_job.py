@@ -17,18 +17,17 @@ from datafree.evaluate import evaluate_run
 from datafree.job import run_recipe
 from datafree.recipe import Recipe
 from datafree.sources import SOURCES
-from recipes import load, sources, write_teacher
+from recipes import load, small, sources, write_teacher
 
 SMALL = {"width": 2, "depth": 2}
 
 
 def recipe_for(tmp_path: Path, source: dict[str, Any], **training: Any) -> Recipe:
-    small: dict[str, Any] = {"degan": {"width": 2, "batch_size": 3, "warmup": 4}, "dfad": {"width": 2, "batch_size": 3}}
     content = {
         "task": {"kind": "segmentation", "num_classes": 3, "image_size": [32, 32]},
         "teacher": {"network": "datafree/unet", "args": SMALL, "weights": str(write_teacher(tmp_path, **SMALL))},
         "student": {"network": "datafree/unet", "args": SMALL},
-        "source": {**source, **small.get(source["method"], {})},
+        "source": small(source),
         "training": {"steps": 12, "batch_size": 3, "log_every": 2, "save_every": 5, "picture_every": 6, **training},
     }
     return load(tmp_path, content)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import augment, features, health, modes
-from datafree.errors import DataError, Interrupted, NetworkError, TrainingError
+from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.networks.normalized import bare
 from datafree.pictures import grid
 from datafree.runs import Run
@@ -56,8 +56,6 @@ class Training:
         for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.mixup <= 1:
-            raise ValueError(f"mixup is {self.mixup}; it is a share, from 0 to 1")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be above 0")
 
@@ -129,7 +127,9 @@ def distill(
                 say=say,
             )
         )
-        pairs = _pairs(task, teacher, student, training)
+        pairs: Mapping[str, str] = {}  # teacher's layer -> student's, whose attention maps are compared
+        if training.match_weight:
+            pairs = features.chosen_pairs(teacher, student, synthetic_batch(task.image_size, device), training.match)
         optimizer = training.make_optimizer(student)
         if training.select == "agreement" and not len(source.held_out(1)):
             raise DataError("training.select=agreement needs images to hold out, and this source has none; use last")
@@ -256,23 +256,6 @@ def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSou
         with modes.frozen(student):
             rows.append(task.draw(images, student(images)))
     return grid(rows)
-
-
-def _pairs(task: Task, teacher: nn.Module, student: nn.Module, training: Training) -> dict[str, str]:
-    """Teacher's layer -> student's layer, whose attention maps are compared; empty where none are."""
-    if not training.match_weight:
-        return {}
-    images = synthetic_batch(task.image_size, next(student.parameters()).device)
-    if not training.match:
-        return features.pair_layers(teacher, student, images)
-    with torch.no_grad(), modes.frozen(student):  # a name that does not exist is found before the first step
-        for network, layers in ((teacher, training.match), (student, training.match.values())):
-            with features.watched(bare(network), layers) as maps:
-                network(images)
-            for name in layers:
-                if name not in maps or maps[name].ndim != 4:
-                    raise NetworkError(f"the layer {name!r} of training.match answers no feature map (B, K, h, w)")
-    return dict(training.match)
 
 
 def _varied(batch: Batch, training: Training) -> tuple[Tensor, Tensor | None, Tensor]:

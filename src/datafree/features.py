@@ -123,5 +123,21 @@ def pair_layers(teacher: nn.Module, student: nn.Module, images: Tensor, most: in
     return {theirs[size]: ours[size] for size in common}
 
 
+def chosen_pairs(teacher: nn.Module, student: nn.Module, images: Tensor, named: Mapping[str, str]) -> dict[str, str]:
+    """Teacher layer -> student layer as the user has `named` them, or by `pair_layers` where none are.
+
+    Raises NetworkError for a layer that is not there or answers no feature map.
+    """
+    if not named:
+        return pair_layers(teacher, student, images)
+    for network, layers in ((teacher, list(named)), (student, list(named.values()))):
+        with torch.no_grad(), modes.frozen(network), watched(bare(network), layers) as maps:
+            network(images)
+        for name in layers:
+            if name not in maps or maps[name].ndim != 4:
+                raise NetworkError(f"the layer {name!r} of training.match answers no feature map (B, K, h, w)")
+    return dict(named)
+
+
 def _sizes(layers: Mapping[tuple[int, int], str]) -> str:
     return ", ".join(f"{h} x {w}" for h, w in layers) or "none"

@@ -47,8 +47,8 @@ class Stateful(Protocol):
 class Guard:
     """Notices when what a generator makes collapses, and restarts it with more caution; gives up at last.
 
-    Collapsed: `patience` looks in a row at batches that are all alike (diversity below `least_diversity`), of one class
-    (balance below `least_balance`), or not finite. Then `parts` go back to their last healthy state and `caution`,
+    Collapsed: `patience` looks in a row at batches that are all alike (diversity below `least_diversity`) or of one
+    class (balance below `least_balance`), or a single one that is not finite. Then `parts` go back to their last healthy state and `caution`,
     which scales the adversarial weight (or the learning rate, where there is none), is halved.
     """
 
@@ -90,7 +90,8 @@ class Guard:
         self._bad += 1
         if self._healthy is None and self._bad == 10 * self.patience:  # a generator may take a while to begin
             self._tell(f"warning: the generator has not begun to work by step {step}: {reason}")
-        if self._healthy is None or self._bad < self.patience:
+        finite = all(map(math.isfinite, map(float, found.values())))  # what is not spoils the student at once
+        if self._healthy is None or (finite and self._bad < self.patience):
             return {name: value for name, value in found.items() if math.isfinite(value)}
         self._bad = 0
         self._go_back()

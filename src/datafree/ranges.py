@@ -10,6 +10,7 @@ _AT_LEAST |= dict.fromkeys(("latent", "width", "image_size", "iterations", "bank
 _AT_LEAST |= dict.fromkeys(("jitter", "shift", "negatives", "restarts", "clip"), 0)
 _ABOVE_ZERO = ("lr", "temperature", "std")
 _FRACTIONS = ("momentum", "bn_momentum", "beta1", "beta2")  # 0 <= x < 1
+_SHARES = ("replay", "mixup", "decay_at", "reset_at")
 _FOLDERS = ("path", "data")
 _FILES = ("weights", "generator")
 
@@ -27,6 +28,8 @@ def out_of_range(name: str, value: object) -> str | None:
         return "is too small; it must be above 0"
     if name in _FRACTIONS and any(not 0 <= number < 1 for number in numbers):
         return "is out of range; it must be 0 or more, and below 1"
+    if name in _SHARES and any(not 0 <= number <= 1 for number in numbers):
+        return "is out of range; it is a share, from 0 to 1"
     if any(abs(number) >= 2**63 for number in numbers if isinstance(number, int)):
         return "is too large"
     return None
