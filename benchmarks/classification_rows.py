@@ -182,7 +182,7 @@ CIFAR = Pair(
 # published figures for resnet34-18 are those of Fast-DFKD's comparison; DFAD's is its own paper's.
 
 PAPER_CGDD = Row(
-    method="cgdd", source={"batch_size": 256, "warmup": 2000}, training={"label_weight": 0.2, "match_weight": 1.0}
+    method="cgdd", source={"batch_size": 256, "warmup": 2000}, training={"label_weight": 0.02, "match_weight": 100.0}
 )
 PAPER_ROWS = {
     "teacher": Row(method="teacher", published=95.70),

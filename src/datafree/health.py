@@ -48,8 +48,9 @@ class Guard:
     """Notices when what a generator makes collapses, and restarts it with more caution; gives up at last.
 
     Collapsed: `patience` looks in a row at batches that are all alike (diversity below `least_diversity`) or of one
-    class (balance below `least_balance`), or a single one that is not finite. Then `parts` go back to their last healthy state and `caution`,
-    which scales the adversarial weight (or the learning rate, where there is none), is halved.
+    class (balance below `least_balance`), or a single one that is not finite. Then `parts` go back to their last
+    healthy state and `caution`, which scales the adversarial weight (or the learning rate, where there is none), is
+    halved.
     """
 
     parts: Mapping[str, Stateful]  # generator and optimiser
