@@ -241,7 +241,7 @@ def held_out_signals(task: Task, teacher: nn.Module, student: nn.Module, source:
     with modes.frozen(student):
         answers = torch.cat([teacher(part) for part in torch.split(images, 16)])
         agreement = task.agreement(torch.cat([student(part) for part in torch.split(images, 16)]), answers)
-    found = {name: float(value) for name, value in health.signals(task, images, answers).items()}
+    found = {f"held_out_{name}": float(value) for name, value in health.signals(task, images, answers).items()}
     return {"agreement": agreement, **found}
 
 

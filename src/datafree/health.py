@@ -71,6 +71,11 @@ class Guard:
         self._healthy: dict[str, Any] | None = None
         self.history: list[str] = []
 
+    @property
+    def healthy(self) -> bool:
+        """Whether the latest look found nothing wrong."""
+        return self._bad == 0
+
     def after(self, step: int, task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
         """Count an update that made `images`, answered by the teacher with `outputs`; now and then, look at them.
 

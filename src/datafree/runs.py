@@ -8,7 +8,7 @@
       samples/              what the source made, with the teacher's answers beside it
       state/state.pt        resumable state, exact; tensors and plain values only
       student.safetensors   the student's bare weights: loads without datafree
-      generator.safetensors the source's generator, where it has one: another run can start from it
+      generator.safetensors the source's generator, where it has one: `degan`'s can serve another run
       student.json          how to build it: network, arguments, classes, mean, std
       result.json           written last: scores, notes, which checkpoint and how it was chosen
 

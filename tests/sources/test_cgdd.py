@@ -189,6 +189,16 @@ def test_the_teacher_comes_to_see_the_preset_labels_in_what_the_generator_makes(
     assert (rig.teacher(batch.images).argmax(1) == batch.targets).float().mean() > 0.6
 
 
+def test_statistics_of_past_batches_steady_those_of_this_one() -> None:
+    seen: dict[float, list[float]] = {}
+    for momentum in (0.0, 0.9):
+        rig = Rig(bn_momentum=momentum, lr=1e-9)  # the batches are the same in both
+        seen[momentum] = [rig.source.update(rig.student, -1)["bn"].item() for _ in range(8)]
+    assert seen[0.0][0] == seen[0.9][0]
+    spread = {momentum: max(figures[1:]) - min(figures[1:]) for momentum, figures in seen.items()}
+    assert spread[0.9] < 0.5 * spread[0.0]
+
+
 # The bank.
 
 

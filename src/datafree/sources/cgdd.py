@@ -106,7 +106,7 @@ class Cgdd(ImageSource):
 
         self._maker.step(loss, self.lr * (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2)
         self._match.remember()
-        if step >= 0:  # the warm-up's images are not worth remembering
+        if step >= 0 and guard.healthy:  # the warm-up's images are not worth remembering, nor a collapse's
             self._bank.add(images, targets)
         logs = {name: value.detach() for name, value in terms.items()}
         return logs | guard.after(step, task, images, outputs)
