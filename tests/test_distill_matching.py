@@ -263,10 +263,10 @@ def make():
 @pytest.mark.parametrize(
     ("match", "said"),
     [
-        ({"layer4": "layer3"}, "no layer 'layer4' in the .*did you mean layer3"),
-        ({"layer3": "layer9.0"}, "no layer 'layer9.0' in the"),
-        ({"linear": "layer3"}, "the layer 'linear' of training.match answers no feature map"),
-        ({"layer3": "linear"}, "the layer 'linear' of training.match answers no feature map"),
+        ({"layer4": "layer3"}, "no layer 'layer4' in the teacher; did you mean layer3"),
+        ({"layer3": "layer9.0"}, "no layer 'layer9.0' in the student; did you mean"),
+        ({"linear": "layer3"}, "the teacher's layer 'linear' of training.match answers no feature map"),
+        ({"layer3": "linear"}, "the student's layer 'linear' of training.match answers no feature map"),
     ],
 )
 def test_a_layer_that_cannot_be_matched_is_one_line(tmp_path: Path, match: dict[str, str], said: str) -> None:

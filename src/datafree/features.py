@@ -19,11 +19,11 @@ from datafree.networks.normalized import bare
 
 
 @contextmanager
-def watched(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+def watched(network: nn.Module, layers: Iterable[str], what: str = "network") -> Iterator[dict[str, Tensor]]:
     """Within it, a forward pass of `network` fills the dict: layer name -> its output (of the latest pass).
 
     An output that the network then changes in place (by a ReLU behind it) is seen as changed.
-    Raises NetworkError for a layer that `network` has not.
+    Raises NetworkError for a layer that `network`, called `what`, has not.
     """
     modules = dict(network.named_modules())
     outputs: dict[str, Tensor] = {}
@@ -32,7 +32,7 @@ def watched(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Ten
         for name in layers:
             if name not in modules:
                 near = difflib.get_close_matches(name, modules, n=3) or list(modules)[1:6]
-                raise NetworkError(f"there is no layer {name!r} in the network; did you mean {', '.join(near)}?")
+                raise NetworkError(f"there is no layer {name!r} in the {what}; did you mean {', '.join(near)}?")
             handles.append(modules[name].register_forward_hook(_recorder(name, outputs)))
         yield outputs
     finally:
@@ -130,12 +130,12 @@ def chosen_pairs(teacher: nn.Module, student: nn.Module, images: Tensor, named: 
     """
     if not named:
         return pair_layers(teacher, student, images)
-    for network, layers in ((teacher, list(named)), (student, list(named.values()))):
-        with torch.no_grad(), modes.frozen(network), watched(bare(network), layers) as maps:
+    for what, network, layers in (("teacher", teacher, list(named)), ("student", student, list(named.values()))):
+        with torch.no_grad(), modes.frozen(network), watched(bare(network), layers, what) as maps:
             network(images)
         for name in layers:
             if name not in maps or maps[name].ndim != 4:
-                raise NetworkError(f"the layer {name!r} of training.match answers no feature map (B, K, h, w)")
+                raise NetworkError(f"the {what}'s layer {name!r} of training.match answers no feature map (B, K, h, w)")
     return dict(named)
 
 

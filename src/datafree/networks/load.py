@@ -67,7 +67,7 @@ def has_weights(spec: NetworkSpec) -> bool:
 
 
 def network_names() -> list[str]:
-    """The names of datafree's networks and of the libraries' for segmentation, sorted; timm's (hundreds) are not among them."""
+    """The names of our networks and of the libraries' for segmentation, sorted; timm's (hundreds) are left out."""
     libraries: dict[str, Iterable[str]] = {"datafree": _DATAFREE, "smp": _SMP, "torchvision": _TORCHVISION}
     return sorted(f"{library}/{name}" for library, names in libraries.items() for name in names)
 
