@@ -38,7 +38,7 @@ def test_perfect_and_opposite_networks_score_one_and_zero(tmp_path: Path) -> Non
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             ids = (images[:, 0] * 255).round().long() % 3
-            return torch.nn.functional.one_hot((ids + self.shift) % 3, 3).movedim(-1, 1).float()
+            return 5 * torch.nn.functional.one_hot((ids + self.shift) % 3, 3).movedim(-1, 1).float()
 
     task = Segmentation(num_classes=3, image_size=(32, 32))
     data = task.open_labelled(labelled(tmp_path / "data"))

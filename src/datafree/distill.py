@@ -5,6 +5,7 @@ Steps count from `-source.warmup` (the source works alone) over 0 (the student's
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -174,13 +175,16 @@ def distill(
                 try:
                     latest |= source.update(student, step)
                 except TrainingError:
-                    save()  # a source that gives up has gone back to its last healthy state
+                    with contextlib.suppress(TrainingError):  # the first fault is the one to show
+                        save()  # a source that gives up has gone back to its last healthy state
                     raise
 
             # The student learns the teacher's answers.
             if step >= 0:
                 batch = source.sample(training.batch_size)
                 images, targets, whole = _varied(batch, training)
+                if step == 0 and training.label_weight and targets is None:
+                    say("note: training.label_weight is off: the source's images have no targets")
                 with torch.no_grad(), features.watched(bare(teacher), pairs) as taught:
                     answers = teacher(images)
                 with features.watched(bare(student), pairs.values()) as learnt:

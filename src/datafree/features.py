@@ -25,11 +25,12 @@ def watched(network: nn.Module, layers: Iterable[str], what: str = "network") ->
     An output that the network then changes in place (by a ReLU behind it) is seen as changed.
     Raises NetworkError for a layer that `network`, called `what`, has not.
     """
-    modules = dict(network.named_modules())
     outputs: dict[str, Tensor] = {}
+    names = list(layers)
+    modules = dict(network.named_modules()) if names else {}
     handles = []
     try:
-        for name in layers:
+        for name in names:
             if name not in modules:
                 near = difflib.get_close_matches(name, modules, n=3) or list(modules)[1:6]
                 raise NetworkError(f"there is no layer {name!r} in the {what}; did you mean {', '.join(near)}?")

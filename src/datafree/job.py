@@ -124,9 +124,15 @@ def prepare(spec: NetworkSpec, task: Task, what: str, device: torch.device, dtyp
     bare = build_network(spec, num_classes=task.num_classes)
     network = Normalized(bare, spec.mean, spec.std, dtype=dtype, channels=spec.channels)
     network.to(device).to(memory_format=torch.channels_last)
+    look = synthetic_batch(task.image_size, device)
     try:
         with torch.no_grad(), modes.frozen(network):
-            outputs = network(synthetic_batch(task.image_size, device))
+            outputs = network(look)
+        if what == "student":  # some networks answer otherwise while they train
+            with torch.no_grad(), modes.looked_through(network, "train"):
+                network(look)
+    except NetworkError as error:
+        raise NetworkError(f"{what} {spec.network}: {error}") from error
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         height, width = task.image_size
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

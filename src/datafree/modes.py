@@ -71,21 +71,23 @@ def looked_through(network: nn.Module, mode: Literal["train", "eval"]) -> Iterat
         with frozen(network):
             yield
         return
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    kept = [(norm.momentum, norm.track_running_stats) for norm in norms]
     was_training = [m.training for m in network.modules()]
     try:
         network.train()
         for norm in norms:
-            norm.momentum = 0.0  # running = 1 * running + 0 * batch
-            norm.num_batches_tracked = None
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                norm.track_running_stats = False
+            else:  # InstanceNorm writes them all the same: running = 1 * running + 0 * batch
+                norm.momentum = 0.0
         with parameters_fixed(network):
             yield
     finally:
         for module, training in zip(network.modules(), was_training, strict=True):
             module.training = training
         for norm, (momentum, tracked) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, tracked
+            norm.momentum, norm.track_running_stats = momentum, tracked
 
 
 def choose_device(name: str) -> torch.device:

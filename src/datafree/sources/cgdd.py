@@ -68,14 +68,17 @@ class Cgdd(ImageSource):
             setting=setting,
             generator=ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes),
             beta1=self.beta1,
-            what="source.adversarial_weight",
+            what="source.adversarial_weight" if self.adversarial_weight else "source.lr",
             on_collapse=self.on_collapse,
             restarts=self.restarts,
         )
         self._bank = Bank(capacity=self.bank_size)
         self._match = StatisticsMatch(network=teacher, momentum=self.bn_momentum)
-        look = synthetic_batch(task.image_size, setting.device)
-        self._deepest = list(features.last_layers(teacher, look).values())[-1:]
+        self._maker.guard.parts = {**self._maker.guard.parts, "match": self._match}
+        self._deepest: list[str] = []  # the layer whose activations shall be strong
+        if self.activation_weight:
+            look = synthetic_batch(task.image_size, setting.device)
+            self._deepest = list(features.last_layers(teacher, look).values())[-1:]
         if self.bn_weight and not self._match.layers:
             setting.say("note: the teacher has no BatchNorm statistics; source.bn_weight is off")
 
@@ -93,7 +96,7 @@ class Cgdd(ImageSource):
         if self.bn_weight and self._match.layers:
             terms["bn"] = self._match.distance()
             loss = loss + self.bn_weight * terms["bn"]
-        if self.activation_weight and maps:
+        if maps:
             terms["activation"] = -maps[self._deepest[0]].float().abs().mean()
             loss = loss + self.activation_weight * terms["activation"]
 
@@ -104,7 +107,8 @@ class Cgdd(ImageSource):
             terms["adversarial"] = losses.decision_adversarial_loss(student_probs, probs)
             loss = loss + self.adversarial_weight * guard.caution * terms["adversarial"]
 
-        self._maker.step(loss, self.lr * (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2)
+        lr = self.lr * (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2
+        self._maker.step(loss, lr if self.adversarial_weight else lr * guard.caution)
         self._match.remember()
         if step >= 0 and guard.healthy:  # the warm-up's images are not worth remembering, nor a collapse's
             self._bank.add(images, targets)

@@ -71,7 +71,7 @@ class Fast(ImageSource):
         self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
         self._generator.to(setting.device).to(memory_format=torch.channels_last)
         meta_lr = self.generator_lr * self.iterations
-        self._optimizer = torch.optim.Adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999))
+        self._optimizer = torch.optim.Adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999), fused=True)
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
         self._guard = Guard(
             parts={"generator": self._generator, "optimizer": self._optimizer},
@@ -90,7 +90,7 @@ class Fast(ImageSource):
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
         copied = copy.deepcopy(self._generator).train()
         groups: list[dict[str, Any]] = [{"params": copied.parameters()}, {"params": [z], "lr": self.latent_lr}]
-        optimizer = torch.optim.Adam(groups, self.generator_lr, (self.beta1, 0.999))
+        optimizer = torch.optim.Adam(groups, self.generator_lr, (self.beta1, 0.999), fused=True)
         gradients = [torch.zeros_like(p) for p in copied.parameters()]
         lowest, best, terms = math.inf, None, {}
         for _ in range(self.iterations):

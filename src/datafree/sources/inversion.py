@@ -78,9 +78,10 @@ class Inversion(ImageSource):
                 outputs = teacher(moved)
             terms["target"] = task.target_loss(outputs, moved_targets)
             terms["bn"] = self._match.distance()
-            terms["tv_l1"], terms["tv_l2"] = losses.total_variation(moved)
             total = self.target_weight * terms["target"] + self.bn_weight * terms["bn"]
-            total = total + self.tv_l1_weight * terms["tv_l1"] + self.tv_l2_weight * terms["tv_l2"]
+            if self.tv_l1_weight or self.tv_l2_weight:
+                terms["tv_l1"], terms["tv_l2"] = losses.total_variation(moved)
+                total = total + self.tv_l1_weight * terms["tv_l1"] + self.tv_l2_weight * terms["tv_l2"]
             if self.l2_weight:
                 terms["l2"] = torch.linalg.vector_norm(moved - 0.5)
                 total = total + self.l2_weight * terms["l2"]
