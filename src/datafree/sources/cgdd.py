@@ -37,9 +37,8 @@ class Cgdd(ImageSource):
     One update is one generator step. The student draws a share of each batch from a bank of past updates' images, so
     that it does not forget. Works for every task that can lay its targets out as class maps.
 
-    The weights' defaults are those of our Fashion-MNIST benchmark, since the paper's are not known: there the BatchNorm
-    term mattered most, and a large target_weight made images that the teacher is sure of and the student learns less
-    from (docs/results.md).
+    The weights' defaults are those of our Fashion-MNIST benchmark, since the paper's are not known: there only the
+    BatchNorm term made a difference beyond the spread over seeds (docs/results.md).
     """
 
     target_weight: float = 0.5  # of the teacher's loss on the preset targets (cross-entropy)
