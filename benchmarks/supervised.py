@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import modes
+from datafree import augment, modes
+from datafree.boxes import mosaic as mosaic_boxes
 from datafree.errors import DataError, Interrupted, RunError, TrainingError
 from datafree.tasks.base import Task
+from datafree.tasks.detection import Detection
 from datafree.tasks.masks import MaskFolder
 
 Optimizer = Literal["adam", "sgd"]
@@ -173,6 +175,61 @@ def train_classifier(
         pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
         pixels = random_shift(pixels, shift).contiguous(memory_format=torch.channels_last)
         return pixels, data.labels[chosen].to(device)
+
+    _descend(
+        network, task, draw, updates, lambda step: lr * rate(step, steps, "cosine") * min(1.0, (step + 1) / RISE),
+        setting, dtype=dtype, log=log, stop=stop, state_path=state_path, save_every=save_every,
+    )  # fmt: skip
+
+
+def train_detector(
+    network: nn.Module,  # images in [0, 1] -> Predictions; normalises by itself (networks.Normalized)
+    task: Detection,
+    images: Tensor,  # (N, 3, H, W) uint8, on the CPU, of the task's size
+    targets: Tensor,  # (N, M, 5), as datafree.boxes has them
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    zoom: tuple[float, float] = (0.8, 1.4),  # each image is enlarged by a factor from this range and shifted
+    mosaic: float = 0.0,  # share of each batch that is 2 x 2 images
+    device: torch.device | None = None,  # default: the CPU
+    dtype: torch.dtype = torch.float32,  # of forward passes
+    log: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
+    state_path: Path | None = None,
+    save_every: int = 1000,  # steps
+) -> None:
+    """Train `network` in place with its own loss; it is left on `device`, in eval mode.
+
+    Adam; `lr` rises over the first 100 steps and falls to zero along a cosine. Each image comes once an epoch,
+    mirrored with probability 0.5, zoomed, its colours changed. Stops, resumes and raises as `train_supervised` does.
+    """
+    device = device or torch.device("cpu")
+    modes.seed_everything(seed)
+    network.to(device).to(memory_format=torch.channels_last).train()
+    updates = _optimizer("adam", network, lr, weight_decay, device)
+    setting = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
+        "zoom": tuple(zoom), "mosaic": mosaic, "images": len(images),
+    }  # fmt: skip
+
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        chosen = in_epochs(step * batch_size, batch_size, len(images), seed)
+        pixels, boxes = as_images(images[chosen].to(device)), targets[chosen].to(device)
+        count = round(mosaic * batch_size)
+        if count:
+            order = torch.randint(batch_size, (count, 4), device=device)
+            tiled, tiled_boxes = augment.mosaic(pixels, order), mosaic_boxes(boxes, order, task.image_size)
+            pixels, boxes = torch.cat([tiled, pixels[count:]]), torch.cat([tiled_boxes, boxes[count:]])
+        pixels, move = augment.shift_and_flip(pixels, 0)
+        boxes = task.move_targets(boxes, move)
+        pixels, move = augment.scale_crop(pixels, *zoom)
+        boxes = task.move_targets(boxes, move)
+        pixels = colour_jitter(pixels).contiguous(memory_format=torch.channels_last)
+        return pixels, boxes
 
     _descend(
         network, task, draw, updates, lambda step: lr * rate(step, steps, "cosine") * min(1.0, (step + 1) / RISE),

@@ -125,12 +125,19 @@ def background(rng: np.random.Generator, kind: str) -> NDArray[np.float64]:
     return np.asarray(first + (second - first) * mix[:, :, None])
 
 
-def scene(garments: Garments, style: Style, number: int) -> tuple[Pixels, Pixels]:
-    """Scene `number` of a style: image (64, 64, 3) and mask (64, 64), 0 where no known garment is."""
+Box = tuple[int, int, int, int, int]  # class id of the mask, x1, y1, x2, y2 in pixels
+
+
+def scene(garments: Garments, style: Style, number: int) -> tuple[Pixels, Pixels, list[Box]]:
+    """Scene `number` of a style: image (64, 64, 3), mask (64, 64), 0 where no known garment is, and its boxes.
+
+    A box holds what of a garment is in the frame, also where a later one lies over it (an eighth of it at most).
+    """
     rng = np.random.default_rng([SEED, style.stream, number])
     canvas = background(rng, str(rng.choice(style.backgrounds)))
     mask = np.zeros((SIZE, SIZE), np.uint8)
     taken = np.zeros((SIZE, SIZE), bool)
+    found: list[Box] = []
     for _ in range(int(rng.integers(2, 4))):
         label, side = int(rng.choice(style.labels)), int(rng.integers(style.sizes[0], style.sizes[1] + 1))
         picture = garments.pictures[rng.choice(garments.of_label[label])]
@@ -150,16 +157,21 @@ def scene(garments: Garments, style: Style, number: int) -> tuple[Pixels, Pixels
                 canvas[inside][piece] = (0.4 + 0.6 * shade[part][piece])[:, None] * tint
                 mask[inside][piece] = KNOWN.get(label, 0)
                 taken[inside] |= piece
+                if label in KNOWN and piece.any():
+                    down, right = np.flatnonzero(piece.any(1)), np.flatnonzero(piece.any(0))
+                    above, before = max(top, 0), max(left, 0)
+                    corner = (int(before + right[0]), int(above + down[0]))
+                    found.append((KNOWN[label], *corner, int(before + right[-1]) + 1, int(above + down[-1]) + 1))
                 break
     image = np.round(canvas * 63) * (255 / 63)  # 64 levels a channel: PNG files a quarter smaller
-    return image.clip(0, 255).astype(np.uint8), mask
+    return image.clip(0, 255).astype(np.uint8), mask, found
 
 
 def scenes(garments: Garments, style: Style, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The first `count` scenes: images (N, 3, 64, 64) and masks (N, 64, 64), uint8."""
     pairs = [scene(garments, style, number) for number in range(count)]
-    images = torch.from_numpy(np.stack([image for image, _ in pairs])).movedim(-1, 1).contiguous()
-    return images, torch.from_numpy(np.stack([mask for _, mask in pairs]))
+    images = torch.from_numpy(np.stack([image for image, _, _ in pairs])).movedim(-1, 1).contiguous()
+    return images, torch.from_numpy(np.stack([mask for _, mask, _ in pairs]))
 
 
 def write_scenes(data: Path, out: Path) -> None:
@@ -169,14 +181,14 @@ def write_scenes(data: Path, out: Path) -> None:
     test, train = read_garments(data, "t10k"), read_garments(data, "train")
     palette = class_colours(len(CLASSES)).mul(255).byte().flatten().tolist()
     for number in range(EVAL_SCENES):
-        image, mask = scene(test, EVALUATION, number)
+        image, mask, _ = scene(test, EVALUATION, number)
         Image.fromarray(image).save(out / f"eval/images/{number:03d}.png", optimize=True)
         indexed = Image.fromarray(mask, "P")
         indexed.putpalette(palette)
         indexed.save(out / f"eval/masks/{number:03d}.png", optimize=True)
     (out / "eval/classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
     for number in range(PROXY_IMAGES):
-        image, _ = scene(train, PROXY, number)
+        image, _, _ = scene(train, PROXY, number)
         Image.fromarray(image).save(out / f"proxy/{number:03d}.png", optimize=True)
 
 

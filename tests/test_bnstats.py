@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from datafree import bnstats, modes
@@ -147,7 +149,8 @@ def test_distance_is_the_papers_formula_summed_over_layers(p: float, first: floa
     terms = by_hand(network, images, p)
     assert len(terms) == 7
     assert match.distance().item() == pytest.approx((sum(terms) + first * terms[0]).item(), rel=1e-5)
-    assert list(match.terms()) == [name for name, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    names = [name for name, m in network.network.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert list(match.terms()) == names  # of the bare network
     assert [term.item() for term in match.terms().values()] == pytest.approx([t.item() for t in terms], rel=1e-5)
 
 
@@ -176,7 +179,7 @@ def test_momentum_compares_a_blend_with_the_average_of_past_rounds() -> None:
         now = plain_moments(network.network.conv1(images))
         blend = now if kept is None else tuple((1 - m) * new + m * old for new, old in zip(now, kept, strict=True))
         expected = (blend[0] - layer.running_mean).norm() + (blend[1] - layer.running_var).norm()
-        assert match.terms()["network.bn1"].item() == pytest.approx(expected.item(), rel=1e-4)
+        assert match.terms()["bn1"].item() == pytest.approx(expected.item(), rel=1e-4)
         match.remember()
         kept = blend
         assert not any(tensor.requires_grad for pair in match.state_dict().values() for tensor in pair)
@@ -251,7 +254,159 @@ def test_a_distance_without_a_pass_is_a_fault_of_the_caller() -> None:
         match.distance()
 
 
+# Layers that explode.
+
+
+def exploding(factor: float = 50.0) -> nn.Module:
+    """The teacher, one of whose layers has kept statistics that are far from everything."""
+    network = teacher()
+    layer = network.network.layer2[0].bn2
+    layer.running_mean += factor
+    return network
+
+
+def grads(match: StatisticsMatch, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The distance, and its gradient to the pixels."""
+    images = images.clone().requires_grad_()
+    with match.watching():
+        match.network(images)
+    distance = match.distance()
+    return distance.detach(), torch.autograd.grad(distance, images)[0]
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize("first", [0.0, 2.0])
+def test_a_layer_far_above_the_median_counts_as_the_limit(p: float, first: float) -> None:
+    network, images = exploding(), torch.rand(6, 3, 16, 16)
+    match = StatisticsMatch(network=network, p=p, first=first, clip=3.0)
+    distance, _ = grads(match, images)
+    terms = by_hand(network, images, p)
+    limit = 3 * sorted(terms)[3]  # of seven layers
+    kept = [min(term, limit) for term in terms]
+    assert sum(term > limit for term in terms) == 1
+    assert distance.item() == pytest.approx((sum(kept) + first * kept[0]).item(), rel=1e-5)
+    assert [term.item() for term in match.terms().values()] == pytest.approx([t.item() for t in kept], rel=1e-5)
+    worst = max(range(7), key=lambda i: terms[i].item())
+    name = [name for name, m in network.network.named_modules() if isinstance(m, nn.BatchNorm2d)][worst]
+    assert match.clipped() == {name: pytest.approx((terms[worst] / (limit / 3)).item(), rel=1e-5)}
+
+
+def test_its_gradient_shrinks_with_its_value_and_that_of_the_others_stays() -> None:
+    network, images = exploding(), torch.rand(6, 3, 16, 16)
+    pixels = images.clone().requires_grad_()
+    terms = by_hand(network, pixels)
+    limit = 3 * sorted(term.item() for term in terms)[3]
+    factors = [min(1.0, limit / term.item()) for term in terms]
+    assert min(factors) < 0.2
+    (expected,) = torch.autograd.grad(sum(f * term for f, term in zip(factors, terms, strict=True)), pixels)
+    _, found = grads(StatisticsMatch(network=network, clip=3.0), images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_is_clipped_without_a_limit_or_below_it() -> None:
+    network, images = exploding(), torch.rand(6, 3, 16, 16)
+    plain = StatisticsMatch(network=network)
+    distance, grad = grads(plain, images)
+    assert plain.clipped() == {}
+    high = StatisticsMatch(network=network, clip=1e6)
+    assert high.clipped() == {}
+    for found, expected in zip(grads(high, images), (distance, grad), strict=True):
+        assert torch.equal(found, expected)
+    assert high.clipped() == {}
+
+
+def test_layers_that_match_to_the_last_bit_are_no_trouble_to_the_median() -> None:
+    network = teacher()
+    images = torch.rand(4, 3, 16, 16).requires_grad_()
+    match = StatisticsMatch(network=network, clip=2.0)
+    with match.watching():
+        network(images)
+    for name, (mean, var) in match._now.items():
+        layer = match.layers[name]
+        layer.running_mean, layer.running_var = mean.detach().clone(), var.detach().clone()
+    distance = match.distance()
+    assert distance == 0
+    assert torch.equal(torch.autograd.grad(distance, images)[0], torch.zeros_like(images))
+    assert match.clipped() == {}
+
+
+class HostLooks(TorchDispatchMode):
+    """Counts the numbers that the host reads: on an accelerator, each is a wait."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_host_reads_no_number_until_it_is_asked_which_layers_were_clipped() -> None:
+    network, images = exploding(), torch.rand(4, 3, 16, 16)
+    match = StatisticsMatch(network=network, clip=3.0, momentum=0.5)
+    with HostLooks() as looks:
+        grads(match, images)
+        match.remember()
+        grads(match, images)
+    assert looks.count == 0
+    assert len(match.clipped()) == 1
+
+
 # Which layers count.
+
+
+def test_only_the_layers_inside_a_module_count() -> None:
+    network, images = teacher(), torch.rand(6, 3, 16, 16)
+    every = list(batchnorm_layers(network.network))
+    inside = [name for name in every if name.startswith("layer2.")]
+    assert 0 < len(inside) < len(every)
+    match = StatisticsMatch(network=network, within="layer2", first=9.0)
+    assert list(match.layers) == inside
+    distance, _ = grads(match, images)
+    terms = [term for name, term in zip(every, by_hand(network, images), strict=True) if name in inside]
+    assert distance.item() == pytest.approx((sum(terms) + 9 * terms[0]).item(), rel=1e-5)  # the first of these
+    assert list(StatisticsMatch(network=network, within="bn1").layers) == ["bn1"]
+
+
+def test_a_module_is_not_taken_for_another_whose_name_begins_alike() -> None:
+    network = nn.ModuleDict({"body": nn.BatchNorm2d(3), "body2": nn.BatchNorm2d(3)})
+    assert list(StatisticsMatch(network=network, within="body").layers) == ["body"]
+
+
+@pytest.mark.parametrize("within", ["", "layer2"])
+def test_the_first_layers_of_the_definition_can_be_chosen(within: str) -> None:
+    network, images = teacher(), torch.rand(6, 3, 16, 16)
+    every = list(StatisticsMatch(network=network, within=within).layers)
+    match = StatisticsMatch(network=network, within=within, count=len(every) - 1)  # DIODE's 320 pixels: all but one
+    assert list(match.layers) == every[:-1]
+    distance, _ = grads(match, images)
+    named = dict(zip(batchnorm_layers(network.network), by_hand(network, images), strict=True))
+    assert distance.item() == pytest.approx(sum(named[name].item() for name in every[:-1]), rel=1e-5)
+    assert list(StatisticsMatch(network=network, within=within, count=99).layers) == every
+
+
+def test_a_module_without_batchnorm_in_it_is_named_with_layers_that_are_there() -> None:
+    with pytest.raises(NetworkError) as caught:
+        StatisticsMatch(network=teacher(), within="backbone")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "'backbone'" in line
+    assert "bn1, layer1.0.bn1" in line
+    bare = nn.Sequential(nn.Conv2d(3, 4, 1))
+    assert StatisticsMatch(network=bare, within="backbone").layers == {}  # `require_batchnorm` says what is wrong
+
+
+def test_frozen_layers_of_torchvision_give_the_same_distance() -> None:
+    torch.manual_seed(0)
+    plain, frozen = nn.BatchNorm2d(3), FrozenBatchNorm2d(3)
+    plain(torch.randn(4, 3, 5, 5))
+    frozen.load_state_dict({k: v for k, v in plain.state_dict().items() if k != "num_batches_tracked"})
+    images = torch.rand(2, 3, 5, 5)
+    (one, grad), (other, same) = (
+        grads(StatisticsMatch(network=nn.Sequential(layer.eval())), images) for layer in (plain, frozen)
+    )
+    assert one == other
+    assert one > 0
+    assert torch.equal(grad, same)
 
 
 @pytest.mark.parametrize(

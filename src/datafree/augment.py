@@ -1,48 +1,60 @@
-"""Differentiable moves of images, their targets with them: what is drawn anew each time an image is looked at.
+"""Differentiable changes of images: what is drawn anew each time an image is looked at.
 
-Targets that have places (masks, (B, H, W)) move with the pixels; labels (B,) stay. Where an image moves out of its
-frame, black comes in beside a label, and the edge's pixels and classes go on beside a mask, so that it stays true.
+Where pixels move, the answer says how (a `Move`), and `Task.move_targets` brings labels, masks or boxes after them.
 
 B images, H x W pixels. Every number is drawn from torch's global generators.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def roll_and_flip(images: Tensor, targets: Tensor, jitter: int) -> tuple[Tensor, Tensor]:
-    """The whole batch rolled by up to `jitter` pixels each way, then mirrored with probability 1/2.
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """How the pixels of a batch went: first rolled, then resampled.
+
+    Place x of a result shows place scale * x + offset of the rolled image, -1 to 1 from edge to edge; (B, 2), x before
+    y, or None where nothing is resampled. A negative scale mirrors.
+    """
+
+    right: int = 0  # pixels that all images are rolled by; what leaves comes in on the other side
+    down: int = 0
+    scale: Tensor | None = None
+    offset: Tensor | None = None
+
+
+def roll_and_flip(images: Tensor, jitter: int) -> tuple[Tensor, Move]:
+    """The whole batch (B, 3, H, W) rolled by up to `jitter` pixels each way, then mirrored with probability 1/2.
 
     As in DeepInversion (Yin et al., arXiv 1912.08795): pixels that leave on one side come in on the other.
-    Images (B, 3, H, W), targets (B,) or (B, H, W); returns both, moved alike.
     """
     down, right = torch.randint(-jitter, jitter + 1, (2,)).tolist()
-    mirrored = bool(torch.rand(()) < 0.5)
-    moved = []
-    for maps in (images, targets) if targets.ndim == 3 else (images,):
-        maps = torch.roll(maps, (down, right), (-2, -1))
-        moved.append(maps.flip(-1) if mirrored else maps)
-    return moved[0], moved[1] if targets.ndim == 3 else targets
+    rolled = torch.roll(images, (down, right), (-2, -1))
+    if torch.rand(()) >= 0.5:
+        return rolled, Move(right=right, down=down)
+    scale = torch.ones(len(images), 2, device=images.device)
+    scale[:, 0] = -1
+    return rolled.flip(-1), Move(right=right, down=down, scale=scale, offset=torch.zeros_like(scale))
 
 
-def shift_and_flip(images: Tensor, targets: Tensor | None, most: int) -> tuple[Tensor, Tensor | None]:
+def shift_and_flip(images: Tensor, most: int, padding: str = "zeros") -> tuple[Tensor, Move]:
     """Each image shifted by up to `most` pixels each way and mirrored with probability 1/2, on its own.
 
-    The crop of padded images that CIFAR networks are trained with (He et al., arXiv 1512.03385, section 4.2).
-    Images (B, 3, H, W), targets (B,), (B, H, W) or None; returns both, moved alike.
+    The crop of padded images that CIFAR networks are trained with (He et al., arXiv 1512.03385, section 4.2). Images
+    (B, 3, H, W); what comes in from outside is black, or what is at the edge (`padding` "border").
     """
     count, _, height, width = images.shape
-    pixels = torch.randint(-most, most + 1, (count, 2), device=images.device)  # right, down
-    offset = 2 * pixels / torch.tensor([width, height], device=images.device)
+    x, y = torch.randint(-most, most + 1, (count, 2), device=images.device).unbind(1)  # pixels
+    offset = torch.stack([2 * x / width, 2 * y / height], 1)
     scale = torch.ones_like(offset)
     scale[:, 0] -= 2 * (torch.rand(count, device=images.device) < 0.5)
-    if targets is None or targets.ndim != 3:
-        return _resampled(images, scale, offset, "zeros"), targets
-    masks = _resampled(targets[:, None].float(), scale, offset, "border", "nearest")
-    return _resampled(images, scale, offset, "border"), masks[:, 0].to(targets.dtype)
+    return resampled(images, scale, offset, padding), Move(scale=scale, offset=offset)
 
 
 def blend(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -67,14 +79,95 @@ def resized_crop(images: Tensor, least: float = 0.25) -> Tensor:
     """
     count, device = len(images), images.device
     area = least + (1 - least) * torch.rand(count, 1, device=device)
-    shape = torch.exp((2 * torch.rand(count, 1, device=device) - 1) * torch.log(torch.tensor(4 / 3, device=device)))
+    shape = torch.exp((2 * torch.rand(count, 1, device=device) - 1) * math.log(4 / 3))
     scale = torch.cat([area * shape, area / shape], 1).sqrt().clamp_max(1.0)  # width, height of the part
     offset = (1 - scale) * (2 * torch.rand(count, 2, device=device) - 1)
     scale[:, 0] *= 1 - 2 * (torch.rand(count, device=device) < 0.5).float()
-    return _resampled(images, scale, offset, "zeros")
+    return resampled(images, scale, offset, "zeros")
 
 
-def _resampled(maps: Tensor, scale: Tensor, offset: Tensor, padding: str, mode: str = "bilinear") -> Tensor:
+def scale_crop(images: Tensor, least: float, most: float, padding: str = "zeros") -> tuple[Tensor, Move]:
+    """Each image enlarged `least` to `most` times, both axes alike, on its own; below 1 it shrinks.
+
+    Of an enlarged image a part is seen, anywhere in it; a shrunken one is seen whole, anywhere in a black frame, or in
+    one that goes on as its edge does (`padding` "border"). Twice and half as large are as likely. (B, 3, H, W).
+    """
+    count, _, height, width = images.shape
+    one = (most / least) ** -torch.rand(count, 1, device=images.device) / least
+    offset = (1 - one) * (2 * torch.rand(count, 2, device=images.device) - 1)
+    scale = one.expand(-1, 2)
+    moved = resampled(images, scale, offset, "border")  # else the outermost pixels would be blended with black
+    if padding == "zeros":
+        near = (1 - (1 + offset) / scale) / 2  # where the image begins, from 0 to 1; less half a pixel: of centres
+        left, top = near[:, 0] * width - 0.5, near[:, 1] * height - 0.5
+        moved = moved.masked_fill(~_rectangles(images, left, top, width / one[:, 0], height / one[:, 0]), 0.0)
+    return moved, Move(scale=scale, offset=offset)
+
+
+def mosaic(images: Tensor, order: Tensor) -> Tensor:
+    """Four images in one, 2 x 2, each half as high and wide (means of 2 x 2 pixels); boxes: `boxes.mosaic`.
+
+    Images (B, 3, H, W) and the indices (N, 4) of those seen top left, top right, bottom left and bottom right ->
+    (N, 3, H, W). DIODE names a data set of "tiles" but says nothing of how they are laid; 2 x 2 is inferred.
+    """
+    height, width = images.shape[-2:]
+    halves = F.avg_pool2d(images, 2, ceil_mode=True)
+    rows = [torch.cat([halves[order[:, i]], halves[order[:, i + 1]]], -1) for i in (0, 2)]
+    return torch.cat(rows, -2)[..., :height, :width]  # an odd size has half a pixel too many
+
+
+def brightness(images: Tensor, std: float = 0.2) -> Tensor:
+    """Each image (B, 3, H, W) plus a number of its own, N(0, `std`), not clamped. DIODE's published std."""
+    return images + std * torch.randn(len(images), 1, 1, 1, device=images.device)
+
+
+def contrast(images: Tensor, std: float = 0.1) -> Tensor:
+    """Each image (B, 3, H, W) times a number of its own, N(1, `std`), so about black. DIODE's published std."""
+    return images * (1 + std * torch.randn(len(images), 1, 1, 1, device=images.device))
+
+
+def erase(
+    images: Tensor, p: float = 0.5, area: tuple[float, float] = (0.02, 0.2), aspect: tuple[float, float] = (0.3, 3.3)
+) -> Tensor:
+    """A black rectangle in each image (B, 3, H, W), with probability `p`, of all channels; defaults are DIODE's.
+
+    Its share of the image is U(`area`), its height over its width drawn from `aspect`, with logarithms even, so that
+    flat ones are as likely as tall ones; it lies anywhere inside. One that would be longer than the image is cut.
+    """
+    count, _, height, width = images.shape
+    pixels = height * width * (area[0] + (area[1] - area[0]) * torch.rand(count, device=images.device))
+    tall = aspect[0] * (aspect[1] / aspect[0]) ** torch.rand(count, device=images.device)
+    across = (pixels / tall).sqrt().round().clamp(1, width)
+    down = (pixels * tall).sqrt().round().clamp(1, height)
+    left = (torch.rand(count, device=images.device) * (width - across + 1)).floor()
+    top = (torch.rand(count, device=images.device) * (height - down + 1)).floor()
+    across = across * (torch.rand(count, device=images.device) < p)  # of no width where nothing is erased
+    return images.masked_fill(_rectangles(images, left, top, across, down), 0.0)
+
+
+def cutout(images: Tensor, side: float) -> Tensor:
+    """A black square in each image (B, 3, H, W), its side a share of the image's shorter one, centred on any pixel.
+
+    It may reach beyond the edge, then less of it is seen (DeVries and Taylor, arXiv 1708.04552, section 3.2).
+    """
+    count, _, height, width = images.shape
+    length = round(side * min(height, width))
+    left = torch.randint(width, (count,), device=images.device) - length // 2
+    top = torch.randint(height, (count,), device=images.device) - length // 2
+    whole = torch.full_like(left, length)
+    return images.masked_fill(_rectangles(images, left, top, whole, whole), 0.0)
+
+
+def _rectangles(images: Tensor, left: Tensor, top: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """(B, 1, H, W) bool: the pixels of a rectangle in each image; its corner and sides (B,), in pixels."""
+    x = torch.arange(images.shape[-1], device=images.device)
+    y = torch.arange(images.shape[-2], device=images.device)
+    columns = (x >= left[:, None]) & (x < (left + across)[:, None])  # (B, W)
+    rows = (y >= top[:, None]) & (y < (top + down)[:, None])  # (B, H)
+    return (rows[:, :, None] & columns[:, None])[:, None]
+
+
+def resampled(maps: Tensor, scale: Tensor, offset: Tensor, padding: str, mode: str = "bilinear") -> Tensor:
     """Place x of the result is place scale * x + offset of `maps` (-1 to 1 from edge to edge); (B, 2) each, x first."""
     theta = torch.cat([torch.diag_embed(scale), offset[..., None]], 2)  # (B, 2, 3)
     grid = F.affine_grid(theta, list(maps.shape), align_corners=False)

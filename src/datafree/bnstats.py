@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
+from datafree.networks.normalized import bare
 
 WITHOUT_BATCHNORM = ("dfad", "zskt", "dafl", "cgdd (its BatchNorm term off)")  # what a teacher without any can use
 
@@ -96,6 +97,10 @@ def _as_map(values: Tensor, like: Tensor) -> Tensor:
 _FUSED = hasattr(torch, "batch_norm_update_stats")
 
 
+def _lies_in(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")
+
+
 @dataclass(kw_only=True)
 class StatisticsMatch:
     """Watches a network's BatchNorm inputs and says how far their statistics are from the kept ones.
@@ -107,18 +112,35 @@ class StatisticsMatch:
 
     `momentum` m > 0 compares (1 - m) * this batch + m * an average over past rounds instead of this batch alone, which
     steadies small batches (Fast-DFKD's option); `remember` ends a round.
+
+    `clip` keeps layers that explode from drowning the rest, as happens with some detectors: a layer above `clip` times
+    the median of all (of two in the middle the lower) counts as that limit, its gradient scaled by the same factor.
+
+    Layers go by their names in the bare network. One that runs several times in a pass counts as it ran last.
+    Raises NetworkError if `within` leaves no layer of a network that has some.
     """
 
     network: nn.Module
     p: float = 2.0  # of the norm
     first: float = 0.0  # added to the first layer's weight of 1 (DIODE's first_bn_coef, relative)
     momentum: float = 0.0  # m
+    within: str = ""  # the bare network's module whose layers alone count, such as a detector's backbone; empty = all
+    count: int = 0  # the first so many of them count, in the order of the network's definition; 0 = all
+    clip: float = 0.0  # a layer counts for at most this times the median layer; 0 = for whatever it is
     layers: dict[str, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.layers = batchnorm_layers(self.network)
+        every = batchnorm_layers(bare(self.network))
+        inside = {name: layer for name, layer in every.items() if not self.within or _lies_in(name, self.within)}
+        if every and not inside:
+            raise NetworkError(
+                f"no BatchNorm layer lies in {self.within!r}; the network has {len(every)}, the first of them "
+                f"{', '.join(list(every)[:3])}"
+            )
+        self.layers = dict(list(inside.items())[: self.count or None])
         self._now: dict[str, tuple[Tensor, Tensor]] = {}
         self._past: dict[str, tuple[Tensor, Tensor]] = {}
+        self._excess: tuple[list[str], Tensor] = [], torch.zeros(0)  # layers, times the median; 0 where not clipped
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -138,38 +160,53 @@ class StatisticsMatch:
         return record
 
     def terms(self) -> dict[str, Tensor]:
-        """Layer -> its scalar distance in the pass just watched, unweighted, in the order of the pass."""
-        found = {}
-        for name, (mean, var) in self._now.items():
-            layer: Any = self.layers[name]
-            if name in self._past:
-                kept_mean, kept_var = self._past[name]
-                mean = (1 - self.momentum) * mean + self.momentum * kept_mean
-                var = (1 - self.momentum) * var + self.momentum * kept_var
-            found[name] = torch.linalg.vector_norm(
-                mean - layer.running_mean.float(), self.p
-            ) + torch.linalg.vector_norm(var - layer.running_var.float(), self.p)
-        return found
+        """Layer -> its scalar distance in the pass just watched, clipped but not weighted, in the order of the pass."""
+        return dict(zip(self._now, self._distances().unbind(), strict=True)) if self._now else {}
 
     def distance(self) -> Tensor:
         """The scalar R of the pass just watched. Zero where the network has no such layer."""
         assert self._now or not self.layers, "there was no forward pass to measure: run one within `watching()`"
-        terms = list(self.terms().values())
-        if not terms:
+        if not self._now:
             return torch.zeros(())
-        return torch.stack(terms).sum() + self.first * terms[0]
+        distances = self._distances()
+        return distances.sum() + self.first * distances[0]
+
+    def _distances(self) -> Tensor:
+        """(L,) of L layers in the order of the pass; all their channels in one row, for the sake of few kernels."""
+        blended = [self._blended(name) for name in self._now]
+        layers: list[Any] = [self.layers[name] for name in self._now]
+        found = torch.cat([mean for mean, _ in blended] + [var for _, var in blended])
+        kept = torch.cat([layer.running_mean for layer in layers] + [layer.running_var for layer in layers])
+        apart = torch.split(found - kept.float(), 2 * [len(mean) for mean, _ in blended])
+        distances = torch.stack([torch.linalg.vector_norm(part, self.p) for part in apart]).view(2, -1).sum(0)
+        return self._clipped(distances) if self.clip else distances
+
+    def _clipped(self, distances: Tensor) -> Tensor:
+        values = distances.detach()
+        median = values.median()
+        over = values > self.clip * median
+        self._excess = list(self._now), torch.where(over, values / median, 0.0)  # no look from the host
+        return distances * torch.where(over, self.clip * median / values, 1.0)
+
+    def clipped(self) -> dict[str, float]:
+        """The layers clipped when the distance was last taken, and how many times the median they were before."""
+        names, times = self._excess
+        return {name: ratio for name, ratio in zip(names, times.tolist(), strict=True) if ratio > 0}
+
+    def _blended(self, name: str) -> tuple[Tensor, Tensor]:
+        """A layer's mean and variance with their past in them."""
+        if name not in self._past:
+            return self._now[name]
+        mean, var = (new.lerp(old, self.momentum) for new, old in zip(self._now[name], self._past[name], strict=True))
+        return mean, var
 
     def remember(self) -> None:
         """End a round: this pass's statistics enter the average of past rounds (Fast-DFKD does so once a batch)."""
         if not self.momentum:
             return
-        for name, (mean, var) in self._now.items():
-            mean, var = mean.detach(), var.detach()
-            if name in self._past:
-                kept_mean, kept_var = self._past[name]
-                mean = (1 - self.momentum) * mean + self.momentum * kept_mean
-                var = (1 - self.momentum) * var + self.momentum * kept_var
-            self._past[name] = (mean, var)
+        for name in self._now:
+            mean, var = self._blended(name)
+            self._past[name] = (mean.detach(), var.detach())
 
     def state_dict(self) -> dict[str, Any]:
         """The averages of past rounds."""

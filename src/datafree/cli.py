@@ -17,12 +17,12 @@ import typer
 from datafree import __version__
 from datafree.errors import DatafreeError, Interrupted, RecipeError
 from datafree.stopping import Stop, parse_time, stopping
+from datafree.tables import percent, readable, score_table, table
 from datafree.wording import did_you_mean, show
 
 if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
     from datafree.job import Outcome
     from datafree.recipe import Recipe
-    from datafree.tasks.base import Scores
 
 # task -> recipes, each with what makes it short: the method's, then the baseline that must lose
 DEMOS = {
@@ -140,7 +140,7 @@ def evaluate(
     for who, score in scores.items():
         for figure, by_class in score.per_class.items():
             print(f"\n{figure} by class, {who}")
-            print(_table([[name, _percent(value)] for name, value in by_class.items()]))
+            print(table([[name, percent(value)] for name, value in by_class.items()]))
 
 
 @app.command(name="list")
@@ -177,11 +177,11 @@ def demo(
     for recipe, outcome in zip(recipes, outcomes, strict=True):
         teacher, student = outcome.scores["teacher"], outcome.scores["student"]
         if not rows:
-            rows.append(["", "parameters", *map(_readable, teacher.values)])
-            rows.append(["teacher", f"{_count(recipe, 'teacher'):,}", *map(_percent, teacher.values.values())])
+            rows.append(["", "parameters", *map(readable, teacher.values)])
+            rows.append(["teacher", f"{_count(recipe, 'teacher'):,}", *map(percent, teacher.values.values())])
         name = f"student, {recipe.name}"
-        rows.append([name, f"{_count(recipe, 'student'):,}", *map(_percent, student.values.values())])
-    print(_table(rows))
+        rows.append([name, f"{_count(recipe, 'student'):,}", *map(percent, student.values.values())])
+    print(table(rows))
     if quick:
         print("note: --quick trains for a few steps only; its scores say nothing about the method")
     for outcome in outcomes:
@@ -204,38 +204,6 @@ def _count(recipe: Recipe, which: str) -> int:
 
     network = build_network(replace(getattr(recipe, which), weights=None), num_classes=recipe.task.num_classes)
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def score_table(scores: dict[str, Scores]) -> str:
-    """Scores in percent, a row for each network, and the student's share of the teacher's."""
-    names = list(next(iter(scores.values())).values)
-    rows = [["", *map(_readable, names)]]
-    rows += [[who, *(_percent(score.values[name]) for name in names)] for who, score in scores.items()]
-    if "teacher" in scores and "student" in scores:
-        from datafree.job import relative
-
-        shares = relative(scores)
-        rows.append(["student / teacher", *(_percent(shares.get(name, math.nan)) for name in names)])
-    return _table(rows)
-
-
-def _table(rows: list[list[str]]) -> str:
-    """Aligned columns: the first to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    )
-
-
-def _readable(name: str) -> str:
-    return name.replace("_", " ").replace("miou", "mIoU").replace("top1", "top-1").replace("top5", "top-5")
-
-
-def _percent(fraction: float) -> str:
-    return "-" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
 
 
 def _without_nan(value: Any) -> Any:

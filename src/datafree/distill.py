@@ -80,11 +80,11 @@ class Training:
 class Progress:
     """Where a run is, for displays."""
 
-    phase: Literal["warm-up", "training"]
+    phase: Literal["warm-up", "training", "images"]  # images: a data set, counted in images and not in steps
     step: int
     first: int  # -warmup
     last: int  # steps
-    rate: float  # steps a second in this phase and this process; 0 when not yet known
+    rate: float  # steps (images) a second in this phase and this process; 0 when not yet known
     values: dict[str, float]
 
 
@@ -182,7 +182,7 @@ def distill(
             # The student learns the teacher's answers.
             if step >= 0:
                 batch = source.sample(training.batch_size)
-                images, targets, whole = _varied(batch, training)
+                images, targets, whole = _varied(task, batch, training)
                 if step == 0 and training.label_weight and targets is None:
                     say("note: training.label_weight is off: the source's images have no targets")
                 with torch.no_grad(), features.watched(bare(teacher), pairs) as taught:
@@ -243,8 +243,8 @@ def held_out_signals(task: Task, teacher: nn.Module, student: nn.Module, source:
     if not len(images):
         return {}
     with modes.frozen(student):
-        answers = torch.cat([teacher(part) for part in torch.split(images, 16)])
-        agreement = task.agreement(torch.cat([student(part) for part in torch.split(images, 16)]), answers)
+        answers = task.join([teacher(part) for part in torch.split(images, 16)])
+        agreement = task.agreement(task.join([student(part) for part in torch.split(images, 16)]), answers)
     found = {f"held_out_{name}": float(value) for name, value in health.signals(task, images, answers).items()}
     return {"agreement": agreement, **found}
 
@@ -262,11 +262,12 @@ def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSou
     return grid(rows)
 
 
-def _varied(batch: Batch, training: Training) -> tuple[Tensor, Tensor | None, Tensor]:
+def _varied(task: Task, batch: Batch, training: Training) -> tuple[Tensor, Tensor | None, Tensor]:
     """What the student sees of a batch: images, targets moved with them, the indices of images that are no mixture."""
     images, targets = batch.images, batch.targets
     if training.shift:
-        images, targets = augment.shift_and_flip(images, targets, training.shift)
+        images, move = augment.shift_and_flip(images, training.shift, task.edges)
+        targets = None if targets is None else task.move_targets(targets, move)
         images = images.clamp(0, 1)  # interpolation rounds
     if training.mixup:
         images, whole = augment.blend(images, training.mixup)

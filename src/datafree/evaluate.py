@@ -12,7 +12,6 @@ from torch import nn
 from datafree import modes, options
 from datafree.errors import RunError
 from datafree.networks.load import PRETRAINED, NetworkSpec, build_network
-from datafree.networks.normalized import Normalized
 from datafree.recipe import FAMILIES, TASK
 from datafree.tasks import TASKS
 from datafree.tasks.base import LabelledData, Scores, Task
@@ -57,8 +56,7 @@ def evaluate_run(
     network = build_network(spec, num_classes=made.num_classes, allow_import=student is not None)
     where = modes.choose_device(device)
     labelled = made.open_labelled(data)
-    wrapped = Normalized(network, spec.mean, spec.std, channels=spec.channels).to(where)
-    return {"student": evaluate(wrapped, made, labelled, device=where)}
+    return {"student": evaluate(spec.wrap(network).to(where), made, labelled, device=where)}
 
 
 def _read_description(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

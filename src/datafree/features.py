@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datafree import modes
 from datafree.errors import NetworkError
-from datafree.networks.normalized import bare
+from datafree.networks.normalized import bare, detector_of
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def last_layers(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str
     """(h, w) -> the bare network's layer whose output was the last of that size in a forward pass: its stages' ends.
 
     Largest maps first. Left out: maps of a single cell, those not of the images' shape (a transformer's tokens), and
-    what ends in an answer of class maps: logits are no features, in whatever size.
+    what ends in an answer of class maps: logits are no features, in whatever size, nor are a detector's heads.
     """
     seen: list[tuple[str, torch.Size]] = []
 
@@ -91,7 +91,10 @@ def last_layers(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str
 
         return record
 
-    handles = [m.register_forward_hook(recorder(name)) for name, m in bare(network).named_modules() if name]
+    detector = detector_of(network)
+    within = f"{detector.backbone}." if detector is not None and detector.backbone else ""
+    modules = [(name, m) for name, m in bare(network).named_modules() if name and name.startswith(within)]
+    handles = [module.register_forward_hook(recorder(name)) for name, module in modules]
     try:
         with modes.frozen(network):
             answer = network(images)

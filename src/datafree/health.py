@@ -32,7 +32,9 @@ def signals(task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
     shares = torch.bincount(named, minlength=probs.shape[1]).float() / len(named)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
     spread = images.float().std(0, correction=0).mean() if len(images) > 1 else images.new_zeros(())
-    return {"class_balance": entropy / math.log(probs.shape[1]), "confidence": best.mean(), "pixel_diversity": spread}
+    classes = probs.shape[1]
+    balance = entropy / math.log(classes) if classes > 1 else torch.ones_like(entropy)  # one class: nothing to tell
+    return {"class_balance": balance, "confidence": best.mean(), "pixel_diversity": spread}
 
 
 class Stateful(Protocol):

@@ -14,7 +14,7 @@ from datafree.distill import Chosen, Progress, Training, distill
 from datafree.errors import NetworkError, RunError
 from datafree.evaluate import evaluate
 from datafree.networks.load import NetworkSpec, build_network, has_weights
-from datafree.networks.normalized import Normalized
+from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import save_weights
 from datafree.recipe import Recipe, dump
 from datafree.runs import Run
@@ -80,7 +80,7 @@ def run_recipe(
         run.close()
 
     # The student, then its scores, then the word that it is done.
-    save_weights(student.network, run.path / "student.safetensors")
+    save_weights(bare(student), run.path / "student.safetensors")
     save_artefacts(recipe.source, run.path)
     described = dump(recipe)
     run.save_json("student.json", {"network": {**described["student"], "weights": None}, "task": described["task"]})
@@ -92,7 +92,7 @@ def run_recipe(
             for who, network in (("teacher", teacher), ("student", student))
         }
         if labelled.skipped:
-            notes.append(f"not scored, unreadable: {'; '.join(dict.fromkeys(labelled.skipped))}")
+            notes.append(f"not scored: {'; '.join(dict.fromkeys(labelled.skipped))}")
     else:
         notes.append("not verified on real data: no labelled data was given (data: DIR scores it)")
     run.save_json(
@@ -121,8 +121,7 @@ def prepare(spec: NetworkSpec, task: Task, what: str, device: torch.device, dtyp
 
     Raises NetworkError if it cannot take the task's image size or answers in another form.
     """
-    bare = build_network(spec, num_classes=task.num_classes)
-    network = Normalized(bare, spec.mean, spec.std, dtype=dtype, channels=spec.channels)
+    network = spec.wrap(build_network(spec, num_classes=task.num_classes), dtype)
     network.to(device).to(memory_format=torch.channels_last)
     look = synthetic_batch(task.image_size, device)
     try:

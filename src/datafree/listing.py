@@ -34,17 +34,24 @@ def listing() -> str:
 
 
 def _class(name: str, kind: type[Any]) -> str:
-    """A class's first line of documentation, and a line for each option: default, choices, its comment."""
-    lines = [f"  {name}: {(inspect.getdoc(kind) or '').partition(chr(10))[0]}"]
+    """A class's first line of documentation, and a line for each option."""
+    return "\n".join([f"  {name}: {(inspect.getdoc(kind) or '').partition(chr(10))[0]}", *_options(kind, 4)])
+
+
+def _options(kind: type[Any], indent: int) -> list[str]:
+    """A line for each option of a class: default, choices, its comment. Parts of its own kind are listed below it."""
     hints, comments = typing.get_type_hints(kind), _comments(kind)
     fields = [field for field in dataclasses.fields(kind) if field.init]
-    shown = [
-        (field.name, _default(field), _comment(hints[field.name], comments.get(field.name, ""))) for field in fields
-    ]
-    texts = [f"{name} = {default}" if default else f"{name} (required)" for name, default, _ in shown]
-    width = max(map(len, texts))
-    lines += [f"    {text:<{width}}  {comment}".rstrip() for text, (_, _, comment) in zip(texts, shown, strict=True)]
-    return "\n".join(lines)
+    texts = [f"{f.name} = {default}" if (default := _default(f)) else f"{f.name} (required)" for f in fields]
+    width, lines = max(map(len, texts)), []
+    for field, text in zip(fields, texts, strict=True):
+        comment = _comment(hints[field.name], comments.get(field.name, ""))
+        lines.append(f"{' ' * indent}{text:<{width}}  {comment}".rstrip())
+        for part in typing.get_args(hints[field.name]):
+            if dataclasses.is_dataclass(part) and inspect.getmodule(part) is inspect.getmodule(kind):
+                assert isinstance(part, type)
+                lines += [f"{' ' * indent}  each of {field.name}:", *_options(part, indent + 4)]
+    return lines
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
@@ -58,6 +65,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return show([float(f"{item:.3g}") if isinstance(item, float) else item for item in value])
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
+        return f"{len(value)} of them"
     return yaml12.render(value).removesuffix("\n").removesuffix("\n...")
 
 

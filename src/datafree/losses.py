@@ -7,6 +7,7 @@ B images, C classes, N rows (an image, a pixel or a location each).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -57,9 +58,24 @@ def kl_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tenso
 
     T^2 keeps the gradient's size independent of the temperature (Hinton et al., arXiv 1503.02531); the paper has T = 1.
     """
+    return kl_rows(student, teacher, temperature).mean()
+
+
+def kl_rows(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """The terms of `kl_loss`, one for each position: logits (B, C, ...) -> (B, ...)."""
     log_s = F.log_softmax(student.float() / temperature, 1)
     log_t = F.log_softmax(teacher.float() / temperature, 1)
-    return (log_t.exp() * (log_t - log_s)).sum(1).mean() * temperature**2
+    return (log_t.exp() * (log_t - log_s)).sum(1) * temperature**2
+
+
+def heads_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Sum over heads of the mean squared difference of their raw tensors: DIODE's student loss (its public code).
+
+    Raw: before any sigmoid or exponential; every cell, anchor and channel counts alike. Same shapes, pair by pair.
+    """
+    return torch.stack(
+        [F.mse_loss(ours.float(), theirs.float()) for ours, theirs in zip(student, teacher, strict=True)]
+    ).sum()
 
 
 def l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -67,13 +83,13 @@ def l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (student.float() - teacher.float()).abs().mean()
 
 
-def dfad_generator_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """-log(mean |s - t| + 1): DFAD's generator looks for images on which both disagree (arXiv 1912.11006).
+def dfad_generator_loss(disagreement: Tensor) -> Tensor:
+    """-log(mean |s - t| + 1), from that mean: DFAD's generator looks for images on which both disagree (arXiv 1912.11006).
 
     The logarithm is the one of the public segmentation code: it flattens the reward as
     the disagreement grows, so that the generator does not run away.
     """
-    return -torch.log1p(l1_loss(student, teacher))
+    return -torch.log1p(disagreement)
 
 
 def js_divergence(first: Tensor, second: Tensor) -> Tensor:

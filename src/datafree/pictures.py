@@ -1,6 +1,6 @@
-"""Pictures for people: grids of images with the teacher's answer beside them.
+"""Pictures for people: boxes drawn into images, grids of images with the teacher's answer beside them.
 
-B images, C classes, H x W pixels.
+B images, C classes, M rows of targets, H x W pixels.
 """
 
 from __future__ import annotations
@@ -8,7 +8,11 @@ from __future__ import annotations
 import colorsys
 
 import torch
+from PIL import ImageDraw, ImageFont
 from torch import Tensor
+
+from datafree.boxes import present
+from datafree.images import to_image, to_tensor
 
 
 def class_colours(count: int) -> Tensor:
@@ -18,6 +22,40 @@ def class_colours(count: int) -> Tensor:
         hue = (index * 0.6180339887) % 1.0  # the golden ratio keeps neighbours apart, however many there are
         colours.append(colorsys.hsv_to_rgb(hue, (0.85, 0.55)[index % 2], (0.95, 0.75, 0.55)[index % 3]))
     return torch.tensor(colours[:count])
+
+
+def draw_boxes(images: Tensor, targets: Tensor, num_classes: int) -> Tensor:
+    """(B, 3, H, W) in [0, 1], 8-bit values: images with the boxes of targets (B, M, 5) as outlines.
+
+    A box has the colour of its class (class 0: nearly white) with a thin edge of black or white, and its class id in a
+    corner where it is large enough to spare the room. Small boxes lie over large ones. Empty and crowd rows are not
+    drawn.
+    """
+    colours = class_colours(num_classes)
+    colours[:1] = 0.9  # an outline of dark grey would be lost in most images
+    thick = max(1, round(min(images.shape[2:]) / 160))  # pixels
+    font = ImageFont.load_default(max(8, 7 * thick))
+    drawn = []
+    for image, rows, wanted in zip(images, targets.detach().float().cpu(), present(targets).cpu(), strict=True):
+        picture = to_image(image)
+        draw = ImageDraw.Draw(picture)
+        boxes = rows[wanted]
+        area = (boxes[:, 3] - boxes[:, 1]) * (boxes[:, 4] - boxes[:, 2])
+        for label, *edges in boxes[area.argsort(descending=True)].tolist():
+            left, top, right, bottom = map(round, edges)
+            right, bottom = max(left, right - 1), max(top, bottom - 1)  # the last pixels inside
+            red, green, blue = (round(255 * value) for value in colours[int(label)].tolist())
+            colour, contrast = (red, green, blue), "black" if 2 * red + 5 * green + blue > 700 else "white"
+            draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=contrast)
+            draw.rectangle((left, top, right, bottom), outline=colour, width=thick)
+            if thick > 1 and min(right - left, bottom - top) > 6 * thick:
+                draw.rectangle((left + thick, top + thick, right - thick, bottom - thick), outline=contrast)
+            _, _, width, height = map(round, font.getbbox(str(int(label)), anchor="lt"))
+            if right - left > 3 * width and bottom - top > 3 * height:
+                draw.rectangle((left, top, left + width + 2 * thick, top + height + 2 * thick), fill=colour)
+                draw.text((left + thick, top + thick), str(int(label)), fill=contrast, font=font, anchor="lt")
+        drawn.append(to_tensor(picture))
+    return torch.stack(drawn).to(images.device)
 
 
 def grid(rows: list[Tensor], columns: int = 8, gap: int = 2) -> Tensor:

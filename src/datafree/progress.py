@@ -116,7 +116,8 @@ def describe(progress: Progress) -> str:
     done, total = (progress.step - progress.first, -progress.first) if warming else (progress.step, progress.last)
     parts = [f"{progress.phase} {done}/{total}"]
     if progress.rate > 0:
-        parts.append(f"{progress.rate:.3g} steps/s" if progress.rate >= 1 else f"{1 / progress.rate:.3g} s/step")
+        unit = "image" if progress.phase == "images" else "step"
+        parts.append(f"{progress.rate:.3g} {unit}s/s" if progress.rate >= 1 else f"{1 / progress.rate:.3g} s/{unit}")
         if done < total:
             parts.append(f"{clock_time((total - done) / progress.rate)} left" + (" of the warm-up" if warming else ""))
     if shown := figures(progress.values):

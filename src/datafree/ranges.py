@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_AT_LEAST: dict[str, int] = {"num_classes": 2, "warmup": 0, "update_every": 0, "weight_decay": 0, "seed": 0}
+_AT_LEAST: dict[str, int] = {"num_classes": 1, "warmup": 0, "update_every": 0, "weight_decay": 0, "seed": 0}
 _AT_LEAST |= dict.fromkeys(("steps", "batch_size", "log_every", "save_every", "picture_every"), 1)
 _AT_LEAST |= dict.fromkeys(("latent", "width", "image_size", "iterations", "bank_size", "memory"), 1)
 _AT_LEAST |= dict.fromkeys(("jitter", "shift", "negatives", "restarts", "clip"), 0)
 _ABOVE_ZERO = ("lr", "temperature", "std")
 _FRACTIONS = ("momentum", "bn_momentum", "beta1", "beta2")  # 0 <= x < 1
-_SHARES = ("replay", "mixup", "decay_at", "reset_at")
-_FOLDERS = ("path", "data")
+_SHARES = ("replay", "mixup", "decay_at", "reset_at", "tiles", "erase", "box_sides", "seen_area")
+_FOLDERS = ("path",)
+_PLACES = ("data",)  # a file or a folder: the task knows
 _FILES = ("weights", "generator")
 
 
@@ -36,6 +37,8 @@ def out_of_range(name: str, value: object) -> str | None:
 
 
 def _not_there(name: str, path: Path) -> str | None:
+    if name in _PLACES and not path.exists():
+        return f"is not here (looked for {path})"
     if name in _FOLDERS and not path.is_dir():
         return f"is {'a file, not a folder' if path.exists() else 'no folder here'} (looked for {path})"
     if name in _FILES and not path.is_file():

@@ -199,6 +199,11 @@ def _build(given: dict[str, Any], stem: str) -> Recipe:
     teacher = part("teacher", lambda section: _network(section, None))
     student = part("student", lambda section: _network(section, teacher))
     source = part("source", lambda section: options.choose(SOURCE, section, FAMILIES))
+    if task is not None and source is not None and not isinstance(task, source.serves):
+        kind, wanted = TASK.name_of(type(task)), TASK.name_of(source.serves)
+        others = [name for name, method in SOURCES.items() if isinstance(task, method.serves)]
+        text = f"makes images for task.kind={wanted}, not for {kind}; for that: {', '.join(others)}"
+        faults.append(Fault(("source", "method"), f"{SOURCE.name_of(type(source))} {text}"))
     training = part("training", lambda section: _training(Training, section))
     try:
         outline = options.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
@@ -224,7 +229,7 @@ def _network(section: object, teacher: NetworkSpec | None) -> NetworkSpec:
     """A network's section. A student sees images as its teacher does, unless it says otherwise."""
     inherited: dict[str, Any] = {}
     if teacher is not None:
-        inherited = {"mean": teacher.mean, "std": teacher.std, "channels": teacher.channels}
+        inherited = {name: getattr(teacher, name) for name in ("mean", "std", "channels", "order")}
     name = section.get("network") if isinstance(section, Mapping) else None
     spec: NetworkSpec = _checked(NetworkSpec, section, [("network", _no_network(name))], inherited)
     return spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
-from datafree.errors import NetworkError
+from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks import load
+from datafree.networks.darknet import Darknet
+from datafree.networks.darknet_weights import save_darknet_weights
+from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.normalized import bare
 
 
 def small(seed: int = 0) -> nn.Module:
@@ -26,7 +32,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def refusal(call: Callable[[], object], kind: type[NetworkError] = NetworkError) -> str:
+def refusal(call: Callable[[], object], kind: type[DatafreeError] = NetworkError) -> str:
     """The line with which `call` is refused."""
     with pytest.raises(kind) as caught:
         call()
@@ -72,9 +78,12 @@ def test_the_listed_names_are_those_of_the_libraries() -> None:
     names = load.network_names()
     assert names == sorted(names)
     assert {n[4:] for n in names if n.startswith("smp/")} <= smp.MODEL_ARCHITECTURES_MAPPING.keys()
-    assert {n[12:] for n in names if n.startswith("torchvision/")} <= set(
-        torchvision.models.list_models(module=torchvision.models.segmentation)
-    )
+    models = torchvision.models
+    assert {n[12:] for n in names if n.startswith("torchvision/")} <= {
+        *models.list_models(module=models.segmentation),
+        *models.list_models(module=models.detection),
+    }
+    assert {"torchvision/ssdlite320_mobilenet_v3_large", "datafree/yolov3"} <= set(names)
     assert "datafree/unet" in names
 
 
@@ -135,6 +144,109 @@ def test_a_spec_is_checked_by_pydantic() -> None:
         adapter.validate_python({"network": "datafree/unet", "weight": "a.pt"})
 
 
+# --- detectors ---
+
+
+@pytest.mark.parametrize(
+    ("network", "args", "named"),
+    [
+        ("torchvision/ssdlite320_mobilenet_v3_large", {"widht_mult": 0.5}, "did you mean width_mult"),
+        ("torchvision/ssdlite320_mobilenet_v3_large", {"min_size": 64}, "set input_size"),
+        ("torchvision/ssd300_vgg16", {"size": 64}, "set input_size"),
+        ("torchvision/ssd300_vgg16", {"width_mult": 0.5}, "no argument"),
+        ("torchvision/fcos_resnet50_fpn", {"image_mean": [0.5, 0.5, 0.5]}, "set mean"),
+        ("torchvision/retinanet_resnet50_fpn_v2", {"score_thresh": 0.1}, "set task.least_score"),
+        ("torchvision/fasterrcnn_resnet50_fpn", {"box_nms_thresh": 0.1}, "set task.overlap"),
+        ("torchvision/fasterrcnn_resnet50_fpn", {"rpn_nms_tresh": 0.1}, "did you mean rpn_nms_thresh"),
+        ("torchvision/maskrcnn_resnet50_fpn", {}, "there is no network"),
+        ("datafree/yolov3", {"widht": 0.5}, "widht"),
+    ],
+)
+def test_args_a_detector_does_not_take_are_one_line(network: str, args: dict[str, Any], named: str) -> None:
+    assert named in refusal(lambda: build(network, **args))
+
+
+def test_torchvisions_detectors_have_a_column_more_for_background() -> None:
+    network = build("torchvision/ssdlite320_mobilenet_v3_large", 3, width_mult=0.25)
+    assert isinstance(network, Detector)
+    with torch.no_grad():
+        answer = network.eval()(torch.rand(1, 3, 64, 64))
+    assert answer.scores.shape[-1] == 3
+    assert answer.heads[1].shape[-1] == 4
+    assert not any(isinstance(m, FrozenBatchNorm2d) for m in network.modules())
+    counted = NetworkSpec(network="torchvision/ssdlite320_mobilenet_v3_large", args={"num_classes": 4})
+    assert "leave num_classes out" in refusal(lambda: build_network(counted, num_classes=3))
+    grey = NetworkSpec(network="torchvision/ssdlite320_mobilenet_v3_large", channels=1)
+    assert "colour images only" in refusal(lambda: build_network(grey, num_classes=3))
+
+
+def test_our_own_detector_is_built_by_name() -> None:
+    network = build("datafree/yolov3?variant=tiny&width=0.0625", 5)
+    assert isinstance(network, Detector)
+    with torch.no_grad():
+        assert network.eval()(torch.rand(1, 3, 64, 64)).scores.shape[-1] == 5
+
+
+def test_darknets_weights_are_read(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build("datafree/yolov3", 2, width=0.0625)
+    darknet = bare(network)
+    assert isinstance(darknet, Darknet)
+    save_darknet_weights(darknet, tmp_path / "yolo.weights")
+    spec = NetworkSpec(network="datafree/yolov3?width=0.0625", weights=tmp_path / "yolo.weights")
+    assert same(bare(build_network(spec, num_classes=2)).state_dict(), darknet.state_dict())
+    spec = NetworkSpec(network="datafree/unet", weights=tmp_path / "yolo.weights")
+    assert "a Darknet file fits" in refusal(lambda: build_network(spec, num_classes=2), WeightsError)
+
+
+# --- arguments in the name ---
+
+
+def test_arguments_after_the_name_are_args() -> None:
+    spec = NetworkSpec(network="smp/deeplabv3?encoder=resnet50&output_stride=8", args={"aux_params": None})
+    assert spec.network == "smp/deeplabv3"
+    assert spec.args == {"aux_params": None, "encoder": "resnet50", "output_stride": 8}
+    assert replace(spec, weights=None) == spec
+    values = NetworkSpec(network="pkg.mod:make?a=1e-4&b=true&c=no&d='8'&e=null&f=x=y:z&g=.5").args
+    assert values == {"a": 1e-4, "b": True, "c": "no", "d": "8", "e": None, "f": "x=y:z", "g": 0.5}
+
+
+def test_a_network_is_built_with_the_arguments_in_its_name() -> None:
+    network = build("datafree/unet?width=4", 3)
+    assert [p.shape for p in network.parameters()] == [p.shape for p in build("datafree/unet", 3, width=4).parameters()]
+
+
+@pytest.mark.parametrize(
+    ("network", "named"),
+    [
+        ("smp/unet?", "'' is no argument"),
+        ("smp/unet?encoder", "'encoder' is no argument"),
+        ("smp/unet?encoder=", "'encoder=' is no argument"),
+        ("smp/unet?=8", "'=8' is no argument"),
+        ("smp/unet?a=1&", "'' is no argument"),
+        ("smp/unet?a=1&a=2", "a is given twice"),
+        ("smp/unet?a=[1, 2]", "no plain value"),
+        ("smp/unet?a=b: c", "no plain value"),
+        ("smp/unet?a='b", "line 1"),
+        ("smp/unet?a=!!python/none", "tags"),
+        ("smp/unet?width=4", "width is given in the network's name"),
+    ],
+)
+def test_arguments_in_the_name_that_cannot_be_read_are_one_line(network: str, named: str) -> None:
+    assert named in refusal(lambda: NetworkSpec(network=network, args={"width": 8}))
+
+
+def test_a_name_that_is_not_the_users_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*args: object, **kwargs: object) -> None:
+        raise AssertionError("asked for a download")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    spec = NetworkSpec(network="torchvision/resnet18?weights=DEFAULT")
+    build_network(spec, num_classes=1000, allow_import=False)
+    assert "asked for a download" in refusal(lambda: build_network(spec, num_classes=1000))  # the witness works
+
+
 # --- the user's own code ---
 
 
@@ -190,3 +302,16 @@ def test_own_code_is_not_imported_where_names_are_not_the_users(own_code: Path) 
 )
 def test_own_code_that_gives_no_network_is_one_line(own_code: Path, network: str, named: str) -> None:
     assert named in refusal(lambda: build(network))
+
+
+def test_own_code_that_makes_a_torchvision_detector_is_adapted(own_code: Path) -> None:
+    (own_code / "df_detects.py").write_text(
+        "import torch\nfrom torchvision.models.detection import RetinaNet\n"
+        "from torchvision.models.detection.anchor_utils import AnchorGenerator\n"
+        "def make():\n    body = torch.nn.Conv2d(3, 8, 3, 8)\n    body.out_channels = 8\n"
+        "    return RetinaNet(body, 4, anchor_generator=AnchorGenerator(((16,),), ((1.0,),)))\n"
+    )
+    network = build("df_detects:make", 3)
+    assert isinstance(network, Detector)
+    with torch.no_grad():
+        assert network(torch.rand(1, 3, 64, 64)).scores.shape == (1, 64, 3)

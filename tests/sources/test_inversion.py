@@ -112,7 +112,7 @@ def test_the_first_layer_weighs_more_by_what_is_added_to_its_share_of_one(classi
         with source._match.watching():
             classifier(images)
         found[added] = source._match.distance()
-        first = source._match.terms()["network.bn1"]
+        first = source._match.terms()["bn1"]
     assert torch.allclose(found[9.0], found[0.0] + 9 * first)
 
 

@@ -10,6 +10,7 @@ import torch
 import torchmetrics.classification as tm
 from torch import Tensor
 
+from datafree import augment
 from datafree.errors import DataError, NetworkError
 from datafree.pictures import class_colours
 from datafree.tasks.classification import Classification
@@ -57,6 +58,13 @@ def test_layout_is_a_single_cell_with_a_one_at_the_class() -> None:
     assert layout.shape == (2, C, 1, 1)
     assert layout.dtype == torch.float32
     assert layout.flatten(1).tolist() == [[0, 0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]]
+
+
+def test_labels_stay_as_they_are_however_pixels_move() -> None:
+    labels = torch.tensor([2, 0, 1])
+    for change in (augment.roll_and_flip, augment.shift_and_flip):
+        _, move = change(torch.rand(3, 3, 32, 40), 5)
+        assert make_task().move_targets(labels, move) is labels
 
 
 # Losses.

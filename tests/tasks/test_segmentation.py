@@ -7,6 +7,8 @@ import pytest
 import torch
 import torchmetrics.classification as tm
 
+from datafree import augment, modes
+from datafree.augment import Move
 from datafree.errors import DataError, NetworkError
 from datafree.tasks.segmentation import Segmentation
 
@@ -151,6 +153,28 @@ def test_sampled_masks_from_a_generator_are_fixed_and_leave_the_global_state_alo
     assert torch.equal(first, again)
     assert torch.equal(before, torch.get_rng_state())
     assert make_task().sample_targets(0, torch.device("cpu")).shape == (0, 16, 24)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (17, 9), (65, 97)])
+def test_masks_move_exactly_as_their_images_do(size: tuple[int, int]) -> None:
+    modes.seed_everything(0)
+    task = Segmentation(num_classes=C, image_size=size)
+    masks = torch.randint(0, C, (12, *size))
+    masks[:, :3, :3] = 255  # what is ignored moves along
+    images = masks[:, None].float() / 255
+    for _ in range(6):
+        for moved, move in (augment.roll_and_flip(images, 7), augment.shift_and_flip(images, 4, task.edges)):
+            found = task.move_targets(masks, move)
+            assert found.dtype == torch.int64
+            assert torch.equal(found, (moved[:, 0] * 255).round().long())
+
+
+def test_masks_are_rolled_first_and_resampled_then() -> None:
+    mask = torch.arange(6).view(1, 1, 6).repeat(1, 4, 1)
+    task = Segmentation(num_classes=C, image_size=(4, 6))
+    assert task.move_targets(mask, Move(right=1))[0, 0].tolist() == [5, 0, 1, 2, 3, 4]
+    half = Move(right=1, scale=torch.tensor([[0.5, 0.5]]), offset=torch.tensor([[-0.5, 0.0]]))  # the left half, larger
+    assert task.move_targets(mask, half)[0, 0].tolist() == [5, 5, 0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("ignore_index", [255, 1])

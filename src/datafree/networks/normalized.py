@@ -1,4 +1,4 @@
-"""The one place that knows what a network wants its images scaled to, and the one form of its answers.
+"""The one place that knows what a network wants its images to be, and the one form of its answers.
 
 B images, C classes, H x W pixels.
 """
@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree import modes
 from datafree.errors import NetworkError
+from datafree.networks.detectors import Detector, Predictions
 
 
 class Normalized(nn.Module):
-    """A network that takes images in [0, 1] and answers one float32 tensor.
+    """A network that takes RGB images in [0, 1] of any size and answers one float32 tensor, or `Predictions`.
 
-    `network` is the bare network: its state_dict is what is loaded and shipped (`mean` and `std` are in no
-    state_dict). `mean` and `std` are those of RGB images in [0, 1], one a channel; a network of one channel gets the
-    average of the three, so that colour, which it knows nothing of, cannot reach it. `dtype` is the type of
-    the forward pass, under autocast; the answer is float32 whatever it is.
+    `network` is the network as it was built: its state_dict is what is loaded and shipped (`mean` and `std` are in no
+    state_dict). `mean` and `std` are those of R, G and B in [0, 1]; `order` "bgr" hands the channels on the other way
+    round; a network of one channel gets the average of the three, so that colour, which it knows nothing of, cannot
+    reach it. `input_size` (height, width): images are resized to it, boxes and class maps come back at the images'
+    own size. `dtype` is the type of the forward pass, under autocast; the answer is float32 whatever it is.
     Raises NetworkError for a mean or std that cannot normalise.
     """
 
@@ -35,6 +39,8 @@ class Normalized(nn.Module):
         std: Sequence[float] = (1.0, 1.0, 1.0),
         dtype: torch.dtype = torch.float32,
         channels: int = 3,
+        order: Literal["rgb", "bgr"] = "rgb",
+        input_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
@@ -45,32 +51,59 @@ class Normalized(nn.Module):
         self.network = network
         self.dtype = dtype
         self.channels = channels
+        self.order = order
+        self.input_size = input_size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [0, 1] -> the network's outputs, float32. Raises as `only_tensor`."""
+    def forward(self, images: Tensor) -> Tensor | Predictions:
+        """(B, 3, H, W) in [0, 1] -> the network's outputs, float32. Raises as `only_answer`."""
         x = (images - self.mean) / self.std
+        if self.input_size is not None:
+            x = F.interpolate(x, size=self.input_size, mode="bilinear", align_corners=False, antialias=True)
+        if self.order == "bgr":
+            x = x.flip(1)
         if self.channels == 1:
             x = x.mean(1, keepdim=True)  # (B, 1, H, W)
         if self.dtype == torch.float32:  # leaves a caller's own autocast as it is
-            return only_tensor(self.network(x)).float()
+            return self._at_size(only_answer(self.network(x)), images)
         with modes.autocast(images.device, self.dtype):
             outputs = self.network(x)
-        return only_tensor(outputs).float()
+        return self._at_size(only_answer(outputs), images)
+
+    def _at_size(self, answer: Tensor | Predictions, images: Tensor) -> Tensor | Predictions:
+        """The answer in float32, its places those of `images`."""
+        answer = answer.float() if isinstance(answer, Tensor) else answer.floats()
+        if self.input_size is None:
+            return answer
+        (height, width), size = images.shape[-2:], self.input_size
+        if isinstance(answer, Predictions):
+            return answer.scaled(width / size[1], height / size[0])
+        if answer.ndim == 4 and answer.shape[-2:] == size:
+            return F.interpolate(answer, size=(height, width), mode="bilinear", align_corners=False)
+        return answer
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """The network inside a `Normalized`, whose layers users know by name; any other network itself."""
-    return network.network if isinstance(network, Normalized) else network
+    """The network inside a `Normalized` or a `Detector`, whose layers users know by name; any other itself."""
+    while isinstance(network, (Normalized, Detector)):
+        network = network.network
+    return network
 
 
-def only_tensor(outputs: object) -> Tensor:
-    """The tensor in a network's answer: itself, or "out" of torchvision's {"out": ..., "aux": ...}.
+def detector_of(network: nn.Module) -> Detector | None:
+    """The adapted detector inside, if it is one."""
+    while isinstance(network, Normalized):
+        network = network.network
+    return network if isinstance(network, Detector) else None
+
+
+def only_answer(outputs: object) -> Tensor | Predictions:
+    """What a network says: a tensor, "out" of torchvision's {"out": ..., "aux": ...}, or a detector's `Predictions`.
 
     Raises NetworkError for any other answer, naming what it is.
     """
-    if isinstance(outputs, Tensor):
+    if isinstance(outputs, (Tensor, Predictions)):
         return outputs
     if isinstance(outputs, Mapping):
         out = outputs.get("out")

@@ -6,6 +6,7 @@ from datafree.sources.cmi import Cmi
 from datafree.sources.dafl import Dafl
 from datafree.sources.degan import Degan
 from datafree.sources.dfad import Dfad
+from datafree.sources.diode import Diode
 from datafree.sources.fast import Fast
 from datafree.sources.folder import Folder
 from datafree.sources.inversion import Inversion
@@ -19,6 +20,7 @@ SOURCES: dict[str, type[ImageSource]] = {
     "dafl": Dafl,
     "degan": Degan,
     "dfad": Dfad,
+    "diode": Diode,
     "fast": Fast,
     "folder": Folder,
     "inversion": Inversion,
@@ -34,6 +36,7 @@ __all__ = [
     "Dafl",
     "Degan",
     "Dfad",
+    "Diode",
     "Fast",
     "Folder",
     "ImageSource",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Setting:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32  # of forward passes
     say: Callable[[str], None] = lambda line: None  # tells the user something at once
+    keep: Callable[[Batch], None] | None = None  # takes finished batches; None: they go into the source's bank
 
     def autocast(self) -> torch.autocast:
         return modes.autocast(self.device, self.dtype)
@@ -49,6 +50,9 @@ class ImageSource(ABC):
     The loop counts steps from `-warmup` to the end; `due(step)` says when `update` is called. All randomness comes
     from torch's global generators, or is a pure function of (seed, position): then a resumed run is exact.
     """
+
+    serves: ClassVar[type[Any]] = Task  # the tasks it makes images for: this one, or all
+    finishes: ClassVar[bool] = False  # whether each update finishes a batch of images, for `Setting.keep` or a bank
 
     warmup: int = 0  # updates before the student's first step
     update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,8 @@ class Cmi(ImageSource):
     in a small head's projection of the teacher's features, than views of any two; thus no image repeats another.
     Published rhythm: a batch of 256 images, then 400 student steps.
     """
+
+    finishes: ClassVar[bool] = True
 
     target_weight: float = 1.0  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 1.0  # bn: of the distance to the teacher's BatchNorm statistics
@@ -100,8 +102,8 @@ class Cmi(ImageSource):
                 images = self._generator(z)
 
             # What the teacher sees in the whole image; what the student does not know yet.
-            moved, moved_targets = augment.shift_and_flip(images, targets, self.shift)
-            assert moved_targets is not None
+            moved, move = augment.shift_and_flip(images, self.shift, task.edges)
+            moved_targets = task.move_targets(targets, move)
             with self._match.watching(), features.watched(bare(teacher), self._layers) as maps:
                 outputs = teacher(moved)
             whole = _described(maps)  # (B, D)

@@ -50,15 +50,16 @@ class Dfad(ImageSource):
         )
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        task = self._setting.task
         images = self._maker.make(self._maker.draw(self.batch_size))
         with modes.looked_through(student, self.student_mode):
             answers = student(images)
         outputs = self._setting.teacher(images)
-        disagreement = losses.l1_loss(answers, outputs)
-        loss = losses.dfad_generator_loss(answers, outputs) if self.objective == "log" else -disagreement
+        disagreement = task.disagreement(answers, outputs)
+        loss = losses.dfad_generator_loss(disagreement) if self.objective == "log" else -disagreement
         falls = sum(step >= fraction * self._setting.steps for fraction in self.decay_at)
         self._maker.step(loss, self.lr * 0.1**falls * self._maker.guard.caution)
-        signals = self._maker.guard.after(step, self._setting.task, images, outputs)
+        signals = self._maker.guard.after(step, task, images, outputs)
         return {"generator": loss.detach(), "disagreement": disagreement.detach(), **signals}
 
     @torch.no_grad()

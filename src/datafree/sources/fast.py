@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class Fast(ImageSource):
     are thus found once, not once for each batch. Published rhythm: 400 student steps of 256 images to a batch of 256,
     20 batches before the first.
     """
+
+    finishes: ClassVar[bool] = True
 
     target_weight: float = 0.4  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 10.0  # bn: of the distance to the teacher's BatchNorm statistics
@@ -96,7 +98,8 @@ class Fast(ImageSource):
         for _ in range(self.iterations):
             with self._setting.autocast():
                 images = copied(z)
-            moved, moved_targets = augment.shift_and_flip(images, targets, self.shift)
+            moved, move = augment.shift_and_flip(images, self.shift, task.edges)
+            moved_targets = task.move_targets(targets, move)
             assert moved_targets is not None
             with self._match.watching():
                 outputs = teacher(moved)

@@ -10,7 +10,7 @@ B images, C classes, H x W pixels, N rows (an image or a pixel each).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ class Inversion(ImageSource):
     published, a data set is made before the student learns. Adaptive DeepInversion also makes what the student does
     not know yet: adversarial_weight=1, update_every=400 is its form in CMI's comparison (arXiv 2105.08584).
     """
+
+    finishes: ClassVar[bool] = True
 
     target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy), eq. 1
     bn_weight: float = 10.0  # alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4
@@ -73,7 +75,8 @@ class Inversion(ImageSource):
         terms: dict[str, Tensor] = {}
 
         def loss(images: Tensor, iteration: int) -> Tensor:
-            moved, moved_targets = augment.roll_and_flip(images, targets, self.jitter)
+            moved, move = augment.roll_and_flip(images, self.jitter)
+            moved_targets = task.move_targets(targets, move)
             with self._match.watching():
                 outputs = teacher(moved)
             terms["target"] = task.target_loss(outputs, moved_targets)

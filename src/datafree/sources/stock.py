@@ -32,8 +32,11 @@ class Stock:
         self._bank = Bank(capacity=self.capacity)
 
     def add(self, images: Tensor, targets: Tensor) -> None:
-        """Keep images (B, 3, H, W) in [0, 1] and their targets (B, ...)."""
-        self._bank.add(images, targets)
+        """Keep images (B, 3, H, W) in [0, 1] and their targets (B, ...), or give them to `Setting.keep`."""
+        if self.setting.keep is not None:
+            self.setting.keep(Batch(images=images, targets=targets))
+        else:
+            self._bank.add(images, targets)
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
@@ -42,7 +45,9 @@ class Stock:
             return Batch(images=torch.rand(n, 3, *self.setting.task.image_size, device=self.setting.device))
         images, targets = self._bank.sample(n)
         if self.shift:
-            images, targets = augment.shift_and_flip(images, targets, self.shift)
+            task = self.setting.task
+            images, move = augment.shift_and_flip(images, self.shift, task.edges)
+            targets = None if targets is None else task.move_targets(targets, move)
         return Batch(images=images.clamp(0, 1), targets=targets)
 
     def held_out(self, n: int) -> Tensor:

@@ -2,11 +2,13 @@
 
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
+from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "detection": Detection,
     "segmentation": Segmentation,
 }
 
-__all__ = ["TASKS", "Classification", "Segmentation", "Task"]
+__all__ = ["TASKS", "Classification", "Detection", "Segmentation", "Task"]

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from datafree import losses
+from datafree.augment import Move
 from datafree.errors import DataError, NetworkError
 from datafree.images import to_tensor
 from datafree.pictures import class_colours
@@ -24,7 +25,7 @@ from datafree.tasks.labels import LabelFolder
 
 @final
 @dataclass(kw_only=True)
-class Classification(Task):
+class Classification(Task[Tensor]):
     """A class for every image: logits (B, C), labels (B,); rows of `class_probs` are images."""
 
     distill: Literal["kl", "l1"] = "kl"  # kl: Hinton et al., arXiv 1503.02531; l1: |s - t| on logits, as DFAD
@@ -43,6 +44,9 @@ class Classification(Task):
             rounds.append(torch.randperm(self.num_classes, generator=generator, device=where))
         return torch.cat(rounds)[:n].to(device)
 
+    def move_targets(self, targets: Tensor, move: Move) -> Tensor:
+        return targets
+
     def layout(self, targets: Tensor) -> Tensor:
         return F.one_hot(targets, self.num_classes).float()[:, :, None, None]  # (B, C, 1, 1): the whole image
 
@@ -59,6 +63,9 @@ class Classification(Task):
 
     def class_probs(self, outputs: Tensor) -> Tensor:
         return F.softmax(outputs.float(), 1)
+
+    def disagreement(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return losses.l1_loss(student, teacher)
 
     def new_metric(self, class_names: list[str] | None = None) -> ClassificationMetric:
         return ClassificationMetric(class_names=class_names or [f"class {c}" for c in range(self.num_classes)])

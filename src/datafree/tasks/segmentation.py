@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datafree import losses
+from datafree import augment, losses
+from datafree.augment import Move
 from datafree.errors import DataError, NetworkError
 from datafree.pictures import class_colours
 from datafree.tasks.base import Scores, Task, check_logits
@@ -22,12 +23,14 @@ from datafree.tasks.masks import MaskFolder
 
 @final
 @dataclass(kw_only=True)
-class Segmentation(Task):
+class Segmentation(Task[Tensor]):
     """A class for every pixel: logits (B, C, H, W), masks (B, H, W); rows of `class_probs` are pixels."""
 
     ignore_index: int = 255  # this class id in a mask is neither learnt nor scored
     distill: Literal["kl", "l1"] = "kl"  # kl: eq. 10 of arXiv 2011.00809; l1: |s - t| on logits, as DFAD
     temperature: float = 1.0  # of the KL; the paper has 1
+
+    edges: ClassVar[str] = "border"  # what is moved in belongs to the class at the edge, so that masks stay true
 
     def check(self, outputs: object, what: str) -> Tensor:
         wanted = f"(B, {self.num_classes}, {self.image_size[0]}, {self.image_size[1]})"
@@ -49,6 +52,13 @@ class Segmentation(Task):
         coarse += 1.5 * torch.randn(n, len(classes), 1, 1, generator=generator, device=where)
         smooth = F.interpolate(coarse, size=self.image_size, mode="bicubic", align_corners=True)
         return classes[smooth.argmax(1)].to(device)
+
+    def move_targets(self, targets: Tensor, move: Move) -> Tensor:
+        masks = torch.roll(targets, (move.down, move.right), (-2, -1))
+        if move.scale is None or move.offset is None:
+            return masks
+        moved = augment.resampled(masks[:, None].float(), move.scale, move.offset, self.edges, "nearest")
+        return moved[:, 0].to(targets.dtype)
 
     def layout(self, targets: Tensor) -> Tensor:
         known = targets != self.ignore_index
@@ -72,6 +82,9 @@ class Segmentation(Task):
 
     def agreement(self, student: Tensor, teacher: Tensor) -> float:
         return float((student.argmax(1) == teacher.argmax(1)).float().mean())
+
+    def disagreement(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return losses.l1_loss(student, teacher)
 
     def new_metric(self, class_names: list[str] | None = None) -> SegmentationMetric:
         names = class_names or [f"class {c}" for c in range(self.num_classes)]

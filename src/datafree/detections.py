@@ -1,0 +1,70 @@
+"""What a detector finds in an image: its predictions, thinned out by non-maximum suppression.
+
+B images, L locations, C classes, N detections of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+from datafree.networks.detectors import Predictions
+
+BEFORE_NMS = 1000  # pairs of location and class at most that compete in one image, the surest ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """What is found in one image, the surest first."""
+
+    labels: Tensor  # (N,) int64
+    boxes: Tensor  # (N, 4): x1, y1, x2, y2, pixels
+    scores: Tensor  # (N,) in [0, 1]
+    places: Tensor  # (N,) int64: the location each comes from
+
+
+@torch.no_grad()
+def detect(outputs: Predictions, *, least: float, overlap: float, most: int, size: tuple[int, int]) -> list[Detections]:
+    """Each image's detections with a score above `least`, at most `most`, cut to images of `size` (height, width).
+
+    A location may be found as several classes (multi-label). Within a class, of two boxes whose IoU is above `overlap`
+    only the surer stays. Boxes with a side below a pixel are none.
+    """
+    height, width = size
+    found = []
+    for scores, boxes in zip(outputs.scores.detach(), outputs.boxes.detach(), strict=True):
+        classes = scores.shape[1]
+        kept = scores.flatten().topk(min(BEFORE_NMS, scores.numel()))
+        values, index = kept.values, kept.indices
+        places, labels = index // classes, index % classes
+        limits = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
+        cut = torch.minimum(boxes[places].clamp_min(0), limits)
+        good = (values > least) & ((cut[:, 2:] - cut[:, :2]) >= 1).all(1) & cut.isfinite().all(1)
+        values, places, labels, cut = values[good], places[good], labels[good], cut[good]
+        keep = batched_nms(cut, values, labels, overlap)[:most]
+        found.append(Detections(labels=labels[keep], boxes=cut[keep], scores=values[keep], places=places[keep]))
+    return found
+
+
+def agreement(ours: Sequence[Detections], theirs: Sequence[Detections], overlap: float = 0.5) -> float:
+    """F1 of two networks' detections: twice the pairs of equal class and IoU of `overlap` or more, over all detections.
+
+    Pairs are made greedily, ours surest first. 1 where neither finds anything.
+    """
+    pairs = total = 0
+    for one, other in zip(ours, theirs, strict=True):
+        total += len(one.labels) + len(other.labels)
+        if not len(one.labels) or not len(other.labels):
+            continue
+        alike = one.labels[:, None] == other.labels[None]
+        overlaps = (box_iou(one.boxes, other.boxes) * alike).cpu()  # (N, N'); there pairs are made, one by one
+        for row in overlaps:
+            best, index = row.max(0)
+            if best >= overlap:
+                pairs += 1
+                overlaps[:, index] = 0
+    return 2 * pairs / total if total else 1.0

@@ -1,0 +1,118 @@
+"""Detectors of every kind behind one form of answer.
+
+A detector is adapted once, here or by its owner, before anything else sees it. An adapter is a `Detector`: a module
+around the bare network whose forward pass answers `Predictions`. Your own takes three things (docs/detection.md shows
+a whole one, examples/fastestdet.py a real one):
+
+    class MyDetector(Detector):
+        backbone = "body"                                # the bare network's layers that are no heads
+
+        def forward(self, images):                       # (B, 3, H, W), normalised as the network wants them
+            raw = self.network(images)                   # its heads, before any sigmoid or softmax
+            ...                                          # decoded to boxes in pixels of these images
+            return Predictions(class_logits=..., scores=..., boxes=..., centres=..., heads=(raw,), loss=self.loss)
+
+        def loss(self, heads, targets): ...              # its own training loss, as a scalar; see `Predictions.loss`
+
+    def make(): return MyDetector(network)               # named in a recipe as "package.module:make"
+
+B images, L locations (cells x anchors, or proposals), C classes, M rows of targets, N boxes of one image.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from datafree.boxes import Labelled, unpack
+
+Heads = tuple[Tensor, ...]
+Loss = Callable[[Heads, list[Labelled]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a detector says about a batch, at each of its locations. All tensors are float32 with gradients."""
+
+    class_logits: Tensor  # (B, L, C) of the C classes alone: no column for background
+    scores: Tensor  # (B, L, C) in [0, 1]: how sure it is that this box is there and of this class; ranks detections
+    boxes: Tensor  # (B, L, 4): x1, y1, x2, y2 in pixels; may reach beyond the image
+    centres: Tensor  # (B, L, 2): x, y in pixels of the cell or anchor that the location stands for
+    heads: Heads  # the raw tensors its own loss is computed from, batch first, before any activation
+    # Its own training loss as a scalar: heads (as above) and, for each image, class ids (N,) int64 and boxes (N, 4) in
+    # pixels, N >= 0, none degenerate. A function of its arguments alone: heads may be a part of a batch or several.
+    loss: Loss
+
+    def own_loss(self, targets: Tensor) -> Tensor:
+        """The detector's training loss for targets (B, M, 5): a scalar with gradients to whatever made the heads."""
+        return self.loss(self.heads, unpack(targets))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Tensor | slice) -> Predictions:
+        """What is said about some of the images."""
+        return self._each(lambda values: values[index])
+
+    def floats(self) -> Predictions:
+        """Everything in float32."""
+        return self._each(lambda values: values.float())
+
+    def detach(self) -> Predictions:
+        """The same without gradients."""
+        return self._each(lambda values: values.detach())
+
+    def scaled(self, width: float, height: float) -> Predictions:
+        """The same about images `width` and `height` times as large: boxes, centres and the loss's targets."""
+        factors = torch.tensor([width, height], device=self.boxes.device)
+        four = factors.repeat(2)
+
+        def loss(heads: Heads, targets: list[Labelled]) -> Tensor:
+            return self.loss(heads, [(labels, boxes / four) for labels, boxes in targets])
+
+        return replace(self, boxes=self.boxes * four, centres=self.centres * factors, loss=loss)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
+        return replace(
+            self,
+            class_logits=change(self.class_logits),
+            scores=change(self.scores),
+            boxes=change(self.boxes),
+            centres=change(self.centres),
+            heads=tuple(change(head) for head in self.heads),
+        )
+
+
+def joined(parts: Sequence[Predictions]) -> Predictions:
+    """What one detector said about several batches of equal image size, as about one."""
+
+    def cat(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors))
+
+    return Predictions(
+        class_logits=cat([part.class_logits for part in parts]),
+        scores=cat([part.scores for part in parts]),
+        boxes=cat([part.boxes for part in parts]),
+        centres=cat([part.centres for part in parts]),
+        heads=tuple(cat(heads) for heads in zip(*(part.heads for part in parts), strict=True)),
+        loss=parts[0].loss,
+    )
+
+
+class Detector(nn.Module, ABC):
+    """A bare detection network, adapted. `network` is what is saved and loaded, without this wrapping's name."""
+
+    backbone: ClassVar[str] = ""  # the bare network's layers below this name make features, all others are heads
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Predictions:
+        """Images (B, 3, H, W), normalised for the network -> what it says about them, in train and eval mode alike."""

@@ -1,0 +1,309 @@
+"""DIODE: images with boxes, optimised out of a pretrained detector.
+
+Akshay Chawla, Hongxu Yin, Pavlo Molchanov, Jose Alvarez, "Data-free Knowledge Distillation for Object Detection", WACV
+2021. Weights, rates and sizes are those of its published settings for YOLOv3-SPP and COCO; equation-like names stand
+where its objective is summed. Not published, so ours: how boxes are tiled.
+
+B images, M rows of targets, C classes, H x W pixels of a stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datafree import augment, boxes, losses, pixels
+from datafree.augment import Move
+from datafree.bnstats import StatisticsMatch, batchnorm_layers
+from datafree.detections import detect
+from datafree.errors import DataError, DatafreeError
+from datafree.networks.detectors import Predictions
+from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.normalized import bare, detector_of
+from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.stock import Stock
+from datafree.tasks.detection import Detection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One pass over a batch's pixels, at one size."""
+
+    scale: float = 1.0  # of task.image_size
+    iterations: int = 1500
+    lr: float = 0.002  # Adam's, in pixel values
+    lr_end: float = 0.0005  # of the cosine
+    beta1: float = 0.9  # both 0: every step is lr times the gradient's sign
+    beta2: float = 0.999
+    jitter: int = 40  # pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2
+    detection_weight: float = 1.0  # of the detector's own training loss on the boxes
+    first_bn_weight: float = 0.0  # of the first BatchNorm layer's distance, on top of bn_weight
+    bn_layers: int = 0  # the first so many of the backbone's count; 0 = all
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise DataError(f"scale is {self.scale}; give a share of task.image_size, above 0 and up to 1")
+        if self.iterations < 1:
+            raise DataError(f"iterations is {self.iterations}; it must be at least 1")
+
+
+def published_stages() -> list[Stage]:
+    """160 pixels from noise, then 320: half the task's image_size, then all of it."""
+    first = Stage(
+        scale=0.5,
+        iterations=2500,
+        lr=0.2,
+        lr_end=0.0,
+        beta1=0.0,
+        beta2=0.0,
+        jitter=20,
+        detection_weight=0.5,
+        first_bn_weight=2.0,
+    )
+    return [first, Stage()]
+
+
+@final
+@dataclass(kw_only=True)
+class Diode(ImageSource):
+    """Pixels are optimised until the detector sees the boxes sampled for them, in images whose statistics it knows.
+
+    One update makes one batch: noise, through all stages, and adds it to a bank that the student draws from. What the
+    detector sees on the way beside the boxes can become boxes, too (false-positive sampling). For detection only;
+    `inversion` is its kin for other tasks. Boxes and classes are drawn by the task (task.box_sides and the like).
+    """
+
+    serves: ClassVar[type[Any]] = Detection
+    finishes: ClassVar[bool] = True
+
+    tv_l1_weight: float = 75.0  # of the mean differences of neighbouring pixels; 10 to 25 where images turn out dark
+    tv_l2_weight: float = 0.0  # of their norm
+    bn_weight: float = 0.1  # of the distance to the backbone's BatchNorm statistics
+    bn_norm: float = 2.0  # p of that distance
+    bn_clip: float = 0.0  # a layer counts at most so many times the median layer; 0 = as it is (published)
+    bn_momentum: float = 0.0  # share of past iterations' statistics in the distance, for batches below 32 (ours)
+    brightness: float = 0.2  # std of what is added to an image, each iteration
+    contrast: float = 0.1  # std of what it is multiplied by, about 1
+    erase: float = 0.5  # probability that a rectangle of it is blackened
+    cutout: float = 0.0  # side of a square that is blackened, share of the image's shorter side (ours)
+    zoom: tuple[float, float] = (1.0, 1.0)  # least and most enlargement, each image on its own (ours)
+    seen_every: int = 100  # iterations of the first stage from one look for further boxes to the next; 0 = no look
+    seen_from: int = 800  # iteration of the first look
+    seen_score: float = 0.2  # least score of a detection that becomes a box
+    seen_overlap: float = 0.35  # its IoU with every box of the image is below this
+    seen_area: tuple[float, float] = (0.01, 0.85)  # its share of the image, least and most
+    drop_unseen: bool = False  # at each look, boxes that no detection confirms are dropped (arXiv 2507.16782)
+    tiles: float = 0.0  # share of the images the student draws that are four images, 2 x 2
+    verifier: NetworkSpec | None = None  # a second detector, of the same classes, whose AP50 on the images is logged
+    stages: list[Stage] = field(default_factory=published_stages)
+    batch_size: int = 128  # images per update
+    shift: int = 0  # pixels: images the student draws are shifted by up to this, and mirrored; 0 = as made
+    bank_size: int = 120_000  # images
+    warmup: int = 938  # batches before the student's first step: 120,064 images
+    update_every: int = 0  # student steps per batch; 0 = none
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise DataError("stages is empty; give one or more, such as [{iterations: 2000, lr: 0.1}]")
+        if not self.warmup and not self.update_every:
+            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise DataError(f"zoom is {self.zoom}; give 0 < least <= most, 1 = as large as it is")
+
+    def attach(self, setting: Setting) -> None:
+        assert isinstance(setting.task, Detection)
+        self._setting, self._task = setting, setting.task
+        self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self._statistics = bool(batchnorm_layers(setting.teacher)) and any(
+            self.bn_weight or stage.first_bn_weight for stage in self.stages
+        )
+        if not batchnorm_layers(setting.teacher):
+            setting.say("note: the teacher has no BatchNorm statistics; source.bn_weight is off")
+        self._sizes = [self._size_of(stage) for stage in self.stages]
+        for stage, size in zip(self.stages, self._sizes, strict=True):
+            self._check_size(stage, size)
+        self._verifier: nn.Module | None = None
+        if self.verifier is not None:
+            network = build_network(self.verifier, num_classes=self._task.num_classes)
+            self._verifier = self.verifier.wrap(network, setting.dtype).to(setting.device).eval().requires_grad_(False)
+        self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
+
+    def _size_of(self, stage: Stage) -> tuple[int, int]:
+        height, width = self._task.image_size
+        return round(height * stage.scale), round(width * stage.scale)
+
+    @torch.no_grad()
+    def _check_size(self, stage: Stage, size: tuple[int, int]) -> None:
+        """Look now whether the teacher takes a stage's images, not after hours."""
+        try:
+            self._setting.teacher(torch.zeros(1, 3, *size, device=self._setting.device))
+        except (DatafreeError, RuntimeError, ValueError, IndexError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DataError(
+                f"a stage of scale {stage.scale} has images of {size[0]} x {size[1]} pixels, which the teacher cannot "
+                f"take: {reason}; choose source.stages.N.scale or task.image_size so that it can"
+            ) from error
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        device = self._setting.device
+        targets = self._task.sample_targets(self.batch_size, device)
+        images = torch.randn(self.batch_size, 3, *self._sizes[0], device=device).clamp_(0, 1)  # half of it black
+        logs: dict[str, Tensor] = {}
+        for index, (stage, size) in enumerate(zip(self.stages, self._sizes, strict=True)):
+            if images.shape[-2:] != size:
+                images = F.interpolate(images, size=size, mode="bilinear", align_corners=False).clamp(0, 1)
+            images, targets, terms = self._run(images, targets, stage, size, look=index == 0)
+            logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
+        self._stock.add(images, targets)
+        logs["boxes"] = boxes.present(targets).float().sum(1).mean()
+        return logs | self._quality(images, targets)
+
+    def _run(
+        self, images: Tensor, targets: Tensor, stage: Stage, size: tuple[int, int], *, look: bool
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """One stage: images (B, 3, H, W) with a lower loss, their targets at the task's size, the last terms."""
+        task, teacher = replace(self._task, image_size=size), self._setting.teacher
+        match = self._statistics_of(stage)
+        terms: dict[str, Tensor] = {}
+        sampled = at_size(targets, self._task.image_size, size)
+        current = sampled
+
+        def loss(x: Tensor, iteration: int) -> Tensor:
+            nonlocal current
+            if look and self.seen_every and iteration >= self.seen_from and iteration % self.seen_every == 0:
+                current = self._with_seen(x, current, task)
+            moved, moved_targets = self._augmented(x, current, stage, task)
+            with match.watching(), self._setting.autocast():
+                outputs: Predictions = teacher(moved)
+
+            # L(X) = w_det L_det + w_tv1 TV1 + w_tv2 TV2 + w_bn sum_l R_l + w_first R_1
+            terms["detection"] = task.target_loss(outputs, moved_targets)
+            total = stage.detection_weight * terms["detection"]
+            terms["tv_l1"], terms["tv_l2"] = losses.total_variation(moved)
+            total = total + self.tv_l1_weight * terms["tv_l1"] + self.tv_l2_weight * terms["tv_l2"]
+            if self._statistics:
+                distances = list(match.terms().values())
+                terms["bn"], terms["bn_first"] = torch.stack(distances).sum(), distances[0]
+                total = total + self.bn_weight * terms["bn"] + stage.first_bn_weight * terms["bn_first"]
+                match.remember()
+            return total
+
+        made = pixels.optimise(
+            images,
+            loss,
+            iterations=stage.iterations,
+            rate=lambda iteration: pixels.cosine(iteration, stage.iterations, stage.lr, stage.lr_end),
+            betas=(stage.beta1, stage.beta2),
+            keep="last",
+        )
+        for name, ratio in match.clipped().items():
+            self._exploding[name] = max(ratio, self._exploding.get(name, 0.0))
+        return (
+            made,
+            at_size(current, size, self._task.image_size),
+            {name: value.detach() for name, value in terms.items()},
+        )
+
+    def _statistics_of(self, stage: Stage) -> StatisticsMatch:
+        detector = detector_of(self._setting.teacher)
+        return StatisticsMatch(
+            network=bare(self._setting.teacher),
+            p=self.bn_norm,
+            momentum=self.bn_momentum,
+            within="" if detector is None else detector.backbone,
+            count=stage.bn_layers,
+            clip=self.bn_clip,
+        )
+
+    def _augmented(self, x: Tensor, targets: Tensor, stage: Stage, task: Detection) -> tuple[Tensor, Tensor]:
+        """This iteration's look at the images, and where the boxes are in it. In the published order; no clamp."""
+        moves: list[Move] = []
+        x, move = augment.roll_and_flip(x, stage.jitter)
+        moves.append(move)
+        if self.zoom != (1.0, 1.0):
+            x, move = augment.scale_crop(x, *self.zoom)
+            moves.append(move)
+        if self.brightness:
+            x = augment.brightness(x, self.brightness)
+        if self.contrast:
+            x = augment.contrast(x, self.contrast)
+        if self.erase:
+            x = augment.erase(x, self.erase)
+        if self.cutout:
+            x = augment.cutout(x, self.cutout)
+        for move in moves:
+            targets = task.move_targets(targets, move)
+        return x, targets
+
+    @torch.no_grad()
+    def _with_seen(self, x: Tensor, targets: Tensor, task: Detection) -> Tensor:
+        """False-positive sampling: what the detector sees where no box is, in the images as they are, becomes a box."""
+        found = detect(
+            self._setting.teacher(x), least=self.seen_score, overlap=task.overlap, most=100, size=task.image_size
+        )
+        if self.drop_unseen:
+            targets = boxes.confirmed(targets, found, overlap=self.seen_overlap)
+        return boxes.with_seen(
+            targets,
+            found,
+            least=self.seen_score,
+            overlap=self.seen_overlap,
+            area=self.seen_area,
+            size=task.image_size,
+        )
+
+    @torch.no_grad()
+    def _quality(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """DIODE's own measure: AP50 of the teacher, and of a second detector, on the images against their boxes."""
+        found = {}
+        for name, network in (("teacher_ap50", self._setting.teacher), ("verifier_ap50", self._verifier)):
+            if network is None:
+                continue
+            metric = self._task.new_metric()
+            for part, truth in zip(torch.split(images, 32), torch.split(targets, 32), strict=True):
+                metric.update(network(part), truth)
+            found[name] = torch.tensor(metric.compute().values["ap50"])
+        return found
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Batch:
+        batch = self._stock.sample(n)
+        count = round(self.tiles * n)
+        if not count or batch.targets is None:
+            return batch
+        drawn = torch.randperm(n, device=batch.images.device)
+        order = torch.stack([drawn.roll(shift)[:count] for shift in range(4)], 1)  # four different ones, where n > 3
+        images, targets = batch.images.clone(), batch.targets.clone()
+        images[:count] = augment.mosaic(batch.images, order)
+        targets[:count] = boxes.mosaic(batch.targets, order, self._task.image_size)
+        return Batch(images=images, targets=targets)
+
+    def held_out(self, n: int) -> Tensor:
+        return self._stock.held_out(n)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stock": self._stock.state_dict(), "exploding": dict(self._exploding)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._stock.load_state_dict(state["stock"])
+        self._exploding = dict(state["exploding"])
+
+    def notes(self) -> list[str]:
+        """The BatchNorm layers that were clipped."""
+        if not self._exploding:
+            return []
+        worst = sorted(self._exploding.items(), key=lambda item: -item[1])
+        named = ", ".join(f"{name} ({ratio:.1f} times)" for name, ratio in worst[:3])
+        return [f"BatchNorm layers above source.bn_clip={self.bn_clip:g} times the median, and clipped: {named}"]
+
+
+def at_size(targets: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Boxes in images of `size` (height, width) as they lie in the same images at the `wanted` size."""
+    if size == wanted:
+        return targets
+    factors = torch.tensor([1, *(2 * (wanted[1] / size[1], wanted[0] / size[0]))], device=targets.device)
+    return torch.where(targets[..., :1] == boxes.NONE, targets, targets * factors)

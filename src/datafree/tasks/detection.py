@@ -1,0 +1,210 @@
+"""Object detection: boxes with classes.
+
+Outputs are `Predictions` of an adapted detector, targets (B, M, 5) as in `datafree.boxes`.
+
+B images, L locations, C classes, M rows of targets, N detections of one image, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from datafree import boxes, losses
+from datafree.augment import Move
+from datafree.detections import Detections, agreement, detect
+from datafree.errors import DataError, NetworkError
+from datafree.networks.detectors import Predictions, joined
+from datafree.pictures import draw_boxes
+from datafree.tasks.average_precision import AveragePrecision
+from datafree.tasks.base import Task
+from datafree.tasks.box_folder import BoxFolder
+
+_CELL = 8  # pixels of an image to a cell of its layout
+
+
+@final
+@dataclass(kw_only=True)
+class Detection(Task[Predictions]):
+    """Boxes with classes; rows of `class_probs` are images.
+
+    A student with its teacher's heads learns these (DIODE, Chawla et al., WACV 2021): mean squares of the raw tensors.
+    Any other learns the teacher's detections with its own loss, each drawn with the probability that the teacher gives
+    it, so that on average a detection weighs what it is sure of; and the teacher's classes there.
+    """
+
+    distill: Literal["auto", "heads", "boxes"] = "auto"  # auto: heads where all shapes are equal, else boxes
+    class_weight: float = 1.0  # boxes only: of the KL between the classes of a detection and of the student's own there
+    temperature: float = 2.0  # of that KL
+    least_taught: float = 0.1  # boxes only: score of the teacher's detections that may be drawn
+    least_score: float = 0.3  # of detections that count as seen: in pictures, agreement and hard targets
+    overlap: float = 0.5  # IoU above which only the surer of two detections of a class stays
+    max_boxes: int = 32  # rows of targets: boxes an image can show
+    boxes_per_image: tuple[int, int] = (1, 1)  # sampled targets: at least, at most (DIODE's one-box sets: 1, 1)
+    box_sides: tuple[float, float] = (0.2, 0.8)  # sampled targets: of the image's width and height, least and most
+    class_frequencies: tuple[float, ...] = ()  # sampled targets: a number for each class; empty: all as often
+
+    def __post_init__(self) -> None:
+        least, most = self.boxes_per_image
+        if not 1 <= least <= most <= self.max_boxes:
+            raise DataError(f"boxes_per_image is {self.boxes_per_image}; give 1 <= least <= most <= {self.max_boxes}")
+        small, large = self.box_sides
+        if not 0 < small <= large <= 1:
+            raise DataError(f"box_sides is {self.box_sides}; give shares of the image, 0 < least <= most <= 1")
+        given = self.class_frequencies
+        if given and (len(given) != self.num_classes or min(given) < 0 or sum(given) <= 0):
+            raise DataError(
+                f"class_frequencies has {len(given)} numbers for {self.num_classes} classes: give one for each, none "
+                "below 0 and not all 0, or leave it out"
+            )
+
+    def check(self, outputs: object, what: str) -> Predictions:
+        if not isinstance(outputs, Predictions):
+            raise NetworkError(
+                f"the {what} answers a {type(outputs).__name__}, not a detector's predictions; adapt it as a "
+                "datafree.networks.detectors.Detector and name it as 'package.module:callable'"
+            )
+        if outputs.scores.shape[-1] != self.num_classes:
+            found = outputs.scores.shape[-1]
+            raise NetworkError(
+                f"the {what} answers {found} classes, but the task has {self.num_classes}; set task.num_classes="
+                f"{found} or choose another {what}"
+            )
+        count = outputs.scores.shape[:2]
+        for name, last in (("class_logits", self.num_classes), ("boxes", 4), ("centres", 2)):
+            shape = tuple(getattr(outputs, name).shape)
+            if shape != (*count, last):
+                raise NetworkError(f"the {what} answers {name} {shape}, but scores of {tuple(outputs.scores.shape)}")
+        for name in ("class_logits", "scores", "boxes"):
+            if not torch.isfinite(getattr(outputs, name)).all():
+                raise NetworkError(f"the {what} answers {name} that are not finite; its weights may be damaged")
+        if outputs.scores.min() < 0 or outputs.scores.max() > 1:
+            raise NetworkError(f"the {what} answers scores outside 0 to 1; its adapter must apply sigmoid or softmax")
+        return outputs
+
+    def sample_targets(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+        sampled = boxes.sampled(
+            n,
+            num_classes=self.num_classes,
+            size=self.image_size,
+            rows=self.max_boxes,
+            count=self.boxes_per_image,
+            sides=self.box_sides,
+            frequencies=self.class_frequencies,
+            generator=generator,
+            device=device if generator is None else torch.device("cpu"),
+        )
+        return sampled.to(device)
+
+    def move_targets(self, targets: Tensor, move: Move) -> Tensor:
+        return boxes.moved(targets, move, self.image_size)
+
+    def layout(self, targets: Tensor) -> Tensor:
+        """Class maps in cells of 8 x 8 pixels: 1 where a box of the class reaches; smaller boxes over larger ones."""
+        height, width = (-(-side // _CELL) for side in self.image_size)
+        down = (torch.arange(height, device=targets.device) + 0.5) * _CELL
+        right = (torch.arange(width, device=targets.device) + 0.5) * _CELL
+        corners = targets[..., 1:]
+        area = (corners[..., 2] - corners[..., 0]) * (corners[..., 3] - corners[..., 1])
+        order = area.argsort(1, descending=True)[..., None].expand_as(targets)
+        maps = torch.zeros(len(targets), self.num_classes, height, width, device=targets.device)
+        for label, *edges in targets.gather(1, order).movedim(0, -1):  # each (B,)
+            left, top, far, bottom = (edge[:, None, None] for edge in edges)
+            inside = (right > left) & (right < far) & (down[:, None] > top) & (down[:, None] < bottom)  # (B, h, w)
+            inside &= (label >= 0)[:, None, None]
+            one = F.one_hot(label.clamp_min(0).long(), self.num_classes).float()[:, :, None, None]
+            maps = torch.where(inside[:, None], one, maps)
+        return maps
+
+    def distill_loss(self, student: Predictions, teacher: Predictions) -> Tensor:
+        alike = _alike(student, teacher)
+        if self.distill == "heads" and not alike:
+            raise NetworkError(
+                f"task.distill=heads needs equal heads; the teacher's are {_shapes(teacher)}, the student's "
+                f"{_shapes(student)}: use task.distill=boxes"
+            )
+        if self.distill == "heads" or (self.distill == "auto" and alike):
+            return losses.heads_loss(student.heads, teacher.heads)
+        found = detect(
+            teacher, least=self.least_taught, overlap=self.overlap, most=self.max_boxes, size=self.image_size
+        )
+        drawn = [torch.rand_like(seen.scores) < seen.scores for seen in found]
+        targets = [(seen.labels[keep], seen.boxes[keep]) for seen, keep in zip(found, drawn, strict=True)]
+        loss = student.loss(student.heads, targets)
+        if self.class_weight:
+            loss = loss + self.class_weight * self._class_loss(student, teacher, found)
+        return loss
+
+    def _class_loss(self, student: Predictions, teacher: Predictions, found: list[Detections]) -> Tensor:
+        """KL between the classes of each of the teacher's detections and of the student's location that fits it best.
+
+        Fits: the highest IoU, above 1/2; a mean over detections, weighted by their scores.
+        """
+        ours, theirs, weights = [], [], []
+        for index, seen in enumerate(found):
+            if not len(seen.labels):
+                continue
+            best, place = box_iou(seen.boxes, student.boxes[index].detach()).max(1)  # (N,) each
+            fits = best > 0.5
+            ours.append(student.class_logits[index, place[fits]])
+            theirs.append(teacher.class_logits[index, seen.places[fits]])
+            weights.append(seen.scores[fits])
+        if not sum(map(len, weights)):
+            return student.class_logits.sum() * 0
+        weight = torch.cat(weights)
+        rows = losses.kl_rows(torch.cat(ours), torch.cat(theirs), self.temperature)  # (N,)
+        return (weight * rows).sum() / weight.sum()
+
+    def target_loss(self, outputs: Predictions, targets: Tensor) -> Tensor:
+        return outputs.own_loss(targets)
+
+    def pseudo_targets(self, outputs: Predictions) -> Tensor:
+        return boxes.pack([(seen.labels, seen.boxes) for seen in self.seen(outputs)], self.max_boxes)
+
+    def seen(self, outputs: Predictions) -> list[Detections]:
+        """Each image's detections that count."""
+        return detect(outputs, least=self.least_score, overlap=self.overlap, most=self.max_boxes, size=self.image_size)
+
+    def class_probs(self, outputs: Predictions) -> Tensor:
+        """(B, C): the highest score of each class anywhere in an image, brought to sum 1."""
+        highest = outputs.scores.amax(1) + 1e-6
+        return highest / highest.sum(1, keepdim=True)
+
+    def join(self, parts: list[Predictions]) -> Predictions:
+        return joined(parts)
+
+    def disagreement(self, student: Predictions, teacher: Predictions) -> Tensor:
+        """Of the raw heads where they are alike, else of `class_probs`."""
+        if not _alike(student, teacher):
+            return losses.l1_loss(self.class_probs(student), self.class_probs(teacher))
+        pairs = zip(student.heads, teacher.heads, strict=True)
+        return torch.stack([losses.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
+
+    def agreement(self, student: Predictions, teacher: Predictions) -> float:
+        """F1 of the student's detections against the teacher's."""
+        return agreement(self.seen(student), self.seen(teacher))
+
+    def new_metric(self, class_names: list[str] | None = None) -> AveragePrecision:
+        names = class_names or [f"class {c}" for c in range(self.num_classes)]
+        return AveragePrecision(class_names=names, image_size=self.image_size, overlap=self.overlap)
+
+    def open_labelled(self, path: Path) -> BoxFolder:
+        return BoxFolder(path, image_size=self.image_size, num_classes=self.num_classes)
+
+    def draw(self, images: Tensor, outputs: Predictions) -> Tensor:
+        """The images with the boxes that are seen, in their classes' colours."""
+        return draw_boxes(images, self.pseudo_targets(outputs), self.num_classes)
+
+
+def _alike(student: Predictions, teacher: Predictions) -> bool:
+    return [head.shape for head in student.heads] == [head.shape for head in teacher.heads]
+
+
+def _shapes(outputs: Predictions) -> str:
+    return ", ".join(str(tuple(head.shape[1:])) for head in outputs.heads)

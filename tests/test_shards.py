@@ -1,0 +1,231 @@
+"""Shards on disk: whole or not there, and what is about all of them written in constant memory."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from datafree import manifest
+from datafree import shards as shards_module
+from datafree.boxes import pack
+from datafree.errors import DataError, RunError
+from datafree.manifest import coco_text, records
+from datafree.shards import Shards
+from datafree.sources.base import Batch
+from datafree.tasks.base import Task
+from datafree.tasks.box_files import coco_json
+from datafree.tasks.classification import Classification
+from datafree.tasks.detection import Detection
+from datafree.tasks.segmentation import Segmentation
+
+RECIPE = {"training": {"seed": 0}}
+SIZE = (8, 12)
+DETECTION = Detection(num_classes=2, image_size=SIZE, max_boxes=3)
+
+
+def batch_of(task: Task, count: int, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 3, *SIZE, generator=generator)
+    return Batch(images=images, targets=task.sample_targets(count, torch.device("cpu"), generator))
+
+
+def begun(path: Path, names: tuple[str, ...] = ("cat", "dog")) -> Shards:
+    shards = Shards(path, RECIPE)
+    shards.begin(list(names))
+    return shards
+
+
+def boxes_of(path: Path, shards: int, images: int) -> Path:
+    """Records of as many shards, with one box in every other image; no image."""
+    (path / "shards").mkdir(parents=True)
+    for number in range(shards):
+        entries = [
+            {
+                "file_name": f"{number:05}/{index:05}.png",
+                "width": 12,
+                "height": 8,
+                "boxes": [[index % 2, 1.0, 2.0, 3.5, 4.25]] * (index % 3),
+            }
+            for index in range(images)
+        ]
+        record = {"shard": number, "images": images, "carries": False, "files": {}, "entries": entries}
+        (path / "shards" / f"{number:05}.json").write_text(json.dumps(record))
+    return path
+
+
+def test_a_streamed_coco_file_is_the_one_of_all_images_together(tmp_path: Path) -> None:
+    path = boxes_of(tmp_path, shards=3, images=4)
+    entries = [entry for record in records(path) for entry in record["entries"]]
+    sizes = [(entry["file_name"], entry["width"], entry["height"]) for entry in entries]
+    expected = coco_json(sizes, [entry["boxes"] for entry in entries], ["cat", "dog"])
+    assert json.loads("".join(coco_text(path, ["cat", "dog"]))) == expected
+    assert len(expected["images"]) == 12 and len(expected["annotations"]) == 9
+
+
+def test_memory_for_the_coco_file_and_the_hashes_does_not_grow_with_the_shards(tmp_path: Path) -> None:
+    peaks = []
+    for shards in (5, 30):
+        path = boxes_of(tmp_path / str(shards), shards, images=20)
+        tracemalloc.start()
+        manifest.write_pieces(path / "annotations.json", coco_text(path, ["cat", "dog"]))
+        assert list(manifest.damages(path)) == []
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_a_shard_without_any_box_is_listed_and_labelled(tmp_path: Path) -> None:
+    shards = begun(tmp_path)
+    nothing = (torch.empty(0, dtype=torch.int64), torch.empty(0, 4))
+    one = (torch.tensor([1]), torch.tensor([[1.0, 2.0, 5.0, 6.0]]))
+    for number, found in enumerate(([nothing, nothing], [one, nothing])):
+        shards.write(number, DETECTION, Batch(images=torch.rand(2, 3, *SIZE), targets=pack(found, 3)))
+    shards.finish()
+    labelled = DETECTION.open_labelled(tmp_path / "data")
+    assert len(labelled) == 4
+    _, targets = next(labelled.batches(4))
+    assert (targets[..., 0] >= 0).sum(1).tolist() == [0, 0, 1, 0]
+    assert (tmp_path / "data" / "labels" / "00000" / "00000.txt").read_text() == ""
+
+
+def test_masks_of_many_classes_are_read_back(tmp_path: Path) -> None:
+    task = Segmentation(num_classes=300, image_size=SIZE, ignore_index=65535)
+    shards = begun(tmp_path, tuple(f"class {label:03}" for label in range(300)))
+    batch = batch_of(task, 2)
+    assert batch.targets is not None and batch.targets.max() > 255
+    batch.targets[0, 0, 0] = 65535
+    shards.write(0, task, batch)
+    _, masks = next(task.open_labelled(tmp_path / "data").batches(2))
+    assert torch.equal(masks, batch.targets)
+
+
+@pytest.mark.parametrize("name", ["../cat", "a/b", "..", ".", ".hidden", "/cat"])
+def test_a_class_whose_name_is_no_folders_is_refused(name: str, tmp_path: Path) -> None:
+    shards = begun(tmp_path / "out", (name, f"{name}2"))
+    with pytest.raises(DataError, match="cannot name a folder"):
+        task = Classification(num_classes=2, image_size=SIZE)
+        shards.write(0, task, batch_of(task, 2))
+    assert not list(tmp_path.rglob("*.png")) and not list((tmp_path / "out").glob(".*"))
+
+
+# Whole or not there.
+
+
+def test_a_move_that_was_broken_off_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = begun(tmp_path / "whole")
+    whole.write(0, DETECTION, batch_of(DETECTION, 4))
+    replace = Path.replace
+    moved = 0
+
+    def dies(file: Path, target: Path) -> Path:
+        nonlocal moved
+        moved += ".00000.part/data" in str(file)
+        if moved == 4:
+            raise KeyboardInterrupt
+        return replace(file, target)
+
+    broken = begun(tmp_path / "broken")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", dies)
+        broken.write(0, DETECTION, batch_of(DETECTION, 4))
+    again = Shards(tmp_path / "broken", RECIPE)
+    assert again.images == 0
+    again.begin(["cat", "dog"])
+    assert (again.images, again.next) == (4, 1)
+    for shards in (whole, again):
+        shards.finish()
+        assert list(manifest.damages(shards.path)) == []
+    files = {
+        shards.path.name: {
+            str(file.relative_to(shards.path)): file.read_bytes()
+            for file in shards.path.rglob("*")
+            if file.is_file() and file.name != "environment.json"
+        }
+        for shards in (whole, again)
+    }
+    assert files["whole"] == files["broken"]
+
+
+def test_what_is_not_whole_is_thrown_away(tmp_path: Path) -> None:
+    begun(tmp_path)
+    for name in (".00000.part/data/images/00000", "state"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in (".00000.part/data/images/00000/00000.png", "data/.annotations.json.part", "state/.x.pt.7.part"):
+        (tmp_path / name).write_bytes(b"torn")
+    assert begun(tmp_path).count == 0
+    assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [
+        "classes.txt",
+        "environment.json",
+        "recipe.yaml",
+    ]
+
+
+def test_numbers_are_counted_and_the_first_gap_comes_next(tmp_path: Path) -> None:
+    shards = begun(tmp_path)
+    for number in (0, 1, 3):
+        shards.write(number, DETECTION, batch_of(DETECTION, number + 1, seed=number))
+    again = Shards(tmp_path, RECIPE)
+    assert (again.count, again.images, again.next, again.class_names) == (3, 7, 2, ["cat", "dog"])
+
+
+def test_what_a_source_goes_on_from_is_kept_for_the_next_shard_only(tmp_path: Path) -> None:
+    shards = begun(tmp_path)
+    shards.write(0, DETECTION, batch_of(DETECTION, 2))
+    assert not shards.carries and shards.state_before(1) is None
+    content = tmp_path / "content.pt"
+    torch.save({"position": 7}, content)
+    for number in (1, 2):
+        shards.write(number, DETECTION, batch_of(DETECTION, 2), content.read_bytes())
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["before-00003.pt"]
+    again = Shards(tmp_path, RECIPE)
+    assert again.carries and again.state_before(3) == {"position": 7}
+    with pytest.raises(RunError, match="shard 00002"):
+        again.state_before(2)
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"images": "many", "files": {}}', '{"images": 1, "files": 7}'])
+def test_a_damaged_record_is_one_line_that_says_what_to_do(content: str, tmp_path: Path) -> None:
+    begun(tmp_path).write(0, DETECTION, batch_of(DETECTION, 2))
+    (tmp_path / "shards" / "00000.json").write_text(content)
+    with pytest.raises(RunError, match=r"00000.json is damaged .*; remove it") as caught:
+        Shards(tmp_path, RECIPE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd"])
+def test_a_record_names_no_file_outside_the_set(name: str, tmp_path: Path) -> None:
+    record: dict[str, Any] = {"shard": 0, "images": 1, "carries": False, "files": {name: "0"}, "entries": []}
+    boxes_of(tmp_path, 1, 1)
+    (tmp_path / "shards" / "00000.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match="it names strange files"):
+        list(manifest.hashes(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", "state/before-00001.pt"])
+def test_other_damage_is_one_line(file: str, tmp_path: Path) -> None:
+    begun(tmp_path).write(0, DETECTION, batch_of(DETECTION, 2), b"state")
+    (tmp_path / file).write_bytes(b"\xff\xfe: [")
+    with pytest.raises(RunError, match=rf"{file} is damaged \(\w+\); choose another --out"):
+        Shards(tmp_path, RECIPE).state_before(1)
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(image: Image.Image, file: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    shards = begun(tmp_path)
+    monkeypatch.setattr(shards_module, "_save", refused)
+    with pytest.raises(RunError, match=r"cannot write into .*: Permission denied; its whole shards are good"):
+        shards.write(0, DETECTION, batch_of(DETECTION, 2))
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"cannot write into .*/file/out"):
+        Shards(tmp_path / "file" / "out", RECIPE).begin(["cat"])
