@@ -189,6 +189,9 @@ def test_tables_of_options_are_those_of_the_code(name: str, heading: str, kind: 
         if value is dataclasses.MISSING:
             assert cell == "required", option
         else:
+            if isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
+                assert cell == ("two" if len(value) == 2 else str(len(value))), option
+                continue
             expected = plain(value, FAMILIES)
             given = yaml12.parse(cell.strip("`"), option)
             is_number = type(expected) in (float, int) or isinstance(value, tuple)

@@ -13,6 +13,7 @@ from datafree.sources.degan import Degan
 from datafree.sources.folder import Folder
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
+from datafree.tasks import TASKS
 from recipes import VALID, changed, fault, load, sources, write
 
 # What a recipe says.
@@ -46,7 +47,9 @@ def test_sources_nest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", SOURCES)
 def test_a_dumped_recipe_loads_as_an_equal_recipe(tmp_path: Path, method: str) -> None:
-    content = changed(source=sources(tmp_path)[method], data=str(tmp_path), name="1e-4")
+    kind = next(name for name, task in TASKS.items() if issubclass(task, SOURCES[method].serves))
+    task = {"kind": kind, "num_classes": 3, "image_size": [32, 48]}
+    content = changed(task=task, source=sources(tmp_path)[method], data=str(tmp_path), name="1e-4")
     recipe = load(tmp_path, content, "training.lr=1e-5", "teacher.args={a: 'on', b: '1e3', c: [1, {d: null}]}")
     assert load_recipe(write(tmp_path, to_yaml(recipe), "again.yaml")) == recipe
     assert yaml.safe_load(to_yaml(recipe)) == dump(recipe)  # other readers see the same
@@ -166,3 +169,11 @@ def test_builtin_paths_stay_free_of_the_machine(tmp_path: Path, monkeypatch: pyt
     recipe = load(tmp_path, VALID, "data=builtin:photos")
     assert recipe.data == example / "photos"
     assert dump(recipe)["data"] == "builtin:photos"
+
+
+def test_a_source_that_does_not_serve_the_task_is_refused_with_those_that_do(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, changed(source={"method": "diode"}))
+    line = str(caught.value)
+    assert "source.method: diode makes images for task.kind=detection, not for segmentation; for that: cgdd" in line
+    assert "diode" not in line.partition("for that: ")[2]

@@ -34,6 +34,10 @@ DEMOS = {
         "fashion-demo": ["training.steps=40", "source.warmup=20"],
         "fashion-noise": ["training.steps=40"],
     },
+    "detection": {
+        "boxes-demo": ["training.steps=40", "source.warmup=10"],
+        "boxes-noise": ["training.steps=40"],
+    },
 }
 DEMO_TEXT = """\
 A small student learns from a trained teacher without the teacher's training data: first from images that the

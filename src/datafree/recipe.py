@@ -237,6 +237,7 @@ def _network(section: object, teacher: NetworkSpec | None) -> NetworkSpec:
 
 def _no_network(name: object) -> str | None:
     """What is wrong with a network's name, as far as can be said without building it."""
+    name = name.partition("?")[0] if isinstance(name, str) else name
     if not isinstance(name, str) or ":" in name:  # the user's own by import path: imported when it is built
         return None
     names = network_names()

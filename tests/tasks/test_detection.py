@@ -156,6 +156,13 @@ def test_heads_that_differ_cannot_be_compared_raw(sure: Predictions) -> None:
     assert torch.isfinite(make_task().distill_loss(coarse, sure))
 
 
+def test_equal_heads_of_a_first_stage_alone_are_not_compared_raw(sure: Predictions) -> None:
+    first_stage = replace(sure, whole=False)
+    assert make_task().distill_loss(sure, first_stage) > 0  # the loss on boxes, which is not 0 for its own answer
+    with pytest.raises(NetworkError, match=r"before its second stage"):
+        make_task(distill="heads").distill_loss(sure, first_stage)
+
+
 def test_target_loss_is_the_detectors_own_without_degenerate_boxes() -> None:
     network, task = make_network(), make_task()
     outputs = network(torch.rand(2, 3, *SIZE))

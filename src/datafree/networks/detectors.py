@@ -47,6 +47,7 @@ class Predictions:
     # Its own training loss as a scalar: heads (as above) and, for each image, class ids (N,) int64 and boxes (N, 4) in
     # pixels, N >= 0, none degenerate. A function of its arguments alone: heads may be a part of a batch or several.
     loss: Loss
+    whole: bool = True  # who has these heads has the whole answer: two-stage detectors have more behind them
 
     def own_loss(self, targets: Tensor) -> Tensor:
         """The detector's training loss for targets (B, M, 5): a scalar with gradients to whatever made the heads."""
@@ -101,6 +102,7 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
         centres=cat([part.centres for part in parts]),
         heads=tuple(cat(heads) for heads in zip(*(part.heads for part in parts), strict=True)),
         loss=parts[0].loss,
+        whole=parts[0].whole,
     )
 
 

@@ -155,7 +155,7 @@ class FasterRCNNDetector(Detector):
         with _held(norms, "track_running_stats", False):
             logits, offsets = self._second_stage(maps, proposals, frame)
         answer = self._pairs(logits, offsets, proposals, most)
-        return Predictions(**answer, heads=heads, loss=partial(self._loss, frame))
+        return Predictions(**answer, heads=heads, loss=partial(self._loss, frame), whole=False)
 
     def _first_stage(self, heads: Heads, frame: _Frame) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Objectness (B A, 1) and deltas (B A, 4) of all anchors, and each image's proposals (P or fewer, 4)."""

@@ -126,8 +126,9 @@ class Detection(Task[Predictions]):
         alike = _alike(student, teacher)
         if self.distill == "heads" and not alike:
             raise NetworkError(
-                f"task.distill=heads needs equal heads; the teacher's are {_shapes(teacher)}, the student's "
-                f"{_shapes(student)}: use task.distill=boxes"
+                f"task.distill=heads needs equal heads that are the whole answer; the teacher's are {_shapes(teacher)}"
+                f"{'' if teacher.whole else ' before its second stage'}, the student's {_shapes(student)}: use "
+                "task.distill=boxes"
             )
         if self.distill == "heads" or (self.distill == "auto" and alike):
             return losses.heads_loss(student.heads, teacher.heads)
@@ -203,7 +204,8 @@ class Detection(Task[Predictions]):
 
 
 def _alike(student: Predictions, teacher: Predictions) -> bool:
-    return [head.shape for head in student.heads] == [head.shape for head in teacher.heads]
+    """Whether equal heads would make equal answers."""
+    return teacher.whole and [head.shape for head in student.heads] == [head.shape for head in teacher.heads]
 
 
 def _shapes(outputs: Predictions) -> str:
