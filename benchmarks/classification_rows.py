@@ -13,19 +13,9 @@ from torch import nn
 
 from datafree.networks.load import NetworkSpec
 from datafree.sources import SOURCES
+from pairs import Row, Size, without
 
 CLASSES = 10  # of Fashion-MNIST and of CIFAR-10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Where a row's images come from, and what its training changes."""
-
-    method: str  # of SOURCES; "labels": learns from labels; "teacher": the teacher itself; "real": training images
-    source: dict[str, Any] = field(default_factory=dict)  # the method's options; a `path` may hold $NAME
-    training: dict[str, Any] = field(default_factory=dict)  # over the pair's
-    task: dict[str, Any] = field(default_factory=dict)  # over the pair's
-    published: float | None = None  # top-1 % for the same pair of networks, on CIFAR-10's original pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +33,6 @@ class Pair:
     training: dict[str, Any]  # of every student
     task: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, Row]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """What is run, and what its table says of itself."""
-
-    heading: str  # of its section in docs/results.md
-    note: str  # below each of its tables
-    pairs: dict[str, Pair]
-
-
-def without(row: Row, **changes: Any) -> Row:
-    """The row with other options of its source: an ablation."""
-    return replace(row, source={**row.source, **changes})
 
 
 # Fashion-MNIST on a CPU. Every generator is narrow, every batch small; rates follow from that.

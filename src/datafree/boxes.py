@@ -62,6 +62,15 @@ def clip(targets: Tensor, size: tuple[int, int]) -> Tensor:
     return emptied(cut, ~present(cut) & (cut[..., 0] >= NONE))
 
 
+def at_size(targets: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Boxes in images of `size` (height, width) as they lie in the same images at the `wanted` size."""
+    if size == wanted:
+        return targets
+    right, down = wanted[1] / size[1], wanted[0] / size[0]
+    factors = torch.tensor([1, right, down, right, down], device=targets.device)
+    return torch.where(targets[..., :1] == NONE, targets, targets * factors)
+
+
 def emptied(targets: Tensor, rows: Tensor) -> Tensor:
     """The targets with the rows of a (B, M) mask empty."""
     empty = torch.zeros(5, dtype=targets.dtype, device=targets.device)

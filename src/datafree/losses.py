@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ def l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def dfad_generator_loss(disagreement: Tensor) -> Tensor:
-    """-log(mean |s - t| + 1), from that mean: DFAD's generator looks for images on which both disagree (arXiv 1912.11006).
+    """-log(mean |s - t| + 1), from that mean: DFAD's generator looks for disagreement (arXiv 1912.11006).
 
     The logarithm is the one of the public segmentation code: it flattens the reward as
     the disagreement grows, so that the generator does not run away.
@@ -135,15 +136,54 @@ def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
 
     Each summed over four directions (right, down and both diagonals), as in DeepInversion's and DIODE's code.
     """
-    differences = (
-        images[..., :, 1:] - images[..., :, :-1],
-        images[..., 1:, :] - images[..., :-1, :],
-        images[..., 1:, 1:] - images[..., :-1, :-1],
-        images[..., 1:, :-1] - images[..., :-1, 1:],
-    )
-    means = torch.stack([d.abs().mean() for d in differences]).sum()
-    norms = torch.stack([torch.linalg.vector_norm(d) for d in differences]).sum()
+    means, norms = _Variation.apply(images)
     return means, norms
+
+
+class _Variation(torch.autograd.Function):
+    """Both sums with their gradients written out: autograd would fill a whole image for each of eight slices."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        means, norms = [], []
+        for one, other in _neighbours(images):
+            difference = one - other
+            norms.append(torch.linalg.vector_norm(difference))
+            means.append(difference.abs_().mean())
+        kept = torch.stack(norms)
+        ctx.save_for_backward(images, kept)
+        return torch.stack(means).sum(), kept.sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_means: Tensor | None, of_norms: Tensor | None) -> Tensor | None:
+        images, norms = ctx.saved_tensors
+        gradient = torch.zeros_like(images)
+        if of_means is not None:
+            for (one, other), (to_one, to_other) in zip(_neighbours(images), _neighbours(gradient), strict=True):
+                sign = (one - other).sign_()
+                to_one.add_(sign, alpha=1 / sign.numel())
+                to_other.sub_(sign, alpha=1 / sign.numel())
+            gradient *= of_means
+        if of_norms is not None:
+            slopes = torch.where(norms > 0, of_norms / norms, 0.0)
+            pairs = zip(_neighbours(images), _neighbours(gradient), slopes.unbind(), strict=True)
+            for (one, other), (to_one, to_other), slope in pairs:
+                step = (one - other).mul_(slope)
+                to_one.add_(step)
+                to_other.sub_(step)
+        return gradient
+
+
+def _neighbours(images: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Views of a pixel's neighbours right, down and on both diagonals, each with those of the pixel itself."""
+    return (
+        (images[..., :, 1:], images[..., :, :-1]),
+        (images[..., 1:, :], images[..., :-1, :]),
+        (images[..., 1:, 1:], images[..., :-1, :-1]),
+        (images[..., 1:, :-1], images[..., :-1, 1:]),
+    )
 
 
 def class_information_loss(probs: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ _FILE_ARGS = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay")
 
 
 def library_names() -> list[str]:
-    """ "library/name" of our networks and of the libraries' for segmentation and detection, sorted; timm has more."""
+    """Names ("library/name") of our networks and of libraries for segmentation and detection, sorted; timm has more."""
     libraries: dict[str, Iterable[str]] = {
         "datafree": _DATAFREE,
         "smp": _SMP,

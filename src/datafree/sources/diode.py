@@ -1,14 +1,16 @@
 """DIODE: images with boxes, optimised out of a pretrained detector.
 
 Akshay Chawla, Hongxu Yin, Pavlo Molchanov, Jose Alvarez, "Data-free Knowledge Distillation for Object Detection", WACV
-2021. Weights, rates and sizes are those of its published settings for YOLOv3-SPP and COCO; equation-like names stand
-where its objective is summed. Not published, so ours: how boxes are tiled.
+2021. Weights, rates and sizes are those of its published settings for YOLOv3-SPP and COCO. Ours: the stages of a batch
+follow one another at once (published: two passes over files, the second in batches of 96), the rate's cosine begins at
+its first value, not one iteration further, and boxes are tiled 2 x 2, which is published by name only.
 
-B images, M rows of targets, C classes, H x W pixels of a stage.
+B images, M rows of targets, H x W pixels of a stage.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
@@ -17,15 +19,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree import augment, boxes, losses, pixels
-from datafree.augment import Move
 from datafree.bnstats import StatisticsMatch, batchnorm_layers
 from datafree.detections import detect
-from datafree.errors import DataError, DatafreeError
+from datafree.errors import DataError, NetworkError
 from datafree.networks.detectors import Predictions
-from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare, detector_of
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.stock import Stock
+from datafree.sources.verifier import ap50, build_verifier, first_answer
 from datafree.tasks.detection import Detection
 
 
@@ -52,7 +54,10 @@ class Stage:
 
 
 def published_stages() -> list[Stage]:
-    """160 pixels from noise, then 320: half the task's image_size, then all of it."""
+    """160 pixels from noise, then 320: half the task's image_size, then all of it.
+
+    Of the 52 BatchNorm layers of Darknet-53 all count in the first, all but the last in the second.
+    """
     first = Stage(
         scale=0.5,
         iterations=2500,
@@ -64,7 +69,7 @@ def published_stages() -> list[Stage]:
         detection_weight=0.5,
         first_bn_weight=2.0,
     )
-    return [first, Stage()]
+    return [first, Stage(bn_layers=51)]
 
 
 @final
@@ -113,54 +118,55 @@ class Diode(ImageSource):
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise DataError(f"zoom is {self.zoom}; give 0 < least <= most, 1 = as large as it is")
+        if self.seen_area[0] > self.seen_area[1]:
+            raise DataError(f"seen_area is {self.seen_area}; give shares of the image, least <= most")
+        if self.bn_norm < 1:
+            raise DataError(f"bn_norm is {self.bn_norm}; it is the p of a norm, 1 or more")
 
     def attach(self, setting: Setting) -> None:
-        assert isinstance(setting.task, Detection)
+        if not isinstance(setting.task, Detection):  # a recipe sees to this, but not for the parts of a mixture
+            raise DataError("source.method=diode makes images for task.kind=detection alone; for others: inversion")
         self._setting, self._task = setting, setting.task
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
-        self._statistics = bool(batchnorm_layers(setting.teacher)) and any(
-            self.bn_weight or stage.first_bn_weight for stage in self.stages
-        )
-        if not batchnorm_layers(setting.teacher):
-            setting.say("note: the teacher has no BatchNorm statistics; source.bn_weight is off")
-        self._sizes = [self._size_of(stage) for stage in self.stages]
-        for stage, size in zip(self.stages, self._sizes, strict=True):
-            self._check_size(stage, size)
-        self._verifier: nn.Module | None = None
-        if self.verifier is not None:
-            network = build_network(self.verifier, num_classes=self._task.num_classes)
-            self._verifier = self.verifier.wrap(network, setting.dtype).to(setting.device).eval().requires_grad_(False)
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
+        for number, stage in enumerate(self.stages):  # faults that would else be seen after hours
+            try:
+                first_answer(setting.teacher, self._size_of(stage), setting.device, "teacher")
+            except NetworkError as error:
+                at = f"source.stages.{number}.scale={stage.scale:g}"
+                raise DataError(f"{at}: {error}; choose it or task.image_size so that it can") from error
+            self._statistics_of(stage)
+        if not batchnorm_layers(setting.teacher) and any(map(self._weighs_statistics, self.stages)):
+            setting.say("note: source.bn_weight is off: the teacher has no BatchNorm statistics")
+        if self.tiles and setting.keep is not None:
+            setting.say("note: source.tiles is off: a data set keeps images as they are made")
+        self._verifier = None if self.verifier is None else build_verifier(self.verifier, self._task, setting)
 
     def _size_of(self, stage: Stage) -> tuple[int, int]:
         height, width = self._task.image_size
         return round(height * stage.scale), round(width * stage.scale)
 
-    @torch.no_grad()
-    def _check_size(self, stage: Stage, size: tuple[int, int]) -> None:
-        """Look now whether the teacher takes a stage's images, not after hours."""
-        try:
-            self._setting.teacher(torch.zeros(1, 3, *size, device=self._setting.device))
-        except (DatafreeError, RuntimeError, ValueError, IndexError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DataError(
-                f"a stage of scale {stage.scale} has images of {size[0]} x {size[1]} pixels, which the teacher cannot "
-                f"take: {reason}; choose source.stages.N.scale or task.image_size so that it can"
-            ) from error
+    def _weighs_statistics(self, stage: Stage) -> bool:
+        return self.bn_weight > 0 or stage.first_bn_weight > 0
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         device = self._setting.device
         targets = self._task.sample_targets(self.batch_size, device)
-        images = torch.randn(self.batch_size, 3, *self._sizes[0], device=device).clamp_(0, 1)  # half of it black
+        # Half of it black. Channels last, as the teacher's layers want it.
+        noise = torch.randn(self.batch_size, 3, *self._size_of(self.stages[0]), device=device).clamp_(0, 1)
+        images = noise.contiguous(memory_format=torch.channels_last)
         logs: dict[str, Tensor] = {}
-        for index, (stage, size) in enumerate(zip(self.stages, self._sizes, strict=True)):
-            if images.shape[-2:] != size:
-                images = F.interpolate(images, size=size, mode="bilinear", align_corners=False).clamp(0, 1)
-            images, targets, terms = self._run(images, targets, stage, size, look=index == 0)
+        for index, stage in enumerate(self.stages):
+            size = self._size_of(stage)
+            images, targets, terms = self._run(_resized(images, size), targets, stage, size, look=index == 0)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
+        images = _resized(images, self._task.image_size).contiguous()  # where no stage is of that size
         self._stock.add(images, targets)
         logs["boxes"] = boxes.present(targets).float().sum(1).mean()
-        return logs | self._quality(images, targets)
+        for who, network in (("teacher", self._setting.teacher), ("verifier", self._verifier)):
+            if network is not None and logs["boxes"] > 0:
+                logs[f"{who}_ap50"] = ap50(network, self._task, images, targets)
+        return logs
 
     def _run(
         self, images: Tensor, targets: Tensor, stage: Stage, size: tuple[int, int], *, look: bool
@@ -168,26 +174,29 @@ class Diode(ImageSource):
         """One stage: images (B, 3, H, W) with a lower loss, their targets at the task's size, the last terms."""
         task, teacher = replace(self._task, image_size=size), self._setting.teacher
         match = self._statistics_of(stage)
-        terms: dict[str, Tensor] = {}
-        sampled = at_size(targets, self._task.image_size, size)
-        current = sampled
+        current = boxes.at_size(targets, self._task.image_size, size)
+        terms: dict[str, Tensor] = {}  # of the latest iteration; nothing else is kept from one to the next
 
         def loss(x: Tensor, iteration: int) -> Tensor:
             nonlocal current
             if look and self.seen_every and iteration >= self.seen_from and iteration % self.seen_every == 0:
                 current = self._with_seen(x, current, task)
             moved, moved_targets = self._augmented(x, current, stage, task)
-            with match.watching(), self._setting.autocast():
+            with nullcontext() if match is None else match.watching():
                 outputs: Predictions = teacher(moved)
 
             # L(X) = w_det L_det + w_tv1 TV1 + w_tv2 TV2 + w_bn sum_l R_l + w_first R_1
             terms["detection"] = task.target_loss(outputs, moved_targets)
             total = stage.detection_weight * terms["detection"]
-            terms["tv_l1"], terms["tv_l2"] = losses.total_variation(moved)
-            total = total + self.tv_l1_weight * terms["tv_l1"] + self.tv_l2_weight * terms["tv_l2"]
-            if self._statistics:
-                distances = list(match.terms().values())
-                terms["bn"], terms["bn_first"] = torch.stack(distances).sum(), distances[0]
+            if self.tv_l1_weight or self.tv_l2_weight:
+                terms["tv_l1"], terms["tv_l2"] = losses.total_variation(moved)
+                total = total + self.tv_l1_weight * terms["tv_l1"]
+                if self.tv_l2_weight:  # else its way back would cost for nothing
+                    total = total + self.tv_l2_weight * terms["tv_l2"]
+            if match is not None:
+                distances = torch.stack(list(match.terms().values()))
+                terms["bn"], terms["bn_first"] = distances.sum(), distances[0]
+                terms["bn_worst"] = distances.max() / distances.median().clamp_min(1e-12)  # tells a layer that explodes
                 total = total + self.bn_weight * terms["bn"] + stage.first_bn_weight * terms["bn_first"]
                 match.remember()
             return total
@@ -200,18 +209,19 @@ class Diode(ImageSource):
             betas=(stage.beta1, stage.beta2),
             keep="last",
         )
-        for name, ratio in match.clipped().items():
+        for name, ratio in {} if match is None else match.clipped().items():
             self._exploding[name] = max(ratio, self._exploding.get(name, 0.0))
-        return (
-            made,
-            at_size(current, size, self._task.image_size),
-            {name: value.detach() for name, value in terms.items()},
-        )
+        targets = boxes.at_size(current, size, self._task.image_size)
+        return made, targets, {name: value.detach() for name, value in terms.items()}
 
-    def _statistics_of(self, stage: Stage) -> StatisticsMatch:
-        detector = detector_of(self._setting.teacher)
+    def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
+        """What watches the backbone's BatchNorm layers; None where there are none or they weigh nothing."""
+        teacher = self._setting.teacher
+        if not self._weighs_statistics(stage) or not batchnorm_layers(teacher):
+            return None
+        detector = detector_of(teacher)
         return StatisticsMatch(
-            network=bare(self._setting.teacher),
+            network=bare(teacher),
             p=self.bn_norm,
             momentum=self.bn_momentum,
             within="" if detector is None else detector.backbone,
@@ -221,12 +231,11 @@ class Diode(ImageSource):
 
     def _augmented(self, x: Tensor, targets: Tensor, stage: Stage, task: Detection) -> tuple[Tensor, Tensor]:
         """This iteration's look at the images, and where the boxes are in it. In the published order; no clamp."""
-        moves: list[Move] = []
         x, move = augment.roll_and_flip(x, stage.jitter)
-        moves.append(move)
+        targets = task.move_targets(targets, move)
         if self.zoom != (1.0, 1.0):
             x, move = augment.scale_crop(x, *self.zoom)
-            moves.append(move)
+            targets = task.move_targets(targets, move)
         if self.brightness:
             x = augment.brightness(x, self.brightness)
         if self.contrast:
@@ -235,8 +244,6 @@ class Diode(ImageSource):
             x = augment.erase(x, self.erase)
         if self.cutout:
             x = augment.cutout(x, self.cutout)
-        for move in moves:
-            targets = task.move_targets(targets, move)
         return x, targets
 
     @torch.no_grad()
@@ -248,26 +255,8 @@ class Diode(ImageSource):
         if self.drop_unseen:
             targets = boxes.confirmed(targets, found, overlap=self.seen_overlap)
         return boxes.with_seen(
-            targets,
-            found,
-            least=self.seen_score,
-            overlap=self.seen_overlap,
-            area=self.seen_area,
-            size=task.image_size,
+            targets, found, size=task.image_size, least=self.seen_score, overlap=self.seen_overlap, area=self.seen_area
         )
-
-    @torch.no_grad()
-    def _quality(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """DIODE's own measure: AP50 of the teacher, and of a second detector, on the images against their boxes."""
-        found = {}
-        for name, network in (("teacher_ap50", self._setting.teacher), ("verifier_ap50", self._verifier)):
-            if network is None:
-                continue
-            metric = self._task.new_metric()
-            for part, truth in zip(torch.split(images, 32), torch.split(targets, 32), strict=True):
-                metric.update(network(part), truth)
-            found[name] = torch.tensor(metric.compute().values["ap50"])
-        return found
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
@@ -301,9 +290,7 @@ class Diode(ImageSource):
         return [f"BatchNorm layers above source.bn_clip={self.bn_clip:g} times the median, and clipped: {named}"]
 
 
-def at_size(targets: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-    """Boxes in images of `size` (height, width) as they lie in the same images at the `wanted` size."""
-    if size == wanted:
-        return targets
-    factors = torch.tensor([1, *(2 * (wanted[1] / size[1], wanted[0] / size[0]))], device=targets.device)
-    return torch.where(targets[..., :1] == boxes.NONE, targets, targets * factors)
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)

@@ -1,0 +1,51 @@
+"""How well made images show their boxes, as detectors see it: DIODE's own measure of its images.
+
+B images, M rows of targets, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from datafree.errors import NetworkError
+from datafree.networks.load import NetworkSpec, build_network, has_weights
+from datafree.sources.base import Setting
+from datafree.tasks.base import synthetic_batch
+from datafree.tasks.detection import Detection
+
+
+def build_verifier(spec: NetworkSpec, task: Detection, setting: Setting) -> nn.Module:
+    """A second detector, on the run's device and frozen, that has no part in making images.
+
+    Building it leaves torch's random state as it is, so that images are the same with it and without.
+    Raises NetworkError if it has no weights, cannot take the task's images or answers in another form or other classes.
+    """
+    what = f"verifier {spec.network}"
+    if not has_weights(spec):
+        raise NetworkError(f"the {what} has no weights, so it can verify nothing; give source.verifier.weights=FILE")
+    with torch.random.fork_rng(devices=[]):
+        network = spec.wrap(build_network(spec, num_classes=task.num_classes), setting.dtype)
+    network.to(setting.device).to(memory_format=torch.channels_last)
+    network.eval().requires_grad_(False)
+    task.check(first_answer(network, task.image_size, setting.device, what), what)
+    return network
+
+
+@torch.no_grad()
+def first_answer(network: nn.Module, size: tuple[int, int], device: torch.device, what: str) -> object:
+    """What a network called `what` says of images of `size` (height, width). Raises NetworkError if it takes none."""
+    try:
+        return network(synthetic_batch(size, device))
+    except (NetworkError, RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NetworkError(f"the {what} cannot take images of {size[0]} x {size[1]} pixels: {reason}") from error
+
+
+@torch.no_grad()
+def ap50(network: nn.Module, task: Detection, images: Tensor, targets: Tensor) -> Tensor:
+    """AP50, a scalar, of what a detector finds in images (B, 3, H, W) against their boxes (B, M, 5), one or more."""
+    metric = task.new_metric()
+    for part, truth in zip(torch.split(images, 32), torch.split(targets, 32), strict=True):
+        metric.update(network(part), truth)
+    return torch.tensor(metric.compute().values["ap50"])
