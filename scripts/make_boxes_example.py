@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from make_example import CLASSES, EVAL_SCENES, EVALUATION, SEED, SIZE, TRAINING, read_garments, scene, scenes
 from safetensors.torch import save_file
-from supervised import train_detector
 from torch import Tensor
 
 from datafree import boxes
@@ -26,6 +24,8 @@ from datafree.networks.normalized import bare
 from datafree.networks.weights import load_weights
 from datafree.tasks.box_files import coco_json
 from datafree.tasks.detection import Detection
+from make_example import CLASSES, EVAL_SCENES, EVALUATION, SEED, SIZE, TRAINING, read_garments, scene, scenes
+from supervised import train_detector
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TRAINING_SCENES: Final = 8000
@@ -45,9 +45,7 @@ def targets_of(data: Path, count: int) -> tuple[Tensor, Tensor]:
     garments = read_garments(data, "train")
     images, _ = scenes(garments, TRAINING, count)
     rows = [scene(garments, TRAINING, number)[2] for number in range(count)]
-    labelled = [
-        (torch.tensor([label - 1 for label, *_ in found], dtype=torch.int64), corners(found)) for found in rows
-    ]
+    labelled = [(torch.tensor([label - 1 for label, *_ in found], dtype=torch.int64), corners(found)) for found in rows]
     return images, boxes.pack(labelled, 4)
 
 

@@ -68,6 +68,7 @@ def fault(folder: Path, content: dict[str, Any] | str = VALID, *overrides: str) 
 def sources(folder: Path) -> dict[str, dict[str, Any]]:
     """A section for each method, with what it requires."""
     needed: dict[str, dict[str, Any]] = {
+        "dataset": {"path": str(folder)},
         "folder": {"path": str(folder)},
         "degan": {"proxy": {"path": str(folder)}},
         "mixed": {"parts": [{"method": "noise", "kind": "gaussian"}, {"method": "folder", "path": str(folder)}]},

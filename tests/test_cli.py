@@ -268,3 +268,43 @@ def test_json_has_null_where_a_score_is_not_a_number(
     monkeypatch.setattr("datafree.evaluate.evaluate_run", lambda *args, **options: scores)
     result = datafree("evaluate", "x", "--data", str(labelled), "--json")
     assert json.loads(result.out) == {"student": {"values": {"miou": None}, "per_class": {"iou": {"sky": 0.25}}}}
+
+
+# Data sets.
+
+
+def test_synthesize_makes_a_set_adds_to_it_and_finds_what_is_damaged(datafree: Datafree) -> None:
+    arguments = ["synthesize", "tiny.yaml", "source={method: inversion, iterations: 2, batch_size: 4}", "--out", "made"]
+    result = datafree(*arguments, "--images", "6")
+    assert result.code == 0, result.err
+    assert result.out == f"data set: {Path('made/data')}, 8 images in 2 shards\n"
+    assert result.err.splitlines()[-1].startswith("images 6/6")
+    assert datafree(*arguments, "--images", "9", "--quiet") == Result(
+        0, f"data set: {Path('made/data')}, 12 images in 3 shards\n", ""
+    )
+    checked = datafree(*arguments, "--verify")
+    assert (checked.code, checked.err) == (0, "")
+    assert checked.out == f"data set: {Path('made/data')}, 12 images in 3 shards, every file as it was written\n"
+    mask = Path("made/data/masks/00001/00002.png")
+    mask.unlink()
+    damaged = datafree(*arguments, "--verify")
+    assert (damaged.code, damaged.out) == (2, f"{mask}: missing\n")
+    assert damaged.err.startswith("error: 1 of 25 files of made are damaged or missing; ")
+
+
+def test_synthesize_without_images_or_with_another_recipes_set_is_exit_code_2(datafree: Datafree) -> None:
+    missing = datafree("synthesize", "tiny.yaml", "--out", "made")
+    assert missing == Result(2, "", "error: --images is missing; say how many, such as --images 1000\n")
+    assert datafree("synthesize", "tiny.yaml", "--out", "made", "--images", "2", "-q").code == 0
+    other = datafree("synthesize", "tiny.yaml", "training.seed=1", "--out", "made", "--images", "2")
+    assert other.code == 2
+    assert "made holds the data set of another recipe (training.seed: 1 here, 0" in other.err
+
+
+def test_synthesize_stops_with_75_and_repeating_the_command_gets_there(datafree: Datafree) -> None:
+    arguments = ["synthesize", "tiny.yaml", "--out", "made", "--images", "1000000", "--max-time", "1s", "--quiet"]
+    first, second = datafree(*arguments), datafree(*arguments)
+    assert (first.code, second.code) == (75, 75)
+    assert first.err.endswith(" of 1,000,000 images (--max-time is over); the same command goes on from here\n")
+    done = [int(result.err.split()[2].replace(",", "")) for result in (first, second)]
+    assert 0 < done[0] < done[1]

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from datafree.networks.yolov3 import yolov3
 from torch import Tensor, nn
 
 from datafree import modes
@@ -22,8 +21,10 @@ from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
-from datafree.sources import SOURCES, Degan, Folder, ImageSource
-from datafree.sources.base import Setting
+from datafree.networks.yolov3 import yolov3
+from datafree.shards import Shards
+from datafree.sources import SOURCES, Dataset, Degan, Folder, ImageSource
+from datafree.sources.base import Batch, Setting
 from datafree.sources.diode import Stage
 from datafree.tasks import TASKS, Task
 from datafree.tasks.base import synthetic_batch
@@ -42,8 +43,21 @@ pytestmark = pytest.mark.parametrize(
 )
 
 
-def make_source(method: str, photos: Path) -> ImageSource:
+def make_set(folder: Path, task: Task) -> Path:
+    """A made data set of the task, always the same."""
+    shards = Shards(folder, {})
+    shards.begin([f"class {label}" for label in range(task.num_classes)])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(24, 3, *task.image_size, generator=generator)
+    shards.write(0, task, Batch(images=images, targets=task.sample_targets(24, torch.device("cpu"), generator)))
+    shards.finish()
+    return folder
+
+
+def make_source(method: str, photos: Path, task: Task) -> ImageSource:
     cls = SOURCES[method]
+    if cls is Dataset:
+        return Dataset(path=make_set(photos / "made", task))
     hints = typing.get_type_hints(cls)
     made: dict[type[Any] | Any, Any] = {
         Path: photos,
@@ -90,7 +104,7 @@ class Rig:
         self.task = make_task(kind)
         self.teacher = make_network(self.task, 1).eval().requires_grad_(False)
         self.student = make_network(self.task, 2)
-        self.source = make_source(method, photos)
+        self.source = make_source(method, photos, self.task)
         modes.seed_everything(0)
         self.source.attach(Setting(task=self.task, teacher=self.teacher, steps=20, batch_size=4))
 

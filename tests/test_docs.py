@@ -129,10 +129,13 @@ def test_commands_in_the_pages_are_ones_this_file_checks() -> None:
 
 
 def check_script(words: list[str]) -> bool:
-    """Whether `words` run a script of the repository with options that its text names."""
-    if words[0] != "python" or not (ROOT / words[1]).is_file():
+    """Whether `words` run a script of the repository with options that it names, or a module beside it that it uses."""
+    script = ROOT / words[1]
+    if words[0] != "python" or not script.is_file():
         return False
-    text = (ROOT / words[1]).read_text(encoding="utf-8")
+    text = script.read_text(encoding="utf-8")
+    used = [script.parent / f"{name}.py" for name in re.findall(r"^from (\w+) import", text, re.MULTILINE)]
+    text += "".join(file.read_text(encoding="utf-8") for file in used if file.is_file())
     return all(f'"{word}"' in text for word in words[2:] if word.startswith("--"))
 
 

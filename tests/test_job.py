@@ -83,7 +83,7 @@ def assert_same(first: Any, second: Any, where: str = "") -> None:
 def test_broken_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
     method: str, select: str, tmp_path: Path, photos: Callable[..., Path]
 ) -> None:
-    source = sources(photos(10))[method]
+    source = sources(labelled(tmp_path / "made") if method == "dataset" else photos(10))[method]
     run_recipe(recipe_for(tmp_path, source, select=select), tmp_path / "unbroken")
     for pieces in (3, 2, 4):  # stops in the warm-up (of those that have one), between saves, and at one
         with pytest.raises(Interrupted, match="enough"):
@@ -96,7 +96,7 @@ def test_broken_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
 def test_bf16_run_learns_nearly_what_an_fp32_run_learns(
     method: str, tmp_path: Path, photos: Callable[..., Path]
 ) -> None:
-    source = sources(photos(10))[method]
+    source = sources(labelled(tmp_path / "made") if method == "dataset" else photos(10))[method]
     losses: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for precision, seen in losses.items():
 

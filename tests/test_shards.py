@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from datafree import manifest
-from datafree import shards as shards_module
 from datafree.boxes import pack
 from datafree.errors import DataError, RunError
 from datafree.manifest import coco_text, records
@@ -223,7 +222,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.
         raise PermissionError(13, "Permission denied")
 
     shards = begun(tmp_path)
-    monkeypatch.setattr(shards_module, "_save", refused)
+    monkeypatch.setattr(Image.Image, "save", refused)
     with pytest.raises(RunError, match=r"cannot write into .*: Permission denied; its whole shards are good"):
         shards.write(0, DETECTION, batch_of(DETECTION, 2))
     (tmp_path / "file").touch()

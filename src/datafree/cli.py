@@ -147,6 +147,46 @@ def evaluate(
             print(table([[name, percent(value)] for name, value in by_class.items()]))
 
 
+@app.command()
+def synthesize(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")],
+    out: Annotated[Path, typer.Option(help="Where it goes; the data set itself is in OUT/data.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as source.iterations=500.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many images at least; shards are whole.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Make nothing: compare every file with what was written.")
+    ] = False,
+    max_time: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")] = False,
+) -> None:
+    """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
+    with stopping(None if max_time is None else parse_time(max_time)) as stop:
+        from datafree.progress import display
+        from datafree.recipe import load_recipe
+        from datafree.synthesize import synthesize as make
+        from datafree.synthesize import verify as check
+
+        loaded = load_recipe(recipe, overrides or [])
+        if verify:
+            made = check(loaded, out, say=print)
+        elif images is None:
+            raise RecipeError(["--images is missing; say how many, such as --images 1000"])
+        else:
+            with display(quiet=quiet) as shown:
+                made = make(loaded, out, images, stop=stop, log=shown.log, say=shown.say)
+    sound = ", every file as it was written" if verify else ""
+    print(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
+    for note in made.notes:
+        print(f"note: {note}")
+
+
 @app.command(name="list")
 def list_() -> None:
     """Show the methods and their options, the tasks, the networks and the packaged recipes."""

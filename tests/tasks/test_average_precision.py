@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import sys
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from datafree import boxes
 from datafree.detections import detect
-from datafree.errors import DataError, DatafreeError
+from datafree.errors import DataError
 from datafree.networks.detectors import Predictions
 from datafree.tasks.average_precision import AveragePrecision
 

@@ -4,6 +4,7 @@ from datafree.sources.base import ImageSource
 from datafree.sources.cgdd import Cgdd
 from datafree.sources.cmi import Cmi
 from datafree.sources.dafl import Dafl
+from datafree.sources.dataset import Dataset
 from datafree.sources.degan import Degan
 from datafree.sources.dfad import Dfad
 from datafree.sources.diode import Diode
@@ -18,6 +19,7 @@ SOURCES: dict[str, type[ImageSource]] = {
     "cgdd": Cgdd,
     "cmi": Cmi,
     "dafl": Dafl,
+    "dataset": Dataset,
     "degan": Degan,
     "dfad": Dfad,
     "diode": Diode,
@@ -34,6 +36,7 @@ __all__ = [
     "Cgdd",
     "Cmi",
     "Dafl",
+    "Dataset",
     "Degan",
     "Dfad",
     "Diode",

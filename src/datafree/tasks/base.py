@@ -104,6 +104,16 @@ class Task(ABC, Generic[OutputsT]):
         """Labelled data at `path`, in this task's folder layout. Raises DataError."""
 
     @abstractmethod
+    def write_example(
+        self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]
+    ) -> dict[str, Any] | None:
+        """Write an image (3, H, W) in [0, 1] and its target below `folder`, so that `open_labelled` reads them there.
+
+        `name` is "SHARD/NUMBER". Returns what a COCO file of all images says of this one (file_name, width, height,
+        boxes as rows of class id, x1, y1, x2, y2), None where the layout has no such file. Raises OSError, DataError.
+        """
+
+    @abstractmethod
     def draw(self, images: Tensor, outputs: OutputsT) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] of what `outputs` say about `images` (for people)."""
 

@@ -17,10 +17,12 @@ from torch import Tensor
 from datafree import losses
 from datafree.augment import Move
 from datafree.errors import DataError, NetworkError
-from datafree.images import to_tensor
+from datafree.images import to_image, to_tensor
 from datafree.pictures import class_colours
 from datafree.tasks.base import Scores, Task, check_logits
+from datafree.tasks.labelled import save_image
 from datafree.tasks.labels import LabelFolder
+from datafree.wording import show
 
 
 @final
@@ -72,6 +74,13 @@ class Classification(Task[Tensor]):
 
     def open_labelled(self, path: Path) -> LabelFolder:
         return LabelFolder(path, image_size=self.image_size, num_classes=self.num_classes)
+
+    def write_example(self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]) -> None:
+        """CLASS/SHARD-NUMBER.png."""
+        label = class_names[int(target)]
+        if label != Path(label).name or label.startswith("."):
+            raise DataError(f"the class name {show(label)} cannot name a folder; rename it, or leave `data` out")
+        save_image(to_image(image), folder / label / f"{name.replace('/', '-')}.png")
 
     def draw(self, images: Tensor, outputs: Tensor) -> Tensor:
         """Tiles in the class's colour with its id and, where there is room, its probability in percent."""

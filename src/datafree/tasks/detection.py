@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +20,14 @@ from datafree import boxes, losses
 from datafree.augment import Move
 from datafree.detections import Detections, agreement, detect
 from datafree.errors import DataError, NetworkError
+from datafree.images import to_image
 from datafree.networks.detectors import Predictions, joined
 from datafree.pictures import draw_boxes
 from datafree.tasks.average_precision import AveragePrecision
 from datafree.tasks.base import Task
+from datafree.tasks.box_files import yolo_text
 from datafree.tasks.box_folder import BoxFolder
+from datafree.tasks.labelled import save_image
 
 _CELL = 8  # pixels of an image to a cell of its layout
 
@@ -197,6 +200,18 @@ class Detection(Task[Predictions]):
 
     def open_labelled(self, path: Path) -> BoxFolder:
         return BoxFolder(path, image_size=self.image_size, num_classes=self.num_classes)
+
+    def write_example(
+        self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]
+    ) -> dict[str, Any]:
+        """images/SHARD/NUMBER.png and YOLO's labels/SHARD/NUMBER.txt; a COCO file takes the boxes from the answer."""
+        height, width = image.shape[-2:]
+        rows = target[boxes.present(target[None])[0]].tolist()
+        save_image(to_image(image), folder / "images" / f"{name}.png")
+        labels = folder / "labels" / f"{name}.txt"
+        labels.parent.mkdir(parents=True, exist_ok=True)
+        labels.write_text(yolo_text(rows, width, height), encoding="ascii")
+        return {"file_name": f"{name}.png", "width": width, "height": height, "boxes": rows}
 
     def draw(self, images: Tensor, outputs: Predictions) -> Tensor:
         """The images with the boxes that are seen, in their classes' colours."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datafree.errors import DataError
@@ -42,6 +43,12 @@ def stream(
 
 def _stack(pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.stack([image for image, _ in pairs]), torch.stack([target for _, target in pairs])
+
+
+def save_image(image: Image.Image, file: Path) -> None:
+    """Write an image file, as a PNG where that is its suffix; folders above it are made. Raises OSError."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.save(file)
 
 
 def names_file(folder: Path) -> Path | None:

@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from datafree import augment, losses
 from datafree.augment import Move
 from datafree.errors import DataError, NetworkError
+from datafree.images import to_image
 from datafree.pictures import class_colours
 from datafree.tasks.base import Scores, Task, check_logits
+from datafree.tasks.labelled import save_image
 from datafree.tasks.masks import MaskFolder
 
 
@@ -94,6 +98,13 @@ class Segmentation(Task[Tensor]):
         return MaskFolder(
             path, image_size=self.image_size, num_classes=self.num_classes, ignore_index=self.ignore_index
         )
+
+    def write_example(self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]) -> None:
+        """images/SHARD/NUMBER.png and masks/SHARD/NUMBER.png, of 16 bits where ids need them."""
+        wide = max(self.num_classes - 1, self.ignore_index) > 255
+        ids = target.cpu().numpy().astype(np.uint16 if wide else np.uint8)  # (H, W)
+        save_image(to_image(image), folder / "images" / f"{name}.png")
+        save_image(Image.fromarray(ids), folder / "masks" / f"{name}.png")
 
     def draw(self, images: Tensor, outputs: Tensor) -> Tensor:
         colours = class_colours(self.num_classes).to(images.device)  # (C, 3)

@@ -1,0 +1,116 @@
+"""What a made data set says about itself: a record of each shard, an index of the whole. Read one shard at a time.
+
+A record is shards/NNNNN.json: {"shard": number, "images": count, "carries": whether the source carried something on,
+"files": {path below data/: SHA-256}, "entries": [what `Task.write_example` answered for each image, if anything]}. The
+index is index.json: {"images", "shards", "files"}, these being about all images, such as classes.txt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datafree.errors import RunError
+from datafree.tasks.box_files import coco_json
+
+Record = dict[str, Any]  # of a shard or of the whole, as its json holds it
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The record of each whole shard of the set at `path`, in their order. Raises RunError for a damaged one."""
+    for file in sorted((path / "shards").glob("*.json")):
+        yield read_record(file)
+
+
+def read_record(file: Path) -> Record:
+    """A record or the index. Raises RunError if it is damaged, or names files that are not below data/."""
+    try:
+        record: Record = json.loads(file.read_text(encoding="utf-8"))
+        sound = isinstance(record["images"], int) and all(
+            isinstance(digest, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+            for name, digest in record["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(_damaged(file, type(error).__name__)) from error
+    if not sound:
+        raise RunError(_damaged(file, "it names strange files"))
+    return record
+
+
+def _damaged(file: Path, what: str) -> str:
+    return f"{file} is damaged ({what}); remove it, and the command that made it makes what it was about again"
+
+
+def hashes(path: Path) -> Iterator[tuple[str, str]]:
+    """Every file of the set at `path`, its name below data/, with the SHA-256 that was written down."""
+    for record in records(path):
+        yield from record["files"].items()
+    if (path / "index.json").exists():
+        yield from read_record(path / "index.json")["files"].items()
+
+
+def damages(path: Path) -> Iterator[tuple[str, str]]:
+    """Every file of the set at `path` that is not as it was written: its name below `path`, and what is wrong."""
+    for name, digest in hashes(path):
+        try:
+            with (path / "data" / name).open("rb") as file:
+                sound = hashlib.file_digest(file, "sha256").hexdigest() == digest
+        except OSError as error:
+            yield f"data/{name}", "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
+            continue
+        if not sound:
+            yield f"data/{name}", "damaged"
+
+
+def coco_text(path: Path, class_names: list[str]) -> Iterator[str]:
+    """The text of a COCO file about all images, piece by piece: what `coco_json` answers, with ids that count on."""
+    for key, opening in (("images", '{"images": [\n'), ("annotations", '],\n"annotations": [\n')):
+        yield opening
+        images = boxes = 0
+        between = ""
+        for record in records(path):
+            entries = record["entries"]
+            sizes = [(entry["file_name"], entry["width"], entry["height"]) for entry in entries]
+            content = coco_json(sizes, [entry["boxes"] for entry in entries], class_names)
+            for entry in content[key]:
+                entry["id"] += images if key == "images" else boxes
+                if key == "annotations":
+                    entry["image_id"] += images
+                yield between + json.dumps(entry)
+                between = ",\n"
+            images, boxes = images + len(content["images"]), boxes + len(content["annotations"])
+    yield f'],\n"categories": {json.dumps(coco_json([], [], class_names)["categories"])}}}\n'
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """Write a text file piece by piece, whole or not at all. Raises OSError."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sealed(file: Path) -> str:
+    """The SHA-256 of a file, which is on the disk from then on, also after a power cut."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def sync(folder: Path) -> None:
+    """Have renames in `folder` on the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

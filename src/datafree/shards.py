@@ -1,0 +1,230 @@
+"""A data set that is being made on disk: whole shards only, each of their files hashed, in the layout of its task.
+
+    DIR/
+      recipe.yaml        the resolved recipe
+      environment.json   versions, hardware, when it began
+      data/              the data set: the task's `open_labelled` and other trainers read it
+        classes.txt      the classes' names, in the order of their ids
+      shards/NNNNN.json  one for each whole shard: how many images, the SHA-256 of each file
+      state/             what the source goes on from
+      index.json         written last: how many images, the files that are about all of them
+
+A shard is made aside, in `.NNNNN.part`; a record beside its files, written last, says that it is whole. Then the files
+are moved into place, the record last. A move that was broken off is finished when the set is gone on with; what is not
+whole is thrown away. Nothing here grows with the number of images but one number for each shard.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datafree import yaml12
+from datafree.errors import RunError
+from datafree.files import write_whole
+from datafree.manifest import Record, coco_text, read_record, records, sealed, sync, write_pieces
+from datafree.recipe import differences
+from datafree.runs import environment
+from datafree.sources.base import Batch
+from datafree.tasks.base import Task
+from datafree.tasks.labelled import read_names
+
+_RECORD = "record.json"  # of a shard that is whole, but not yet in its place
+_SHOWN = 5  # keys in which two recipes differ
+
+
+class Shards:
+    """One data set, opened for making more of it. Looks, but writes nothing before `begin`.
+
+    `is_free` says which keys of the recipe may differ from those that the set was begun with. Raises RunError if the
+    directory holds something else, or the set of another recipe.
+    """
+
+    def __init__(self, path: Path, recipe: dict[str, Any], is_free: Callable[[str], bool] = lambda key: False) -> None:
+        self.path = path
+        self.data = path / "data"
+        self.recipe = recipe
+        self.carries = False  # whether the source carries something on from one shard to the next
+        self.class_names: list[str] | None = None  # those that the set was begun with
+        self._counts: dict[int, int] = {}  # images of each whole shard
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file; choose another --out")
+        if path.is_dir() and any(path.iterdir()):
+            self._check_same(is_free)
+            self._read_names()
+            for record in records(path):
+                self._note(record)
+
+    @property
+    def images(self) -> int:
+        """Images of all whole shards."""
+        return sum(self._counts.values())
+
+    @property
+    def count(self) -> int:
+        """Whole shards."""
+        return len(self._counts)
+
+    @property
+    def next(self) -> int:
+        """The first shard that is not there."""
+        return next(number for number in range(self.count + 1) if number not in self._counts)
+
+    def begin(self, class_names: list[str]) -> None:
+        """Make the directory, or bring it in order after a run that was broken off.
+
+        `class_names`: in the order of the ids; where the set was begun with others, those stay.
+        """
+        with _writing(self.path):
+            (self.path / "shards").mkdir(parents=True, exist_ok=True)
+            for name, text in (
+                ("recipe.yaml", yaml12.render(self.recipe)),
+                ("environment.json", _json(environment())),
+                ("data/classes.txt", "".join(f"{name}\n" for name in class_names)),
+            ):
+                if not (self.path / name).exists():
+                    write_whole(self.path / name, text.encode())
+            self._read_names()
+            for part in sorted(self.path.glob(".*.part")):
+                if (part / _RECORD).exists():
+                    self._settle(part)
+            for folder in (self.path, self.data, self.path / "state"):
+                for part in folder.glob(".*.part"):
+                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+    def _read_names(self) -> None:
+        file = self.data / "classes.txt"
+        self.class_names = read_names(file) if file.is_file() else None
+
+    def write(self, number: int, task: Task, batch: Batch, state: bytes | None = None) -> None:
+        """Add a shard. `state`: what the source goes on from after it, where it carries something on."""
+        part = self.path / f".{number:05}.part"
+        assert batch.targets is not None and self.class_names is not None
+        with _writing(self.path):
+            shutil.rmtree(part, ignore_errors=True)
+            try:
+                entries = []
+                for index, (image, target) in enumerate(zip(batch.images.cpu(), batch.targets.cpu(), strict=True)):
+                    name = f"{number:05}/{index:05}"
+                    entries.append(task.write_example(part / "data", name, image, target, self.class_names))
+                files = sorted(file for file in (part / "data").rglob("*") if file.is_file())
+                record = {
+                    "shard": number,
+                    "images": len(entries),
+                    "carries": state is not None,
+                    "files": {file.relative_to(part / "data").as_posix(): sealed(file) for file in files},
+                    "entries": [entry for entry in entries if entry is not None],
+                }
+                if state is not None:  # before the shard: a shard is never there without what comes after it
+                    self.save_state(_before(number + 1), state)
+                write_whole(part / _RECORD, _json(record).encode())
+            finally:
+                if not (part / _RECORD).exists():
+                    shutil.rmtree(part, ignore_errors=True)
+            self._settle(part)
+
+    def state_before(self, number: int) -> Any:
+        """What the source goes on from for a shard; None where it carries nothing on. Raises RunError if it is gone."""
+        if not self.carries or number == 0:
+            return None
+        if (state := self.load_state(_before(number))) is None:
+            raise RunError(
+                f"shard {number:05} of {self.path} is gone, and what its source had learnt by then, too: it cannot be "
+                "made again alone; choose another --out"
+            )
+        return state
+
+    def save_state(self, name: str, content: bytes) -> None:
+        """Write state/NAME."""
+        with _writing(self.path):
+            write_whole(self.path / "state" / name, content)
+
+    def load_state(self, name: str) -> Any:
+        """What `torch.save` has put into state/NAME (tensors and plain values only), None if there is no such file."""
+        file = self.path / "state" / name
+        if not file.exists():
+            return None
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged archive raises anything from EOFError to RuntimeError
+            raise RunError(f"{file} is damaged ({type(error).__name__}); choose another --out") from error
+
+    def finish(self) -> None:
+        """Write what is about the whole set: for boxes annotations.json and data.yaml, and index.json at last."""
+        assert self.class_names is not None
+        with _writing(self.path):
+            if next((record["entries"] for record in records(self.path)), []):
+                write_pieces(self.data / "annotations.json", coco_text(self.path, self.class_names))
+                listing = {"train": "images", "val": "images", "names": dict(enumerate(self.class_names))}
+                write_whole(self.data / "data.yaml", yaml12.render(listing).encode())
+            about = {file.name: sealed(file) for file in sorted(self.data.glob("[!.]*")) if file.is_file()}
+            index = {"images": self.images, "shards": self.count, "files": about}
+            write_whole(self.path / "index.json", _json(index).encode())
+
+    def _check_same(self, is_free: Callable[[str], bool]) -> None:
+        file = self.path / "recipe.yaml"
+        if not file.exists() or not (self.path / "shards").is_dir():
+            raise RunError(f"{self.path} is not empty and holds no made data set; choose another --out")
+        try:
+            before = yaml12.parse(file.read_text(encoding="utf-8"), str(file))
+        except (ValueError, OSError) as error:
+            raise RunError(f"{file} is damaged ({type(error).__name__}); choose another --out") from error
+        changed = [line for line in differences(self.recipe, before) if not is_free(line.split(":")[0])]
+        if changed:
+            raise RunError(
+                f"{self.path} holds the data set of another recipe ({'; '.join(changed[:_SHOWN])}); "
+                "choose another --out"
+            )
+
+    def _settle(self, part: Path) -> None:
+        """Move a whole shard's files into place, those that are not there yet, then its record; drop older states."""
+        record = read_record(part / _RECORD)
+        folders = set()
+        for name in record["files"]:
+            place = self.data / name
+            if (part / "data" / name).exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                (part / "data" / name).replace(place)
+            folders.add(place.parent)
+        for folder in folders:
+            sync(folder)
+        (part / _RECORD).replace(self.path / "shards" / f"{record['shard']:05}.json")
+        sync(self.path / "shards")
+        shutil.rmtree(part)
+        for file in (self.path / "state").glob("before-*.pt"):
+            if file.name <= _before(record["shard"]):
+                file.unlink()
+        self._note(record)
+
+    def _note(self, record: Record) -> None:
+        self._counts[record["shard"]] = record["images"]
+        self.carries |= record["carries"]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """One line for a full disk, lost permissions and the like."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write into {path}: {error.strerror or error}; its whole shards are good: mend that, and the same "
+            "command goes on"
+        ) from error
+
+
+def _before(number: int) -> str:
+    """The file of what the source goes on from for a shard."""
+    return f"before-{number:05}.pt"
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content) + "\n"

@@ -1,0 +1,221 @@
+"""The data set source: images with their targets, every one once an epoch, exactly repeatable."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from datafree.errors import DataError, Interrupted
+from datafree.job import run_recipe
+from datafree.recipe import Recipe
+from datafree.shards import Shards
+from datafree.sources.base import Batch, Setting
+from datafree.sources.dataset import Dataset
+from datafree.tasks.base import Task
+from datafree.tasks.classification import Classification
+from datafree.tasks.detection import Detection
+from datafree.tasks.segmentation import Segmentation
+from recipes import load, write_teacher
+
+LABELS = Classification(num_classes=3, image_size=(8, 8))
+
+
+def make_folder(path: Path, count: int) -> Path:
+    """Images whose every pixel has the value of their number, of the classes 0, 1, 2, 0, ..."""
+    for index in range(count):
+        folder = path / f"class {index % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (index, index, index)).save(folder / f"{index:03}.png")
+    return path
+
+
+def attached(path: Path, *, seed: int = 0, task: Task = LABELS, **options: Any) -> Dataset:
+    source = Dataset(path=path, **options)
+    source.attach(Setting(task=task, teacher=nn.Identity(), steps=10, batch_size=4, seed=seed))
+    return source
+
+
+def names(batch: Batch) -> list[int]:
+    """Which images of `make_folder` these are."""
+    found = [round(float(image.mean()) * 255) for image in batch.images]
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [name % 3 for name in found]
+    return found
+
+
+def draw(source: Dataset, count: int, batch: int = 5) -> list[int]:
+    return [name for _ in range(count // batch) for name in names(source.sample(batch))]
+
+
+def test_an_epoch_holds_each_image_once_with_its_target_and_the_next_has_another_order(tmp_path: Path) -> None:
+    source = attached(make_folder(tmp_path, 30), hold_out=0)
+    epochs = [draw(source, 30) for _ in range(3)]
+    assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert source.warmup == source.update_every == 0 and source.update(nn.Identity(), 0) == {}
+
+
+def test_the_order_follows_from_the_seed_and_not_from_the_batch_size(tmp_path: Path) -> None:
+    make_folder(tmp_path, 20)
+    reference = draw(attached(tmp_path, hold_out=0), 60, batch=4)
+    assert draw(attached(tmp_path, hold_out=0), 60, batch=15) == reference
+    assert draw(attached(tmp_path, hold_out=0, seed=1), 60, batch=4) != reference
+
+
+def test_no_global_random_state_is_touched_or_used(tmp_path: Path) -> None:
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    source = attached(make_folder(tmp_path, 10))
+    source.sample(8)
+    source.held_out(2)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
+
+
+@pytest.mark.parametrize("drawn", [0, 3, 7, 26])
+def test_a_resumed_run_goes_on_with_the_very_same_images(tmp_path: Path, drawn: int) -> None:
+    make_folder(tmp_path, 11)
+    (tmp_path / "class 0" / "bad.png").write_text("not an image")
+    straight = attached(tmp_path, hold_out=1)
+    straight.sample(drawn)  # the next batch is on its way by now
+    state = straight.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    expected = [straight.sample(n) for n in (5, 9, 2, 13)]
+    resumed = attached(tmp_path, hold_out=1)
+    resumed.sample(4)  # whatever it did before
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert resumed.state_dict() == state
+    for batch, n in zip(expected, (5, 9, 2, 13), strict=True):
+        again = resumed.sample(n)
+        assert torch.equal(again.images, batch.images)
+        assert again.targets is not None and batch.targets is not None and torch.equal(again.targets, batch.targets)
+    assert resumed.state_dict() == straight.state_dict()
+    assert resumed.notes() == straight.notes()
+
+
+def test_a_set_that_has_grown_is_said_and_goes_on_with_a_new_epoch(tmp_path: Path) -> None:
+    source = attached(make_folder(tmp_path, 10), hold_out=0)
+    source.sample(14)
+    state = source.state_dict()
+    resumed = attached(make_folder(tmp_path, 12), hold_out=0)
+    resumed.load_state_dict(state)
+    assert "had 10 images when the run was stopped in epoch 1, and has 12 now" in resumed.notes()[0]
+    assert sorted(draw(resumed, 12, batch=4)) == list(range(12))
+
+
+def test_unreadable_files_are_skipped_once_and_named(tmp_path: Path) -> None:
+    make_folder(tmp_path, 12)
+    for index in range(8):
+        (tmp_path / "class 1" / f"bad{index}.png").write_text("not an image")
+    source = attached(tmp_path, hold_out=0)
+    assert sorted(draw(source, 24, batch=12)) == sorted([*range(12)] * 2)
+    (note,) = source.notes()
+    assert note.startswith(f"8 of 20 images of {tmp_path} could not be read: class 1/bad")
+    assert note.count("bad") == 5 and "not an image" in note and note.endswith("and 3 more")
+
+
+def test_a_set_without_one_readable_image_is_refused(tmp_path: Path) -> None:
+    for index in range(3):
+        (tmp_path / f"class {index}").mkdir()
+        (tmp_path / f"class {index}" / "bad.png").write_text("not an image")
+    source = attached(tmp_path, hold_out=1)
+    assert source.held_out(2).shape == (0, 3, 8, 8)
+    for _ in range(2):  # and again: never an endless loop
+        with pytest.raises(DataError, match=r"none of the 2 images .* can be read"):
+            source.sample(4)
+
+
+def test_a_folder_that_is_no_set_of_the_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a folder"):
+        attached(tmp_path / "gone")
+    with pytest.raises(DataError, match="masks"):
+        attached(make_folder(tmp_path, 3), task=Segmentation(num_classes=3, image_size=(8, 8)))
+    with pytest.raises(DataError, match="hold_out must not be negative, but is -1"):
+        Dataset(path=tmp_path, hold_out=-1)
+
+
+@pytest.mark.parametrize(("count", "hold_out", "kept"), [(3, 64, 1), (40, 64, 4), (40, 2, 2), (40, 0, 0)])
+def test_held_out_images_are_never_sampled_and_looking_changes_nothing(
+    tmp_path: Path, count: int, hold_out: int, kept: int
+) -> None:
+    source = attached(make_folder(tmp_path, count), hold_out=hold_out)
+    state = source.state_dict()
+    held = [round(float(image.mean()) * 255) for image in source.held_out(100)]
+    assert len(held) == kept and torch.equal(source.held_out(100), attached(tmp_path, hold_out=hold_out).held_out(100))
+    assert source.state_dict() == state
+    assert set(draw(source, 2 * count, batch=count)) == set(range(count)) - set(held)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        Classification(num_classes=2, image_size=(8, 8)),
+        Segmentation(num_classes=2, image_size=(8, 8)),
+        Detection(num_classes=2, image_size=(8, 8), max_boxes=2),
+    ],
+    ids=lambda task: type(task).__name__,
+)
+def test_a_made_set_of_every_task_is_read(task: Task, tmp_path: Path) -> None:
+    shards = Shards(tmp_path, {})
+    shards.begin(["cat", "dog"])
+    torch.manual_seed(0)
+    made = Batch(images=torch.rand(6, 3, 8, 8), targets=task.sample_targets(6, torch.device("cpu")))
+    shards.write(0, task, made)
+    shards.finish()
+    for path in (tmp_path, tmp_path / "data"):
+        batch = attached(path, task=task, hold_out=0).sample(6)
+        assert batch.targets is not None and made.targets is not None
+        for image, target in zip(batch.images, batch.targets, strict=True):
+            (place,) = [i for i, other in enumerate(made.images) if torch.allclose(image, other, atol=0.5 / 255 + 1e-6)]
+            wanted = made.targets[place]
+            torch.testing.assert_close(
+                target, wanted[: len(target)] if isinstance(task, Detection) else wanted, atol=2e-3, rtol=0
+            )
+
+
+def stop_after(calls: int) -> Callable[[], str | None]:
+    left = [None] * calls
+    return lambda: left.pop() if left else "enough"
+
+
+def test_a_student_learns_from_it_and_a_broken_run_goes_on_exactly(tmp_path: Path) -> None:
+    task = Segmentation(num_classes=3, image_size=(16, 16))
+    shards = Shards(tmp_path / "made", {})
+    shards.begin(["a", "b", "c"])
+    torch.manual_seed(0)
+    shards.write(0, task, Batch(images=torch.rand(20, 3, 16, 16), targets=task.sample_targets(20, torch.device("cpu"))))
+    small = {"width": 2, "depth": 2}
+
+    def recipe() -> Recipe:
+        content = {
+            "task": {"kind": "segmentation", "num_classes": 3, "image_size": [16, 16]},
+            "teacher": {"network": "datafree/unet", "args": small, "weights": str(write_teacher(tmp_path, **small))},
+            "student": {"network": "datafree/unet", "args": small},
+            "source": {"method": "datafree.sources.dataset:Dataset", "path": str(tmp_path / "made")},
+            "training": {
+                "steps": 8,
+                "batch_size": 3,
+                "shift": 2,
+                "label_weight": 0.5,
+                "save_every": 5,
+                "device": "cpu",
+            },
+        }
+        return load(tmp_path, content)
+
+    whole = run_recipe(recipe(), tmp_path / "whole")
+    for calls in (3, 2):
+        with pytest.raises(Interrupted):
+            run_recipe(recipe(), tmp_path / "broken", stop=stop_after(calls))
+    broken = run_recipe(recipe(), tmp_path / "broken")
+    students = [(outcome.run / "student.safetensors").read_bytes() for outcome in (whole, broken)]
+    assert students[0] == students[1]
+    metrics = [(outcome.run / "metrics.jsonl").read_text() for outcome in (whole, broken)]
+    assert metrics[0] == metrics[1]

@@ -1,0 +1,493 @@
+"""A made data set: read back as it was made, the same however it was broken off, checked file by file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from datafree import shards as shards_module
+from datafree import synthesize as synthesize_module
+from datafree.boxes import unpack
+from datafree.distill import Progress
+from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
+from datafree.networks.resnet import resnet
+from datafree.networks.small import unet
+from datafree.networks.weights import save_weights
+from datafree.networks.yolov3 import yolov3
+from datafree.recipe import Recipe
+from datafree.shards import Shards
+from datafree.sources.base import Batch
+from datafree.sources.inversion import Inversion
+from datafree.sources.stock import Stock
+from datafree.synthesize import Made, synthesize, verify
+from datafree.tasks.base import Task
+from recipes import load
+
+SIZE = {"classification": [32, 32], "segmentation": [32, 48], "detection": [32, 64]}
+ARGS: dict[str, dict[str, Any]] = {
+    "classification": {"depth": 8, "width": 4},
+    "segmentation": {"width": 2, "depth": 2},
+    "detection": {"num_classes": 3, "variant": "tiny", "width": 1 / 32},
+}
+NETWORKS = {
+    "classification": "datafree/resnet",
+    "segmentation": "datafree/unet",
+    "detection": "datafree.networks.yolov3:yolov3",
+}
+INVERSION = {"method": "inversion", "iterations": 2, "batch_size": 5, "warmup": 1}
+DIODE = {"method": "diode", "stages": [{"iterations": 2}], "batch_size": 3, "warmup": 1, "seen_every": 0}
+CGDD = {"method": "cgdd", "batch_size": 4, "width": 2, "latent": 4, "warmup": 5}
+CMI = {"method": "cmi", "iterations": 2, "batch_size": 4, "width": 2, "latent": 4, "warmup": 1}
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesize_module, "SAMPLED", 6)
+
+
+def make_teacher(kind: str, file: Path) -> Path:
+    """Weights whose BatchNorm has seen something; always the same."""
+    if not file.exists():
+        torch.manual_seed(7)
+        if kind == "detection":
+            detector = yolov3(**ARGS[kind])
+            network, look = detector.network, detector
+        else:
+            network = look = resnet(3, **ARGS[kind]) if kind == "classification" else unet(3, **ARGS[kind])
+        for _ in range(3):
+            look(torch.rand(4, 3, *SIZE[kind]))
+        save_weights(network, file)
+    return file
+
+
+def recipe_for(folder: Path, source: dict[str, Any], kind: str = "segmentation", **sections: Any) -> Recipe:
+    network = {"network": NETWORKS[kind], "args": ARGS[kind]}
+    training = {"steps": 4, "batch_size": 3, "device": "cpu", "precision": "fp32", "save_every": 2, "log_every": 1}
+    recipe = {
+        "task": {"kind": kind, "num_classes": 3, "image_size": SIZE[kind], **sections.pop("task", {})},
+        "teacher": {**network, "weights": str(make_teacher(kind, folder / f"{kind}.safetensors"))},
+        "student": network,
+        "source": source,
+        "training": {**training, **sections.pop("training", {})},
+        **sections,
+    }
+    return load(folder, recipe)
+
+
+def content(file: Path) -> bytes:
+    """A file's bytes; of a saved state its values, since equal ones may be pickled differently."""
+
+    def values(state: Any) -> str:
+        if isinstance(state, dict):
+            return str({key: values(value) for key, value in state.items()})
+        if isinstance(state, (list, tuple)):
+            return str([values(value) for value in state])
+        return f"{state.dtype} {state.tolist()}" if isinstance(state, Tensor) else repr(state)
+
+    return values(torch.load(file, weights_only=True)).encode() if file.suffix == ".pt" else file.read_bytes()
+
+
+def everything(out: Path) -> dict[str, str]:
+    """Each file that a data set consists of, but for when and on what it was made."""
+    files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name != "environment.json"]
+    return {str(file.relative_to(out)): hashlib.sha256(content(file)).hexdigest() for file in files}
+
+
+def stop_after(calls: int) -> Callable[[], str | None]:
+    left: Iterator[str | None] = iter([None] * calls)
+    return lambda: next(left, "enough")
+
+
+def save_that_fails(at: str, error: BaseException) -> Callable[..., None]:
+    """For `Image.Image.save`: raises at files whose path ends so."""
+    save = Image.Image.save
+
+    def saves(image: Image.Image, file: Path) -> None:
+        if file.as_posix().endswith(at):
+            raise error
+        save(image, file)
+
+    return saves
+
+
+def pixels(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8)
+
+
+# What is written.
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"), [("classification", INVERSION), ("segmentation", INVERSION), ("detection", DIODE)]
+)
+def test_every_image_that_was_finished_is_read_back_once_with_its_target(
+    kind: str, source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Tensor, Tensor]] = []
+    keep = Stock.add
+
+    def add(stock: Stock, images: Tensor, targets: Tensor) -> None:
+        made.append((images, targets))
+        keep(stock, images, targets)
+
+    monkeypatch.setattr(Stock, "add", add)
+    recipe = recipe_for(tmp_path, source, kind)
+    outcome = synthesize(recipe, tmp_path / "out", 7)
+    batch = source["batch_size"]
+    assert (outcome.images, outcome.shards) == (len(made) * batch, len(made))
+    assert 7 <= outcome.images < 7 + batch
+
+    labelled = recipe.task.open_labelled(outcome.path)
+    assert labelled.class_names == ["class 0", "class 1", "class 2"]
+    read = [pair for images, targets in labelled.batches(4) for pair in zip(images, targets, strict=True)]
+    images, targets = torch.cat([images for images, _ in made]), torch.cat([targets for _, targets in made])
+    assert len(read) == len(images) and labelled.skipped == []
+    places = {pixels(image).numpy().tobytes(): place for place, image in enumerate(images)}
+    assert len(places) == len(images)
+    for image, target in read:
+        place = places.pop(pixels(image).numpy().tobytes())
+        if kind == "detection":
+            ((labels, boxes),) = unpack(targets[place][None])
+            assert target[:, 0].tolist() == labels.tolist()
+            torch.testing.assert_close(target[:, 1:], boxes, atol=2e-3, rtol=0)
+        else:
+            assert torch.equal(target, targets[place])
+    assert places == {}
+    assert verify(recipe, tmp_path / "out").images == outcome.images
+
+
+def test_boxes_are_written_as_yolo_has_them_too(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, DIODE, "detection")
+    outcome = synthesize(recipe, tmp_path / "out", 6)
+    (outcome.path / "annotations.json").rename(tmp_path / "annotations.json")
+    yolo = recipe.task.open_labelled(outcome.path)
+    (tmp_path / "annotations.json").rename(outcome.path / "annotations.json")
+    coco = recipe.task.open_labelled(outcome.path)
+    assert len(yolo) == len(coco) == 6
+    for ours, theirs in zip(yolo.batches(6), coco.batches(6), strict=True):
+        assert torch.equal(ours[0], theirs[0])
+        torch.testing.assert_close(ours[1], theirs[1], atol=2e-3, rtol=0)
+
+
+def test_a_generator_is_trained_first_and_every_sample_shows_its_preset_class(tmp_path: Path) -> None:
+    steps: list[tuple[str, int]] = []
+
+    def log(progress: Progress) -> None:
+        steps.append((progress.phase, progress.step))
+
+    recipe = recipe_for(tmp_path, CGDD, "classification")
+    outcome = synthesize(recipe, tmp_path / "out", 10, log=log)
+    assert steps == [("warm-up", step) for step in range(-4, 1)] + [("images", 6), ("images", 10)]
+    assert (outcome.images, outcome.shards) == (12, 2)
+    _, labels = next(recipe.task.open_labelled(outcome.path).batches(12))
+    assert torch.bincount(labels).tolist() == [4, 4, 4]  # rounds of classes: two a shard, of a batch each
+    assert (tmp_path / "out" / "generator.safetensors").is_file()
+    assert len({digest for name, digest in everything(tmp_path / "out").items() if name.endswith(".png")}) == 12
+
+
+def test_images_without_targets_get_the_teachers_answers(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"})
+    outcome = synthesize(recipe, tmp_path / "out", 6)
+    assert outcome.notes == ["the source's images have no targets: they were written with the teacher's answers"]
+    teacher = unet(3, **ARGS["segmentation"]).eval()
+    teacher.load_state_dict(load_file(tmp_path / "segmentation.safetensors"))
+    for images, masks in recipe.task.open_labelled(outcome.path).batches(3):
+        with torch.no_grad():
+            mean, std = torch.tensor(recipe.teacher.mean), torch.tensor(recipe.teacher.std)
+            answers = teacher((images - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+        assert (answers.argmax(1) == masks).float().mean() > 0.99  # another batch size rounds otherwise
+
+
+def test_classes_are_called_as_in_the_recipes_labelled_data_and_keep_their_names(tmp_path: Path) -> None:
+    labelled = tmp_path / "labelled"
+    for name in ("cat", "dog", "cow"):
+        (labelled / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(labelled / name / "0.png")
+    (labelled / "classes.txt").write_text("dog\ncow\ncat\n")
+    named = recipe_for(tmp_path, INVERSION, "classification", data=str(labelled))
+    outcome = synthesize(named, tmp_path / "out", 5)
+    assert {folder.name for folder in outcome.path.iterdir() if folder.is_dir()} <= {"cat", "dog", "cow"}
+    assert (outcome.path / "classes.txt").read_text() == "dog\ncow\ncat\n"
+    plain = recipe_for(tmp_path, INVERSION, "classification")
+    synthesize(plain, tmp_path / "out", 10)
+    assert plain.task.open_labelled(outcome.path).class_names == ["dog", "cow", "cat"]
+
+
+def test_unnamed_classes_sort_as_their_ids_do(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"}, task={"num_classes": 12})
+    names = synthesize_module._class_names(recipe)
+    assert names == sorted(names)
+    assert (names[0], names[11]) == ("class 00", "class 11")
+
+
+# Broken off and gone on with.
+
+METHODS = {
+    "inversion": INVERSION,  # starts every batch from noise
+    "cmi": CMI,  # remembers earlier batches
+    "fast": CMI | {"method": "fast"},  # learns from each batch how to make the next
+    "cgdd": CGDD,  # is trained first
+    "folder": {"method": "folder"},  # has a position
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_set_made_in_pieces_equals_one_made_at_once(
+    method: str, tmp_path: Path, photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = METHODS[method] | ({"path": str(photos(44, (32, 48)))} if method == "folder" else {})
+    synthesize(recipe_for(tmp_path, source), tmp_path / "whole", 27)
+
+    # Stopped in the warm-up and between shards, killed in the middle of a shard's files and of their move.
+    out = tmp_path / "pieces"
+    for calls in (1, 2, 1):
+        with pytest.raises(Interrupted, match="the same command goes on from here"):
+            synthesize(recipe_for(tmp_path, source), out, 27, stop=stop_after(calls))
+
+    def dies(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    for place, name, function in (
+        (Image.Image, "save", save_that_fails("/00002.png", KeyboardInterrupt())),
+        (shards_module, "sync", dies),
+    ):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(place, name, function)
+            synthesize(recipe_for(tmp_path, source), out, 27)
+    synthesize(recipe_for(tmp_path, source), out, 27)
+    assert everything(out) == everything(tmp_path / "whole")
+
+
+def test_a_killed_run_leaves_whole_shards_and_redoes_only_the_one_it_was_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    updates: list[int] = []
+    update = Inversion.update
+
+    def counted(source: Inversion, student: nn.Module, step: int) -> dict[str, Tensor]:
+        updates.append(step)
+        return update(source, student, step)
+
+    monkeypatch.setattr(Inversion, "update", counted)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Image.Image, "save", save_that_fails("/00002/00001.png", KeyboardInterrupt()))
+        synthesize(recipe_for(tmp_path, INVERSION), out, 20)
+    assert verify(recipe_for(tmp_path, INVERSION), out).images == 10
+    assert sorted(file.name for file in (out / "data" / "images").iterdir()) == ["00000", "00001"]
+    assert not list(out.glob(".*"))
+    assert updates == [-1] * 3
+    synthesize(recipe_for(tmp_path, INVERSION), out, 20)
+    assert updates == [-1] * 5
+
+
+def test_more_images_are_added_and_equal_those_of_a_larger_set(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, INVERSION, "classification")
+    synthesize(recipe, tmp_path / "grown", 5)
+    before = everything(tmp_path / "grown")
+    again = synthesize(recipe_for(tmp_path, INVERSION, "classification"), tmp_path / "grown", 3)
+    assert again.images == 5 and everything(tmp_path / "grown") == before
+    synthesize(recipe_for(tmp_path, INVERSION, "classification"), tmp_path / "grown", 15)
+    synthesize(recipe_for(tmp_path, INVERSION, "classification"), tmp_path / "once", 15)
+    assert everything(tmp_path / "grown") == everything(tmp_path / "once")
+
+
+@pytest.mark.parametrize("method", ["inversion", "cgdd"])
+def test_a_shard_that_is_gone_is_made_again_alone(method: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(recipe_for(tmp_path, METHODS[method]), out, 18)
+    before = everything(out)
+    (out / "shards" / "00001.json").unlink()
+    shutil.rmtree(out / "data" / "images" / "00001")
+    assert verify(recipe_for(tmp_path, METHODS[method]), out).notes == [
+        "the set is not finished; the command without --verify goes on"
+    ]
+    synthesize(recipe_for(tmp_path, METHODS[method]), out, 18)
+    assert everything(out) == before
+
+
+def test_a_shard_that_needs_those_before_it_is_not_made_again_wrongly(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(recipe_for(tmp_path, CMI), out, 16)
+    (out / "shards" / "00001.json").unlink()
+    with pytest.raises(RunError, match=r"shard 00001 of .* is gone.*choose another --out"):
+        synthesize(recipe_for(tmp_path, CMI), out, 16)
+
+
+# What is checked.
+
+
+def damaged(recipe: Recipe, out: Path) -> list[str]:
+    lines: list[str] = []
+    with pytest.raises(DataError, match=r"damaged or missing.*run the command without --verify") as caught:
+        verify(recipe, out, say=lines.append)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{len(lines)} of ")
+    return lines
+
+
+def test_verify_finds_a_flipped_byte_and_a_missing_file(tmp_path: Path) -> None:
+    recipe, out = recipe_for(tmp_path, DIODE, "detection"), tmp_path / "out"
+    synthesize(recipe, out, 6)
+    before = everything(out)
+    assert verify(recipe, out) == Made(path=out / "data", images=6, shards=2, notes=[])
+    image, label, about = (
+        out / "data" / name for name in ("images/00001/00002.png", "labels/00000/00001.txt", "annotations.json")
+    )
+    flipped = bytearray(image.read_bytes())
+    flipped[-20] ^= 1
+    image.write_bytes(flipped)
+    label.unlink()
+    about.write_text("{}")
+    assert damaged(recipe, out) == [f"{label}: missing", f"{image}: damaged", f"{about}: damaged"]
+
+    # What the message says makes it whole again.
+    for file in (about, out / "shards" / "00000.json", out / "shards" / "00001.json"):
+        file.unlink()
+    synthesize(recipe_for(tmp_path, DIODE, "detection"), out, 6)
+    assert everything(out) == before
+
+
+def test_a_set_of_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(recipe_for(tmp_path, INVERSION), out, 5)
+    before = everything(out)
+    for other, key in (
+        (recipe_for(tmp_path, INVERSION, training={"seed": 1}), "training.seed: 1 here, 0"),
+        (recipe_for(tmp_path, INVERSION | {"lr": 0.5}), "source.lr: 0.5 here"),
+        (recipe_for(tmp_path, INVERSION, task={"num_classes": 4}), "task.num_classes: 4 here, 3"),
+    ):
+        with pytest.raises(RunError, match=f"another recipe .*{key}"):
+            synthesize(other, out, 10)
+        with pytest.raises(RunError, match=f"another recipe .*{key}"):
+            verify(other, out)
+    assert everything(out) == before
+
+
+def test_what_only_concerns_a_student_may_differ(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(recipe_for(tmp_path, INVERSION), out, 5)
+    student = {"network": "datafree/unet", "args": {"width": 4, "depth": 2}}
+    other = recipe_for(tmp_path, INVERSION, student=student, training={"lr": 0.5, "optimizer": "sgd"}, name="other")
+    assert synthesize(other, out, 10).images == 10
+    synthesize(recipe_for(tmp_path, INVERSION), tmp_path / "once", 10)
+    assert everything(out) == everything(tmp_path / "once")
+    synthesize(recipe_for(tmp_path, CGDD), tmp_path / "generator", 6)
+    with pytest.raises(RunError, match=r"student.args.width"):  # a generator may have looked at it
+        synthesize(recipe_for(tmp_path, CGDD, student=student), tmp_path / "generator", 6)
+
+
+def test_a_directory_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, INVERSION)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file; choose another --out"):
+        synthesize(recipe, tmp_path / "file", 5)
+    other = tmp_path / "run"
+    other.mkdir()
+    (other / "recipe.yaml").write_text("name: run\n")
+    with pytest.raises(RunError, match="holds no made data set"):
+        synthesize(recipe, other, 5)
+    for nothing in (tmp_path / "nowhere", other):
+        with pytest.raises(RunError, match="holds no made data set"):
+            verify(recipe, nothing)
+    assert [file.name for file in other.iterdir()] == ["recipe.yaml"]
+
+
+def test_a_full_disk_is_one_line_and_whole_shards_stay_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        error = OSError(28, "No space left on device")
+        patched.setattr(Image.Image, "save", save_that_fails("/00001/00003.png", error))
+        with pytest.raises(RunError, match=r"cannot write into .*: No space left on device; its whole shards are good"):
+            synthesize(recipe_for(tmp_path, INVERSION), out, 15)
+    assert verify(recipe_for(tmp_path, INVERSION), out).images == 5
+    assert not list(out.glob(".*"))
+    assert synthesize(recipe_for(tmp_path, INVERSION), out, 15).images == 15
+
+
+# What is refused before any work.
+
+
+def test_a_source_that_learns_only_beside_a_student_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for source in (
+        {"method": "dfad", "width": 2},
+        {"method": "mixed", "parts": [{"method": "noise"}, {"method": "dfad", "width": 2}]},
+    ):
+        with pytest.raises(RecipeError, match=r"source\.warmup: is 0"):
+            synthesize(recipe_for(tmp_path, source), out, 5)
+    assert not out.exists()
+
+
+def test_parts_that_finish_batches_are_not_mixed(tmp_path: Path) -> None:
+    mixed = {"method": "mixed", "parts": [INVERSION, {"method": "noise"}]}
+    with pytest.raises(DataError, match="make a data set of that part alone"):
+        synthesize(recipe_for(tmp_path, mixed), tmp_path / "out", 5)
+
+
+def test_a_source_that_gives_the_same_images_again_is_refused(tmp_path: Path) -> None:
+    zskt = {"method": "zskt", "warmup": 1, "batch_size": 3, "width": 2, "latent": 4}
+    with pytest.raises(DataError, match="images that it has given before"):
+        synthesize(recipe_for(tmp_path, zskt), tmp_path / "out", 5)
+    assert not list((tmp_path / "out" / "shards").iterdir())
+
+
+def test_a_teacher_without_weights_is_refused(tmp_path: Path) -> None:
+    network = {"network": "datafree/unet", "args": ARGS["segmentation"]}
+    with pytest.raises(NetworkError, match=r"has no weights.*teacher.weights=FILE"):
+        synthesize(recipe_for(tmp_path, INVERSION, teacher=network), tmp_path / "out", 5)
+    assert not (tmp_path / "out").exists()
+
+
+# Memory.
+
+
+def test_no_image_is_held_once_its_shard_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished: list[weakref.ref[Tensor]] = []
+    written: list[weakref.ref[Tensor]] = []
+    alive: list[tuple[int, int]] = []
+    add, write = Stock.add, Shards.write
+
+    def noted_add(stock: Stock, images: Tensor, targets: Tensor) -> None:
+        finished.append(weakref.ref(images))
+        add(stock, images, targets)
+
+    def noted_write(shards: Shards, number: int, task: Task, batch: Batch, state: bytes | None = None) -> None:
+        written.append(weakref.ref(batch.images))
+        write(shards, number, task, batch, state)
+
+    def log(progress: Progress) -> None:
+        alive.append((sum(ref() is not None for ref in finished), sum(ref() is not None for ref in written)))
+
+    monkeypatch.setattr(Stock, "add", noted_add)
+    monkeypatch.setattr(Shards, "write", noted_write)
+    recipe = recipe_for(tmp_path, INVERSION, "classification")
+    synthesize(recipe, tmp_path / "out", 25, log=log)
+    assert alive == [(0, 1)] * 5
+    assert isinstance(recipe.source, Inversion)
+    assert recipe.source._stock._bank.added == 0
+
+
+def test_a_record_is_plain_json_and_names_every_file_of_its_shard(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    synthesize(recipe_for(tmp_path, INVERSION), out, 5)
+    record = json.loads((out / "shards" / "00000.json").read_text())
+    assert (record["shard"], record["images"], record["carries"]) == (0, 5, False)
+    for name, digest in record["files"].items():
+        assert hashlib.sha256((out / "data" / name).read_bytes()).hexdigest() == digest
+    written = {file.relative_to(out / "data").as_posix() for file in (out / "data").rglob("*.png")}
+    assert set(record["files"]) == written
+    masks = np.array(Image.open(out / "data" / "masks" / "00000" / "00000.png"))
+    assert masks.dtype == np.uint8
