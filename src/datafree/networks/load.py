@@ -41,9 +41,7 @@ class NetworkSpec:
 
     network: str  # "library/name" as in network_names(), "timm/resnet18", "package.module:callable"; perhaps "?key=..."
     args: dict[str, Any] = field(default_factory=dict)  # of its constructor, besides the number of classes
-    weights: Path | None = (
-        None  # .safetensors, a .pt/.pth with nothing but tensors and plain values, Darknet's .weights
-    )
+    weights: Path | None = None  # .safetensors, .index.json, tensors-only .pt/.pth, or Darknet's .weights
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # R, G, B of images in [0, 1]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channels: Literal[1, 3] = 3  # of the images it takes; 1: grey, the average of R, G and B

@@ -5,12 +5,11 @@ A weights file is only ever read as tensors: nothing in it is run or imported.
 
 from __future__ import annotations
 
-import io
-import pickle
+import json
+import os
 import re
-import warnings
-import zipfile
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,113 +20,145 @@ from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, WeightsError
 from datafree.files import write_whole
-from datafree.wording import one_line
+from datafree.networks.pickles import kind_of
+from datafree.networks.stored import StoredTensor
+from datafree.networks.torchfiles import read_torch_file
+from datafree.networks.weights_index import MAX_BYTES, read_indexed, unique
+from datafree.wording import one_line, show
 
 # Where training scripts keep the weights among other things; plain weights before their moving average,
 # because every such file has them, so that one recipe means the same for all.
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema")
+_WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "module"),
+    *("state_dict_ema", "ema_state_dict", "model_ema", "ema"),
+)
+_WRAPPED = r"module|_orig_mod|ema|ema_model|model_ema"  # what wraps networks names them so
+_HELD = rf"{_WRAPPED}|model|network|net"  # and so do training scripts, as do some networks their only part
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name, on the CPU; runs no code, whatever the file holds.
 
-    `.safetensors`, else what `torch.save` wrote. Weights inside a checkpoint are found under state_dict,
-    model_state_dict, model, state_dict_ema or model_ema, in this order; the prefixes module. and _orig_mod.
-    (DataParallel, torch.compile) are taken off where all names share them. Raises WeightsError.
+    `.safetensors`, an index of several files (`.index.json`), else what `torch.save` wrote. No more memory is taken
+    than the file is large, but for a table of contents. Weights inside a checkpoint are found under state_dict,
+    model_state_dict, model, module and then the same of a moving average, or under any name if there are no others;
+    the prefixes of wrapped networks (module., _orig_mod., ema.) are taken off where all names share them.
+    Raises WeightsError.
     """
-    if not path.is_file():  # also keeps from waiting on a pipe
-        raise WeightsError(f"weights {path}: {'not a file' if path.exists() else 'no such file'}")
     try:
-        found = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        if not path.is_file():  # also keeps from waiting on a pipe
+            raise WeightsError(f"weights {path}: {'not a file' if path.exists() else 'no such file'}")
+        found = read_indexed(path, _read_file) if path.name.endswith(".index.json") else _read_file(path)
     except DatafreeError:
         raise
+    except OSError as error:
+        raise WeightsError(f"weights {path}: cannot be read ({error.strerror or one_line(error)})") from error
+    except MemoryError as error:
+        raise WeightsError(f"weights {path}: not enough memory to read it") from error
     except Exception as error:  # the parsers raise anything from KeyError to RuntimeError for damaged files
         raise WeightsError(f"weights {path}: damaged, or not a weights file ({one_line(error)})") from error
-    for _ in range(3):  # wrapped in a wrapper at most: a forged dict may hold itself
-        if isinstance(found, dict):
-            found = next((found[k] for k in _WRAPPERS if isinstance(found.get(k), dict)), found)
-    if not isinstance(found, dict) or not found:
-        what = "an empty dict" if isinstance(found, dict) else f"a {type(found).__name__}"
-        raise WeightsError(f"weights {path}: holds {what}, not named tensors; save network.state_dict()")
-    size = path.stat().st_size
-    for name, tensor in found.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            shown = f"entry {name[:80]!r}" if isinstance(name, str) else f"a key of type {type(name).__name__}"
-            raise WeightsError(
-                f"weights {path}: {shown} holds a {type(tensor).__name__}; tensors under names are needed: "
-                f"save network.state_dict(), alone or under one of {', '.join(_WRAPPERS)}"
-            )
-        # A few bytes can declare terabytes: strides of 0, no values at all.
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.nbytes > size:
-            raise WeightsError(f"weights {path}: {name[:80]!r} is no plain tensor stored whole in the file")
-    prefix = _wrapper_prefix(found)
-    return {name[len(prefix) :]: tensor.detach() for name, tensor in found.items()}
+    prefix = _shared_prefix((name for name in found if name != "n_averaged"), _WRAPPED)
+    if prefix:
+        found.pop("n_averaged", None)  # the counter of torch's AveragedModel, beside its module
+    return {name[len(prefix) :]: tensor for name, tensor in found.items()}
 
 
-def _wrapper_prefix(names: Iterable[str]) -> str:
-    """What wrappers put before every one of `names`, for instance "_orig_mod.module."."""
-    names = list(names)
-    leads = [match[0] for name in names if (match := re.match(r"(?:module\.|_orig_mod\.)*", name))]
-    shortest = min(leads, key=len, default="")
-    return shortest if all(name.startswith(shortest) for name in names) else ""
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return read_torch_file(path, lambda content: _weights_in(content, path))
 
 
-def _read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, through torch's restricted unpickler."""
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """What the library reads, after a look at what it lets pass: a name given twice, a very long header."""
     with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # torch's own test
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(_checked_zip(path) if zipped else path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
-        needs = f"needs {refused[1]} to be loaded" if refused else "needs more than tensors to be loaded"
-        raise WeightsError(
-            f"weights {path}: {needs}, which could run any code; if you trust it, load it where it was made, "
-            f"then safetensors.torch.save_file(network.state_dict(), '{path.stem}.safetensors')"
-        ) from None
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > size - 8:
+            if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+                raise WeightsError(f"weights {path}: no safetensors but what torch.save writes; name it {path.stem}.pt")
+            raise WeightsError(f"weights {path}: damaged, cut short or no safetensors: its header would be longer")
+        if length > MAX_BYTES:
+            raise WeightsError(f"weights {path}: a header of {length:,} bytes; up to {MAX_BYTES:,} are read")
+        json.loads(file.read(length), object_pairs_hook=unique)
+    tensors = safetensors.torch.load_file(path)
+    if not tensors:
+        raise WeightsError(f"weights {path}: holds no tensors")
+    return tensors
 
 
-def _checked_zip(path: Path) -> io.BytesIO:
-    """A clean copy of torch's zip archive, after a look at the sizes it declares.
+def _weights_in(content: Any, path: Path) -> dict[str, StoredTensor]:
+    """The weights in a checkpoint. Raises WeightsError."""
+    for _ in range(4):  # wrapped in wrappers of wrappers at most: a forged dict may hold itself
+        if not isinstance(content, dict):
+            break
+        inner = next((content[k] for k in _WRAPPERS if isinstance(content.get(k), dict)), None)
+        if inner is None and not any(isinstance(value, StoredTensor) for value in content.values()):
+            names = [name for name, value in content.items() if _is_weights(value)]
+            if len(names) > 1:
+                raise WeightsError(
+                    f"weights {path}: holds several sets of weights ({', '.join(map(show, names[:5]))}); save one"
+                )
+            inner = content[names[0]] if names else None
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, dict) or not content:
+        what = "an empty dict" if isinstance(content, dict) else f"a {_kind(content)}"
+        raise WeightsError(f"weights {path}: holds {what}, not named tensors; save network.state_dict()")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, StoredTensor):
+            shown = f"entry {name[:80]!r}" if isinstance(name, str) else f"a key of type {_kind(name)}"
+            raise WeightsError(
+                f"weights {path}: {shown} holds a {_kind(value)}; plain tensors under names are needed: "
+                "save network.state_dict(), alone or as state_dict in a dict"
+            )
+    return content
 
-    torch stores its members, so they cannot be larger than the file. A copy, because two zip readers may
-    disagree about a forged archive: torch sees only what was checked here.
-    """
-    copy = io.BytesIO()
-    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as clean:
-        members = archive.infolist()
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
-            raise WeightsError(f"weights {path}: a compressed archive, which torch never writes; unpack it")
-        if sum(m.file_size for m in members) > path.stat().st_size:
-            raise WeightsError(f"weights {path}: declares more bytes than it has; it is damaged or forged")
-        if any(m.filename.endswith("/constants.pkl") for m in members):
-            raise WeightsError(f"weights {path}: a TorchScript program, that is code; save its state_dict()")
-        for name in dict.fromkeys(archive.namelist()):
-            clean.writestr(name, archive.read(name))
-    copy.seek(0)
-    return copy
+
+def _is_weights(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(tensor, StoredTensor) for name, tensor in value.items())
+    )
+
+
+def _kind(value: object) -> str:
+    return "Tensor" if isinstance(value, StoredTensor) else kind_of(value)
+
+
+def _shared_prefix(names: Iterable[str], words: str) -> str:
+    """What all `names` begin with and is made of `words`, for instance "_orig_mod.module."."""
+    leads = [match[0].split(".") for name in names if (match := re.match(rf"(?:(?:{words})\.)*", name))]
+    least, most = min(leads, default=[]), max(leads, default=[])  # what these two share, all do
+    shared = takewhile(lambda pair: pair[0] == pair[1], zip(least[:-1], most[:-1], strict=False))
+    return "".join(f"{word}." for word, _ in shared)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Copy the file's tensors into `network`, all or none, converted to its types. Raises WeightsError."""
+    """Copy the file's tensors into `network`, all or none, converted to its types. Raises WeightsError.
+
+    Where more names fit so, prefixes that all names of one side share (those of `read_tensors`, also model., network.
+    and net.) are left out of account on both.
+    """
     tensors = read_tensors(path)
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    prefix = _wrapper_prefix(own)
-    own_name = {name[len(prefix) :]: name for name in own}
+    into = _matched(list(tensors), list(own))  # name in the file -> in the network
     # BatchNorm's counter is absent from old files, and no answer depends on it.
-    missing = [n for n in own_name if n not in tensors and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in tensors if n not in own_name]
-    shared = {own_name[n]: t for n, t in tensors.items() if n in own_name}
-    reshaped = [n for n, t in shared.items() if t.shape != own[n].shape]
+    taken = set(into.values())
+    missing = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name, target in into.items() if target not in own]
+    shared = {target: tensors[name] for name, target in into.items() if target in own}
+    reshaped = [name for name, tensor in shared.items() if tensor.shape != own[name].shape]
     if missing or unexpected or reshaped:
         faults = [f"{len(missing)} missing (first: {missing[0]!r})"] if missing else []
         faults += [f"{len(unexpected)} unexpected (first: {unexpected[0][:80]!r})"] if unexpected else []
-        for n in reshaped[:1]:
-            shapes = f"{tuple(shared[n].shape)} in the file, {tuple(own[n].shape)} in the network"
-            faults.append(f"{len(reshaped)} of another shape (first: {n!r}, {shapes})")
+        for name in reshaped[:1]:
+            shapes = f"{show(tuple(shared[name].shape))} in the file, {tuple(own[name].shape)} in the network"
+            faults.append(f"{len(reshaped)} of another shape (first: {name!r}, {shapes})")
         raise WeightsError(
             f"weights {path} do not fit the network, of {len(own)} tensors: {', '.join(faults)}; "
             "give the network and args it was trained with"
@@ -138,7 +169,22 @@ def load_weights(network: nn.Module, path: Path) -> None:
             raise WeightsError(f"weights {path}: {name!r} is {tensor.dtype}, but {to} in the network")
         if not torch.isfinite(tensor.to(to)).all():
             raise WeightsError(f"weights {path}: {name!r} has values that are not finite; use another file")
-    network.load_state_dict(shared, strict=False)
+    before = {name: own[name].clone() for name in shared}
+    try:
+        network.load_state_dict(shared, strict=False)
+    except Exception as error:  # a module's own way of loading
+        with torch.no_grad():
+            for name, value in before.items():
+                own[name].copy_(value)
+        raise WeightsError(f"weights {path}: the network does not take them ({one_line(error)})") from error
+
+
+def _matched(given: list[str], own: list[str]) -> dict[str, str]:
+    """Names in a file -> the network's for them, as they are or with both sides' shared prefixes left out."""
+    cut, lead = len(_shared_prefix(given, _HELD)), _shared_prefix(own, _HELD)
+    known = set(own)
+    ways = [{name: name for name in given}, {name: lead + name[cut:] for name in given}]
+    return max(ways, key=lambda way: sum(target in known for target in way.values()))
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
