@@ -120,7 +120,7 @@ def distill(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run directory with a finished student.")],
+    run: Annotated[Path, typer.Argument(help="A run directory with a finished student, or an exported .onnx file.")],
     data: Annotated[Path, typer.Option(help="A folder of labelled images.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     student: Annotated[
@@ -184,6 +184,53 @@ def synthesize(
     sound = ", every file as it was written" if verify else ""
     print(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
     for note in made.notes:
+        print(f"note: {note}")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory with a finished student.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write.", show_default="RUN/export")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write student.onnx too.")] = True,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX.", show_default="torch's")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Write student.int8.onnx too.")] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images to calibrate INT8 with.", show_default="the run's own")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of labelled images: scores what is exported.")] = None,
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="The task's own class, if it is not datafree's.")
+    ] = None,
+) -> None:
+    """Write a run's student as files to ship: weights, ONNX, INT8, a description and a model card."""
+    from datafree.export import export_run
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    done = export_run(
+        run,
+        out,
+        onnx=onnx,
+        opset=opset,
+        int8=int8,
+        images=images,
+        data=data,
+        student=student,
+        task=task,
+        say=say,
+    )
+    print(f"export: {done.folder}")
+    print(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
+    for count, error in done.errors.items():
+        print(f"student.onnx against torch, {count} at once: relative error {error:.1e}")
+    if done.scores:
+        print(score_table(done.scores))
+    for note in done.notes:
         print(f"note: {note}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from datafree import modes
-from datafree.distill import Chosen, Progress, Training, distill
+from datafree.distill import HELD_OUT, Chosen, Progress, Training, distill
 from datafree.errors import NetworkError, RunError
 from datafree.evaluate import evaluate
 from datafree.networks.load import NetworkSpec, build_network, has_weights
@@ -19,6 +20,7 @@ from datafree.networks.weights import save_weights
 from datafree.recipe import Recipe, dump
 from datafree.runs import Run
 from datafree.sources.base import ImageSource
+from datafree.student import describe_teacher, save_calibration
 from datafree.tasks.base import Scores, Task, synthetic_batch
 
 
@@ -45,6 +47,7 @@ def run_recipe(
 
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
     """
+    began = time.monotonic()
     task, training = recipe.task, recipe.training
     device = modes.choose_device(training.device)
     dtype = modes.choose_precision(training.precision, device)
@@ -82,8 +85,19 @@ def run_recipe(
     # The student, then its scores, then the word that it is done.
     save_weights(bare(student), run.path / "student.safetensors")
     save_artefacts(recipe.source, run.path)
+    if len(held_out := recipe.source.held_out(HELD_OUT)):
+        save_calibration(held_out, run.path)
     described = dump(recipe)
-    run.save_json("student.json", {"network": {**described["student"], "weights": None}, "task": described["task"]})
+    run.save_json(
+        "student.json",
+        {
+            "network": {**described["student"], "weights": None},
+            "task": described["task"],
+            "class_names": None if labelled is None else labelled.class_names,
+            "teacher": describe_teacher(recipe.teacher, teacher),
+            "cost": {"seconds": round(time.monotonic() - began, 1), "resumed": run.saved is not None},
+        },
+    )
     scores: dict[str, Scores] = {}
     notes = [_how_chosen(chosen, training), *recipe.source.notes()]
     if labelled is not None:

@@ -248,7 +248,7 @@ def _predictions(
         class_logits=outputs["cls_logits"][..., 1:],
         scores=scores[..., 1:],
         boxes=boxes,
-        centres=_middles(anchors).expand(len(boxes), -1, -1),
+        centres=_middles(anchors).expand(boxes.shape[0], -1, -1),
         heads=tuple(outputs.values()),
         loss=loss,
     )
@@ -278,7 +278,7 @@ def _anchors(generator: Any, images: Tensor, maps: Sequence[Tensor]) -> Tensor:
 
 def _decoded(coder: Any, deltas: Tensor, anchors: Tensor) -> Tensor:
     """(B, L, 4) boxes of deltas (B, L, 4); the coder bounds their sides."""
-    boxes: Tensor = coder.decode_single(deltas.flatten(0, 1), anchors.repeat(len(deltas), 1))
+    boxes: Tensor = coder.decode_single(deltas.flatten(0, 1), anchors.repeat(deltas.shape[0], 1))
     return boxes.view_as(deltas)
 
 

@@ -1,0 +1,255 @@
+"""The model card of an exported student: README.md, from what the run's directory says and nothing else.
+
+What a directory does not say is "not recorded" here, and what nobody measured stands under "Not verified". A directory
+is not trusted: its texts stand in code marks, cleaned, without the folders of the machine that made it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datafree import yaml12
+from datafree.networks.detectors import Detector
+from datafree.recipe import TASK
+from datafree.snippets import load_snippet, onnx_snippet
+from datafree.student import Record, Student, mapping, number
+from datafree.tasks.base import Scores
+
+_TASKS = {  # kind -> the Hub's name for it, what a card calls such a network
+    "classification": ("image-classification", "An image classifier"),
+    "detection": ("object-detection", "An object detector"),
+    "segmentation": ("image-segmentation", "A semantic segmentation network"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """How a student was quantised."""
+
+    images: int  # it was calibrated on
+    origin: str  # of these, in words
+    agreement: float  # with the float file on further such images, as the task counts it, in [0, 1]
+    compared: int  # of these
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was exported and measured while exporting."""
+
+    errors: dict[int, float] = field(default_factory=dict)  # images at once -> relative error of student.onnx
+    opset: int | None = None  # of student.onnx
+    int8: Int8 | None = None
+    scores: dict[str, Scores] = field(default_factory=dict)  # file -> its scores on `scored_on`
+    scored_on: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)  # of what exported it
+
+
+def model_card(student: Student, record: Record, export: Export) -> str:
+    """The card as Markdown, with the front matter of the Hugging Face Hub."""
+    parts = [
+        _front(student),
+        f"# {public(student.spec.network)}, distilled by datafree",
+        _summary(student, record),
+        "## Teacher",
+        _teacher(student),
+        "## How it was made",
+        _making(record),
+        "## Scores",
+        _scored(record, export),
+        "## Not verified",
+        _not_verified(record, export),
+        "## Intended use and limits",
+        _use(student),
+        "## Loading it",
+        _loading(student, export),
+        "## Versions and cost",
+        _versions(record, export),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def public(value: Any) -> Any:
+    """`value` as it may be published: texts on one line without code marks, of a path only its last two parts."""
+    if isinstance(value, str):
+        text = re.sub(r"[`\x00-\x1f\x7f<>]+", " ", value)[:200]
+        if re.match(r"[/~\\]|[A-Za-z]:[/\\]", text):
+            return "/".join(["...", *[part for part in re.split(r"[/\\]+", text) if part][-2:]])
+        return text
+    if isinstance(value, Mapping):
+        return {public(str(key)): public(item) for key, item in value.items()}
+    return [public(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _front(student: Student) -> str:
+    library = student.spec.network.partition("/")[0]
+    known = {"timm": "timm", "torchvision": "torchvision", "smp": "segmentation-models-pytorch"}
+    pipeline = _TASKS.get(_kind(student))
+    lines = ["---", f"library_name: {known.get(library, 'datafree' if library == 'datafree' else 'pytorch')}"]
+    lines += [f"pipeline_tag: {pipeline[0]}"] if pipeline else []
+    return "\n".join([*lines, "tags: [datafree, knowledge-distillation]", "---"])
+
+
+def _kind(student: Student) -> str:
+    return TASK.name_of(type(student.task))
+
+
+def _summary(student: Student, record: Record) -> str:
+    height, width = student.task.image_size
+    what = _TASKS.get(_kind(student), ("", "A network"))[1]
+    teacher = _code(student.taught_by.get("network"), "a teacher that was not recorded")
+    method = _code(record.source.get("method"), "a method that was not recorded")
+    parameters = sum(parameter.numel() for parameter in student.network.parameters())
+    names = student.class_names
+    listed = f": {', '.join(map(_code, names[:8]))}{', ...' if len(names) > 8 else ''} (all in `config.json`)"
+    return (
+        f"{what} of {parameters:,} parameters that learnt the answers of {teacher}. The images it learnt from came "
+        f"from {method}; the run was given no labelled image to learn from, and chose this student without any.\n\n"
+        f"It takes RGB images of {height} x {width} pixels in [0, 1] and knows {student.task.num_classes} classes"
+        f"{listed if names else '; their names were not recorded'}."
+    )
+
+
+def _teacher(student: Student) -> str:
+    about = student.taught_by
+    unknown = "not recorded"
+    of = "" if about.get("sha256_of") != "tensors" else " (of its tensors as a safetensors file)"
+    count = number(about.get("parameters"))
+    licence = about.get("licence")
+    rows = [
+        ("network", _code(about.get("network"), unknown)),
+        ("arguments", _code(json.dumps(public(about["args"]))) if about.get("args") else "none" if about else unknown),
+        ("parameters", unknown if count is None else f"{int(count):,}"),
+        ("weights", _code(about.get("weights"), unknown if not about else "its library's or its code's own")),
+        ("SHA-256", _code(about.get("sha256"), unknown) + of),
+        ("declared licence", _code(licence, "not declared" if about else unknown)),
+    ]
+    text = (
+        "A student is made from its teacher's answers. Whatever its teacher's licence says about works made with it "
+        "applies here; distilling does not remove it."
+    )
+    if not licence:
+        text += " No licence was declared for this teacher: ask its owner before you use or pass on this student."
+    return f"{_table(['', 'teacher'], rows)}\n\n{text}"
+
+
+def _making(record: Record) -> str:
+    if not record.source or not record.training:
+        return "Not recorded."
+    steps, batch = number(record.training.get("steps")), number(record.training.get("batch_size"))
+    lines = []
+    if steps is not None and batch is not None:
+        updates = _updates(record.source, int(steps))
+        made = f" The source was updated {updates:,} times." if updates else " The source learns nothing itself."
+        lines.append(f"{int(steps):,} steps on {int(batch)} images each, {int(steps * batch):,} images shown.{made}")
+    seed = number(record.training.get("seed"))
+    lines.append(f"Seed {'not recorded' if seed is None else int(seed)}.")
+    if record.step is not None:
+        lines.append(f"Kept: the student of step {record.step:,}, chosen without labels.")
+    sections = yaml12.render({"source": public(record.source), "training": public(record.training)})
+    return f"{' '.join(lines)}\n\n```yaml\n{sections.rstrip()}\n```"
+
+
+def _updates(source: Mapping[str, Any], steps: int) -> int:
+    """Updates that a source and its parts were due."""
+    every, warmup = number(source.get("update_every")) or 0, number(source.get("warmup")) or 0
+    parts = source.get("parts")
+    nested = [mapping(part) for part in parts] if isinstance(parts, list) else []
+    own = int(warmup) + (-(-steps // int(every)) if every >= 1 else 0)
+    return own + sum(_updates(part, steps) for part in nested)
+
+
+def _scored(record: Record, export: Export) -> str:
+    rows = [(who, public(record.scored_on) or "not recorded", scores) for who, scores in record.scores.items()]
+    rows += [(who, export.scored_on or "not recorded", scores) for who, scores in export.scores.items()]
+    if not rows:
+        return "None: no labelled data was given, neither to the run nor to the export."
+    figures = list(dict.fromkeys(name for _, _, scores in rows for name in scores.values))
+    table = [
+        [who, _code(data), *(f"{100 * s.values[f]:.2f} %" if f in s.values else "-" for f in figures)]
+        for who, data, s in rows
+    ]
+    return _table(["network", "measured on", *(name.replace("_", " ") for name in figures)], table)
+
+
+def _not_verified(record: Record, export: Export) -> str:
+    lines = []
+    if not record.scores and not export.scores:
+        lines.append(
+            "How well this network does on real images is unknown: no labelled data was given, so nothing here "
+            "was measured on any. Score it on labelled images of your own before you rely on it."
+        )
+    else:
+        lines.append("The scores above hold for the data they name; no other data was tried.")
+    if record.agreement is not None:
+        lines.append(
+            f"It gives its teacher's answer in {100 * record.agreement:.1f} % of cases on images that the source made "
+            "and it did not learn from. This says little about real images."
+        )
+    lines.append("Whether the teacher was any good, what it was trained on, and whether its mistakes and biases are "
+                 "fewer or more in this student: not looked at.")  # fmt: skip
+    lines.append("Robustness to noise, attacks, other cameras or other image sizes, and whether its probabilities can "
+                 "be taken at their word: not measured.")  # fmt: skip
+    if export.int8 is not None and not export.scores:
+        lines.append("`student.int8.onnx` was compared with the float file only, not scored.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _use(student: Student) -> str:
+    height, width = student.task.image_size
+    return (
+        "It stands in for its teacher where that is too large or too slow, on the same kind of images, at "
+        f"{height} x {width} pixels. It knows nothing its teacher does not: no new classes, no images unlike those the "
+        "teacher was trained for. Where a wrong answer can harm someone, verify it on data of your own first."
+    )
+
+
+def _loading(student: Student, export: Export) -> str:
+    code = load_snippet(student)
+    needs = "it needs `datafree`" if "import NetworkSpec" in code else "`datafree` is not needed"
+    parts = [f"In PyTorch ({needs}):\n\n```python\n{code}```"]
+    if export.errors:
+        worst = ", ".join(f"{error:.1e} with {images} at once" for images, error in export.errors.items())
+        parts.append(
+            f"As ONNX (opset {export.opset}, any number of images at once), which gives the answers of the PyTorch "
+            f"network to a relative error of {worst}. Mean, standard deviation and channel order are inside."
+            f"\n\n```python\n{onnx_snippet(student)}```"
+        )
+        if isinstance(student.network.network, Detector):
+            parts.append(
+                "The network answers a box in pixels and the scores of all classes at each of its locations; "
+                "`detections` keeps the surest of those that overlap, as `datafree` does when it scores detectors."
+            )
+    if export.int8 is not None:
+        int8 = export.int8
+        parts.append(
+            f"`student.int8.onnx` is the same in 8-bit integers, calibrated on {int8.images} images {int8.origin}. "
+            f"On {int8.compared} more of these it agrees with the float file in {100 * int8.agreement:.1f} % of cases."
+        )
+    return "\n\n".join(parts)
+
+
+def _versions(record: Record, export: Export) -> str:
+    made, hardware = mapping(record.environment.get("versions")), mapping(record.environment.get("hardware"))
+    names = list(dict.fromkeys([*map(str, made), *export.versions]))
+    rows = [
+        [_code(name), _code(made.get(name), "not recorded"), _code(export.versions.get(name), "-")] for name in names
+    ]
+    where = _code(hardware.get("accelerator") or hardware.get("processor"), "a machine that was not recorded")
+    seconds = "not recorded" if record.seconds is None else f"{record.seconds:,.0f} s"
+    seconds += " since it was last resumed" if record.resumed else ""
+    return f"Time of the run: {seconds}, on {where}.\n\n{_table(['', 'the run', 'the export'], rows)}"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', ' ') for cell in line)} |" for line in lines)
+
+
+def _code(value: object, missing: str = "not recorded") -> str:
+    """A text in code marks, or `missing` where there is none."""
+    text = public(value).strip() if isinstance(value, str) else ""
+    return f"`{text}`" if text else missing

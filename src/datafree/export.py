@@ -1,0 +1,281 @@
+"""A finished run's student as files to ship: weights, description, model card, ONNX, INT8.
+
+    RUN/export/
+      student.safetensors   the bare network's weights, for its own library
+      student.onnx          `images` (B, 3, H, W) in [0, 1] -> `logits`, or a detector's `boxes` and `scores`
+      student.int8.onnx     the same in 8-bit integers
+      config.json           what a program needs to know: network, classes, input, checks, scores
+      README.md             the model card
+
+B images, C classes, L locations, N images to calibrate with, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree import images as image_files
+from datafree import options
+from datafree.card import Export, Int8, model_card, public
+from datafree.errors import DataError, NetworkError, RunError
+from datafree.evaluate import evaluate
+from datafree.files import write_whole
+from datafree.networks.detectors import Predictions
+from datafree.networks.normalized import bare
+from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
+from datafree.networks.weights import read_tensors, save_weights
+from datafree.quantize import quantize
+from datafree.recipe import FAMILIES
+from datafree.runs import environment
+from datafree.student import CALIBRATION, Record, Student, load_student, read_record
+from datafree.tasks.base import LabelledData, Scores, Task
+from datafree.wording import one_line
+
+CALIBRATED_ON = 256  # images at most
+
+_FILES = ("student.safetensors", "student.onnx", "student.int8.onnx", "config.json", "README.md")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export came to."""
+
+    folder: Path
+    sizes: dict[str, int]  # file -> bytes
+    errors: dict[int, float]  # images at once -> relative error of student.onnx
+    scores: dict[str, Scores]  # file -> on labelled data; empty without
+    notes: list[str]
+
+
+def export_run(
+    run: Path,
+    out: Path | None = None,
+    *,
+    onnx: bool = True,
+    opset: int | None = None,
+    int8: bool = False,
+    images: Path | None = None,
+    data: Path | None = None,
+    student: str | None = None,
+    task: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Exported:
+    """Write the student of a finished run into `out`, by default RUN/export, whole or not at all.
+
+    `opset` is ONNX's, torch's choice by default. `int8` adds student.int8.onnx, calibrated on the images the run has
+    kept of its source's, or on those in the folder `images`. `data`, labelled, scores what was exported. `student` and
+    `task` as in `load_student`. An older export in `out` is replaced. Raises DatafreeError.
+    """
+    if int8 and not onnx:
+        raise NetworkError("INT8 is made of the ONNX file: leave out --no-onnx, or --int8")
+    if onnx:
+        require("exporting to ONNX", "onnx", "onnxscript", "onnxruntime")
+    out = run / "export" if out is None else out if out.name else out.absolute()
+    loaded = load_student(run, student=student, task=task)
+    _check_out(out)
+    labelled = loaded.task.open_labelled(data) if data is not None else None
+    if labelled is not None and not loaded.class_names:
+        loaded = replace(loaded, class_names=labelled.class_names)
+    calibration, origin = _calibration(run, images, loaded.task) if int8 else (torch.empty(0), "")
+    notes: list[str] = []
+    scores: dict[str, Scores] = {}
+    errors: dict[int, float] = {}
+    used_opset, quantised = None, None
+
+    stage = _stage(out)
+    try:
+        weights, float_file, int8_file = (stage / name for name in _FILES[:3])
+        save_weights(bare(loaded.network), weights)
+        if labelled is not None:
+            say(f"scoring on {data}")
+            scores[weights.name] = _score(loaded.network, loaded.task, labelled)
+        if onnx:
+            say("exporting to ONNX")
+            described = {"task": options.plain(loaded.task, FAMILIES), "class_names": loaded.class_names}
+            size = loaded.task.image_size
+            used_opset = write_onnx(loaded.network, float_file, size, described, opset=opset)
+            errors = check_onnx(loaded.network, float_file, size)
+            if labelled is not None:
+                scores[float_file.name] = _score(OnnxNetwork(float_file), loaded.task, labelled)
+        if int8:
+            say(f"quantising, with {len(calibration)} images: {origin}")
+            quantised = _quantise(loaded, float_file, int8_file, calibration, origin)
+            if labelled is not None:
+                scores[int8_file.name] = _score(OnnxNetwork(int8_file), loaded.task, labelled)
+        if labelled is None:
+            notes.append("not scored: no labelled data was given (--data DIR scores what is exported)")
+        elif labelled.skipped:
+            notes.append(f"not scored, unreadable: {'; '.join(dict.fromkeys(labelled.skipped))}")
+        export = Export(
+            errors=errors,
+            opset=used_opset,
+            int8=quantised,
+            scores=scores,
+            scored_on=None if data is None else public(str(data.absolute())),
+            versions=_versions(),
+        )
+        record = read_record(run)
+        sums = {file.name: _sha256(file) for file in sorted(stage.iterdir())}
+        text = json.dumps(_without_nan(config(loaded, record, export, sums)), indent=2, allow_nan=False)
+        write_whole(stage / "config.json", (text + "\n").encode())
+        write_whole(stage / "README.md", model_card(loaded, record, export).encode())
+        sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
+        _put(stage, out)
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {one_line(error)}; free some space, or choose another --out") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return Exported(folder=out, sizes=sizes, errors=errors, scores=scores, notes=notes)
+
+
+def _quantise(student: Student, file: Path, out: Path, images: Tensor, origin: str) -> Int8:
+    """Quantise on three quarters of `images`, compare on the last."""
+    compared = max(1, len(images) // 4)
+    learnt, fresh = images[:-compared], images[-compared:]
+    exact = OnnxNetwork(file)
+    detector = isinstance(exact(_floats(fresh[:1])), Predictions)
+    quantize(file, out, map(_floats, torch.split(learnt, 8)), exact_ends=detector)
+    small, task = OnnxNetwork(out), student.task
+    parts = [(small(_floats(part)), exact(_floats(part))) for part in torch.split(fresh, 8)]
+    ours, theirs = task.join([one for one, _ in parts]), task.join([other for _, other in parts])
+    return Int8(images=len(learnt), origin=origin, agreement=task.agreement(ours, theirs), compared=compared)
+
+
+def _floats(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _calibration(run: Path, folder: Path | None, task: Task) -> tuple[Tensor, str]:
+    """Images (N, 3, H, W) uint8 to calibrate with, two or more, and what they are. Raises DataError."""
+    if folder is not None:
+        inner = (folder / "data" / "images", folder / "images")  # of sets with masks or boxes beside the images
+        files = image_files.list_images(next((place for place in inner if place.is_dir()), folder))
+        chosen = files[:: -(-len(files) // CALIBRATED_ON)]  # spread over the folder
+        found = torch.stack(list(_read_images(chosen, task.image_size)))
+        origin = f"from the folder {public(str(folder.absolute()))}"
+    else:
+        file = run / CALIBRATION
+        if not file.is_file():
+            raise DataError(f"{run} holds no images of its source ({CALIBRATION}); give a folder of some with --images")
+        found = read_tensors(file).get("images", torch.empty(0))
+        origin = "that the run's source made"
+        if found.dtype != torch.uint8 or found.ndim != 4 or tuple(found.shape[1:]) != (3, *task.image_size):
+            raise DataError(
+                f"{file} does not hold 8-bit images of the task's size; give a folder of some with --images"
+            )
+    if len(found) < 2:
+        raise DataError("one image is too few to calibrate with; give a folder of some hundred with --images")
+    return found[:CALIBRATED_ON], origin
+
+
+def _read_images(files: list[Path], size: tuple[int, int]) -> Iterator[Tensor]:
+    for file in files:
+        pixels = image_files.to_tensor(image_files.fit(image_files.read_image(file), size))
+        yield (pixels * 255).round().byte()
+
+
+def _score(network: nn.Module, task: Task, labelled: LabelledData) -> Scores:
+    return evaluate(network, task, labelled, device=torch.device("cpu"))
+
+
+def config(student: Student, record: Record, export: Export, sums: Mapping[str, str]) -> dict[str, Any]:
+    """config.json: plain values. `sums`: SHA-256 of each file."""
+    spec, (height, width) = student.spec, student.task.image_size
+    return {
+        "library": spec.network.partition("/")[0] if "/" in spec.network else "own code",
+        "network": spec.network,
+        "args": dict(spec.args),
+        "parameters": sum(parameter.numel() for parameter in student.network.parameters()),
+        "task": options.plain(student.task, FAMILIES),
+        "num_classes": student.task.num_classes,
+        "class_names": student.class_names or None,
+        "image_size": [height, width],
+        "input": {
+            "name": "images",
+            "shape": ["batch", 3, height, width],
+            "values": "RGB, float32 in [0, 1]",
+            "mean": list(spec.mean),  # of R, G, B, what the bare network's images are normalised with
+            "std": list(spec.std),
+            "order": spec.order,
+            "channels": spec.channels,
+            "resized_to": None if spec.input_size is None else list(spec.input_size),
+        },
+        "onnx": None
+        if not export.errors
+        else {"opset": export.opset, "relative_error": {str(n): error for n, error in export.errors.items()}},
+        "int8": None if export.int8 is None else asdict(export.int8),
+        "scores": {
+            "run": {"on": public(record.scored_on), **{who: score.values for who, score in record.scores.items()}},
+            "export": {"on": export.scored_on, **{name: score.values for name, score in export.scores.items()}},
+        },
+        "teacher": public(dict(student.taught_by)) or None,
+        "sha256": dict(sums),
+        "versions": export.versions,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = dict(environment()["versions"])
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _check_out(out: Path) -> None:
+    """Raise RunError if `out` holds anything that an export would not replace."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise RunError(f"{out} is not a folder; choose another --out")
+    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in _FILES) if out.exists() else []
+    if strange:
+        raise RunError(f"{out} holds {strange[0]!r}, which no export writes; move it away or choose another --out")
+
+
+def _stage(out: Path) -> Path:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        stage.chmod(0o755)  # a temporary folder is the owner's alone
+    except OSError as error:
+        raise RunError(f"cannot write into {out.parent}: {one_line(error)}; choose another --out") from error
+    return stage
+
+
+def _put(stage: Path, out: Path) -> None:
+    """Move the folder `stage` to `out`, in the place of an older export."""
+    if not out.exists():
+        stage.rename(out)
+        return
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
+        old = out.rename(Path(aside) / out.name)
+        try:
+            stage.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and value != value else value

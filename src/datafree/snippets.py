@@ -1,0 +1,203 @@
+"""Code that loads an exported student, as its model card shows it: in the student's own library, without datafree.
+
+Whatever is put into it is a literal of plain values or a name that the library was found to have.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Mapping
+from typing import Any
+
+from datafree.errors import NetworkError
+from datafree.networks.detectors import Detector
+from datafree.networks.load import PRETRAINED, NetworkSpec
+from datafree.student import Student
+from datafree.tasks.detection import Detection
+from datafree.tasks.segmentation import Segmentation
+
+# One image's detections in numpy; the same as `datafree.detections.detect` finds.
+POST_PROCESS = '''\
+def detections(boxes, scores, size, least={least}, overlap={overlap}, most={most}):
+    """Of one image: boxes (L, 4) in pixels, scores (L, C), size (height, width) -> class ids, boxes, scores."""
+    order = np.argsort(-scores, axis=None, kind="stable")[:1000]  # pairs of a location and a class, the surest
+    places, labels = np.divmod(order, scores.shape[1])
+    sure, boxes = scores.ravel()[order], np.clip(boxes[places], 0, [size[1], size[0]] * 2)
+    good = (sure > least) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+    labels, boxes, sure = labels[good], boxes[good], sure[good]
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    kept = []
+    for i in range(len(boxes)):  # of two of a class that overlap only the surer stays
+        same = [k for k in kept if labels[k] == labels[i]]
+        low, high = np.maximum(boxes[i, :2], boxes[same, :2]), np.minimum(boxes[i, 2:], boxes[same, 2:])
+        shared = np.clip(high - low, 0, None).prod(1)
+        if not (shared > overlap * (area[i] + area[same] - shared)).any():
+            kept.append(i)
+    kept = kept[:most]
+    return labels[kept], boxes[kept], sure[kept]
+'''
+
+
+def load_snippet(student: Student) -> str:
+    """Python that loads student.safetensors and answers `images` with `logits`, or finds boxes in them."""
+    spec, task = student.spec, student.task
+    library, _, name = spec.network.partition("/")
+    detector = isinstance(student.network.network, Detector)
+    if library == "datafree" or (detector and library != "torchvision"):
+        return _with_datafree(spec, task.num_classes, detector, task.image_size)
+    build, imports, answer = _build(library, name, spec, task.num_classes + detector)
+    lines = [
+        *sorted([*imports, "import torch"]),
+        *(["import torch.nn.functional as F"] if spec.input_size else []),
+        "from safetensors.torch import load_file",
+        "",
+        f"network = {build}",
+        'network.load_state_dict(load_file("student.safetensors"))',
+        "network.eval()",
+        "",
+        *_images(task.image_size),
+        *_prepared(spec),
+    ]
+    if detector:
+        lines += [
+            "transform = network.transform  # its part is done: it may resize and normalise no more",
+            "transform.image_mean, transform.image_std = [0.0] * 3, [1.0] * 3",
+            "transform.min_size, transform.max_size = x.shape[-2:], max(x.shape[-2:])",
+            "transform.fixed_size = (x.shape[-1], x.shape[-2])",
+            "with torch.no_grad():",
+            "    found = network(list(x))  # for each image: boxes in pixels of x, scores, labels (class 0 is label 1)",
+        ]
+    else:
+        lines += ["with torch.no_grad():", f"    logits = {answer}"]
+        if spec.input_size is not None and isinstance(task, Segmentation):
+            lines.append('    logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")')
+    return "\n".join(lines) + "\n"
+
+
+def onnx_snippet(student: Student) -> str:
+    """Python that answers `images` with student.onnx in onnxruntime; for a detector with its post-process."""
+    task = student.task
+    height, width = task.image_size
+    lines = [
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        'session = onnxruntime.InferenceSession("student.onnx")',
+        f"images = np.random.rand(1, 3, {height}, {width}).astype(np.float32)  # yours: RGB in [0, 1]",
+    ]
+    if not isinstance(student.network.network, Detector):
+        return "\n".join([*lines, '(logits,) = session.run(None, {"images": images})']) + "\n"
+    wanted = task if isinstance(task, Detection) else Detection(num_classes=1, image_size=task.image_size)
+    process = POST_PROCESS.format(least=wanted.least_score, overlap=wanted.overlap, most=wanted.max_boxes)
+    lines += [
+        'boxes, scores = session.run(None, {"images": images})  # (B, L, 4), (B, L, C)',
+        "",
+        "",
+        *process.splitlines(),
+        "",
+        "",
+        f"labels, found, sure = detections(boxes[0], scores[0], ({height}, {width}))",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _images(size: tuple[int, int]) -> list[str]:
+    return [f"images = torch.rand(1, 3, {size[0]}, {size[1]})  # yours: RGB, float32 in [0, 1]"]
+
+
+def _prepared(spec: NetworkSpec) -> list[str]:
+    """Lines that make `x`, what the bare network takes, of `images`: as `Normalized` does."""
+    lines = ["x = images"]
+    if any(spec.mean) or any(value != 1 for value in spec.std):
+        lines = [
+            f"mean = torch.tensor({list(spec.mean)}).view(1, 3, 1, 1)",
+            f"std = torch.tensor({list(spec.std)}).view(1, 3, 1, 1)",
+            "x = (images - mean) / std",
+        ]
+    if spec.input_size is not None:
+        size = tuple(spec.input_size)
+        lines.append(f'x = F.interpolate(x, size={size}, mode="bilinear", antialias=True)')
+    if spec.order == "bgr":
+        lines.append("x = x.flip(1)  # it takes B, G, R")
+    if spec.channels == 1:
+        lines.append("x = x.mean(1, keepdim=True)  # it takes grey images")
+    return lines
+
+
+def _build(library: str, name: str, spec: NetworkSpec, num_classes: int) -> tuple[str, list[str], str]:
+    """The call that builds a library's or the user's network without weights, its imports, and how it answers."""
+    args = {key: value for key, value in spec.args.items() if key not in (*PRETRAINED, "classes", "num_classes")}
+    grey = spec.channels == 1
+    if library == "timm":
+        args = {"pretrained": False, **args, "num_classes": num_classes, **({"in_chans": 1} if grey else {})}
+        return f"timm.create_model({_call(repr(name), args)})", ["import timm"], "network(x)"
+    if library == "torchvision":
+        import torchvision
+
+        parts = torchvision.models.get_model_builder(name).__module__.split(".")
+        offline = {"weights_backbone": None} if {"segmentation", "detection"}.intersection(parts) else {}
+        args = {"weights": None, **offline, **args, "num_classes": num_classes}
+        answer = 'network(x)["out"]' if "segmentation" in parts else "network(x)"
+        return f"torchvision.models.get_model({_call(repr(name), args)})", ["import torchvision"], answer
+    if library == "smp":
+        import segmentation_models_pytorch as smp
+
+        for short, full in (("encoder", "encoder_name"), ("output_stride", "encoder_output_stride")):
+            if short in args:
+                args[full] = args.pop(short)
+        args = {**args, "encoder_weights": None, "classes": num_classes, **({"in_channels": 1} if grey else {})}
+        kind = smp.MODEL_ARCHITECTURES_MAPPING[name].__name__
+        return f"smp.{kind}({_call('', args)})", ["import segmentation_models_pytorch as smp"], "network(x)"
+    module, _, attribute = spec.network.partition(":")
+    return f"{module}.{attribute}({_call('', spec.args)})", [f"import {module}"], "network(x)"
+
+
+def _with_datafree(spec: NetworkSpec, num_classes: int, detector: bool, size: tuple[int, int]) -> str:
+    given = {
+        "network": spec.network,
+        "args": dict(spec.args),
+        "mean": tuple(spec.mean),
+        "std": tuple(spec.std),
+        "channels": spec.channels,
+        "order": spec.order,
+        "input_size": None if spec.input_size is None else tuple(spec.input_size),
+    }
+    defaults = {"args": {}, "mean": (0.0,) * 3, "std": (1.0,) * 3, "channels": 3, "order": "rgb", "input_size": None}
+    given = {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
+    lines = [
+        "from pathlib import Path",
+        "",
+        "import torch",
+        "from datafree.networks.load import NetworkSpec, build_network",
+        "",
+        f'spec = NetworkSpec({_call("", given)}, weights=Path("student.safetensors"))',
+        f"network = spec.wrap(build_network(spec, num_classes={num_classes})).eval()",
+        "",
+        *_images(size),
+        "with torch.no_grad():",
+    ]
+    answer = "found = network(images)  # .boxes (B, L, 4) in pixels, .scores (B, L, C)"
+    lines.append(f"    {answer if detector else 'logits = network(images)'}")
+    return "\n".join(lines) + "\n"
+
+
+def _call(first: str, args: Mapping[str, Any]) -> str:
+    """Arguments as a call has them. Raises NetworkError for what is no literal."""
+    written = [first] if first else []
+    for key, value in args.items():
+        if not key.isidentifier() or keyword.iskeyword(key):
+            raise NetworkError(f"the argument {key[:80]!r} of the student is no name; correct student.json")
+        written.append(f"{key}={_literal(value)}")
+    return ", ".join(written)
+
+
+def _literal(value: Any) -> str:
+    """A plain value as Python writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_literal(str(key))}: {_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(map(_literal, value))
+        return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return ascii(value)
+    raise NetworkError(f"an argument of the student is a {type(value).__name__}; only plain values can be exported")

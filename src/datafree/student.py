@@ -1,0 +1,214 @@
+"""The student that a run leaves behind: what its directory says of it, and the network built again.
+
+A run directory is not trusted: it can neither name code to import nor have anything downloaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from datafree import options, yaml12
+from datafree.errors import NetworkError, RunError
+from datafree.files import write_whole
+from datafree.networks.load import PRETRAINED, NetworkSpec, build_network
+from datafree.networks.normalized import Normalized, bare
+from datafree.networks.onnx import OnnxNetwork
+from datafree.recipe import FAMILIES, TASK
+from datafree.tasks import TASKS
+from datafree.tasks.base import Scores, Task
+from datafree.wording import show
+
+CALIBRATION = "calibration.safetensors"  # of a run: `images` (N, 3, H, W) uint8, held out by its source
+_MAX_BYTES = 10_000_000  # of a file that a run directory describes itself with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A finished run's student, on the CPU."""
+
+    spec: NetworkSpec  # what it is called and what its images must be; `weights` is the run's file
+    task: Task
+    network: Normalized  # images in [0, 1] -> answers of the task
+    class_names: list[str]  # one for each class, or empty: nobody has said
+    taught_by: Mapping[str, Any]  # as `describe_teacher`; empty: not recorded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a run directory says of how its student came to be. Empty or None: it does not say."""
+
+    source: Mapping[str, Any]  # the recipe's sections
+    training: Mapping[str, Any]
+    scores: dict[str, Scores]  # "teacher" and "student", on the data the recipe names
+    scored_on: str | None
+    step: int | None  # whose student was kept
+    agreement: float | None  # with the teacher on the source's held-out images, fraction of rows
+    seconds: float | None  # the run took; since it was last resumed, if it was
+    resumed: bool
+    environment: Mapping[str, Any]  # "versions", "hardware", "began"
+
+
+def load_student(run: Path, *, student: str | None = None, task: str | None = None) -> Student:
+    """The student of a run directory, built again with its weights.
+
+    Where its network or its task came from an import path, `student` ("mypkg.nets:make_net") or `task`
+    ("mypkg.tasks:Mine") names it again. Raises RunError, NetworkError, WeightsError.
+    """
+    file = run / "student.json"
+    described = _read_description(run)
+    section, task_section = dict(described["network"]), dict(described["task"])
+    args = {name: value for name, value in dict(section.get("args", {})).items() if name not in PRETRAINED}
+    section = {**section, "network": student or section.get("network"), "args": args}
+    section["weights"] = None  # its place is no text to be expanded
+    try:
+        spec: NetworkSpec = replace(options.build(NetworkSpec, section), weights=run / "student.safetensors")
+    except options.Invalid as error:
+        raise RunError(f"{file} does not describe a student: {error.faults[0]}") from error
+    made = read_task(task_section, task, str(file))
+    network = build_network(spec, num_classes=made.num_classes, allow_import=student is not None)
+    return Student(
+        spec=spec,
+        task=made,
+        network=spec.wrap(network),
+        class_names=read_class_names(described.get("class_names"), made),
+        taught_by=mapping(described.get("teacher")),
+    )
+
+
+def load_onnx(file: Path, *, task: str | None = None) -> tuple[Task, OnnxNetwork]:
+    """The network in an ONNX file of `datafree export` and the task it says it is for; `task` as in `load_student`.
+
+    Raises RunError, NetworkError, WeightsError; DatafreeError without onnxruntime.
+    """
+    network = OnnxNetwork(file)
+    section = network.description.get("task")
+    if not isinstance(section, Mapping):
+        raise NetworkError(f"{file} does not say which task it is for; make it again with `datafree export RUN`")
+    return read_task(section, task, str(file)), network
+
+
+def read_record(run: Path) -> Record:
+    """What the directory says; a file that is missing, damaged or of another form says nothing."""
+    recipe = _read(run / "recipe.yaml")
+    result, environment = _read(run / "result.json"), _read(run / "environment.json")
+    chosen, cost = mapping(result.get("chosen")), mapping(_read(run / "student.json").get("cost"))
+    return Record(
+        source=mapping(recipe.get("source")),
+        training=mapping(recipe.get("training")),
+        scores={str(who): made for who, given in mapping(result.get("scores")).items() if (made := _scores(given))},
+        scored_on=found if isinstance(found := result.get("scored_on"), str) else None,
+        step=None if (step := number(chosen.get("step"))) is None else int(step),
+        agreement=number(chosen.get("agreement")),
+        seconds=number(cost.get("seconds")),
+        resumed=cost.get("resumed") is True,
+        environment=environment,
+    )
+
+
+def save_calibration(images: Tensor, run: Path) -> None:
+    """Keep images (N, 3, H, W) in [0, 1] in a run's directory, as 8-bit ones, for who quantises its student later.
+
+    Raises RunError if they cannot be written.
+    """
+    content = safetensors.torch.save({"images": (images.detach().cpu().clamp(0, 1) * 255).round().byte().contiguous()})
+    try:
+        write_whole(run / CALIBRATION, content)
+    except OSError as error:
+        raise RunError(f"cannot write {run / CALIBRATION}: {error.strerror}; free some space") from error
+
+
+def read_task(section: Mapping[str, Any], task: str | None, where: str) -> Task:
+    """The task of a section found at `where`; `task` names its class if it is none of datafree's. Raises RunError."""
+    section = {**section, "kind": task or section.get("kind")}
+    if task is None and not (isinstance(section["kind"], str) and section["kind"] in TASKS):
+        raise RunError(f"{where} names no task of datafree's ({show(section['kind'])}); give yours with --task")
+    try:
+        made: Task = options.choose(TASK, section, FAMILIES)
+    except options.Invalid as error:
+        raise RunError(f"{where} does not describe a task: {error.faults[0]}") from error
+    return made
+
+
+def read_class_names(given: object, task: Task) -> list[str]:
+    """A file's names of the task's classes, or none if they are not one for each class."""
+    names = [name for name in given if isinstance(name, str)] if isinstance(given, list) else []
+    return names if len(names) == task.num_classes else []
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """`value` if it is a mapping, else an empty one: for parts of a file that may be missing or of another form."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def number(value: object) -> float | None:
+    """`value` if it is a number of a sensible size, else None: for parts of a file that may be of another form."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+    return float(value) if good and isinstance(value, (int, float)) else None
+
+
+def describe_teacher(spec: NetworkSpec, network: nn.Module, licence: str | None = None) -> dict[str, Any]:
+    """What a student's card says of its teacher: plain values.
+
+    `sha256` is that of the weights file; of a teacher without one, that of its tensors as a safetensors file.
+    """
+    if spec.weights is not None:
+        with spec.weights.open("rb") as file:
+            digest, of = hashlib.file_digest(file, "sha256").hexdigest(), "file"
+    else:
+        tensors = {
+            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, value in bare(network).state_dict().items()
+            if isinstance(value, Tensor)
+        }
+        digest, of = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest(), "tensors"
+    plain: dict[str, Any] = options.plain(replace(spec, weights=None))
+    return {
+        "network": spec.network,
+        "args": plain["args"],
+        "weights": None if spec.weights is None else spec.weights.name,
+        "sha256": digest,
+        "sha256_of": of,
+        "parameters": sum(parameter.numel() for parameter in bare(network).parameters()),
+        "licence": licence or None,
+    }
+
+
+def _read_description(run: Path) -> dict[str, Any]:
+    """A run's student.json, its sections being sections. Raises RunError."""
+    file = run / "student.json"
+    if not run.is_dir():
+        raise RunError(f"{run} is not a run directory; `datafree distill` makes one")
+    if not file.exists():
+        raise RunError(f"{run} holds no finished student; run the same `datafree distill` again to finish it")
+    try:
+        described = dict(json.loads(file.read_text(encoding="utf-8")))
+        network, task = dict(described["network"]), dict(described["task"])
+        dict(network.get("args", {}))
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise RunError(f"{file} is damaged ({type(error).__name__}); take the run from its original place") from error
+    return {**described, "network": network, "task": task}
+
+
+def _scores(given: object) -> Scores | None:
+    values = {str(name): value for name, value in mapping(mapping(given).get("values")).items()}
+    numbers = {name: found for name, value in values.items() if (found := number(value)) is not None}
+    return Scores(values=numbers) if numbers else None
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        if not file.is_file() or file.stat().st_size > _MAX_BYTES:
+            return {}
+        text = file.read_text(encoding="utf-8")
+        return mapping(yaml12.parse(text, file.name) if file.suffix == ".yaml" else json.loads(text))
+    except (OSError, ValueError, RecursionError):
+        return {}

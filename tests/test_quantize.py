@@ -1,0 +1,159 @@
+"""INT8 students: calibrated on made images only, close to the float ones, a quarter of their size."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from datafree.errors import DataError, NetworkError
+from datafree.export import Exported, export_run
+from datafree.images import to_image
+from datafree.networks.normalized import Normalized
+from datafree.networks.onnx import OnnxNetwork
+from datafree.networks.resnet import resnet
+from datafree.networks.weights import save_weights
+from datafree.student import save_calibration
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from datafree.quantize import _ends, quantize
+
+ARGS = {"depth": 8, "width": 32, "stride": 2}
+COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9]])
+
+
+def coloured(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy images of a colour (count, 3, 16, 16), and which of COLOURS it is."""
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % len(COLOURS)
+    noise = torch.rand(count, 3, 16, 16, generator=draw)
+    return 0.6 * noise + 0.4 * COLOURS[labels][:, :, None, None], labels
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
+    """A student that has learnt the colours, exported and quantised with made images and scored on labelled ones."""
+    folder = tmp_path_factory.mktemp("colours")
+    torch.manual_seed(0)
+    network = resnet(3, **ARGS)
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for step in range(20):
+        images, labels = coloured(24, step)
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+    run = folder / "run"
+    run.mkdir()
+    save_weights(network, run / "student.safetensors")
+    task = {"kind": "classification", "num_classes": 3, "image_size": [16, 16]}
+    described = {"network": {"network": "datafree/resnet", "args": ARGS}, "task": task}
+    (run / "student.json").write_text(json.dumps(described))
+    save_calibration(coloured(40, 100)[0], run)
+    for index, (image, label) in enumerate(zip(*coloured(30, 200), strict=True)):
+        place = folder / "data" / ["red", "green", "blue"][int(label)] / f"{index}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture: Image.Image = to_image(image)
+        picture.save(place)
+    (folder / "data" / "classes.txt").write_text("red\ngreen\nblue\n")
+    return run, export_run(run, int8=True, data=folder / "data")
+
+
+def test_int8_file_is_about_a_quarter_of_the_float_one(exported: tuple[Path, Exported]) -> None:
+    sizes = exported[1].sizes
+    assert 3.3 < sizes["student.onnx"] / sizes["student.int8.onnx"] < 4.2
+
+
+def test_int8_logits_are_close_to_the_float_ones(exported: tuple[Path, Exported]) -> None:
+    folder = exported[1].folder
+    images, labels = coloured(24, 300)
+    exact, small = OnnxNetwork(folder / "student.onnx"), OnnxNetwork(folder / "student.int8.onnx")
+    wanted, logits = exact(images), small(images)
+    assert isinstance(wanted, Tensor)
+    assert isinstance(logits, Tensor)
+    assert (logits - wanted).abs().max() < 0.1 * wanted.abs().max()
+    assert not torch.equal(logits, wanted)
+    assert (logits.argmax(1) == labels).float().mean() > 0.95
+    assert small.description == exact.description
+
+
+def test_score_change_is_reported_where_labelled_data_is_given(exported: tuple[Path, Exported]) -> None:
+    _, done = exported
+    assert list(done.scores) == ["student.safetensors", "student.onnx", "student.int8.onnx"]
+    assert done.scores["student.safetensors"].values["top1"] > 0.95
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["scores"]["export"]["student.int8.onnx"] == done.scores["student.int8.onnx"].values
+    assert config["class_names"] == ["red", "green", "blue"]
+    assert (config["int8"]["images"], config["int8"]["compared"]) == (30, 10)
+    card = (done.folder / "README.md").read_text()
+    for file, scores in done.scores.items():
+        assert f"| {file} | `.../" in card
+        assert f"{100 * scores.values['top1']:.2f} %" in card
+    assert "calibrated on 30 images that the run's source made" in card
+
+
+def test_quantising_without_images_is_one_line(exported: tuple[Path, Exported], tmp_path: Path) -> None:
+    out = tmp_path / "int8.onnx"
+    with pytest.raises(DataError, match="--images"):
+        quantize(exported[1].folder / "student.onnx", out, [])
+    (tmp_path / "bad.onnx").write_bytes(b"no network")
+    with pytest.raises(NetworkError, match="cannot be quantised") as caught:
+        quantize(tmp_path / "bad.onnx", out, [torch.rand(1, 3, 16, 16)])
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_images_are_streamed(exported: tuple[Path, Exported], tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def made() -> Iterator[Tensor]:
+        for seed in range(3):
+            asked.append(seed)
+            yield coloured(4, seed)[0]
+
+    quantize(exported[1].folder / "student.onnx", tmp_path / "int8.onnx", made())
+    assert asked == [0, 1, 2]
+
+
+def test_exact_ends_are_the_last_layers_and_what_follows_them() -> None:
+    from onnx import helper
+
+    def node(kind: str, inputs: str, output: str) -> object:
+        return helper.make_node(kind, inputs.split(), [output], name=output)
+
+    nodes = [
+        node("Conv", "images w1", "body"),
+        node("Relu", "body", "features"),
+        node("Conv", "features w2", "boxes"),  # one head
+        node("Exp", "boxes", "sides"),
+        node("Conv", "features w3", "tower"),  # the other, of two layers
+        node("Conv", "tower w4", "logits"),
+        node("Sigmoid", "logits", "scores"),
+    ]
+    graph = helper.make_graph(nodes, "detector", [], [])
+    assert sorted(_ends(graph)) == ["boxes", "logits", "scores", "sides"]
+
+
+def test_detectors_ends_stay_exact(tmp_path: Path) -> None:
+    from datafree.networks.onnx import write_onnx
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 16, 3),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(16, 2, 3),
+    )
+    write_onnx(Normalized(network), tmp_path / "float.onnx", (16, 16), {})
+    images = [torch.rand(4, 3, 16, 16) for _ in range(2)]
+    for name, exact in (("all", False), ("ends", True)):
+        quantize(tmp_path / "float.onnx", tmp_path / f"{name}.onnx", images, exact_ends=exact)
+    values = {name: OnnxNetwork(tmp_path / f"{name}.onnx")(images[0]) for name in ("float", "all", "ends")}
+    levels = {name: len(value.unique()) for name, value in values.items() if isinstance(value, Tensor)}
+    assert levels["all"] <= 256 < levels["ends"]
