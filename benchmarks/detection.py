@@ -10,8 +10,8 @@ When time is up, a cell stops before its next step; a batch of DIODE's images is
 
 Metrics: `ap50` and `ap` (COCO's) on all test images, of the student of the last step; `relative_ap50`, that over the
 teacher's of the same seed; `agreement` (F1 of the student's detections against the teacher's) on the source's held-out
-images; `minutes` of wall time, all of the cell; `peak_memory_mb` of its process; `images`: those that the student learnt
-from, each time it did, and those that the source's updates put out (updates x the source's batch_size).
+images; `minutes` of wall time, all of the cell; `peak_memory_mb` of its process; `images`: those that the student
+learnt from, each time it did, and those that the source's updates put out (updates x the source's batch_size).
 """
 
 from __future__ import annotations

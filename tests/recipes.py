@@ -78,6 +78,7 @@ def sources(folder: Path) -> dict[str, dict[str, Any]]:
 
 def small(section: dict[str, Any]) -> dict[str, Any]:
     """A source's section with whatever costs time made small, as far as its method has it and uses it."""
-    costs = {"width": 2, "latent": 4, "batch_size": 3, "warmup": 4, "update_every": 5, "iterations": 2, "bank_size": 64}
+    costs: dict[str, Any] = {"width": 2, "latent": 4, "batch_size": 3, "warmup": 4, "update_every": 5, "iterations": 2}
+    costs |= {"bank_size": 64, "stages": [{"iterations": 2}]}
     has = {field.name: field.default for field in dataclasses.fields(SOURCES[section["method"]])}
     return {**section, **{name: value for name, value in costs.items() if has.get(name)}}

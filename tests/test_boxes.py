@@ -415,3 +415,11 @@ def test_a_box_is_confirmed_by_any_class_and_the_nearest_stays_where_none_is() -
     assert seen([25, 0, 45, 10]) == [1]  # IoU 1/5
     assert seen([40, 40, 50, 50]) == [0]  # none is near: the first
     assert seen() == [0, 1, 2]  # nothing was found
+
+
+def test_boxes_lie_in_an_enlarged_image_where_they_lay_before() -> None:
+    targets = rows([[1, 2, 4, 10, 12], EMPTY, [-3, 0, 0, 30, 20]])  # of a class, none, a crowd
+    larger = boxes.at_size(targets, (20, 30), (40, 90))
+    assert larger.tolist() == [[[1, 6, 8, 30, 24], EMPTY, [-3, 0, 0, 90, 40]]]
+    assert torch.equal(boxes.at_size(larger, (40, 90), (20, 30)), targets)
+    assert boxes.at_size(targets, (20, 30), (20, 30)) is targets

@@ -176,3 +176,32 @@ def test_total_variation_sums_four_directions() -> None:
     ours = losses.total_variation(images)
     assert [v.item() for v in ours] == pytest.approx([mean, norm], rel=1e-9)
     assert [v.item() for v in losses.total_variation(torch.full((1, 3, 8, 8), 0.3))] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("weights", [(75.0, 0.0), (0.0, 0.5), (1.0, 0.5)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_total_variation_has_the_gradient_of_its_formula(
+    weights: tuple[float, float], layout: torch.memory_format
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(2, 3, 6, 5, generator=generator, dtype=torch.float64).contiguous(memory_format=layout)
+    images[1, :, 2:4, 2:4] = 0.5  # equal neighbours: a slope of 0
+    images.requires_grad_()
+    steps = [
+        images[..., 1:] - images[..., :-1],
+        images[..., 1:, :] - images[..., :-1, :],
+        images[..., 1:, 1:] - images[..., :-1, :-1],
+        images[..., 1:, :-1] - images[..., :-1, 1:],
+    ]
+    formula = sum(weights[0] * step.abs().mean() + weights[1] * step.square().sum().sqrt() for step in steps)
+    assert isinstance(formula, torch.Tensor)
+    (expected,) = torch.autograd.grad(formula, images)
+    used = [weight * value for weight, value in zip(weights, losses.total_variation(images), strict=True) if weight]
+    (found,) = torch.autograd.grad(torch.stack(used).sum(), images)
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_total_variation_of_flat_images_has_no_gradient_and_no_nan() -> None:
+    images = torch.full((1, 3, 8, 8), 0.3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(sum(losses.total_variation(images), torch.zeros(())), images)
+    assert torch.equal(gradient, torch.zeros_like(images))

@@ -140,10 +140,11 @@ def _silence_pillow() -> None:
     """Let no warning of Pillow's out: what matters is raised here as an error.
 
     The filter stays, because `warnings.catch_warnings` swaps a list that all threads share: decoding threads
-    would put stale filters back under the training thread's feet. It is renewed after others reset the list.
+    would put stale filters back under the training thread's feet. It is renewed after others reset the list, or put
+    filters before it.
     """
     quiet = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-    if quiet not in warnings.filters:
+    if not warnings.filters or warnings.filters[0] != quiet:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 

@@ -15,8 +15,8 @@ from datafree.bnstats import batchnorm_layers
 from datafree.boxes import Labelled, pack
 from datafree.detections import detect
 from datafree.networks.darknet import Darknet
-from datafree.networks.darknet_layers import Shortcut
 from datafree.networks.darknet_cfg import parse_cfg
+from datafree.networks.darknet_layers import Shortcut
 from datafree.networks.darknet_weights import load_darknet_weights, save_darknet_weights
 from datafree.networks.detectors import Predictions
 from datafree.networks.normalized import Normalized, bare

@@ -22,8 +22,8 @@ from torchvision.ops import generalized_box_iou_loss
 from datafree.boxes import Labelled
 from datafree.errors import NetworkError
 from datafree.networks.darknet import Darknet
-from datafree.networks.darknet_layers import Head
 from datafree.networks.darknet_cfg import parse_cfg, read_cfg
+from datafree.networks.darknet_layers import Head
 from datafree.networks.detectors import Detector, Heads, Predictions
 from datafree.wording import show
 

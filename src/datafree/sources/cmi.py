@@ -41,6 +41,7 @@ class Cmi(ImageSource):
     """
 
     finishes: ClassVar[bool] = True
+    needs_batchnorm: ClassVar[bool] = True
 
     target_weight: float = 1.0  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 1.0  # bn: of the distance to the teacher's BatchNorm statistics

@@ -37,6 +37,7 @@ class Fast(ImageSource):
     """
 
     finishes: ClassVar[bool] = True
+    needs_batchnorm: ClassVar[bool] = True
 
     target_weight: float = 0.4  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 10.0  # bn: of the distance to the teacher's BatchNorm statistics

@@ -33,6 +33,7 @@ class Inversion(ImageSource):
     """
 
     finishes: ClassVar[bool] = True
+    needs_batchnorm: ClassVar[bool] = True
 
     target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy), eq. 1
     bn_weight: float = 10.0  # alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4
