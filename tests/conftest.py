@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# Several processes with several threads each stand in one another's way.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
 
 
 @pytest.fixture

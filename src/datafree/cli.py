@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from datafree import __version__
+from datafree.demos import DEMO_TEXT, DEMOS, count
 from datafree.errors import DatafreeError, Interrupted, RecipeError
 from datafree.stopping import Stop, parse_time, stopping
 from datafree.tables import percent, readable, score_table, table
@@ -23,25 +24,6 @@ from datafree.wording import did_you_mean, show
 if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
     from datafree.job import Outcome
     from datafree.recipe import Recipe
-
-# task -> recipes, each with what makes it short: the method's, then the baseline that must lose
-DEMOS = {
-    "segmentation": {
-        "garments-demo": ["training.steps=40", "source.parts.1.warmup=20"],
-        "garments-noise": ["training.steps=40"],
-    },
-    "classification": {
-        "fashion-demo": ["training.steps=40", "source.warmup=20"],
-        "fashion-noise": ["training.steps=40"],
-    },
-    "detection": {
-        "boxes-demo": ["training.steps=40", "source.warmup=10"],
-        "boxes-noise": ["training.steps=40"],
-    },
-}
-DEMO_TEXT = """\
-A small student learns from a trained teacher without the teacher's training data: first from images that the
-method makes, then from plain noise. Labelled images, seen by no student, score them at the end."""
 
 app = typer.Typer(
     name="datafree",
@@ -226,12 +208,38 @@ def export(
     )
     print(f"export: {done.folder}")
     print(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
-    for count, error in done.errors.items():
-        print(f"student.onnx against torch, {count} at once: relative error {error:.1e}")
+    for number, error in done.errors.items():
+        print(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
     if done.scores:
         print(score_table(done.scores))
     for note in done.notes:
         print(f"note: {note}")
+
+
+@app.command()
+def inspect(
+    teacher: Annotated[str, typer.Argument(help="A network's name as in recipes, or a recipe: then its teacher.")],
+    weights: Annotated[Path | None, typer.Option(help="A file of its weights.")] = None,
+    args: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of its constructor; may be repeated.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Of images, in pixels, such as 224x320.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="KIND", help="classification, detection, segmentation.")] = None,
+    classes: Annotated[int | None, typer.Option(help="How many it tells apart.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Estimate what a run of it costs with this teacher.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
+    from dataclasses import asdict
+
+    from datafree.inspection import inspect_teacher
+    from datafree.inspection_text import inspection_text
+
+    found = inspect_teacher(
+        teacher, weights=weights, args=args or [], size=size, task=task, classes=classes, recipe=recipe
+    )
+    content = _without_nan(asdict(found))
+    print(json.dumps(content, indent=2, allow_nan=False) if as_json else inspection_text(found))
 
 
 @app.command(name="list")
@@ -269,9 +277,9 @@ def demo(
         teacher, student = outcome.scores["teacher"], outcome.scores["student"]
         if not rows:
             rows.append(["", "parameters", *map(readable, teacher.values)])
-            rows.append(["teacher", f"{_count(recipe, 'teacher'):,}", *map(percent, teacher.values.values())])
+            rows.append(["teacher", f"{count(recipe, 'teacher'):,}", *map(percent, teacher.values.values())])
         name = f"student, {recipe.name}"
-        rows.append([name, f"{_count(recipe, 'student'):,}", *map(percent, student.values.values())])
+        rows.append([name, f"{count(recipe, 'student'):,}", *map(percent, student.values.values())])
     print(table(rows))
     if quick:
         print("note: --quick trains for a few steps only; its scores say nothing about the method")
@@ -285,16 +293,6 @@ def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:
 
     with display(quiet=quiet) as shown:
         return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say)
-
-
-def _count(recipe: Recipe, which: str) -> int:
-    """Parameters of a recipe's teacher or student."""
-    from dataclasses import replace
-
-    from datafree.networks.load import build_network
-
-    network = build_network(replace(getattr(recipe, which), weights=None), num_classes=recipe.task.num_classes)
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _without_nan(value: Any) -> Any:

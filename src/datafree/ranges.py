@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datafree.wording import show
+
 _AT_LEAST: dict[str, int] = {"num_classes": 1, "warmup": 0, "update_every": 0, "weight_decay": 0, "seed": 0}
 _AT_LEAST |= dict.fromkeys(("steps", "batch_size", "log_every", "save_every", "picture_every"), 1)
 _AT_LEAST |= dict.fromkeys(("latent", "width", "image_size", "iterations", "bank_size", "memory"), 1)
@@ -39,10 +41,11 @@ def out_of_range(name: str, value: object) -> str | None:
 
 
 def _not_there(name: str, path: Path) -> str | None:
+    looked = f"(looked for {path if str(path).isprintable() else show(str(path))})"
     if name in _PLACES and not path.exists():
-        return f"is not here (looked for {path})"
+        return f"is not here {looked}"
     if name in _FOLDERS and not path.is_dir():
-        return f"is {'a file, not a folder' if path.exists() else 'no folder here'} (looked for {path})"
+        return f"is {'a file, not a folder' if path.exists() else 'no folder here'} {looked}"
     if name in _FILES and not path.is_file():
-        return f"is {'a folder, not a file' if path.exists() else 'no file here'} (looked for {path})"
+        return f"is {'a folder, not a file' if path.exists() else 'no file here'} {looked}"
     return None

@@ -152,15 +152,14 @@ class Diode(ImageSource):
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         device = self._setting.device
         targets = self._task.sample_targets(self.batch_size, device)
-        # Half of it black. Channels last, as the teacher's layers want it.
-        noise = torch.randn(self.batch_size, 3, *self._size_of(self.stages[0]), device=device).clamp_(0, 1)
-        images = noise.contiguous(memory_format=torch.channels_last)
+        size = self._size_of(self.stages[0])
+        images = torch.randn(self.batch_size, 3, *size, device=device).clamp_(0, 1)  # half of it black
         logs: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
             size = self._size_of(stage)
             images, targets, terms = self._run(_resized(images, size), targets, stage, size, look=index == 0)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
-        images = _resized(images, self._task.image_size).contiguous()  # where no stage is of that size
+        images = _resized(images, self._task.image_size)  # where no stage is of that size
         self._stock.add(images, targets)
         logs["boxes"] = boxes.present(targets).float().sum(1).mean()
         for who, network in (("teacher", self._setting.teacher), ("verifier", self._verifier)):

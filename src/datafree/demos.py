@@ -1,0 +1,37 @@
+"""The built-in examples that `datafree demo` runs: a method, and the baseline that must lose."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datafree.recipe import Recipe
+
+# task -> recipes, each with what makes it short: the method's, then the baseline that must lose
+DEMOS = {
+    "segmentation": {
+        "garments-demo": ["training.steps=40", "source.parts.1.warmup=20"],
+        "garments-noise": ["training.steps=40"],
+    },
+    "classification": {
+        "fashion-demo": ["training.steps=40", "source.warmup=20"],
+        "fashion-noise": ["training.steps=40"],
+    },
+    "detection": {
+        "boxes-demo": ["training.steps=40", "source.warmup=10"],
+        "boxes-noise": ["training.steps=40"],
+    },
+}
+DEMO_TEXT = """\
+A small student learns from a trained teacher without the teacher's training data: first from images that the
+method makes, then from plain noise. Labelled images, seen by no student, score them at the end."""
+
+
+def count(recipe: Recipe, which: str) -> int:
+    """Parameters of a recipe's teacher or student."""
+    from dataclasses import replace
+
+    from datafree.networks.load import build_network
+
+    network = build_network(replace(getattr(recipe, which), weights=None), num_classes=recipe.task.num_classes)
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,0 +1,246 @@
+"""What a network is, what it can teach and what that would cost: the answers of `datafree inspect`.
+
+Whatever is said of the images a network wants says how that is known; a suggestion is shown and never used.
+
+B images, C classes, H x W pixels, L locations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from datafree import modes
+from datafree.errors import DatafreeError, NetworkError
+from datafree.estimate import RunCost, TeacherCost, cost_of_run, cost_of_teacher, size_of
+from datafree.job import prepare
+from datafree.networks.detectors import Predictions
+from datafree.networks.first_input import Seen, distance, implied, told_order
+from datafree.networks.load import build_network, has_weights
+from datafree.networks.normalized import Normalized, bare
+from datafree.networks.preprocessing import Suggestion, known, suggested
+from datafree.recipe import TASK, Recipe
+from datafree.sources import SOURCES
+from datafree.subject import Fact, Subject, find_subject, input_facts
+from datafree.suitability import Applies, BatchNorm, applies, count_batchnorm
+from datafree.tasks import TASKS
+from datafree.tasks.base import Task, synthetic_batch
+from datafree.wording import did_you_mean, show
+
+_SIZES = ((224, 224), (256, 256), (320, 320), (32, 32))  # tried in turn where nobody says
+_BATCH_SIZE = 16  # images timed at once without a recipe, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """All that was found out; `dataclasses.asdict` of it is what `--json` prints."""
+
+    network: str
+    args: dict[str, Any]
+    weights: str | None  # the file
+    trained: bool  # whether it comes with weights, as far as anyone knows
+    task: Fact
+    problem: str | None  # why its answers do not fit the task
+    classes: Fact
+    output: str  # the form of its answers
+    parameters: int
+    bytes: int  # of parameters and buffers
+    macs: int  # multiplications with an addition, for one image of `input_size`
+    input_size: Fact  # [height, width]: an image of this size has passed
+    mean: Fact
+    std: Fact
+    order: Fact
+    batchnorm: BatchNorm
+    sources: dict[str, Applies]
+    device: str
+    cost: TeacherCost
+    recipe: str | None
+    run: RunCost | None
+    notes: list[str]
+
+
+def inspect_teacher(
+    teacher: str,
+    *,
+    weights: Path | None = None,
+    args: Sequence[str] = (),
+    size: str | None = None,
+    task: str | None = None,
+    classes: int | None = None,
+    recipe: str | None = None,
+) -> Inspection:
+    """Look at a network by name, or at the teacher of a recipe.
+
+    `args` are "key=value" of its constructor, `size` is "224x224" (height x width), `task` a kind of TASKS; `recipe`
+    is what a run's cost is estimated for. Raises DatafreeError for names, weights, sizes and tasks that do not fit.
+    """
+    if task is not None and task not in TASKS:
+        raise NetworkError(f"there is no task {show(task)}{did_you_mean(task, TASKS)}; known: {', '.join(TASKS)}")
+    subject = find_subject(teacher, weights=weights, args=args, size=size, classes=classes, recipe=recipe)
+    spec, plan, metadata = subject.spec, subject.plan, known(subject.spec)
+    device = modes.choose_device("auto" if plan is None else plan.training.device)
+    dtype = modes.choose_precision("auto" if plan is None else plan.training.precision, device)
+
+    # The network, and what it answers.
+    if metadata is not None and not subject.in_recipe:
+        spec = replace(spec, mean=metadata.mean, std=metadata.std)
+    network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(device)
+    network.to(memory_format=torch.channels_last)
+    outputs, input_size, macs = _look(network, subject, device)
+    made, kind, problem = _task(outputs, subject, task, input_size.value)
+    counted = Fact(value=made.num_classes, how="known", why="it answers so many")
+
+    # What its images must be.
+    trained = has_weights(spec)
+    suggestion = Suggestion(preprocessing=None, seen=None, why="it is not trained")
+    if trained:
+        images = torch.rand(1, spec.channels, *(spec.input_size or input_size.value), device=device)
+        suggestion = suggested(network.network, images)
+    mean, std, order = input_facts(subject, metadata, suggestion)
+    notes = [suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
+    if suggestion.seen is not None and mean.value is not None:
+        notes += _doubts(suggestion.seen, mean, std, order)
+    if metadata is not None and subject.in_recipe and (metadata.mean, metadata.std) != (spec.mean, spec.std):
+        notes.append(f"{metadata.origin} has mean {list(metadata.mean)} and std {list(metadata.std)}, the recipe not")
+
+    # What it can teach, and what that costs.
+    norms = count_batchnorm(bare(network))
+    cost = cost_of_teacher(network, input_size.value, device, _BATCH_SIZE if plan is None else plan.training.batch_size)
+    run = None
+    try:
+        if plan is not None:
+            run = _cost_of_run(plan, made, network, cost, device, dtype)
+    except DatafreeError as error:
+        notes.append(f"no estimate of the run: {error}")
+    return Inspection(
+        network=spec.network,
+        args=dict(spec.args),
+        weights=None if spec.weights is None else str(spec.weights),
+        trained=trained,
+        task=kind,
+        problem=problem,
+        classes=counted if subject.classes.value is None else subject.classes,
+        output=_form(outputs),
+        parameters=sum(parameter.numel() for parameter in bare(network).parameters()),
+        bytes=size_of(bare(network)),
+        macs=macs,
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        order=order,
+        batchnorm=norms,
+        sources={name: applies(name, made, norms, trained, problem) for name in sorted(SOURCES)},
+        device=f"{device.type}, {str(dtype).removeprefix('torch.')}",
+        cost=cost,
+        recipe=None if plan is None else plan.name,
+        run=run,
+        notes=notes,
+    )
+
+
+def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[Tensor | Predictions, Fact, int]:
+    """What it answers to an image, of which size, and the multiplications that takes. Raises NetworkError."""
+    tried = [subject.size.value] if subject.size.value is not None else list(_SIZES)
+    reason = ""
+    for height, width in tried:
+        try:
+            with torch.no_grad(), modes.frozen(network), FlopCounterMode(display=False) as counter:
+                outputs = network(synthetic_batch((height, width), device)[:1])
+        except NetworkError as error:
+            reason = reason or str(error)
+        except Exception as error:  # whatever a network of anyone's raises
+            lines = str(error).strip().splitlines()
+            reason = reason or (lines[0] if lines else type(error).__name__)
+        else:
+            size = subject.size
+            if size.value is None:
+                size = Fact(value=(height, width), how="unknown", why="nobody says; this one passes")
+            return outputs, size, counter.get_total_flops() // 2
+    height, width = tried[0]
+    raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}")
+
+
+def _task(
+    outputs: Tensor | Predictions, subject: Subject, stated: str | None, size: tuple[int, int]
+) -> tuple[Task, Fact, str | None]:
+    """The task, how its kind is known, and why the answers do not fit it. Raises NetworkError where it was stated."""
+    name, plan = subject.spec.network, subject.plan
+    guess, columns = _guess(outputs)
+    count = subject.classes.value or columns
+    if plan is not None:
+        kind = TASK.name_of(type(plan.task))
+        if stated not in (None, kind):
+            raise NetworkError(f"--task is {stated}, but the recipe's is {kind}: leave --task out")
+        made: Task = replace(plan.task, image_size=size, num_classes=count)
+        fact = Fact(value=kind, how="stated", why=f"the recipe {plan.name}")
+    else:
+        kind = stated or guess or ""
+        if not kind:
+            raise NetworkError(f"{name} answers {_form(outputs)}, which is the form of no task here")
+        made = TASKS[kind](num_classes=count, image_size=size)
+        fact = Fact(value=kind, how="suggested", why="the form of its answers")
+        if stated is not None:
+            fact = Fact(value=kind, how="stated", why="--task")
+    try:
+        made.check(outputs, f"teacher {name}")
+    except NetworkError as error:
+        if fact.how == "stated" or subject.classes.how == "stated":
+            raise
+        return made, fact, str(error)
+    return made, fact, None
+
+
+def _guess(outputs: Tensor | Predictions) -> tuple[str | None, int]:
+    """The kind of task whose form answers have, and their classes."""
+    if isinstance(outputs, Predictions):
+        return "detection", outputs.scores.shape[-1]
+    columns = outputs.shape[1] if outputs.ndim > 1 else 1
+    if outputs.ndim == 2 or (outputs.ndim == 4 and outputs.shape[2:] == (1, 1)):
+        return "classification", columns
+    return ("segmentation" if outputs.ndim == 4 else None), columns
+
+
+def _form(outputs: Tensor | Predictions) -> str:
+    if isinstance(outputs, Predictions):
+        heads = ", ".join(f"({', '.join(map(str, ('B', *head.shape[1:])))})" for head in outputs.heads)
+        _, locations, columns = outputs.scores.shape
+        return f"predictions at {locations:,} locations of {columns} classes; heads {heads}"
+    return f"one tensor ({', '.join(map(str, ('B', *outputs.shape[1:])))})"
+
+
+def _doubts(seen: Seen, mean: Fact, std: Fact, order: Fact) -> list[str]:
+    """What speaks against a mean, a std and an order: the images they imply are no images, or no photographs."""
+    doubts = []
+    if distance(seen, mean.value, std.value) > 1:
+        level, spread = implied(seen, mean.value, std.value)
+        possible = 0 <= level <= 1 and 0.02 < spread <= 0.5  # values in [0, 1] spread by 0.5 at most
+        verdict = "unlike photographs, of 0.45 and 0.27" if possible else "which no images in [0, 1] have"
+        doubts.append(
+            f"if the {mean.how} mean and std are right, it was trained on images in [0, 1] with a mean of {level:.2g} "
+            f"and a spread of {spread:.2g}, {verdict}"
+        )
+    told = told_order(seen) if len(set(mean.value)) == 1 else None
+    if told is not None and order.value not in (None, told):
+        doubts.append(f"its order is {order.how} as {order.value}, but its first BatchNorm suggests {told}")
+    return doubts
+
+
+def _cost_of_run(
+    plan: Recipe, task: Task, teacher: Normalized, cost: TeacherCost, device: torch.device, dtype: torch.dtype
+) -> RunCost:
+    student = prepare(plan.student, task, "student", device, dtype)
+    return cost_of_run(
+        task=task,
+        teacher=teacher,
+        student=student,
+        source=plan.source,
+        training=plan.training,
+        known=cost,
+        dtype=dtype,
+    )

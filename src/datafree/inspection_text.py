@@ -1,0 +1,114 @@
+"""An inspection as people read it: groups of aligned lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datafree.inspection import Inspection
+from datafree.subject import Fact
+from datafree.suitability import BatchNorm
+
+_Rows = list[tuple[str, str, str]]  # what, its value, a remark
+
+
+def inspection_text(found: Inspection) -> str:
+    """The whole text."""
+    args = "&".join(f"{key}={value}" for key, value in found.args.items())
+    height, width = found.input_size.value
+    teacher: _Rows = [
+        ("weights", found.weights or ("its library's or its own" if found.trained else "none"), ""),
+        _row("task", found.task),
+        *([("", f"but does not fit: {found.problem}", "")] if found.problem else []),
+        _row("classes", found.classes),
+        ("output", found.output, ""),
+        ("parameters", f"{found.parameters:,}", f"{size(found.bytes)} with its buffers"),
+        ("MACs", f"{found.macs:,}", f"an image of {height} x {width}"),
+        ("BatchNorm", _layers(found.batchnorm), found.batchnorm.note),
+    ]
+    images: _Rows = [
+        ("input size", f"{height} x {width}", _how(found.input_size) + "; such images pass"),
+        _row("mean", found.mean),
+        _row("std", found.std),
+        _row("order", found.order),
+        *(("note", note, "") for note in found.notes),
+    ]
+    cost = found.cost
+    here: _Rows = [
+        ("answer", f"{time(cost.forward)} an image", f"{cost.images} at once"),
+        ("answer and gradient to the image", f"{time(cost.backward)} an image", f"{size(cost.kept)} an image"),
+    ]
+    parts = [
+        f"{found.network}{f'?{args}' if args else ''}",
+        *_group("teacher", teacher),
+        *_group("its images", images),
+        *_group(
+            "methods",
+            [(name, "yes" if method.applies else "no", method.note) for name, method in found.sources.items()],
+        ),
+        *_group(f"on this machine ({found.device})", here),
+    ]
+    if found.run is not None:
+        run = found.run
+        rows: _Rows = [
+            ("source", f"{run.updates:,} updates", f"{time(run.update)} each"),
+            ("student", f"{run.steps:,} steps", f"{time(run.step)} each"),
+            ("whole run", f"about {time(run.seconds)}", ""),
+            ("memory", f"about {size(run.memory)}", "beside Python and torch"),
+            *(("assumed", assumption, "") for assumption in run.assumed),
+        ]
+        parts += _group(f"the recipe {found.recipe} on this machine", rows)
+    return "\n".join(parts)
+
+
+def _group(title: str, rows: _Rows) -> list[str]:
+    """A title and its rows; the values of short ones are aligned, so that their remarks are."""
+    first = max(len(name) for name, _, _ in rows)
+    second = max((len(value) for _, value, remark in rows if remark), default=0)
+    lines, before = ["", title], ""
+    for name, value, remark in rows:
+        shown, before = ("" if name == before else name), name
+        lines.append(f"  {shown:<{first}}  {f'{value:<{second}}  {remark}' if remark else value}".rstrip())
+    return lines
+
+
+def _row(name: str, fact: Fact) -> tuple[str, str, str]:
+    return name, "-" if fact.value is None else _shown(fact.value), _how(fact)
+
+
+def _how(fact: Fact) -> str:
+    return "unknown" if fact.value is None else f"{fact.how}: {fact.why}"
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(f'{item:.4g}' for item in value)}]"  # as a recipe takes it
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _layers(norms: BatchNorm) -> str:
+    kinds = {
+        "live": norms.live,
+        "frozen": norms.frozen,
+        "without running statistics": norms.without_statistics,
+        "as new": norms.as_new,
+    }
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "-"
+
+
+def size(count: int) -> str:
+    """Bytes with a unit, two figures or more."""
+    number, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.1f} {units[0]}" if number < 10 and units[0] != "B" else f"{number:.0f} {units[0]}"
+
+
+def time(seconds: float) -> str:
+    """Seconds as people say them, two figures or so."""
+    if seconds < 1:
+        return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.0f} days"

@@ -1,0 +1,209 @@
+"""What `datafree inspect` was asked to look at: a network, and what is known of it before it is built.
+
+C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from datafree import yaml12
+from datafree.errors import NetworkError
+from datafree.networks.first_input import distance
+from datafree.networks.load import PRETRAINED, NetworkSpec, build_network, network_names
+from datafree.networks.normalized import bare
+from datafree.networks.preprocessing import Preprocessing, Suggestion, known
+from datafree.networks.weights import read_tensors
+from datafree.recipe import Recipe, load_recipe, packaged_recipes
+from datafree.wording import did_you_mean, show
+
+How = Literal["known", "stated", "suggested", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A value and how it is known."""
+
+    value: Any  # plain; None: unknown
+    how: How
+    why: str  # who says so
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network to look at."""
+
+    spec: NetworkSpec
+    plan: Recipe | None  # what a run's cost is wanted for
+    in_recipe: bool  # whether `spec` is the plan's teacher, whose images are as the recipe says
+    classes: Fact  # an int; None: to be seen from the answers
+    size: Fact  # (height, width), pixels; None: to be tried
+
+
+def find_subject(
+    teacher: str,
+    *,
+    weights: Path | None,
+    args: Sequence[str],
+    size: str | None,
+    classes: int | None,
+    recipe: str | None,
+) -> Subject:
+    """Read what the user has written, as `inspection.inspect_teacher` has it. Raises DatafreeError."""
+    in_recipe = Path(teacher).suffix in (".yaml", ".yml") or teacher in packaged_recipes()
+    if in_recipe and recipe is not None:
+        raise NetworkError(f"{teacher} is a recipe itself: leave --recipe out, or give a network's name before it")
+    if not in_recipe and "/" not in teacher and ":" not in teacher:
+        raise NetworkError(f"there is no network or recipe {show(teacher)}{_hint(teacher)}; `datafree list` shows some")
+    wanted = teacher if in_recipe else recipe
+    plan = None if wanted is None else load_recipe(wanted)
+    spec = plan.teacher if plan is not None and in_recipe else NetworkSpec(network=teacher)
+    spec = replace(spec, args={**spec.args, **dict(map(_argument, args))}, weights=weights or spec.weights)
+    return Subject(
+        spec=spec,
+        plan=plan,
+        in_recipe=in_recipe,
+        classes=_classes(spec, classes, plan),
+        size=_size(spec, size, plan),
+    )
+
+
+def _hint(name: str) -> str:
+    """Where a name that stands alone may belong."""
+    import timm
+    import torchvision
+
+    models = {"torchvision": torchvision.models.list_models(), "timm": timm.list_models()}
+    alike = [f"{library}/{name}" for library, names in models.items() if name in names]
+    if alike:
+        return f" (did you mean {' or '.join(alike)}?)"
+    return did_you_mean(name, [*packaged_recipes(), *network_names()])
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    key, _, value = text.partition("=")
+    if not key.isidentifier() or not value:
+        raise NetworkError(f"--args {show(text)} is not of the form KEY=VALUE (encoder=resnet50)")
+    try:
+        return key, yaml12.parse(value, f"--args {key}")
+    except ValueError as error:
+        raise NetworkError(str(error).partition("\n")[0]) from error
+
+
+def _size(spec: NetworkSpec, stated: str | None, plan: Recipe | None) -> Fact:
+    if stated is not None:
+        match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", stated.strip(), re.ASCII)
+        if match is None or 0 in (pair := (int(match[1]), int(match[2] or match[1]))):
+            raise NetworkError(f"--size {show(stated)} is not a size in pixels; write it as HEIGHTxWIDTH, 224x320")
+        return Fact(value=pair, how="stated", why="--size")
+    if plan is not None:
+        return Fact(value=plan.task.image_size, how="stated", why=f"the recipe {plan.name}")
+    metadata = known(spec)
+    if metadata is not None and metadata.input_size is not None:
+        return Fact(value=metadata.input_size, how="known", why=metadata.origin)
+    return Fact(value=None, how="unknown", why="nobody says")
+
+
+def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact:
+    given = next((spec.args[key] for key in ("classes", "num_classes") if key in spec.args), None)
+    if stated is not None:
+        if stated < 1:
+            raise NetworkError(f"--classes is {stated}: give a number of at least 1")
+        return Fact(value=stated, how="stated", why="--classes")
+    if plan is not None:
+        return Fact(value=plan.task.num_classes, how="stated", why=f"the recipe {plan.name}")
+    if ":" in spec.network and "/" not in spec.network:  # its own code knows
+        return Fact(value=None, how="unknown", why="to be seen")
+    if isinstance(given, int):
+        return Fact(value=given, how="stated", why="args")
+    if spec.weights is not None and (count := classes_of(spec)) is not None:
+        return Fact(value=count, how="suggested", why=f"the last layers in {spec.weights.name}")
+    metadata = known(spec)
+    if metadata is not None and metadata.classes is not None:
+        return Fact(value=metadata.classes, how="known", why=metadata.origin)
+    _shapes(spec, 2)  # a wrong name is to be said first
+    way = "; its weights do not tell, so give --classes N" if spec.weights else ": give --classes N, or --weights FILE"
+    raise NetworkError(f"nobody says how many classes {spec.network} tells apart{way}")
+
+
+def classes_of(spec: NetworkSpec) -> int | None:
+    """C for which a library's network takes the tensors of its weights file; None where they do not tell.
+
+    The network is built twice, without values: the sides of its tensors that grow with C, and how, are then compared
+    with the file's. Raises NetworkError, WeightsError.
+    """
+    assert spec.weights is not None
+    if spec.weights.suffix == ".weights":  # Darknet's: numbers without shapes
+        return None
+    tensors = read_tensors(spec.weights)
+    few, more = 7, 11
+    shapes, grown = _shapes(spec, few), _shapes(spec, more)
+    found = set()
+    for name, shape in shapes.items():
+        for side, (a, b) in enumerate(zip(shape, grown[name], strict=True)):
+            tensor = _named(tensors, name)
+            if a == b or tensor is None or tensor.ndim != len(shape):
+                continue
+            each = (b - a) // (more - few)
+            found.add((tensor.shape[side] - (a - few * each)) / each)
+    count = found.pop() if len(found) == 1 else 0.0
+    return int(count) if count >= 1 and count == int(count) else None
+
+
+def _shapes(spec: NetworkSpec, classes: int) -> dict[str, torch.Size]:
+    plain = replace(spec, weights=None, args=_untrained(spec))
+    try:
+        with torch.device("meta"):
+            network = build_network(plain, num_classes=classes)
+    except NetworkError:  # some need values while they are built; a wrong name is said again
+        network = build_network(plain, num_classes=classes)
+    return {name: value.shape for name, value in bare(network).state_dict().items()}
+
+
+def _untrained(spec: NetworkSpec) -> dict[str, Any]:
+    return {key: value for key, value in spec.args.items() if key not in PRETRAINED}
+
+
+def _named(tensors: dict[str, Tensor], name: str) -> Tensor | None:
+    """The tensor called `name`, whatever wraps the one side's or the other's names."""
+    if name in tensors:
+        return tensors[name]
+    alike = (key for key in tensors if key.endswith(f".{name}") or ("." in key and name.endswith(f".{key}")))
+    return tensors.get(next(alike, ""))
+
+
+def input_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Suggestion) -> tuple[Fact, Fact, Fact]:
+    """Mean, std and order of the channels that a network wants, and how each is known."""
+    spec, seen = subject.spec, suggestion.seen
+    if subject.in_recipe:
+        return _facts(spec, "stated", f"the recipe {subject.plan.name if subject.plan else ''}")
+    if metadata is not None:
+        if spec.weights is None:
+            return _facts(metadata, "known", metadata.origin)
+        if seen is not None and distance(seen, metadata.mean, metadata.std) <= 1:
+            return _facts(metadata, "known", f"{metadata.origin}, and its first BatchNorm agrees")
+        return _facts(metadata, "suggested", f"{metadata.origin}, for the library's own weights")
+    guess = suggestion.preprocessing
+    if guess is None:
+        unknown = Fact(value=None, how="unknown", why=suggestion.why)
+        return unknown, unknown, unknown
+    mean, std, order = _facts(guess, "suggested", guess.origin)
+    if guess.order is None:
+        return mean, std, Fact(value=None, how="unknown", why="its first BatchNorm does not tell")
+    return (
+        mean,
+        std,
+        replace(order, why=f"{guess.origin}, red being the channel of the highest mean in most photographs"),
+    )
+
+
+def _facts(of: NetworkSpec | Preprocessing, how: How, why: str) -> tuple[Fact, Fact, Fact]:
+    mean, std, order = (Fact(value=value, how=how, why=why) for value in (of.mean, of.std, of.order))
+    return mean, std, order

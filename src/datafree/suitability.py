@@ -1,0 +1,88 @@
+"""Which methods a teacher can serve: by its BatchNorm layers, by its task and by what the methods say of themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from datafree.bnstats import batchnorm_layers
+from datafree.recipe import TASK
+from datafree.sources import SOURCES
+from datafree.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchNorm:
+    """How many layers there are of each kind; one folded into its convolution is gone and cannot be counted."""
+
+    live: int  # with running statistics
+    frozen: int  # with statistics, and scales that no training changes, as in torchvision's FrozenBatchNorm2d
+    without_statistics: int  # that use each batch's own
+    as_new: int  # of the first two: those whose statistics no image has moved yet
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Applies:
+    """Whether a method can use this teacher."""
+
+    applies: bool
+    note: str  # why not, what will be off, what it needs
+
+
+def count_batchnorm(network: nn.Module) -> BatchNorm:
+    """The BatchNorm layers of a bare network."""
+    kept: list[Any] = list(batchnorm_layers(network).values())
+    ordinary = nn.modules.batchnorm._BatchNorm
+    frozen = [norm for norm in kept if not isinstance(norm, ordinary) or _is_fixed(norm)]
+    batch = [m for m in network.modules() if isinstance(m, ordinary) and m.running_mean is None]
+    new = [norm for norm in kept if not norm.running_mean.any() and bool((norm.running_var == 1).all())]
+    return BatchNorm(
+        live=len(kept) - len(frozen),
+        frozen=len(frozen),
+        without_statistics=len(batch),
+        as_new=len(new),
+        note="" if kept or batch else _instead(network),
+    )
+
+
+def _is_fixed(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    return norm.affine and not norm.weight.requires_grad
+
+
+def _instead(network: nn.Module) -> str:
+    """What a network without BatchNorm has."""
+    others = Counter(kind for m in network.modules() if "Norm" in (kind := type(m).__name__))
+    if others:
+        return f"none; it has {', '.join(f'{count} {kind}' for kind, count in others.most_common(3))}"
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    if convs and all(conv.bias is not None for conv in convs):
+        return "none: it never had any, or they are folded into its convolutions, all of which have a bias"
+    return "none"
+
+
+def applies(name: str, task: Task, norms: BatchNorm, trained: bool, problem: str | None) -> Applies:
+    """Whether the method `name` can use a teacher; `trained`: it has weights; `problem`: why it does not fit `task`."""
+    source = SOURCES[name]
+    fields = {field.name: field for field in dataclasses.fields(source) if field.init}
+    if problem is not None:
+        return Applies(applies=False, note="not before the answers fit the task")
+    if not issubclass(type(task), source.serves):
+        return Applies(applies=False, note=f"makes images for {TASK.name_of(source.serves)} only")
+    statistics = norms.live + norms.frozen
+    if source.needs_batchnorm and not statistics:
+        return Applies(applies=False, note="is built on BatchNorm statistics, and there are none")
+    notes = [
+        f"needs source.{field.name}"
+        for field in fields.values()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if "bn_weight" in fields and not statistics:
+        notes.append("source.bn_weight is off without BatchNorm statistics")
+    elif "bn_weight" in fields and trained and norms.as_new == statistics:
+        notes.append("the BatchNorm statistics are as new and say nothing")
+    return Applies(applies=True, note="; ".join(notes))

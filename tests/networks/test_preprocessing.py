@@ -1,0 +1,239 @@
+"""networks/preprocessing.py and first_input.py: what a network's images must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datafree.networks import preprocessing
+from datafree.networks.first_input import Seen, Three, distance, first_input, implied
+from datafree.networks.load import NetworkSpec
+from datafree.networks.preprocessing import explained, known, suggested
+from datafree.networks.weights import read_tensors
+
+PHOTO_MEAN = (0.485, 0.456, 0.406)
+IMAGENET = (PHOTO_MEAN, (0.229, 0.224, 0.225))
+
+
+def photos(count: int = 64) -> Tensor:
+    """(count, 3, 32, 32): smooth, of photographs' colours and spread; red is the first channel."""
+    generator = torch.Generator().manual_seed(3)
+    grey = F.interpolate(torch.randn(count, 1, 4, 4, generator=generator), size=32, mode="bicubic")
+    colour = F.interpolate(torch.randn(count, 3, 4, 4, generator=generator), size=32, mode="bicubic")
+    made = grey + 0.2 * colour
+    made = 0.265 * (made - made.mean((0, 2, 3), keepdim=True)) / made.std()
+    return made + torch.tensor(PHOTO_MEAN).view(1, 3, 1, 1)
+
+
+def trained(images: Tensor, *, bias: bool = False, filters: int = 32, padding: int = 1) -> nn.Sequential:
+    """A convolution and a BatchNorm that has the statistics of the images."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(images.shape[1], filters, 3, padding=padding, bias=bias)
+    network = nn.Sequential(conv, nn.BatchNorm2d(filters, momentum=None), nn.ReLU(), nn.Conv2d(filters, 2, 1))
+    with torch.no_grad():
+        network.train()(images)
+    return network.eval()
+
+
+def normalised(images: Tensor, mean: Three, std: Three) -> Tensor:
+    return (images - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+
+
+# --- what libraries say ---
+
+
+@pytest.mark.parametrize(
+    ("network", "mean", "std", "size", "classes"),
+    [
+        ("timm/resnet18", *IMAGENET, (224, 224), 1000),
+        ("timm/vit_tiny_patch16_224?img_size=96", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (96, 96), 1000),
+        ("torchvision/inception_v3", *IMAGENET, (299, 299), 1000),
+        ("torchvision/lraspp_mobilenet_v3_large", *IMAGENET, (520, 520), 21),
+        ("torchvision/ssd300_vgg16", (0.48235, 0.45882, 0.40784), (1 / 255,) * 3, (300, 300), 90),
+        ("torchvision/retinanet_resnet50_fpn", *IMAGENET, None, 90),
+    ],
+)
+def test_a_librarys_own_metadata_are_known_and_nothing_is_downloaded(
+    network: str,
+    mean: Three,
+    std: Three,
+    size: tuple[int, int] | None,
+    classes: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def download(*args: object, **kwargs: object) -> None:
+        raise AssertionError("asked for a download")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    found = known(NetworkSpec(network=network))
+    assert found is not None
+    assert (found.mean, found.std) == (pytest.approx(mean), pytest.approx(std))
+    assert (found.order, found.input_size, found.classes) == ("rgb", size, classes)
+    assert found.origin.startswith(network.partition("/")[0])
+
+
+@pytest.mark.parametrize(
+    "network", ["datafree/resnet", "smp/unet", "timm/nosuch", "torchvision/nosuch", "own.nets:make"]
+)
+def test_of_other_networks_nothing_is_known(network: str) -> None:
+    assert known(NetworkSpec(network=network)) is None
+
+
+# --- what the first BatchNorm tells ---
+
+
+def test_the_means_of_the_input_are_the_solution_of_the_filters_equations() -> None:
+    torch.manual_seed(0)
+    filters, wanted = torch.randn(16, 3, 3, 3), torch.tensor([0.3, -0.2, 0.1])
+    mean = torch.einsum("kchw,c->k", filters, wanted)  # E[conv(x)] of an x that has these means everywhere
+    seen = first_input(filters, mean + 0.5, torch.ones(16), torch.full((16,), 0.5))
+    assert seen is not None
+    assert seen.mean == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert seen.residual < 1e-5
+    assert seen.error < 1e-5
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_mean_and_spread_are_those_of_the_images_that_went_through(bias: bool) -> None:
+    images = normalised(photos(), *IMAGENET)
+    seen = suggested(trained(images, bias=bias, padding=0), images[:1]).seen
+    assert seen is not None
+    assert seen.mean == pytest.approx(images.mean((0, 2, 3)).tolist(), abs=0.05)
+    assert seen.spread == pytest.approx(float(images.std()), rel=0.2)
+
+
+@pytest.mark.parametrize("name", preprocessing._USUAL)
+def test_photographs_in_each_usual_range_are_recognised(name: str) -> None:
+    mean, std = preprocessing._USUAL[name]
+    images = normalised(photos(), mean, std)
+    found = suggested(trained(images), images[:1])
+    assert found.preprocessing is not None
+    assert (found.preprocessing.mean, found.preprocessing.std) == (mean, std)
+    assert found.why.endswith(name)
+    # Where a mean was taken off in each channel, the order went with it.
+    assert found.preprocessing.order == ("rgb" if len(set(mean)) == 1 else None)
+
+
+@pytest.mark.parametrize("name", ["in [0, 1], as they are", "brought to 0 to 255", "brought to -1 to 1"])
+def test_blue_before_red_is_told_by_the_means(name: str) -> None:
+    images = normalised(photos(), *preprocessing._USUAL[name]).flip(1)
+    found = suggested(trained(images), images[:1]).preprocessing
+    assert found is not None
+    assert found.order == "bgr"
+
+
+def test_grey_photographs_are_recognised() -> None:
+    images = normalised(photos(), *IMAGENET).mean(1, keepdim=True)
+    found = suggested(trained(images), images[:1]).preprocessing
+    assert found is not None
+    assert (found.mean, found.std, found.order) == (*IMAGENET, None)
+
+
+def test_what_is_no_photograph_is_unknown_but_what_was_seen_is_said() -> None:
+    images = photos() * 3 + 2
+    found = suggested(trained(images), images[:1])
+    assert found.preprocessing is None
+    assert found.seen is not None
+    assert "no usual form" in found.why
+    level, spread = implied(found.seen, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert level == pytest.approx(float(images.mean()), rel=0.1)
+    assert spread == pytest.approx(float(images.std()), rel=0.2)
+
+
+class Scaled(nn.Module):
+    """Normalises its images itself."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.inner(images / 255)
+        return answer
+
+
+def test_where_the_statistics_cannot_tell_the_reason_is_said() -> None:
+    images = photos(8)
+    cases: list[tuple[nn.Module, str]] = [
+        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)), "as new"),
+        (trained(images, filters=4), "do not tell"),
+        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.BatchNorm2d(16)), "no BatchNorm follows"),
+        (nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(inplace=True), nn.BatchNorm2d(16)), "no BatchNorm follows"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), "no convolution"),
+        (Scaled(trained(images)), "changes its images itself"),
+    ]
+    for network, reason in cases:
+        found = suggested(network, images[:1])
+        assert found.preprocessing is None
+        assert found.seen is None
+        assert reason in found.why
+
+
+def test_equations_that_contradict_each_other_do_not_tell() -> None:
+    torch.manual_seed(0)
+    seen = first_input(torch.randn(16, 3, 3, 3), 5 * torch.randn(16), torch.ones(16))
+    assert seen is not None
+    assert seen.error > 0.1
+    found = explained(seen)
+    assert (found.preprocessing, found.seen) == (None, None)
+    assert "standard error" in found.why
+
+
+def test_looking_leaves_the_network_as_it_was() -> None:
+    images = photos(8)
+    network = trained(images).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    suggested(network, images[:1])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert network.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+# --- networks that others have trained ---
+
+
+@pytest.mark.parametrize(
+    ("file", "conv", "norm", "name", "order"),
+    [
+        ("cifar10/teachers/resnet20", "conv1", "bn1", "normalised by ImageNet's mean and std", None),
+        ("cifar10/teachers/resnet32", "conv1", "bn1", "normalised by ImageNet's mean and std", None),
+        ("cifar10/teachers/resnet56", "conv1", "bn1", "normalised by ImageNet's mean and std", None),
+        ("weights/fastestdet-coco", "backbone.first_conv.0", "backbone.first_conv.1", "in [0, 1], as they are", "bgr"),
+        (
+            "weights/espnet-p2q8-camvid",
+            "encoder.level1.conv",
+            "encoder.level1.bn",
+            "normalised, then divided by 255",
+            None,
+        ),
+    ],
+)
+def test_real_networks_tell_what_they_were_trained_with(
+    file: str, conv: str, norm: str, name: str, order: str | None, shared_data: Path
+) -> None:
+    path = shared_data / f"{file}.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    tensors = read_tensors(path)
+    statistics = (tensors[f"{norm}.running_mean"], tensors[f"{norm}.running_var"])
+    seen = first_input(tensors[f"{conv}.weight"], *statistics)
+    found = explained(seen)
+    assert found.preprocessing is not None
+    assert found.why.endswith(name)
+    assert found.preprocessing.order == order
+    assert seen is not None
+    assert seen.residual < 0.05
+
+
+def test_distance_is_one_at_the_limits() -> None:
+    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    exact = tuple((p - 0.5) / 0.5 for p in PHOTO_MEAN)
+    assert distance(Seen(mean=exact, spread=0.53, error=0, residual=0), mean, std) < 1e-6
+    assert distance(Seen(mean=exact, spread=0.53 * 1.4, error=0, residual=0), mean, std) == pytest.approx(1)
+    shifted = tuple(m + 0.35 * 0.53 for m in exact)
+    assert distance(Seen(mean=shifted, spread=0.53, error=0, residual=0), mean, std) == pytest.approx(1)

@@ -1,0 +1,519 @@
+"""inspection.py and its parts: what is said of a teacher, how it is known, and what a run would cost."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from datafree import estimate, options
+from datafree.distill import Training
+from datafree.errors import DatafreeError, NetworkError
+from datafree.estimate import TeacherCost, cost_of_run, watched_memory
+from datafree.inspection import Inspection, inspect_teacher
+from datafree.inspection_text import inspection_text, size, time
+from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.normalized import Normalized
+from datafree.networks.resnet import resnet
+from datafree.networks.weights import save_weights
+from datafree.recipe import FAMILIES, SOURCE
+from datafree.sources import SOURCES
+from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.subject import classes_of
+from datafree.suitability import BatchNorm, applies, count_batchnorm
+from datafree.tasks.base import Task
+from datafree.tasks.classification import Classification
+from datafree.tasks.detection import Detection
+from recipes import VALID, small, sources, write
+
+OWN = '''
+import torch
+from torch import nn
+
+
+def body(*more):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16, momentum=None), *more)
+
+
+def trained(network, mean, std, order):
+    """BatchNorm statistics of photographs: grey levels that hardly change over a filter, redder than blue."""
+    photos = 0.265 * torch.randn(256, 1, 1, 1) + torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
+    images = (photos.expand(-1, -1, 8, 8) - mean) / std
+    network.train()(images.flip(1) if order == "bgr" else images)
+    return network
+
+
+def classifier(classes=5, mean=0.0, std=1.0, order="rgb"):
+    return trained(body(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)), mean, std, order)
+
+
+def probabilities():
+    return nn.Sequential(classifier(), nn.Softmax(1))
+
+
+def picky():
+    return body(nn.Flatten(), nn.Linear(16 * 32 * 32, 5))
+
+
+def tokens():
+    return body(nn.Flatten(2))
+
+
+def coarse():
+    return body(nn.MaxPool2d(4))
+
+
+def plain():
+    """No BatchNorm, as after folding."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+'''
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with networks of one's own in df_seen.py."""
+    (tmp_path / "df_seen.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timings that take one pass of one image, for tests that are about something else."""
+    monkeypatch.setattr(estimate, "PASS", 0.0)
+
+
+def teacher_file(folder: Path, classes: int = 7, **args: int) -> Path:
+    torch.manual_seed(0)
+    file = folder / "resnet.safetensors"
+    save_weights(resnet(classes, depth=8, width=4, **args), file)
+    return file
+
+
+def recipe_file(folder: Path, **sections: Any) -> str:
+    given = {
+        **VALID,
+        "task": {"kind": "classification", "num_classes": 5, "image_size": [32, 32]},
+        "teacher": {"network": "df_seen:classifier"},
+        "student": {"network": "datafree/resnet", "args": {"depth": 8, "width": 2}},
+        "training": {"steps": 6, "batch_size": 4, "device": "cpu", "precision": "fp32"},
+        **sections,
+    }
+    return write(folder, given, "plan.yaml")
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(DatafreeError) as caught:
+        call()
+    line = str(caught.value)
+    assert caught.value.exit_code == 2
+    assert "\n" not in line
+    return line
+
+
+# --- what is found out ---
+
+
+def test_a_network_of_ones_own_is_looked_at(own: Path) -> None:
+    found = inspect_teacher("df_seen:classifier", size="24x16")
+    assert (found.task.value, found.task.how, found.problem) == ("classification", "suggested", None)
+    assert (found.classes.value, found.classes.how) == (5, "known")
+    assert (found.input_size.value, found.input_size.how) == ((24, 16), "stated")
+    assert found.output == "one tensor (B, 5)"
+    assert found.parameters == 16 * 27 + 2 * 16 + 16 * 5 + 5
+    assert found.bytes == 4 * (found.parameters + 2 * 16) + 8  # running statistics, and the counter of int64
+    assert found.macs == 24 * 16 * 16 * 27 + 16 * 5
+    assert found.batchnorm == BatchNorm(live=1, frozen=0, without_statistics=0, as_new=0, note="")
+    assert (found.mean.value, found.mean.how) == ((0.0, 0.0, 0.0), "suggested")
+    assert (found.order.value, found.order.how) == ("rgb", "suggested")
+    assert found.cost.forward > 0
+    assert found.run is None
+    json.dumps(dataclasses.asdict(found), allow_nan=False)
+
+
+class Layers(nn.Module):
+    """A grouped and a transposed convolution, and a linear layer on each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grouped = nn.Conv2d(3, 12, 3, stride=2, groups=3)  # 32 -> 15
+        self.transposed = nn.ConvTranspose2d(12, 8, 4, stride=2, groups=2)  # 15 -> 32
+        self.linear = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.transposed(self.grouped(images))
+        answer: Tensor = self.linear(x.movedim(1, -1)).movedim(-1, 1)
+        return answer
+
+
+def make_layers() -> nn.Module:
+    return Layers()
+
+
+def test_multiplications_are_counted_in_every_kind_of_layer(untimed: None) -> None:
+    found = inspect_teacher(f"{__name__}:make_layers", size="32")
+    grouped = 15 * 15 * 12 * (3 // 3) * 9  # each output: the channels of its group, 3 x 3 places
+    transposed = 15 * 15 * 12 * (8 // 2) * 16  # each input: the outputs of its group, 4 x 4 places
+    linear = 32 * 32 * 8 * 5
+    assert found.macs == grouped + transposed + linear
+    assert found.task.value == "segmentation"
+
+
+def test_batchnorm_is_told_apart_by_kind() -> None:
+    live, fixed, batch = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False)
+    fixed.requires_grad_(False)
+    live.running_mean.add_(1)  # type: ignore[union-attr]
+    found = count_batchnorm(nn.Sequential(live, fixed, batch, FrozenBatchNorm2d(4), nn.InstanceNorm2d(4)))
+    assert (found.live, found.frozen, found.without_statistics, found.as_new) == (1, 2, 1, 2)
+    assert "folded" in count_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())).note
+    assert count_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False))).note == "none"
+    assert "2 LayerNorm" in count_batchnorm(nn.Sequential(nn.LayerNorm(4), nn.LayerNorm(4))).note
+
+
+@pytest.mark.parametrize("method", sorted(SOURCES))
+def test_what_is_said_of_a_method_is_what_it_does(method: str, photos: Callable[..., Path]) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
+    task = Classification(num_classes=5, image_size=(32, 32))
+    said = applies(method, task, count_batchnorm(network), True, None)
+    folder = photos(4, (32, 32))
+    given = small(sources(folder)[method]) if method != "dataset" else {}
+    if method in ("dataset", "diode"):  # one needs a data set, the other is refused with the recipe
+        assert said.applies == (method == "dataset")
+        return
+    source = options.choose(SOURCE, given, FAMILIES)
+    setting = Setting(task=task, teacher=Normalized(network), steps=4, batch_size=2)
+    if said.applies:
+        source.attach(setting)
+    else:
+        assert "BatchNorm" in said.note
+        with pytest.raises(NetworkError, match="BatchNorm"):
+            source.attach(setting)
+
+
+def test_a_method_says_what_it_lacks_and_what_will_be_off() -> None:
+    task = Classification(num_classes=5, image_size=(16, 16))
+    none, some = count_batchnorm(nn.Linear(2, 2)), count_batchnorm(nn.BatchNorm2d(2))
+    assert "bn_weight is off" in applies("cgdd", task, none, True, None).note
+    assert "as new" in applies("cgdd", task, some, True, None).note
+    assert applies("cgdd", task, some, False, None).note == ""
+    assert applies("degan", task, none, True, None).note == "needs source.proxy"
+    assert applies("diode", task, some, True, None).note == "makes images for detection only"
+    assert not applies("noise", task, some, True, "it answers probabilities").applies
+
+
+# --- classes ---
+
+
+@pytest.mark.parametrize(
+    ("network", "classes"),
+    [
+        ("datafree/resnet?depth=8&width=2", 7),
+        ("datafree/unet?width=2&depth=1", 4),
+        ("datafree/yolov3?variant=tiny&width=0.0625", 6),
+        ("torchvision/squeezenet1_1", 12),
+    ],
+)
+def test_classes_are_told_by_the_shapes_in_a_weights_file(network: str, classes: int, tmp_path: Path) -> None:
+    spec = NetworkSpec(network=network, weights=tmp_path / "w.safetensors")
+    built = build_network(dataclasses.replace(spec, weights=None), num_classes=classes)
+    save_weights(getattr(built, "network", built), tmp_path / "w.safetensors")
+    assert classes_of(spec) == classes
+
+
+def test_a_file_that_does_not_fit_tells_no_classes(tmp_path: Path) -> None:
+    save_weights(nn.Linear(3, 4), tmp_path / "w.safetensors")
+    spec = NetworkSpec(network="datafree/resnet", weights=tmp_path / "w.safetensors")
+    assert classes_of(spec) is None
+
+
+def test_classes_and_normalisation_say_how_they_are_known(tmp_path: Path, untimed: None) -> None:
+    file = teacher_file(tmp_path)
+    found = inspect_teacher("datafree/resnet", args=["depth=8", "width=4"], weights=file, size="16")
+    assert (found.classes.value, found.classes.how) == (7, "suggested")
+    assert "resnet.safetensors" in found.classes.why
+    assert (found.mean.value, found.mean.how) == (None, "unknown")
+    stated = inspect_teacher("datafree/resnet?depth=8&width=4", weights=file, size="16", classes=7)
+    assert (stated.classes.value, stated.classes.how) == (7, "stated")
+    library = inspect_teacher("torchvision/squeezenet1_1", size="64")
+    assert (library.classes.value, library.classes.how) == (1000, "known")
+    assert (library.mean.value, library.mean.how) == ((0.485, 0.456, 0.406), "known")
+    assert not library.trained
+
+
+def test_a_librarys_numbers_are_but_suggested_for_a_file_of_ones_own(tmp_path: Path, untimed: None) -> None:
+    spec = NetworkSpec(network="torchvision/squeezenet1_1")
+    save_weights(build_network(spec, num_classes=3), tmp_path / "w.safetensors")
+    found = inspect_teacher("torchvision/squeezenet1_1", weights=tmp_path / "w.safetensors", size="64")
+    assert (found.mean.value, found.mean.how) == ((0.485, 0.456, 0.406), "suggested")
+    assert found.trained
+
+
+# --- recipes ---
+
+
+def test_a_recipe_states_its_teachers_images_and_is_estimated(own: Path) -> None:
+    recipe = recipe_file(own, source={"method": "cgdd", "width": 2, "latent": 4, "batch_size": 4, "warmup": 3})
+    found = inspect_teacher(recipe)
+    assert found.network == "df_seen:classifier"
+    for fact, value in ((found.mean, (0.0, 0.0, 0.0)), (found.order, "rgb"), (found.input_size, (32, 32))):
+        assert (fact.value, fact.how) == (value, "stated")
+    assert (found.task.how, found.classes.how, found.recipe) == ("stated", "stated", "plan")
+    assert found.run is not None
+    assert (found.run.updates, found.run.steps) == (3 + 2, 6)  # the warm-up, then steps 0 and 5
+    assert found.run.seconds > 0
+    assert not any("no estimate" in note for note in found.notes)
+
+
+def test_another_teacher_can_be_put_into_a_recipe(own: Path, untimed: None) -> None:
+    found = inspect_teacher("df_seen:plain", recipe=recipe_file(own))
+    assert found.network == "df_seen:plain"
+    assert found.mean.how == "unknown"
+    assert found.input_size.value == (32, 32)
+    assert found.run is not None
+
+
+def test_a_method_that_refuses_the_teacher_costs_the_estimate_only(own: Path, untimed: None) -> None:
+    recipe = recipe_file(own, source={"method": "inversion"}, teacher={"network": "df_seen:plain"})
+    found = inspect_teacher(recipe)
+    assert found.run is None
+    assert any("no estimate of the run" in note and "BatchNorm" in note for note in found.notes)
+    assert not found.sources["inversion"].applies
+
+
+@pytest.mark.parametrize(
+    ("args", "section", "doubt"),
+    [
+        ({}, {}, None),
+        ({"mean": 0.5, "std": 0.5}, {"mean": [0.5] * 3, "std": [0.5] * 3}, None),
+        ({"mean": 0.5, "std": 0.5}, {}, "which no images in [0, 1] have"),
+        ({}, {"mean": [0.4] * 3, "std": [0.5] * 3}, "unlike photographs"),
+        ({"order": "bgr"}, {"order": "bgr"}, None),
+        ({"order": "bgr"}, {}, "stated as rgb, but its first BatchNorm suggests bgr"),
+    ],
+)
+def test_what_a_recipe_states_is_compared_with_the_first_batchnorm(
+    args: dict[str, Any], section: dict[str, Any], doubt: str | None, own: Path, untimed: None
+) -> None:
+    found = inspect_teacher(recipe_file(own, teacher={"network": "df_seen:classifier", "args": args, **section}))
+    doubts = found.notes[1:]  # the first says what was seen
+    assert len(doubts) == (0 if doubt is None else 1), doubts
+    assert doubt is None or doubt in doubts[0]
+
+
+# --- what a user can mend ---
+
+
+@pytest.mark.parametrize(
+    ("teacher", "given", "words"),
+    [
+        ("datafree/resnett", {}, "did you mean datafree/resnet"),
+        ("resnet18", {}, "did you mean torchvision/resnet18 or timm/resnet18?"),
+        ("fashion-dmo", {}, "did you mean fashion-demo?"),
+        ("nosuch.yaml", {}, "no file nosuch.yaml"),
+        ("datafree/resnet", {}, "give --classes N"),
+        ("datafree/resnet", {"classes": 0}, "--classes is 0"),
+        ("datafree/resnet", {"classes": 2, "args": ["depth"]}, "KEY=VALUE"),
+        ("datafree/resnet", {"classes": 2, "args": ["dept=8"]}, "dept"),
+        ("datafree/resnet", {"classes": 2, "size": "big"}, "HEIGHTxWIDTH"),
+        ("datafree/resnet", {"classes": 2, "size": "0x8"}, "HEIGHTxWIDTH"),
+        ("datafree/resnet", {"classes": 2, "task": "segmentaton"}, "did you mean segmentation?"),
+        ("datafree/resnet", {"classes": 2, "task": "segmentation", "size": "8"}, "the task needs logits (B, 2, 8, 8)"),
+        ("datafree/resnet", {"weights": Path("nosuch.pt")}, "no such file"),
+        ("df_seen:picky", {"size": "8x12"}, "cannot take images of 8 x 12 pixels"),
+        ("df_seen:tokens", {"size": "8"}, "the form of no task"),
+        ("df_seen:nosuch", {}, "no name in df_seen 'nosuch'"),
+        ("fashion-demo", {"recipe": "fashion-demo"}, "leave --recipe out"),
+        ("df_seen:classifier", {"recipe": "fashion-demo", "task": "detection"}, "leave --task out"),
+    ],
+)
+def test_a_mistake_is_one_line(teacher: str, given: dict[str, Any], words: str, own: Path, untimed: None) -> None:
+    assert words in refusal(lambda: inspect_teacher(teacher, **given))
+
+
+def test_answers_that_do_not_fit_their_task_are_a_finding(own: Path, untimed: None) -> None:
+    found = inspect_teacher("df_seen:probabilities", size="16")
+    assert found.task.value == "classification"
+    assert found.problem is not None
+    assert "take its last softmax off" in found.problem
+    assert not any(method.applies for method in found.sources.values())
+    coarse = inspect_teacher("df_seen:coarse", size="16")
+    assert coarse.task.value == "segmentation"
+    assert "4 x 4 pixels for images of 16 x 16" in str(coarse.problem)
+    assert "probabilities" in refusal(
+        lambda: inspect_teacher("df_seen:probabilities", size="16", task="classification")
+    )
+
+
+def test_sizes_are_tried_where_nobody_says_one(own: Path, untimed: None) -> None:
+    found = inspect_teacher("df_seen:picky")
+    assert (found.input_size.value, found.input_size.how) == ((32, 32), "unknown")
+
+
+# --- cost ---
+
+
+def test_memory_is_what_backward_passes_keep() -> None:
+    x = torch.rand(10, 100, requires_grad=True)
+    with watched_memory([]) as memory:
+        y = x.exp()  # keeps its result, 4000 bytes
+        z = y * y  # keeps y twice, which is there already
+        assert memory.now == memory.peak == 4000
+        z = z.exp()
+        assert memory.now == 8000
+        z.sum().backward()
+        del y, z
+    assert (memory.now, memory.peak) == (0, 8000)
+
+
+def test_the_networks_own_values_are_no_memory_of_a_pass() -> None:
+    network = nn.Linear(50, 20)
+    with watched_memory([network]) as memory:
+        network(torch.rand(8, 50)).sum().backward()  # keeps its input for the weights' gradient
+    assert memory.peak == 4 * 8 * 50
+
+
+@dataclass(kw_only=True)
+class Clocked(ImageSource):
+    """Takes a second for each update, a tenth for each image and a hundredth for each image and iteration."""
+
+    now: ClassVar[float] = 0.0
+
+    batch_size: int = 32
+    iterations: int = 50
+    bank_size: int = 100
+    warmup: int = 3
+    update_every: int = 4
+
+    def attach(self, setting: Setting) -> None:
+        self._size = setting.task.image_size
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        Clocked.now += 0.1 * self.batch_size + 0.01 * self.batch_size * self.iterations
+        return {}
+
+    def sample(self, n: int) -> Batch:
+        Clocked.now += 0.02 * n
+        return Batch(images=torch.rand(n, 3, *self._size))
+
+    def held_out(self, n: int) -> Tensor:
+        return torch.empty(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def test_a_run_is_estimated_by_its_updates_iterations_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: Clocked.now)
+    task = Classification(num_classes=5, image_size=(16, 16))
+    teacher, student = Normalized(resnet(5, depth=8, width=2)), Normalized(resnet(5, depth=8, width=2))
+    source, training = Clocked(), Training(steps=10, batch_size=64, device="cpu", optimizer="sgd")
+    found = cost_of_run(
+        task=task,
+        teacher=teacher,
+        student=student,
+        source=source,
+        training=training,
+        known=TeacherCost(images=4, forward=0.0, backward=0.0, kept=0),
+        dtype=torch.float32,
+    )
+    assert found.updates == 3 + 3  # the warm-up; steps 0, 4 and 8
+    assert found.update == pytest.approx(0.1 * 32 + 0.01 * 32 * 50)
+    assert found.step == pytest.approx(0.02 * 64)
+    assert found.seconds == pytest.approx(6 * found.update + 10 * found.step)
+    assert found.memory > 100 * 3 * 16 * 16 + 4 * estimate.size_of(teacher)  # the bank, both networks, a pass
+    assert (source.batch_size, source.iterations) == (32, 50)
+    assert not hasattr(source, "_size")
+
+
+@pytest.mark.parametrize("method", ["cmi", "degan", "diode", "mixed", "zskt"])
+def test_methods_of_every_kind_can_be_estimated(method: str, photos: Callable[..., Path]) -> None:
+    task: Task = Classification(num_classes=5, image_size=(32, 32))
+    network, given = resnet(5, depth=8, width=2), small(sources(photos(8, (32, 32)))[method])
+    if method == "diode":
+        task = Detection(num_classes=2, image_size=(64, 64))
+        network = build_network(NetworkSpec(network="datafree/yolov3?variant=tiny&width=0.0625"), num_classes=2)
+        given |= {"stages": [{"scale": 0.5, "iterations": 2}, {"iterations": 3}], "bn_weight": 0.0}
+    found = cost_of_run(
+        task=task,
+        teacher=Normalized(network),
+        student=Normalized(copy.deepcopy(network)),
+        source=options.choose(SOURCE, given, FAMILIES),
+        training=Training(steps=6, batch_size=2, device="cpu"),
+        known=TeacherCost(images=2, forward=0.0, backward=0.0, kept=0),
+        dtype=torch.float32,
+    )
+    assert found.seconds > 0
+    assert math.isfinite(found.seconds)
+    assert found.updates == {"cmi": 6, "degan": 4, "diode": 4, "mixed": 0, "zskt": 2}[method]
+
+
+# --- text ---
+
+
+def test_the_text_says_all_of_it_in_aligned_lines(own: Path) -> None:
+    text = inspection_text(inspect_teacher(recipe_file(own)))
+    lines = text.splitlines()
+    assert lines[0] == "df_seen:classifier"
+    for title in (
+        "teacher",
+        "its images",
+        "methods",
+        "on this machine (cpu, float32)",
+        "the recipe plan on this machine",
+    ):
+        assert title in lines
+    assert "  cmi        yes" in lines
+    assert any(line.strip().startswith("mean") and "[0, 0, 0]" in line and "stated" in line for line in lines)
+    starts = {line.index("stated:") for line in lines if line.lstrip().startswith(("mean", "std", "order"))}
+    assert len(starts) == 1
+    assert not any(line != line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0012, "1.2 ms"),
+        (0.25, "250 ms"),
+        (3.14, "3.1 s"),
+        (75, "75 s"),
+        (600, "10 min"),
+        (9e4, "25 h"),
+        (1e6, "12 days"),
+    ],
+)
+def test_times_have_a_unit_that_people_use(seconds: float, text: str) -> None:
+    assert time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (47e6, "47 MB"), (2.5e9, "2.5 GB")]
+)
+def test_sizes_have_a_unit(count: float, text: str) -> None:
+    assert size(int(count)) == text
+
+
+# --- real networks ---
+
+
+def test_a_real_teacher_is_described_rightly(shared_data: Path, untimed: None) -> None:
+    file = shared_data / "cifar10" / "teachers" / "resnet20.safetensors"
+    if not file.is_file():
+        pytest.skip(f"no {file}")
+    found: Inspection = inspect_teacher("datafree/resnet?depth=20", weights=file, size="32")
+    assert (found.parameters, found.classes.value, found.batchnorm.live) == (269_722, 10, 19)
+    assert found.macs == 40_551_040
+    assert (found.mean.value, found.mean.how) == ((0.485, 0.456, 0.406), "suggested")
+    assert found.order.value is None
