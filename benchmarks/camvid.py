@@ -22,7 +22,7 @@ from torch import nn
 
 from cells import Stop, measure, read_cells, run_cells, seconds, spread
 from datafree import modes
-from datafree.distill import Training, distill
+from datafree.distill import distill
 from datafree.evaluate import evaluate
 from datafree.job import prepare, save_artefacts
 from datafree.networks.load import NetworkSpec
@@ -30,6 +30,7 @@ from datafree.networks.weights import save_weights
 from datafree.runs import Run
 from datafree.sources import Degan, Dfad, Folder, ImageSource, Mixed, Noise
 from datafree.tasks.segmentation import Segmentation
+from datafree.training import Training
 from results import write_results, write_table
 from supervised import load_folder, train_supervised
 

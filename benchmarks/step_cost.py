@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from classification_rows import CIFAR, CPU, SIZES, Pair
 from datafree import bnstats, modes
-from datafree.distill import Training, distill
+from datafree.distill import distill
 from datafree.errors import Interrupted
 from datafree.job import prepare
 from datafree.networks.generators import Discriminator, Generator, ResizeGenerator
@@ -55,6 +55,7 @@ from datafree.sources.base import Setting
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
+from datafree.training import Training
 from results import write_results, write_table
 
 ITERATIONS = 10  # at most, of an update that is timed

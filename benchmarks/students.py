@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cells import Cell, Stop, measure
 from datafree import modes, options
-from datafree.distill import Training, distill
+from datafree.distill import distill
 from datafree.job import prepare, save_artefacts
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
@@ -24,6 +24,7 @@ from datafree.runs import Run
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.tasks.base import Task
+from datafree.training import Training
 from pairs import PairT, Row
 from supervised import as_images
 

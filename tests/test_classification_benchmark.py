@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from datafree.distill import Training
 from datafree.sources import SOURCES, Noise
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification
+from datafree.training import Training
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 ROWS = [  # of the CPU size, as its table has them

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from datafree import options
-from datafree.distill import Training
 from datafree.recipe import FAMILIES
 from datafree.sources import SOURCES
 from datafree.tasks.detection import Detection
+from datafree.training import Training
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 DIODE = ["onebox", "onebox_fp", "onebox_tiles", "no_bn", "no_augment", "no_tv", "multibox"]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import cli, yaml12
-from datafree.distill import Training, distill
+from datafree.distill import distill
 from datafree.errors import NetworkError, TrainingError
 from datafree.features import attention_loss, watched
 from datafree.job import run_recipe
@@ -29,6 +29,7 @@ from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
+from datafree.training import Training
 from recipes import load
 
 C, SIZE = 4, (32, 32)

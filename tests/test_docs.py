@@ -13,7 +13,6 @@ import pytest
 import typer
 
 from datafree import cli, yaml12
-from datafree.distill import Training
 from datafree.networks.load import NetworkSpec
 from datafree.options import plain
 from datafree.paths import builtin_folder, expand
@@ -22,6 +21,7 @@ from datafree.runs import FREE_KEYS
 from datafree.sources import SOURCES, ImageSource
 from datafree.stopping import parse_time
 from datafree.tasks import TASKS
+from datafree.training import Training
 from recipes import VALID
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from datafree import estimate, options
-from datafree.distill import Training
 from datafree.errors import DatafreeError, NetworkError
 from datafree.estimate import TeacherCost, cost_of_run, watched_memory
 from datafree.inspection import Inspection, inspect_teacher
@@ -34,6 +33,7 @@ from datafree.suitability import BatchNorm, applies, count_batchnorm
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
+from datafree.training import Training
 from recipes import VALID, small, sources, write
 
 OWN = '''

@@ -9,71 +9,19 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from datafree import augment, features, health, modes
+from datafree import augment, features, held_out, modes
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.networks.normalized import bare
-from datafree.pictures import grid
 from datafree.runs import Run
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource
 from datafree.tasks.base import Task, synthetic_batch
-
-HELD_OUT = 64  # images on which student and teacher are compared
-SHOWN = 8  # images in a picture
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How the student learns. The same for every source and task."""
-
-    steps: int = 1000  # of the student
-    batch_size: int = 16  # images a step
-    optimizer: Literal["sgd", "adam"] = "adam"
-    lr: float = 1e-3
-    momentum: float = 0.9  # of SGD
-    weight_decay: float = 5e-4
-    decay: Literal["step", "cosine", "none"] = "cosine"  # step: a tenth at 1/3 and 2/3 of the steps
-    label_weight: float = 0.0  # of the loss on the source's own targets, where it has some
-    match_weight: float = 0.0  # of the distance between the attention maps of both networks' paired layers
-    match: dict[str, str] = field(default_factory=dict)  # teacher's layer -> student's; empty: paired by size
-    shift: int = 0  # pixels: images the student learns from are shifted by up to this, and mirrored at 1/2; 0 = not
-    mixup: float = 0.0  # share of each batch that is mixed with others of it
-    select: Literal["last", "agreement"] = (
-        "last"  # the student that is kept; agreement: with the teacher, held-out images
-    )
-    seed: int = 0
-    device: str = "auto"
-    precision: modes.Precision = "auto"  # auto: bf16 where the hardware computes it
-    log_every: int = 20  # steps
-    save_every: int = 200  # steps
-    picture_every: int = 500  # steps
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be above 0")
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step: a pure function of it."""
-        fraction = step / self.steps
-        if self.decay == "cosine":
-            return self.lr * (1 + math.cos(math.pi * fraction)) / 2
-        return self.lr * 0.1 ** int(fraction * 3) if self.decay == "step" else self.lr
-
-    def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The student's optimiser (fused kernels)."""
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                network.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
-            )
-        return torch.optim.Adam(network.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+from datafree.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +64,7 @@ def distill(
     """
     device, dtype = next(student.parameters()).device, _dtype_of(student)
     with modes.frozen(teacher):
-        source.attach(
-            Setting(
-                task=task,
-                teacher=teacher,
-                steps=training.steps,
-                batch_size=training.batch_size,
-                seed=training.seed,
-                device=device,
-                dtype=dtype,
-                say=say,
-            )
-        )
+        source.attach(training.setting(task, teacher, device, dtype, say))
         pairs: Mapping[str, str] = {}  # teacher's layer -> student's, whose attention maps are compared
         if training.match_weight:
             pairs = features.chosen_pairs(teacher, student, synthetic_batch(task.image_size, device), training.match)
@@ -214,12 +151,12 @@ def distill(
                 rate = (step - began_at) / max(time.perf_counter() - began, 1e-9)
                 log(Progress(phase=phase, step=step, first=first, last=training.steps, rate=rate, values=figures))
             if step % training.picture_every == 0 or step in (0, training.steps):
-                shown = picture(task, teacher, student, source, trained=step > 0)
+                shown = held_out.picture(task, teacher, student, source, trained=step > 0)
                 if shown is not None:
                     run.save_picture(step - first, shown)
             if step % training.save_every == 0 or step == training.steps:
                 if step > 0:
-                    looked = held_out_signals(task, teacher, student, source)
+                    looked = held_out.signals(task, teacher, student, source)
                     agreement = looked.get("agreement")
                     if looked:
                         run.log(step - first, step, looked)
@@ -233,33 +170,6 @@ def distill(
         if training.select == "agreement":
             student.load_state_dict(best["student"])
     return Chosen(step=best["step"], agreement=best["agreement"])
-
-
-@torch.no_grad()
-def held_out_signals(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> dict[str, float]:
-    """What held-out images say without labels: `health.signals` and `agreement`, the fraction of rows (images, or
-    pixels for segmentation) on which both networks name the same class. Empty without images."""
-    images = source.held_out(HELD_OUT)
-    if not len(images):
-        return {}
-    with modes.frozen(student):
-        answers = task.join([teacher(part) for part in torch.split(images, 16)])
-        agreement = task.agreement(task.join([student(part) for part in torch.split(images, 16)]), answers)
-    found = {f"held_out_{name}": float(value) for name, value in health.signals(task, images, answers).items()}
-    return {"agreement": agreement, **found}
-
-
-@torch.no_grad()
-def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource, *, trained: bool) -> Tensor | None:
-    """What the source makes, what the teacher sees in it, and (once it is trained) what the student sees."""
-    images = source.held_out(SHOWN)
-    if not len(images):
-        return None
-    rows = [images, task.draw(images, teacher(images))]
-    if trained:
-        with modes.frozen(student):
-            rows.append(task.draw(images, student(images)))
-    return grid(rows)
 
 
 def _varied(task: Task, batch: Batch, training: Training) -> tuple[Tensor, Tensor | None, Tensor]:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from datafree import modes
-from datafree.distill import Training
 from datafree.networks.detectors import Predictions
 from datafree.sources.base import ImageSource, Setting
 from datafree.tasks.base import Task, synthetic_batch
+from datafree.training import Training
 
 PASS = 0.3  # seconds that a timed pass of the teacher may take, forward and backward
 _MORE = 4  # iterations by which a second timing of an update is longer than the first

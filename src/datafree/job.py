@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from datafree import modes
-from datafree.distill import HELD_OUT, Chosen, Progress, Training, distill
+from datafree import held_out, modes
+from datafree.distill import Chosen, Progress, distill
 from datafree.errors import NetworkError, RunError
 from datafree.evaluate import evaluate
 from datafree.networks.load import NetworkSpec, build_network, has_weights
@@ -22,6 +22,7 @@ from datafree.runs import Run
 from datafree.sources.base import ImageSource
 from datafree.student import describe_teacher, save_calibration
 from datafree.tasks.base import Scores, Task, synthetic_batch
+from datafree.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +86,8 @@ def run_recipe(
     # The student, then its scores, then the word that it is done.
     save_weights(bare(student), run.path / "student.safetensors")
     save_artefacts(recipe.source, run.path)
-    if len(held_out := recipe.source.held_out(HELD_OUT)):
-        save_calibration(held_out, run.path)
+    if len(images := recipe.source.held_out(held_out.COMPARED)):
+        save_calibration(images, run.path)
     described = dump(recipe)
     run.save_json(
         "student.json",

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -32,10 +32,8 @@ from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task
+from datafree.training import Training
 from datafree.wording import did_you_mean, show
-
-if TYPE_CHECKING:
-    from datafree.distill import Training
 
 MAX_BYTES = 1_000_000  # of a recipe file
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)  # a name names a directory
@@ -174,8 +172,6 @@ def _read(path_or_name: str) -> tuple[str, str, str]:
 
 def _build(given: dict[str, Any], stem: str) -> Recipe:
     """The recipe's parts, or Invalid with the faults of all of them."""
-    from datafree.distill import Training  # here, since distill imports this module
-
     faults: list[Fault] = []
     sections = ("task", "teacher", "student", "source")
     known = ("name", *sections, "training", "data")

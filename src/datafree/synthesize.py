@@ -30,7 +30,7 @@ from datafree.networks.load import has_weights
 from datafree.recipe import Recipe, dump
 from datafree.runs import FREE_KEYS
 from datafree.shards import Shards
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource
 
 SAMPLED = 256  # images of a shard that is sampled, at least
 _TRAINED = "trained.pt"  # the source after its warm-up, or on the way there
@@ -82,19 +82,7 @@ def synthesize(
         student = prepare(recipe.student, task, "student", device, dtype).train()
         finished: list[Batch] = []
         with modes.frozen(teacher):
-            source.attach(
-                Setting(
-                    task=task,
-                    teacher=teacher,
-                    steps=training.steps,
-                    batch_size=training.batch_size,
-                    seed=training.seed,
-                    device=device,
-                    dtype=dtype,
-                    say=say,
-                    keep=finished.append,
-                )
-            )
+            source.attach(training.setting(task, teacher, device, dtype, say, keep=finished.append))
             shards.begin(names)
             work = _Work(
                 recipe=recipe, teacher=teacher, student=student, finished=finished, shards=shards, stop=stop, log=log

@@ -1,0 +1,86 @@
+"""How a student learns: the options of a recipe's section `training`, the same for every source and task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+
+from datafree import modes
+from datafree.sources.base import Batch, Setting
+from datafree.tasks.base import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the student learns. The same for every source and task."""
+
+    steps: int = 1000  # of the student
+    batch_size: int = 16  # images a step
+    optimizer: Literal["sgd", "adam"] = "adam"
+    lr: float = 1e-3
+    momentum: float = 0.9  # of SGD
+    weight_decay: float = 5e-4
+    decay: Literal["step", "cosine", "none"] = "cosine"  # step: a tenth at 1/3 and 2/3 of the steps
+    label_weight: float = 0.0  # of the loss on the source's own targets, where it has some
+    match_weight: float = 0.0  # of the distance between the attention maps of both networks' paired layers
+    match: dict[str, str] = field(default_factory=dict)  # teacher's layer -> student's; empty: paired by size
+    shift: int = 0  # pixels: images the student learns from are shifted by up to this, and mirrored at 1/2; 0 = not
+    mixup: float = 0.0  # share of each batch that is mixed with others of it
+    select: Literal["last", "agreement"] = (
+        "last"  # the student that is kept; agreement: with the teacher, held-out images
+    )
+    seed: int = 0
+    device: str = "auto"
+    precision: modes.Precision = "auto"  # auto: bf16 where the hardware computes it
+    log_every: int = 20  # steps
+    save_every: int = 200  # steps
+    picture_every: int = 500  # steps
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}; it must be above 0")
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step: a pure function of it."""
+        fraction = step / self.steps
+        if self.decay == "cosine":
+            return self.lr * (1 + math.cos(math.pi * fraction)) / 2
+        return self.lr * 0.1 ** int(fraction * 3) if self.decay == "step" else self.lr
+
+    def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
+        """The student's optimiser (fused kernels)."""
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(
+                network.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
+            )
+        return torch.optim.Adam(network.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+
+    def setting(
+        self,
+        task: Task,
+        teacher: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype,
+        say: Callable[[str], None],
+        keep: Callable[[Batch], None] | None = None,
+    ) -> Setting:
+        """What a source is told of this training before it works."""
+        return Setting(
+            task=task,
+            teacher=teacher,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            device=device,
+            dtype=dtype,
+            say=say,
+            keep=keep,
+        )
