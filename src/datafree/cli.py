@@ -6,15 +6,13 @@ mend; 3 training failed; 75 stopped before the end, the same command goes on; 1 
 
 from __future__ import annotations
 
-import json
-import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from datafree import __version__
+from datafree import __version__, strict_json
 from datafree.demos import DEMO_TEXT, DEMOS, count
 from datafree.errors import DatafreeError, Interrupted, RecipeError
 from datafree.stopping import Stop, parse_time, stopping
@@ -33,6 +31,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+# Options that several verbs share.
+RecipeName = Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.seed=1.")]
+MaxTime = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+StudentCode = Annotated[
+    str | None, typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's.")
+]
+TaskCode = Annotated[
+    str | None, typer.Option(metavar="MODULE:CLASS", help="The task's own class, if it is not datafree's.")
+]
 
 
 def main() -> None:
@@ -74,16 +87,11 @@ def _options(
 
 @app.command()
 def distill(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.steps=500.")
-    ] = None,
+    recipe: RecipeName,
+    overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
-    max_time: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")] = False,
+    max_time: MaxTime = None,
+    quiet: Quiet = False,
 ) -> None:
     """Distil a student as a recipe says. The same command goes on with a run that was stopped."""
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
@@ -105,13 +113,8 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory with a finished student, or an exported .onnx file.")],
     data: Annotated[Path, typer.Option(help="A folder of labelled images.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    student: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's."),
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="MODULE:CLASS", help="The task's own class, if it is not datafree's.")
-    ] = None,
+    student: StudentCode = None,
+    task: TaskCode = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fractions instead of percent.")] = False,
 ) -> None:
     """Score a run's student on labelled data."""
@@ -120,7 +123,7 @@ def evaluate(
     scores = evaluate_run(run, data, device=device, student=student, task=task)
     if as_json:
         content = {who: {"values": score.values, "per_class": score.per_class} for who, score in scores.items()}
-        print(json.dumps(_without_nan(content), indent=2, allow_nan=False))
+        print(strict_json.render(content))
         return
     print(score_table(scores))
     for who, score in scores.items():
@@ -131,22 +134,17 @@ def evaluate(
 
 @app.command()
 def synthesize(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")],
+    recipe: RecipeName,
     out: Annotated[Path, typer.Option(help="Where it goes; the data set itself is in OUT/data.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as source.iterations=500.")
-    ] = None,
+    overrides: Overrides = None,
     images: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="How many images at least; shards are whole.")
     ] = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Make nothing: compare every file with what was written.")
     ] = False,
-    max_time: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")] = False,
+    max_time: MaxTime = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
@@ -180,13 +178,8 @@ def export(
         Path | None, typer.Option(help="A folder of images to calibrate INT8 with.", show_default="the run's own")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="A folder of labelled images: scores what is exported.")] = None,
-    student: Annotated[
-        str | None,
-        typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's."),
-    ] = None,
-    task: Annotated[
-        str | None, typer.Option(metavar="MODULE:CLASS", help="The task's own class, if it is not datafree's.")
-    ] = None,
+    student: StudentCode = None,
+    task: TaskCode = None,
 ) -> None:
     """Write a run's student as files to ship: weights, ONNX, INT8, a description and a model card."""
     from datafree.export import export_run
@@ -238,8 +231,7 @@ def inspect(
     found = inspect_teacher(
         teacher, weights=weights, args=args or [], size=size, task=task, classes=classes, recipe=recipe
     )
-    content = _without_nan(asdict(found))
-    print(json.dumps(content, indent=2, allow_nan=False) if as_json else inspection_text(found))
+    print(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 
 
 @app.command(name="list")
@@ -255,7 +247,7 @@ def demo(
     task: Annotated[str, typer.Option(help=f"One of: {', '.join(DEMOS)}.")] = "segmentation",
     out: Annotated[Path, typer.Option(help="Where its run directories go.")] = Path("runs"),
     quick: Annotated[bool, typer.Option("--quick", help="A few steps only: to see that all works.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Distil the built-in example and the noise baseline, and compare."""
     if task not in DEMOS:
@@ -293,10 +285,3 @@ def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:
 
     with display(quiet=quiet) as shown:
         return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null instead."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,7 +13,6 @@ B images, C classes, L locations, N images to calibrate with, H x W pixels.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import images as image_files
-from datafree import options
+from datafree import options, strict_json
 from datafree.card import Export, Int8, model_card, public
 from datafree.errors import DataError, NetworkError, RunError
 from datafree.evaluate import evaluate
@@ -127,7 +126,7 @@ def export_run(
         )
         record = read_record(run)
         sums = {file.name: _sha256(file) for file in sorted(stage.iterdir())}
-        text = json.dumps(_without_nan(config(loaded, record, export, sums)), indent=2, allow_nan=False)
+        text = strict_json.render(config(loaded, record, export, sums))
         write_whole(stage / "config.json", (text + "\n").encode())
         write_whole(stage / "README.md", model_card(loaded, record, export).encode())
         sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
@@ -271,11 +270,3 @@ def _put(stage: Path, out: Path) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and value != value else value
