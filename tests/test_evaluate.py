@@ -99,6 +99,31 @@ def test_run_directory_has_nothing_downloaded(run: Path, tmp_path: Path, monkeyp
     assert asked == []
 
 
+@pytest.mark.parametrize("in_name", [True, False])
+def test_run_directory_has_no_file_read(in_name: bool, run: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("[net]\na secret\n")
+    described = json.loads((run / "student.json").read_text())
+    described["network"] |= {"network": "datafree/yolov3", "args": {"cfg": str(secret)}}
+    if in_name:
+        described["network"] |= {"network": f"datafree/yolov3?cfg={secret}", "args": {}}
+    (run / "student.json").write_text(json.dumps(described))
+    data = labelled(tmp_path / "data")
+    for student in (None, "datafree/yolov3"):  # a library's name again is no word on the file
+        with pytest.raises(NetworkError, match=r"never done.*--student 'datafree/yolov3\?cfg=FILE'") as caught:
+            evaluate_run(run, data, student=student)
+        assert "line 2" not in str(caught.value)
+    with pytest.raises(NetworkError, match="line 2"):  # the user's own word: it is read
+        evaluate_run(run, data, student=f"datafree/yolov3?cfg={secret}")
+
+
+def test_very_long_description_of_a_student_is_not_read(run: Path, tmp_path: Path) -> None:
+    with (run / "student.json").open("r+b") as file:
+        file.truncate(200_000_000)  # takes no space, but would take memory
+    with pytest.raises(RunError, match=r"student\.json is larger than 10,000,000 bytes"):
+        evaluate_run(run, tmp_path)
+
+
 def test_run_of_an_own_task_asks_for_it(run: Path, tmp_path: Path) -> None:
     described = json.loads((run / "student.json").read_text())
     described["task"]["kind"] = "elsewhere:Mine"

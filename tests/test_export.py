@@ -464,11 +464,12 @@ def test_torchvisions_detector_loads_where_datafree_cannot_be_imported(tmp_path:
 
 @pytest.mark.slow
 @needs_onnx
-@pytest.mark.parametrize("name", ["datafree/yolov3", "torchvision"])
-def test_detectors_export_to_onnx_and_int8(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "smaller"), [("datafree/yolov3", 2.5), ("torchvision", 1.8)])
+def test_detectors_export_to_onnx_and_int8(tmp_path: Path, name: str, smaller: float) -> None:
+    """Heads stay in float, and are much of a quarter SSDLite."""
     network, task = torchvision_detector()
     if name == "datafree/yolov3":
         network = {"network": name, "args": {"width": 0.25}, **LOOK}
     done = export_run(write_run(tmp_path / "run", network, task), int8=True)
     assert max(done.errors.values()) < 1e-4
-    assert done.sizes["student.onnx"] > 2.5 * done.sizes["student.int8.onnx"]
+    assert done.sizes["student.onnx"] > smaller * done.sizes["student.int8.onnx"]

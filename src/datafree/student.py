@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from datafree import options, yaml12
 from datafree.errors import NetworkError, RunError
 from datafree.files import write_whole
-from datafree.networks.load import PRETRAINED, NetworkSpec, build_network
+from datafree.networks.load import PRETRAINED, NetworkSpec, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork
 from datafree.recipe import FAMILIES, TASK
@@ -61,18 +61,22 @@ def load_student(run: Path, *, student: str | None = None, task: str | None = No
     """The student of a run directory, built again with its weights.
 
     Where its network or its task came from an import path, `student` ("mypkg.nets:make_net") or `task`
-    ("mypkg.tasks:Mine") names it again. Raises RunError, NetworkError, WeightsError.
+    ("mypkg.tasks:Mine") names it again; arguments after its "?" replace the recorded ones. Raises RunError,
+    NetworkError, WeightsError.
     """
     file = run / "student.json"
     described = _read_description(run)
     section, task_section = dict(described["network"]), dict(described["task"])
-    args = {name: value for name, value in dict(section.get("args", {})).items() if name not in PRETRAINED}
-    section = {**section, "network": student or section.get("network"), "args": args}
     section["weights"] = None  # its place is no text to be expanded
     try:
-        spec: NetworkSpec = replace(options.build(NetworkSpec, section), weights=run / "student.safetensors")
+        recorded: NetworkSpec = options.build(NetworkSpec, {"network": student, **section})
     except options.Invalid as error:
         raise RunError(f"{file} does not describe a student: {error.faults[0]}") from error
+    args = {name: value for name, value in recorded.args.items() if name not in PRETRAINED}
+    named = NetworkSpec(network=student or recorded.network)  # what the user names has the last word
+    if ":" not in named.network:  # own code is told what the run says, and does with it what it likes
+        refuse_files(named.network, {name: value for name, value in args.items() if name not in named.args})
+    spec = replace(recorded, network=named.network, args={**args, **named.args}, weights=run / "student.safetensors")
     made = read_task(task_section, task, str(file))
     network = build_network(spec, num_classes=made.num_classes, allow_import=student is not None)
     return Student(
@@ -187,9 +191,11 @@ def _read_description(run: Path) -> dict[str, Any]:
     file = run / "student.json"
     if not run.is_dir():
         raise RunError(f"{run} is not a run directory; `datafree distill` makes one")
-    if not file.exists():
+    if not file.is_file():
         raise RunError(f"{run} holds no finished student; run the same `datafree distill` again to finish it")
     try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise RunError(f"{file} is larger than {_MAX_BYTES:,} bytes; take the run from its original place")
         described = dict(json.loads(file.read_text(encoding="utf-8")))
         network, task = dict(described["network"]), dict(described["task"])
         dict(network.get("args", {}))

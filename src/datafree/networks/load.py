@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -92,6 +92,8 @@ def _without_query(network: str) -> tuple[str, dict[str, Any]]:
 
 # Arguments by which a library loads weights of its own, perhaps from the network.
 PRETRAINED = ("pretrained", "weights", "weights_backbone", "encoder_weights")
+# Arguments that name a file to read.
+FILES = ("cfg",)
 
 
 def has_weights(spec: NetworkSpec) -> bool:
@@ -111,17 +113,29 @@ def build_network(spec: NetworkSpec, *, num_classes: int, allow_import: bool = T
     number of classes, torchvision's detectors one more, for background. The user's own "package.module:callable" gets
     `spec.args` and nothing else, and is adapted where it is a detection model of torchvision's.
     `allow_import=False` is for names the user did not write (those in a run directory): imports nothing, downloads
-    nothing. Raises NetworkError for whatever cannot be built, WeightsError for weights that cannot be loaded.
+    nothing, reads no file but `spec.weights`. Raises NetworkError for whatever cannot be built, WeightsError for
+    weights that cannot be loaded.
     """
     if ":" in spec.network and "/" not in spec.network:
         network = _build_imported(spec, allow_import)
     else:
+        if not allow_import:
+            refuse_files(spec.network, spec.args)
         args = {key: value for key, value in spec.args.items() if allow_import or key not in PRETRAINED}
         network = build_from_library(spec.network, args, num_classes=num_classes, channels=spec.channels)
     if spec.weights is not None:
         load = load_darknet_weights if spec.weights.suffix == ".weights" else load_weights
         load(bare(network), spec.weights)
     return network
+
+
+def refuse_files(network: str, args: Mapping[str, Any]) -> None:
+    """Raise NetworkError if `args`, which the user did not write, have `network` read a file."""
+    for key in (key for key in FILES if args.get(key) is not None):
+        raise NetworkError(
+            f"{network} is to read {key}={show(args[key])}, which is never done for a name found in a file; "
+            f"give it yourself with --student '{network}?{key}=FILE' if you trust that file"
+        )
 
 
 def _build_imported(spec: NetworkSpec, allow_import: bool) -> nn.Module:
