@@ -47,7 +47,7 @@ def diode_rows(whole: Row) -> dict[str, Row]:
         "onebox_fp": whole,
         "onebox_tiles": without(whole, tiles=0.5),
         "no_bn": staged(without(whole, bn_weight=0.0), first_bn_weight=0.0),
-        "no_augment": staged(without(whole, brightness=0.0, contrast=0.0, erase=0.0), jitter=0),
+        "no_augment": staged(without(whole, mirror=0.0, brightness=0.0, contrast=0.0, erase=0.0), jitter=0),
         "no_tv": without(whole, tv_l1_weight=0.0),
         "multibox": replace(whole, task={"boxes_per_image": (3, 10), "box_sides": (0.08, 0.35)}),
     }

@@ -49,6 +49,8 @@ def test_roll_and_flip_moves_the_batch_and_its_masks_alike() -> None:
         assert torch.equal(moved.flatten().sort()[0], images.flatten().sort()[0])
         seen.add(int(masks[0, 0, 0]))
     assert len(seen) > 20  # of 5 x 5 places, mirrored or not
+    assert all(torch.equal(augment.roll_and_flip(images, 0, 0.0)[0], images) for _ in range(20))
+    assert all(torch.equal(augment.roll_and_flip(images, 0, 1.0)[0], images.flip(-1)) for _ in range(20))
     still = [augment.roll_and_flip(images, 0)[0] for _ in range(20)]
     assert all(torch.equal(s, images) or torch.equal(s, images.flip(-1)) for s in still)
 

@@ -193,6 +193,15 @@ def test_a_mirror_keeps_left_left_of_right() -> None:
     assert moved[0, 1].tolist() == EMPTY
 
 
+def test_no_move_turns_a_broken_box_into_a_box() -> None:
+    broken = rows([[0, 10, 4, 3, 12], [1, 3, 12, 10, 4], [2, float("nan"), 0, 9, 9], [-3, 0, 0, 9, 9]])
+    mirror = Move(scale=torch.tensor([[-1.0, -1.0]]), offset=torch.zeros(1, 2))
+    for move in (Move(), Move(right=2, down=1), mirror):
+        moved = boxes.moved(broken, move, (20, 30))
+        assert moved[0, :3].tolist() == [EMPTY] * 3
+        assert moved[0, 3, 0] == -3  # a crowd is none to learn, and stays known as one
+
+
 # Mosaics.
 
 

@@ -139,7 +139,7 @@ def test_a_diode_row_differs_from_onebox_fp_in_what_its_name_says(benchmark: Mod
         "onebox": {"seen_every": 0},
         "onebox_tiles": {"tiles": 0.5},
         "no_bn": {"bn_weight": 0.0, "first_bn_weight": 0.0},
-        "no_augment": {"jitter": 0, "brightness": 0.0, "contrast": 0.0, "erase": 0.0},
+        "no_augment": {"jitter": 0, "mirror": 0.0, "brightness": 0.0, "contrast": 0.0, "erase": 0.0},
         "no_tv": {"tv_l1_weight": 0.0},
     }
     for name, changed in changes.items():

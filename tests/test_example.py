@@ -58,7 +58,10 @@ def supervised() -> Iterator[ModuleType]:
 
 def test_shipped_files_are_complete_and_small() -> None:
     files = [path for path in EXAMPLE.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 3_000_000
+    boxes = {EXAMPLE / "detector.safetensors", EXAMPLE / "eval" / "annotations.json"}  # what detection adds
+    assert boxes < set(files)
+    assert sum(path.stat().st_size for path in files if path not in boxes) < 2_500_000
+    assert sum(path.stat().st_size for path in boxes) < 1_200_000
     assert len(list((EXAMPLE / "eval" / "images").glob("*.png"))) == 120
     assert len(list((EXAMPLE / "proxy").glob("*.png"))) == 300
     for path in [*(EXAMPLE / "eval" / "images").iterdir(), *(EXAMPLE / "proxy").iterdir()]:

@@ -72,6 +72,9 @@ def test_every_fault_is_found_at_once(tmp_path: Path) -> None:
         ("task.image_size=[1, x]", "task.image_size.1: 'x' is not a whole number"),
         ("task.image_size=128", "task.image_size: 128 is not a list"),
         ("task.num_classes=", "task.num_classes: None is not a whole number"),
+        ("task.num_classes=0", "task.num_classes: 0 is too small; it must be 1 or more"),
+        ("task.num_classes=1", "task: num_classes is 1; it must be 2 or more"),
+        ("task={kind: classification, num_classes: 1, image_size: [8, 8]}", "num_classes is 1; it must be 2 or more"),
         ("task.kind=detecton", "task.kind: 'detecton' is not one of: classification, detection, segmentation"),
         ("source.method=nois", "(did you mean noise?)"),
         ("source=noise", "source: 'noise' is not a section"),
@@ -102,6 +105,7 @@ def test_checks_that_a_method_makes_on_itself_are_faults_too(tmp_path: Path) -> 
 def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path: Path) -> None:
     assert "is a folder, not a file" in fault(tmp_path, VALID, f"teacher.weights={tmp_path}")
     file = write(tmp_path, VALID)
+    assert "is a file, not a folder" in fault(tmp_path, VALID, f"data={file}")
     assert "is a file, not a folder" in fault(tmp_path, VALID, f"source={{method: folder, path: {file}}}")
 
 

@@ -29,14 +29,14 @@ class Move:
     offset: Tensor | None = None
 
 
-def roll_and_flip(images: Tensor, jitter: int) -> tuple[Tensor, Move]:
-    """The whole batch (B, 3, H, W) rolled by up to `jitter` pixels each way, then mirrored with probability 1/2.
+def roll_and_flip(images: Tensor, jitter: int, mirror: float = 0.5) -> tuple[Tensor, Move]:
+    """The whole batch (B, 3, H, W) rolled by up to `jitter` pixels each way, then mirrored with probability `mirror`.
 
     As in DeepInversion (Yin et al., arXiv 1912.08795): pixels that leave on one side come in on the other.
     """
     down, right = torch.randint(-jitter, jitter + 1, (2,)).tolist()
     rolled = torch.roll(images, (down, right), (-2, -1))
-    if torch.rand(()) >= 0.5:
+    if torch.rand(()) >= mirror:
         return rolled, Move(right=right, down=down)
     scale = torch.ones(len(images), 2, device=images.device)
     scale[:, 0] = -1

@@ -135,7 +135,7 @@ class StatisticsMatch:
         if every and not inside:
             raise NetworkError(
                 f"no BatchNorm layer lies in {self.within!r}; the network has {len(every)}, the first of them "
-                f"{', '.join(list(every)[:3])}"
+                f"{', '.join(list(every)[:3])}: mend the adapter's `backbone`, or set source.bn_weight=0"
             )
         self.layers = dict(list(inside.items())[: self.count or None])
         self._now: dict[str, tuple[Tensor, Tensor]] = {}

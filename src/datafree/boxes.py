@@ -81,8 +81,10 @@ def emptied(targets: Tensor, rows: Tensor) -> Tensor:
 def moved(targets: Tensor, move: Move, size: tuple[int, int]) -> Tensor:
     """Boxes that follow their pixels through `move`, cut to the frame; those that have left it are dropped.
 
-    Pixels that a roll brings in on the other side have no box there, as published for DIODE.
+    Pixels that a roll brings in on the other side have no box there, as published for DIODE. A box that was none
+    before (inverted, not finite) stays none: a mirror must not turn it into one.
     """
+    targets = emptied(targets, ~present(targets) & (targets[..., 0] >= 0))
 
     def along(axis: int, roll: int, length: int) -> Tensor:
         """(B, M, 2): the lower and the upper edge on one axis."""

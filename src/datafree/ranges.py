@@ -13,7 +13,17 @@ _AT_LEAST |= dict.fromkeys(("jitter", "shift", "negatives", "restarts", "clip"),
 _AT_LEAST |= dict.fromkeys(("lr_end", "bn_clip", "bn_layers", "brightness", "contrast", "seen_every", "seen_from"), 0)
 _ABOVE_ZERO = ("lr", "temperature", "std")
 _FRACTIONS = ("momentum", "bn_momentum", "beta1", "beta2")  # 0 <= x < 1
-_SHARES: tuple[str, ...] = ("replay", "mixup", "decay_at", "reset_at", "tiles", "erase", "cutout", "box_sides")
+_SHARES: tuple[str, ...] = (
+    "replay",
+    "mixup",
+    "decay_at",
+    "reset_at",
+    "tiles",
+    "mirror",
+    "erase",
+    "cutout",
+    "box_sides",
+)
 _SHARES += ("seen_area", "seen_score", "seen_overlap")
 _FOLDERS = ("path",)
 _PLACES = ("data",)  # a file or a folder: the task knows

@@ -208,6 +208,8 @@ def _build(given: dict[str, Any], stem: str) -> Recipe:
             faults.append(Fault(("name",), f"{show(outline.name)} {problem}"))
     except Invalid as error:
         faults += error.faults
+    if not faults and outline.data is not None and outline.data.is_file() and not task.reads_files:
+        faults.append(Fault(("data",), f"is a file, not a folder (looked for {outline.data})"))
     if faults:
         raise Invalid(faults)
     return Recipe(

@@ -307,10 +307,10 @@ def test_each_augmentation_has_its_option(
         monkeypatch.setattr(augment, name, spy)
     looked(0)
     made(teacher, Diode(batch_size=2, stages=one_stage(jitter=5)))
-    assert used == [("roll_and_flip", (5,)), ("brightness", (0.2,)), ("contrast", (0.1,)), ("erase", (0.5,))]
+    assert used == [("roll_and_flip", (5, 0.5)), ("brightness", (0.2,)), ("contrast", (0.1,)), ("erase", (0.5,))]
     used.clear()
-    made(teacher, Diode(batch_size=2, stages=one_stage(), zoom=(0.5, 1.5), cutout=0.25, **PLAIN))
-    assert used == [("roll_and_flip", (0,)), ("scale_crop", (0.5, 1.5)), ("cutout", (0.25,))]
+    made(teacher, Diode(batch_size=2, stages=one_stage(), mirror=0.0, zoom=(0.5, 1.5), cutout=0.25, **PLAIN))
+    assert used == [("roll_and_flip", (0, 0.0)), ("scale_crop", (0.5, 1.5)), ("cutout", (0.25,))]
 
 
 def test_degenerate_boxes_never_reach_the_detectors_loss(
@@ -443,7 +443,7 @@ def test_a_momentum_mixes_in_the_iterations_before_of_the_same_stage(
         return start
 
     monkeypatch.setattr(pixels, "optimise", instead)
-    monkeypatch.setattr(augment, "roll_and_flip", lambda images, jitter: (images, augment.Move()))
+    monkeypatch.setattr(augment, "roll_and_flip", lambda images, jitter, mirror: (images, augment.Move()))
     source = Diode(batch_size=4, stages=[*one_stage(bn_layers=1), *one_stage(bn_layers=1)], bn_momentum=0.25, **PLAIN)
     _, logs = made(teacher, source)
     first, norm = probe(teacher).network.body[:2]

@@ -351,7 +351,8 @@ def changed(**changes: Any) -> dict[str, Any]:
 )
 def test_wrong_annotations_are_refused_with_their_values(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
     found = refusal(put_coco(tmp_path, changed(**changes)))
-    assert found.startswith(f"{tmp_path / 'annotations.json'}, annotation ") and line in found and len(found) < 600
+    assert found.startswith(f"{tmp_path / 'annotations.json'}, annotation ") and line in found
+    assert len(found.replace(str(tmp_path), "")) < 400  # the folder may be as long as it likes
 
 
 def test_annotations_need_no_ids(tmp_path: Path) -> None:
@@ -375,7 +376,7 @@ def test_whatever_stands_in_a_coco_file_it_is_read_or_refused(part: str, data: s
     try:
         _, images = read_coco(made, "a.json")
     except DataError as error:
-        assert "\n" not in str(error) and len(str(error)) < 600
+        assert "\n" not in str(error) and len(str(error)) < 400
     else:
         for image in images:
             for _, x1, y1, x2, y2 in image.rows:
@@ -408,7 +409,7 @@ def test_wrong_images_are_refused_with_their_values(tmp_path: Path, changes: dic
     made = content()
     made["images"][0] |= changes
     found = refusal(put_coco(tmp_path, made))
-    assert line in found and len(found) < 600 and found.encode()
+    assert line in found and len(found.replace(str(tmp_path), "")) < 400 and found.encode()
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ class Stage:
     lr_end: float = 0.0005  # of the cosine
     beta1: float = 0.9  # both 0: every step is lr times the gradient's sign
     beta2: float = 0.999
-    jitter: int = 40  # pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2
+    jitter: int = 40  # pixels: the batch is rolled by up to this, each iteration
     detection_weight: float = 1.0  # of the detector's own training loss on the boxes
     first_bn_weight: float = 0.0  # of the first BatchNorm layer's distance, on top of bn_weight
     bn_layers: int = 0  # the first so many of the backbone's count; 0 = all
@@ -91,6 +91,7 @@ class Diode(ImageSource):
     bn_norm: float = 2.0  # p of that distance
     bn_clip: float = 0.0  # a layer counts at most so many times the median layer; 0 = as it is (published)
     bn_momentum: float = 0.0  # share of past iterations' statistics in the distance, for batches below 32 (ours)
+    mirror: float = 0.5  # probability that the batch is mirrored, each iteration
     brightness: float = 0.2  # std of what is added to an image, each iteration
     contrast: float = 0.1  # std of what it is multiplied by, about 1
     erase: float = 0.5  # probability that a rectangle of it is blackened
@@ -230,7 +231,7 @@ class Diode(ImageSource):
 
     def _augmented(self, x: Tensor, targets: Tensor, stage: Stage, task: Detection) -> tuple[Tensor, Tensor]:
         """This iteration's look at the images, and where the boxes are in it. In the published order; no clamp."""
-        x, move = augment.roll_and_flip(x, stage.jitter)
+        x, move = augment.roll_and_flip(x, stage.jitter, self.mirror)
         targets = task.move_targets(targets, move)
         if self.zoom != (1.0, 1.0):
             x, move = augment.scale_crop(x, *self.zoom)

@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from datafree.augment import Move
-from datafree.errors import NetworkError
+from datafree.errors import DataError, NetworkError
 
 # What a network answers in a task. A bare `Task` is a task of whatever kind.
 OutputsT = TypeVar("OutputsT", default=Any)
@@ -61,7 +61,13 @@ class Task(ABC, Generic[OutputsT]):
     num_classes: int  # C
     image_size: tuple[int, int]  # (height, width), pixels
 
+    least_classes: ClassVar[int] = 2  # of one class only, nothing can be told apart
+    reads_files: ClassVar[bool] = False  # whether labelled data may be a file; else it is a folder
     edges: ClassVar[str] = "zeros"  # what comes into an image that is moved: black, or ("border") its edge's pixels
+
+    def __post_init__(self) -> None:
+        if self.num_classes < self.least_classes:
+            raise DataError(f"num_classes is {self.num_classes}; it must be {self.least_classes} or more")
 
     @abstractmethod
     def check(self, outputs: object, what: str) -> OutputsT:
@@ -130,6 +136,13 @@ class Task(ABC, Generic[OutputsT]):
         """Fraction of rows (images, pixels or locations) on which both name the same class."""
         same = self.class_probs(student).argmax(1) == self.class_probs(teacher).argmax(1)
         return float(same.float().mean())
+
+    def class_agreement(self, student: OutputsT, teacher: OutputsT) -> list[float | None]:
+        """`agreement` for each class: of the rows in which the teacher names it; None where it names it in none."""
+        ours, theirs = self.class_probs(student).argmax(1), self.class_probs(teacher).argmax(1)
+        seen = torch.bincount(theirs, minlength=self.num_classes).tolist()
+        same = torch.bincount(theirs[ours == theirs], minlength=self.num_classes).tolist()
+        return [hit / count if count else None for hit, count in zip(same, seen, strict=True)]
 
 
 def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_classes: int) -> Tensor:

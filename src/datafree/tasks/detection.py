@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -53,7 +53,11 @@ class Detection(Task[Predictions]):
     box_sides: tuple[float, float] = (0.2, 0.8)  # sampled targets: of the image's width and height, least and most
     class_frequencies: tuple[float, ...] = ()  # sampled targets: a number for each class; empty: all as often
 
+    least_classes: ClassVar[int] = 1  # things of one kind are told from where there is none
+    reads_files: ClassVar[bool] = True  # COCO's json
+
     def __post_init__(self) -> None:
+        super().__post_init__()
         least, most = self.boxes_per_image
         if not 1 <= least <= most <= self.max_boxes:
             raise DataError(f"boxes_per_image is {self.boxes_per_image}; give 1 <= least <= most <= {self.max_boxes}")
@@ -193,6 +197,15 @@ class Detection(Task[Predictions]):
     def agreement(self, student: Predictions, teacher: Predictions) -> float:
         """F1 of the student's detections against the teacher's."""
         return agreement(self.seen(student), self.seen(teacher))
+
+    def class_agreement(self, student: Predictions, teacher: Predictions) -> list[float | None]:
+        """F1 as in `agreement`, of the detections of each class; None where neither network finds any."""
+        ours, theirs = self.seen(student), self.seen(teacher)
+        found: list[float | None] = []
+        for label in range(self.num_classes):
+            one, other = [seen.of(label) for seen in ours], [seen.of(label) for seen in theirs]
+            found.append(agreement(one, other) if any(len(seen.labels) for seen in [*one, *other]) else None)
+        return found
 
     def new_metric(self, class_names: list[str] | None = None) -> AveragePrecision:
         names = class_names or [f"class {c}" for c in range(self.num_classes)]
