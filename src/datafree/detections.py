@@ -26,6 +26,13 @@ class Detections:
     scores: Tensor  # (N,) in [0, 1]
     places: Tensor  # (N,) int64: the location each comes from
 
+    def of(self, label: int) -> Detections:
+        """Those of one class."""
+        kept = self.labels == label
+        return Detections(
+            labels=self.labels[kept], boxes=self.boxes[kept], scores=self.scores[kept], places=self.places[kept]
+        )
+
 
 @torch.no_grad()
 def detect(outputs: Predictions, *, least: float, overlap: float, most: int, size: tuple[int, int]) -> list[Detections]:

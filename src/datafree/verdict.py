@@ -1,0 +1,138 @@
+"""What the signals of `datafree.checkup` mean: a verdict in plain words, and which of them can be relied upon.
+
+Limits are set by what finished benchmark runs showed (docs/health.md, benchmarks/health.py). No torch here: pages and
+terminals judge figures that were logged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+LEAST_PIXELS = 0.01  # pixel diversity; as `health.Guard`'s
+LEAST_FEATURES = 0.01  # feature diversity
+LEAST_BALANCE = 0.05  # class balance; as `health.Guard`'s
+
+
+class State(IntEnum):
+    """Worse is higher."""
+
+    HEALTHY = 0
+    WATCH = 1
+    COLLAPSED = 2
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """How people are told of a signal."""
+
+    title: str
+    meaning: str
+    scale: tuple[str, str] = ("0", "1")  # what its ends are called
+    percent: bool = False
+
+    def show(self, value: float) -> str:
+        return f"{100 * value:.1f} %" if self.percent else f"{value:.2f}"
+
+
+SIGNALS = {  # the names under which they are logged, in the order of the page
+    "held_out_class_balance": Signal(
+        title="Class balance",
+        meaning="how evenly the teacher's answers to made images spread over the classes: 1 all alike, 0 one class",
+    ),
+    "statistics_distance": Signal(
+        title="Statistics distance",
+        meaning="how far made images are, inside the teacher, from what its BatchNorm layers kept of its training "
+        "data, in standard deviations: 0 the same",
+    ),
+    "held_out_feature_diversity": Signal(
+        title="Feature diversity",
+        meaning="how different made images are to the teacher (cosine distance in its deepest features): 0 all alike",
+    ),
+    "held_out_pixel_diversity": Signal(
+        title="Pixel diversity",
+        meaning="how different made images are, pixel by pixel (standard deviation): 0 all alike",
+    ),
+    "held_out_confidence": Signal(
+        title="Teacher's confidence",
+        meaning="probability that the teacher gives to the class it names, on average",
+        percent=True,
+    ),
+    "agreement": Signal(
+        title="Agreement", meaning="student and teacher answer alike on made images that were held out", percent=True
+    ),
+    "agreement_corrupted": Signal(
+        title="Agreement, corrupted", meaning="the same on mild corruptions of those images", percent=True
+    ),
+    "agreement_noise": Signal(title="Agreement, noise", meaning="the same on plain noise", percent=True),
+    "calibration_gap": Signal(
+        title="Calibration gap",
+        meaning="the student's confidence minus its agreement with the teacher: above 0 it is surer than right",
+        percent=True,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A state and its reasons, none of them if nothing is wrong; None: nothing was logged to judge by."""
+
+    state: State | None
+    reasons: list[str] = field(default_factory=list)
+
+    @property
+    def word(self) -> str:
+        return "unknown" if self.state is None else self.state.word
+
+    @property
+    def line(self) -> str:
+        """One line for a terminal."""
+        return f"health: {self.word}" + (f": {'; '.join(self.reasons)}" if self.reasons else "")
+
+
+def judge(values: Mapping[str, float]) -> Verdict:
+    """The verdict on the signals of one look, as `checkup` names them; those that are missing say nothing."""
+    if not SIGNALS.keys() & values.keys():
+        return Verdict(state=None, reasons=["no health signal was logged"])
+    found: list[tuple[State, str]] = []
+
+    def below(name: str, least: float, state: State, reason: str) -> bool:
+        value = values.get(name, math.nan)
+        if value < least:
+            found.append((state, f"{reason} ({SIGNALS[name].title.lower()} {SIGNALS[name].show(value)})"))
+        return value < least
+
+    if any(not math.isfinite(values[name]) for name in SIGNALS.keys() & values.keys()):
+        found.append((State.COLLAPSED, "a signal is not finite"))
+    below("held_out_pixel_diversity", LEAST_PIXELS, State.COLLAPSED, "the made images are all alike")
+    below("held_out_feature_diversity", LEAST_FEATURES, State.COLLAPSED, "the made images are all alike to the teacher")
+    if not below("held_out_class_balance", LEAST_BALANCE, State.COLLAPSED, "the teacher sees one class only"):
+        below("held_out_class_balance", 0.5, State.WATCH, "the teacher sees few of its classes in the made images")
+    distance = values.get("statistics_distance", math.nan)
+    if distance > 0.6:
+        reason = "the made images are unlike what the teacher was trained on"
+        found.append((State.WATCH, f"{reason} (statistics distance {distance:.2f})"))
+    below("agreement", 0.5, State.WATCH, "the student gives another answer than the teacher in most cases")
+    worst = max((state for state, _ in found), default=State.HEALTHY)
+    return Verdict(state=worst, reasons=[reason for state, reason in sorted(found, key=lambda item: -item[0])])
+
+
+@dataclass
+class Watch:
+    """Tells when the verdict turns, and then only."""
+
+    state: State | None = State.HEALTHY
+
+    def turned(self, step: int, values: Mapping[str, float]) -> str | None:
+        """A line for the terminal if the verdict on `values`, seen at `step`, is another than that before."""
+        verdict = judge(values)
+        if verdict.state is None or verdict.state == self.state:
+            return None
+        self.state = verdict.state
+        return f"{'' if verdict.state is State.HEALTHY else 'warning: '}step {step}: {verdict.line}"
