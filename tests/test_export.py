@@ -304,15 +304,17 @@ def test_classifier_of_a_real_run_is_exported_with_its_provenance(tmp_path: Path
     save_weights(teacher, spec.weights)
     content = {
         "task": {"kind": "classification", "num_classes": 10, "image_size": [32, 32]},
-        "teacher": {"network": "datafree/resnet", "args": args, "weights": str(spec.weights)},
+        "teacher": {
+            "network": "datafree/resnet",
+            "args": args,
+            "weights": str(spec.weights),
+            "licence": "CC-BY-NC-4.0",
+        },
         "student": {"network": "datafree/resnet", "args": args},
         "source": {"method": "noise"},
         "training": {"steps": 2, "batch_size": 4},
     }
     run = run_recipe(load(tmp_path, content), tmp_path / "run").run
-    described = json.loads((run / "student.json").read_text())
-    described["teacher"] = describe_teacher(spec, teacher, "CC-BY-NC-4.0")
-    (run / "student.json").write_text(json.dumps(described))
     done = export_run(run, tmp_path / "shipped")
     assert done.folder == tmp_path / "shipped"
     config = json.loads((done.folder / "config.json").read_text())

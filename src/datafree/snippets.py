@@ -11,7 +11,8 @@ from typing import Any
 
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Detector
-from datafree.networks.load import PRETRAINED, NetworkSpec
+from datafree.networks.load import NetworkSpec
+from datafree.networks.pretrained import PRETRAINED
 from datafree.student import Student
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation

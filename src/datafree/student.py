@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from datafree import options, yaml12
 from datafree.errors import NetworkError, RunError
 from datafree.files import write_whole
-from datafree.networks.load import PRETRAINED, NetworkSpec, build_network, refuse_files
+from datafree.networks.load import NetworkSpec, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork
+from datafree.networks.pretrained import PRETRAINED
 from datafree.recipe import FAMILIES, TASK
 from datafree.tasks import TASKS
 from datafree.tasks.base import Scores, Task
@@ -159,7 +160,7 @@ def number(value: object) -> float | None:
     return float(value) if good and isinstance(value, (int, float)) else None
 
 
-def describe_teacher(spec: NetworkSpec, network: nn.Module, licence: str | None = None) -> dict[str, Any]:
+def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
     """What a student's card says of its teacher: plain values.
 
     `sha256` is that of the weights file; of a teacher without one, that of its tensors as a safetensors file.
@@ -182,7 +183,7 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module, licence: str | None 
         "sha256": digest,
         "sha256_of": of,
         "parameters": sum(parameter.numel() for parameter in bare(network).parameters()),
-        "licence": licence or None,
+        "licence": spec.licence,
     }
 
 

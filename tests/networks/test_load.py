@@ -236,10 +236,17 @@ def test_arguments_in_the_name_that_cannot_be_read_are_one_line(network: str, na
     assert named in refusal(lambda: NetworkSpec(network=network, args={"width": 8}))
 
 
+@pytest.mark.parametrize("licence", ["", "  ", "MIT\nBSD", "x" * 201])
+def test_a_licence_is_a_name_on_one_line(licence: str) -> None:
+    assert NetworkSpec(network="datafree/unet", licence="Apache-2.0").licence == "Apache-2.0"
+    assert "such as Apache-2.0" in refusal(lambda: NetworkSpec(network="datafree/unet", licence=licence))
+
+
 def test_a_name_that_is_not_the_users_downloads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def download(*args: object, **kwargs: object) -> None:
         raise AssertionError("asked for a download")
 
+    monkeypatch.setattr("datafree.networks.pretrained._place", lambda *given: None)
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
     spec = NetworkSpec(network="torchvision/resnet18?weights=DEFAULT")

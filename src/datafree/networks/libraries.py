@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.pretrained import in_its_own_words, within_reach
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.networks.yolov3 import yolov3
@@ -81,9 +82,11 @@ def build_from_library(network: str, args: dict[str, Any], *, num_classes: int, 
     for key in _FILE_ARGS:
         if key in args:
             raise NetworkError(f"{network} does not take {key} here: give the file as `weights`")
+    args = in_its_own_words(library, network, args)
     with warnings.catch_warnings(), one_line_errors(f"{network} cannot be built with args {args}"):
         warnings.simplefilter("ignore")  # the libraries' own deprecations are not the user's concern
-        return _LIBRARIES[library](name, args, num_classes)
+        with within_reach(library, name, args):
+            return _LIBRARIES[library](name, dict(args), num_classes)
 
 
 def _build_datafree(name: str, args: dict[str, Any], num_classes: int) -> nn.Module:

@@ -25,6 +25,7 @@ from datafree.errors import NetworkError
 from datafree.networks.darknet_weights import load_darknet_weights
 from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
 from datafree.networks.normalized import Normalized, bare
+from datafree.networks.pretrained import PRETRAINED, asks_for_weights
 from datafree.networks.weights import load_weights
 from datafree.wording import show
 
@@ -47,8 +48,11 @@ class NetworkSpec:
     channels: Literal[1, 3] = 3  # of the images it takes; 1: grey, the average of R, G and B
     order: Literal["rgb", "bgr"] = "rgb"  # of its channels; mean and std are given for R, G, B all the same
     input_size: tuple[int, int] | None = None  # (height, width), pixels: images are resized to it; unset: as they are
+    licence: str | None = None  # of its weights, as their owner declares it; a teacher's stands on its student's card
 
     def __post_init__(self) -> None:
+        if self.licence is not None and not (self.licence.isprintable() and 0 < len(self.licence.strip()) <= 200):
+            raise NetworkError(f"licence is {show(self.licence)}: give a name on one line, such as Apache-2.0")
         name, given = _without_query(self.network)
         for key in given.keys() & self.args.keys():
             raise NetworkError(
@@ -90,15 +94,12 @@ def _without_query(network: str) -> tuple[str, dict[str, Any]]:
     return name, args
 
 
-# Arguments by which a library loads weights of its own, perhaps from the network.
-PRETRAINED = ("pretrained", "weights", "weights_backbone", "encoder_weights")
-# Arguments that name a file to read.
-FILES = ("cfg",)
+FILES = ("cfg",)  # arguments that name a file to read
 
 
 def has_weights(spec: NetworkSpec) -> bool:
     """Whether the network comes trained: from a file, from its library, or (as far as anyone knows) from own code."""
-    return spec.weights is not None or ":" in spec.network or any(spec.args.get(name) for name in PRETRAINED)
+    return spec.weights is not None or ":" in spec.network or asks_for_weights(spec.args)
 
 
 def network_names() -> list[str]:
