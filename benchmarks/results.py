@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from datafree.runs import environment
+from datafree.environment import environment
 
 HERE = Path(__file__).resolve().parent
 

@@ -6,22 +6,27 @@ Steps count from `-source.warmup` (the source works alone) over 0 (the student's
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from datafree import augment, features, held_out, modes
+from datafree import features, held_out, memory, modes
+from datafree.coping import SOURCE_UPDATE, STUDENT_STEP, Coping
 from datafree.errors import DataError, Interrupted, TrainingError
-from datafree.networks.normalized import bare
+from datafree.finite import NotFinite, Watch
+from datafree.learning import Learner
+from datafree.memory import OutOfMemory
 from datafree.runs import Run
-from datafree.sources.base import Batch, ImageSource
+from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.training import Training
+from datafree.verdict import Turns
+
+SAVED_WITHIN = 600  # seconds: the state is saved at least so often, however long `save_every` steps take
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,7 @@ class Chosen:
 
     step: int
     agreement: float | None  # None where the source has nothing to hold out
+    history: list[str] = field(default_factory=list)  # each time the run had to go back to an earlier state
 
 
 def distill(
@@ -60,129 +66,163 @@ def distill(
 
     `teacher` and `student` take images (B, 3, H, W) in [0, 1] and answer in the task's form. `stop` is asked at every
     step: a reason to stop saves the state and raises Interrupted; the same call goes on later, to the same bits.
-    Raises TrainingError when a loss is not finite.
+    Numbers that are not finite, and memory that runs out, take it back to the last good state (`coping`); raises
+    TrainingError when that does not help, RunError when the state cannot be saved.
     """
     device, dtype = next(student.parameters()).device, _dtype_of(student)
+    coping, watch = Coping(), Watch(device)
     with modes.frozen(teacher):
-        source.attach(training.setting(task, teacher, device, dtype, say))
+        source.attach(training.setting(task, teacher, device, dtype, say, pace=lambda: coping.pace))
         pairs: Mapping[str, str] = {}  # teacher's layer -> student's, whose attention maps are compared
         if training.match_weight:
             pairs = features.chosen_pairs(teacher, student, synthetic_batch(task.image_size, device), training.match)
         optimizer = training.make_optimizer(student)
+        learner = Learner(
+            task=task,
+            teacher=teacher,
+            student=student,
+            training=training,
+            optimizer=optimizer,
+            pairs=pairs,
+            watch=watch,
+            coping=coping,
+        )
         if training.select == "agreement" and not len(source.held_out(1)):
             raise DataError("training.select=agreement needs images to hold out, and this source has none; use last")
         best: dict[str, Any] = {"agreement": None, "step": 0, "student": {}}
         latest: dict[str, Tensor | float] = {}  # figures since the last line of the log
+        health = Turns()
         step = first = -source.warmup
+        good, saved_at = first, time.monotonic()  # the step of the state on disk; when it was written
 
-        # Go on from the last save, if there is one. The random states come last: nothing may draw after them.
+        def save(*, must: bool = False) -> None:
+            nonlocal good, saved_at
+            state = {
+                "step": step,
+                "student": student.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "source": source.state_dict(),
+                "best": best,
+                "latest": {name: float(value) for name, value in latest.items()},
+                "coping": coping.state_dict(),
+                "random": modes.random_state(),
+            }
+            watch.check_state(state)
+            saved_at = time.monotonic()
+            if run.save_state(state, must=must):
+                good = step
+
+        def restore(state: dict[str, Any]) -> None:
+            nonlocal step, best, latest, good
+            step = good = state["step"]
+            best, latest = state["best"], dict(state["latest"])
+            student.load_state_dict(state["student"])
+            optimizer.load_state_dict(state["optimizer"])
+            source.load_state_dict(state["source"])
+            modes.set_random_state(state["random"])  # last: nothing may draw after it
+
+        # Go on from the last save; there is always one, so that a step that goes wrong has a state to go back to.
         if run.saved is not None:
-            step, best, latest = run.saved["step"], run.saved["best"], run.saved["latest"]
-            student.load_state_dict(run.saved["student"])
-            optimizer.load_state_dict(run.saved["optimizer"])
-            source.load_state_dict(run.saved["source"])
-            modes.set_random_state(run.saved["random"])
-        run.start(step - first)
+            coping.load_state_dict(run.saved["coping"])
+            restore(run.saved)
+        run.start(step - first, say)
         began, began_at = time.perf_counter(), step
-
-        def save() -> None:
-            _check_finite(student, step)
-            run.save_state(
-                {
-                    "step": step,
-                    "student": student.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "source": source.state_dict(),
-                    "best": best,
-                    "latest": _floats(latest, step),
-                    "random": modes.random_state(),
-                }
-            )
+        if run.saved is None:
+            save(must=True)
 
         student.train()
         while step < training.steps:
-            if reason := stop():
-                save()
-                raise Interrupted(
-                    f"stopped at step {step} of {training.steps} ({reason}); the same command goes on from here"
-                )
+            try:
+                if reason := stop():
+                    watch.look(wait=True)
+                    save(must=True)
+                    raise Interrupted(
+                        f"stopped at step {step} of {training.steps} ({reason}); the same command goes on from here"
+                    )
+                watch.begin(step)
 
-            # The source works: alone before step 0, then when its turn comes.
-            if source.due(step):
-                try:
-                    latest |= source.update(student, step)
-                except TrainingError:
-                    with contextlib.suppress(TrainingError):  # the first fault is the one to show
-                        save()  # a source that gives up has gone back to its last healthy state
-                    raise
+                # The source works: alone before step 0, then when its turn comes.
+                if source.due(step):
+                    try:
+                        with memory.noticed(SOURCE_UPDATE):
+                            figures: Mapping[str, Tensor] = source.update(student, step)
+                    except TrainingError:
+                        with contextlib.suppress(TrainingError, NotFinite):  # the first fault is the one to show
+                            save()  # a source that gives up has gone back to its last healthy state
+                        raise
+                    for name, value in figures.items():
+                        watch.see(f"the source's {name}", [value])
+                    watch.look()
+                    latest |= figures
 
-            # The student learns the teacher's answers.
-            if step >= 0:
-                batch = source.sample(training.batch_size)
-                images, targets, whole = _varied(task, batch, training)
-                if step == 0 and training.label_weight and targets is None:
-                    say("note: training.label_weight is off: the source's images have no targets")
-                with torch.no_grad(), features.watched(bare(teacher), pairs) as taught:
-                    answers = teacher(images)
-                with features.watched(bare(student), pairs.values()) as learnt:
-                    outputs = student(images)
-                loss = task.distill_loss(outputs, answers)
-                if pairs:
-                    attention = features.attention_loss(learnt, taught, pairs)
-                    latest["attention"] = attention.detach()
-                    loss = loss + training.match_weight * attention
-                if training.label_weight and targets is not None and len(whole):
-                    loss = loss + training.label_weight * task.target_loss(outputs[whole], targets[whole])
-                for group in optimizer.param_groups:
-                    group["lr"] = training.lr_at(step)
+                # The student learns the teacher's answers.
+                if step >= 0:
+                    with memory.noticed("the source's images"):
+                        batch = source.sample(training.batch_size)
+                    if step == 0 and training.label_weight and batch.targets is None:
+                        say("note: training.label_weight is off: the source's images have no targets")
+                    with memory.noticed(STUDENT_STEP):
+                        latest |= learner.learn(batch, step)
+                for name, network in source.artefacts().items():
+                    watch.see(f"the source's {name}", [*network.parameters(), *network.buffers()])
+                watch.look()
+                step += 1
+
+                # Log, look and save now and then; none of it touches a random state.
+                logs, last = step % training.log_every == 0 or step in (0, training.steps), step == training.steps
+                shows = step % training.picture_every == 0 or step in (0, training.steps)
+                compares = step % training.save_every == 0 or last
+                if logs or shows or compares:
+                    watch.look(wait=True)  # before anything is written
+                if logs:
+                    numbers, latest = {name: float(value) for name, value in latest.items()}, {}
+                    run.log(step - first, step, numbers)
+                    phase: Literal["warm-up", "training"] = "training" if step > 0 else "warm-up"
+                    if phase == "training" and began_at < 0:  # the rate is the phase's own
+                        began, began_at = time.perf_counter(), step
+                    rate = (step - began_at) / max(time.perf_counter() - began, 1e-9)
+                    log(Progress(phase=phase, step=step, first=first, last=training.steps, rate=rate, values=numbers))
+                with memory.noticed("the look at held-out images"):
+                    if shows:
+                        shown = held_out.picture(task, teacher, student, source, trained=step > 0)
+                        if shown is not None:
+                            run.save_picture(step - first, shown)
+                    if compares and step > 0:
+                        looked = held_out.signals(task, teacher, student, source)
+                        agreement = looked.get("agreement")
+                        if looked:
+                            run.log(step - first, step, looked)
+                            if turned := health.line(step, looked):
+                                say(turned)
+                        if training.select == "last":
+                            best = {"agreement": agreement, "step": step, "student": {}}
+                        elif best["agreement"] is None or (agreement or 0.0) > best["agreement"]:
+                            kept = {name: value.clone() for name, value in student.state_dict().items()}
+                            best = {"agreement": agreement, "step": step, "student": kept}
+                if compares or time.monotonic() - saved_at > SAVED_WITHIN:
+                    watch.look(wait=True)
+                    save(must=last)
+
+            # Numbers that are not finite, or no memory: back to the last good state, with something changed.
+            except (NotFinite, OutOfMemory) as fault:
                 optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                optimizer.step()
-                latest["loss"] = loss.detach()
-            step += 1
-
-            # Log, look and save now and then; none of it touches a random state.
-            if step % training.log_every == 0 or step in (0, training.steps):
-                figures, latest = _floats(latest, step), {}
-                run.log(step - first, step, figures)
-                phase: Literal["warm-up", "training"] = "training" if step > 0 else "warm-up"
-                if phase == "training" and began_at < 0:  # the rate is the phase's own
-                    began, began_at = time.perf_counter(), step
-                rate = (step - began_at) / max(time.perf_counter() - began, 1e-9)
-                log(Progress(phase=phase, step=step, first=first, last=training.steps, rate=rate, values=figures))
-            if step % training.picture_every == 0 or step in (0, training.steps):
-                shown = held_out.picture(task, teacher, student, source, trained=step > 0)
-                if shown is not None:
-                    run.save_picture(step - first, shown)
-            if step % training.save_every == 0 or step == training.steps:
-                if step > 0:
-                    looked = held_out.signals(task, teacher, student, source)
-                    agreement = looked.get("agreement")
-                    if looked:
-                        run.log(step - first, step, looked)
-                    if training.select == "last":
-                        best = {"agreement": agreement, "step": step, "student": {}}
-                    elif best["agreement"] is None or (agreement or 0.0) > best["agreement"]:
-                        kept = {name: value.clone() for name, value in student.state_dict().items()}
-                        best = {"agreement": agreement, "step": step, "student": kept}
-                save()
+                if isinstance(fault, NotFinite):
+                    evidence = {**fault.evidence, "what": str(fault), "good": good, "student": student.state_dict()}
+                    file = run.save_fault(fault.step - first, evidence)
+                    line = coping.with_numbers(fault, training, good, f" ({file} holds the step)" if file else "")
+                else:
+                    line = coping.with_memory(fault, training, good, source, student, step)
+                say(line)
+                watch.forget()
+                back = run.last_state()
+                assert back is not None
+                restore(back)
+                run.start(step - first, say)
+                save()  # what was changed is not forgotten, whatever happens next
 
         if training.select == "agreement":
             student.load_state_dict(best["student"])
-    return Chosen(step=best["step"], agreement=best["agreement"])
-
-
-def _varied(task: Task, batch: Batch, training: Training) -> tuple[Tensor, Tensor | None, Tensor]:
-    """What the student sees of a batch: images, targets moved with them, the indices of images that are no mixture."""
-    images, targets = batch.images, batch.targets
-    if training.shift:
-        images, move = augment.shift_and_flip(images, training.shift, task.edges)
-        targets = None if targets is None else task.move_targets(targets, move)
-        images = images.clamp(0, 1)  # interpolation rounds
-    if training.mixup:
-        images, whole = augment.blend(images, training.mixup)
-        return images, targets, whole
-    return images, targets, torch.arange(len(images), device=images.device)
+    return Chosen(step=best["step"], agreement=best["agreement"], history=list(coping.history))
 
 
 def _dtype_of(network: nn.Module) -> torch.dtype:
@@ -190,22 +230,3 @@ def _dtype_of(network: nn.Module) -> torch.dtype:
     dtype = getattr(network, "dtype", torch.float32)
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-def _floats(values: Mapping[str, Tensor | float], step: int) -> dict[str, float]:
-    figures = {name: float(value) for name, value in values.items()}
-    for name, value in figures.items():
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"{name} is {value} at step {step}; the state before is kept: lower training.lr or the source's weights"
-            )
-    return figures
-
-
-def _check_finite(network: nn.Module, step: int) -> None:
-    """Never save a weight that is not finite."""
-    for name, value in network.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise TrainingError(
-                f"the student's {name} is not finite at step {step}; nothing was saved over the last good state"
-            )

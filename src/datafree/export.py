@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from datafree import images as image_files
 from datafree import options, strict_json
 from datafree.card import Export, Int8, model_card, public
+from datafree.environment import environment
 from datafree.errors import DataError, NetworkError, RunError
 from datafree.evaluate import evaluate
 from datafree.files import write_whole
@@ -36,7 +37,6 @@ from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
 from datafree.networks.weights import read_tensors, save_weights
 from datafree.quantize import quantize
 from datafree.recipe import FAMILIES
-from datafree.runs import environment
 from datafree.student import CALIBRATION, Record, Student, load_student, read_record
 from datafree.tasks.base import LabelledData, Scores, Task
 from datafree.wording import one_line
@@ -66,7 +66,7 @@ def export_run(
     int8: bool = False,
     images: Path | None = None,
     data: Path | None = None,
-    student: str | None = None,
+    student: str | nn.Module | None = None,
     task: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Exported:

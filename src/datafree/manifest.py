@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datafree.errors import RunError
+from datafree.files import written_whole
 from datafree.tasks.box_files import coco_json
 
 Record = dict[str, Any]  # of a shard or of the whole, as its json holds it
@@ -88,16 +89,8 @@ def coco_text(path: Path, class_names: list[str]) -> Iterator[str]:
 
 def write_pieces(path: Path, pieces: Iterable[str]) -> None:
     """Write a text file piece by piece, whole or not at all. Raises OSError."""
-    aside = path.with_name(f".{path.name}.part")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync(path.parent)
+    with written_whole(path) as file:
+        file.writelines(piece.encode() for piece in pieces)
 
 
 def sealed(file: Path) -> str:
@@ -105,12 +98,3 @@ def sealed(file: Path) -> str:
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def sync(folder: Path) -> None:
-    """Have renames in `folder` on the disk."""
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)

@@ -9,7 +9,7 @@ from datafree.wording import show
 _AT_LEAST: dict[str, int] = {"num_classes": 1, "warmup": 0, "update_every": 0, "weight_decay": 0, "seed": 0}
 _AT_LEAST |= dict.fromkeys(("steps", "batch_size", "log_every", "save_every", "picture_every"), 1)
 _AT_LEAST |= dict.fromkeys(("latent", "width", "image_size", "iterations", "bank_size", "memory"), 1)
-_AT_LEAST |= dict.fromkeys(("jitter", "shift", "negatives", "restarts", "clip"), 0)
+_AT_LEAST |= dict.fromkeys(("jitter", "shift", "negatives", "restarts", "rollbacks", "clip"), 0)
 _AT_LEAST |= dict.fromkeys(("lr_end", "bn_clip", "bn_layers", "brightness", "contrast", "seen_every", "seen_from"), 0)
 _ABOVE_ZERO = ("lr", "temperature", "std")
 _FRACTIONS = ("momentum", "bn_momentum", "beta1", "beta2")  # 0 <= x < 1

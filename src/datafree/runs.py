@@ -6,60 +6,101 @@
       metrics.jsonl         one line for each logged step
       tensorboard/          the same for TensorBoard
       samples/              what the source made, with the teacher's answers beside it
-      state/state.pt        resumable state, exact; tensors and plain values only
+      state/state.pt        resumable state, exact; tensors and plain values only, with a checksum
+      state/previous.pt     the state saved before it: what a damaged state.pt falls back to
+      faults/NNNNNN.pt      a step whose numbers were not finite: its inputs and random states, to be looked into
       student.safetensors   the student's bare weights: loads without datafree
       generator.safetensors the source's generator, where it has one: `degan`'s can serve another run
       student.json          how to build it: network, arguments, classes, mean, std
       result.json           written last: scores, notes, which checkpoint and how it was chosen
+      .lock                 held by the process that writes here
 
-Every file is written aside and renamed, so that none is ever half-written.
+Every file is written aside and renamed, or grows by whole lines, so that none is ever half-written.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import platform
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from datafree import yaml12
+from datafree import checkpoint, yaml12
+from datafree.environment import environment
 from datafree.errors import RunError
-from datafree.files import write_whole
+from datafree.eventfile import EventFile
+from datafree.files import Growing, remove_asides, room_for, write_whole
 from datafree.images import to_image
+from datafree.lock import NAME as LOCK
+from datafree.lock import Lock
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+PATIENCE = 3  # saves in a row that find no room: the last of them ends the run
 
 # What may differ between the run and the recipe that resumes it: none of these changes a bit of the student.
-FREE_KEYS = ("name", "data", "training.log_every", "training.save_every", "training.picture_every")
+FREE_KEYS = (
+    "name",
+    "data",
+    "training.log_every",
+    "training.save_every",
+    "training.picture_every",
+    "training.rollbacks",
+)
+
+# What makes a state of an older version one of the next: version -> the change.
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: lambda state: {**state, "coping": {"rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}},
+}
 
 
 class Run:
-    """One run directory, opened for writing. `saved` is the state to go on from, or None."""
+    """One run directory, opened for writing. `saved` is the state to go on from, or None.
+
+    Whoever opens it closes it: until then no other process may write there.
+    """
 
     def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
-        """Look at the directory: empty, or a run of the same recipe to go on with. Writes nothing yet.
+        """Look at the directory: empty, or a run of the same recipe to go on with. Writes nothing yet but a lock.
 
-        Raises RunError if the directory holds something else, or a run whose recipe differs in what matters.
+        Raises RunError if the directory holds something else, a run whose recipe differs in what matters, or one that
+        another process is at.
         """
         self.path = path
         self.recipe = recipe
         self.saved: dict[str, Any] | None = None
         self.finished = False
+        self.warnings: list[str] = []  # for the user, of what was found
+        self._say: Callable[[str], None] = lambda line: None
+        self._lock = Lock(path)
+        self._metrics: Growing | None = None
+        self._events: EventFile | None = None
+        self._failed = 0  # saves in a row that found no room
+        self._mute: set[str] = set()  # what the user was told once
+        self._began = False  # whether there was a run when it was looked at
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another --out")
-        if path.is_dir() and any(path.iterdir()):
-            self._check_same(recipe)
-            self.finished = (path / "result.json").exists()
-            if (path / "state" / "state.pt").exists():
-                self.saved = self._read_state()
-        self._writer: Any = None
+        if not path.is_dir() or not self._entries():
+            return
+        self._check_same(recipe)
+        self._began, self.finished = True, (path / "result.json").exists()
+        if not self.finished:
+            self._take_lock()
+            try:
+                self.saved = self.last_state()
+            except RunError:
+                self.close()
+                raise
+
+    def _entries(self) -> list[str]:
+        """What lies in the directory, but for what a process left that was killed before its first file was whole."""
+        try:
+            names = [file.name for file in self.path.iterdir()]
+        except OSError as error:
+            raise RunError(f"cannot look into {self.path}: {error.strerror}; choose another --out") from error
+        return [name for name in names if name != LOCK and not (name.startswith(".recipe.yaml.") and ".part" in name)]
 
     def _check_same(self, recipe: dict[str, Any]) -> None:
         from datafree.recipe import differences
@@ -80,113 +121,165 @@ class Run:
                 f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}); choose another --out"
             )
 
-    def _read_state(self) -> dict[str, Any]:
-        file = self.path / "state" / "state.pt"
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-            version = state["version"]
-        except Exception as error:  # a damaged archive raises anything from EOFError to RuntimeError
+    def last_state(self) -> dict[str, Any] | None:
+        """The latest good state on disk, None where none was saved; a damaged one is passed over with a warning.
+
+        Raises RunError if all are damaged, or of a version that is not known.
+        """
+        damaged = []
+        for name in ("state.pt", "previous.pt"):
+            file = self.path / "state" / name
+            try:
+                state = migrated(checkpoint.read(file), file)
+            except FileNotFoundError:
+                continue
+            except checkpoint.Damaged as error:
+                damaged.append(f"{file} is damaged ({error})")
+                continue
+            if damaged:
+                self.warnings.append(f"warning: {damaged[0]}: going on from the one before, of step {state['step']}")
+                self._put_previous_first = True
+            return state
+        if damaged:
+            raise RunError(f"{damaged[0]} and the run cannot go on from it; choose another --out")
+        return None
+
+    _put_previous_first = False  # whether state.pt is damaged and previous.pt is not
+
+    def start(self, index: int, say: Callable[[str], None] = lambda line: None) -> None:
+        """Begin writing at update number `index` (0 = the first), or go back to it: later lines are dropped.
+
+        `say` is told what went wrong with a file that a run can do without for a while. Raises RunError.
+        """
+        self._say = say
+        self._close_logs()
+        self._take_lock()
+        if not self._began and (self.path / "recipe.yaml").exists():
             raise RunError(
-                f"{file} is damaged ({type(error).__name__}) and the run cannot go on from it; choose another --out"
-            ) from error
-        if version != STATE_VERSION:
-            raise RunError(f"{file} has state version {version}, this datafree reads {STATE_VERSION}")
-        return dict(state)
+                f"another process has begun a run in {self.path} meanwhile; the same command goes on with it"
+            )
+        self._began = True
+        try:
+            remove_asides(self.path, self.path / "state", self.path / "samples", self.path / "faults")
+            if self._put_previous_first:
+                (self.path / "state" / "previous.pt").replace(self.path / "state" / "state.pt")
+                self._put_previous_first = False
+            write_whole(self.path / "recipe.yaml", yaml12.render(self.recipe).encode())
+            if not (self.path / "environment.json").exists():
+                self.save_json("environment.json", environment())
+            write_whole(self.path / "metrics.jsonl", self._lines_until(index))
+            self._metrics = Growing(self.path / "metrics.jsonl")
+            self._events = EventFile(self.path / "tensorboard", index)
+        except OSError as error:
+            raise self._cannot_write(self.path, error) from error
 
-    def start(self, index: int) -> None:
-        """Begin writing at update number `index` (0 = the first): later lines of a broken run are dropped."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._write("recipe.yaml", yaml12.render(self.recipe).encode())
-        if not (self.path / "environment.json").exists():
-            self.save_json("environment.json", environment())
-        file = self.path / "metrics.jsonl"
-        kept = []
-        if file.exists():
-            for line in file.read_text(encoding="utf-8").splitlines():
+    def _lines_until(self, index: int) -> bytes:
+        file, kept = self.path / "metrics.jsonl", []
+        if index > 0 and file.exists():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    if json.loads(line)["index"] <= index and index > 0:
+                    if json.loads(line)["index"] <= index:
                         kept.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # a line torn by a power cut
-        self._write("metrics.jsonl", "".join(f"{line}\n" for line in kept).encode())
-        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=index)
+        return "".join(f"{line}\n" for line in kept).encode()
+
+    def _take_lock(self) -> None:
+        try:
+            self._lock.take()
+        except OSError as error:
+            raise self._cannot_write(self.path, error) from error
 
     def log(self, index: int, step: int, values: dict[str, float]) -> None:
-        """Add a line to metrics.jsonl and scalars to TensorBoard."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"index": index, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, index)
+        """Add a line to metrics.jsonl and scalars to TensorBoard. Without room it waits for the next line or save."""
+        assert self._metrics is not None
+        assert self._events is not None
+        try:
+            self._metrics.add((json.dumps({"index": index, "step": step, **values}) + "\n").encode())
+            self._events.scalars(values, index)
+        except OSError as error:
+            self._tell_once(f"cannot write the logs in {self.path}", error)
 
     def save_picture(self, index: int, picture: Tensor) -> None:
-        """Write samples/NNNNNN.png and show it in TensorBoard. `picture`: (3, H, W) in [0, 1]."""
+        """Write samples/NNNNNN.png and show it in TensorBoard. `picture`: (3, H, W) in [0, 1]. Not without room."""
+        assert self._events is not None
         content = io.BytesIO()
         to_image(picture).save(content, "PNG", optimize=True)
-        self._write(f"samples/{index:06d}.png", content.getvalue())
-        self._writer.add_image("samples", picture.clamp(0, 1), index)
+        try:
+            write_whole(self.path / "samples" / f"{index:06d}.png", content.getvalue())
+            self._events.image("samples", picture.clamp(0, 1), index)
+        except OSError as error:
+            self._tell_once(f"cannot write pictures into {self.path / 'samples'}", error)
 
-    def save_state(self, state: dict[str, Any]) -> None:
-        """Write the resumable state (tensors and plain values only)."""
-        content = io.BytesIO()
-        torch.save({"version": STATE_VERSION, **state}, content)
-        self._write("state/state.pt", content.getvalue())
+    def save_state(self, state: dict[str, Any], *, must: bool = False) -> bool:
+        """Write the resumable state (tensors and plain values only); the one before stays as state/previous.pt.
+
+        False where there was no room: the run may go on, and the state before stays good. Raises RunError when it
+        `must` be written, or could not be PATIENCE times in a row.
+        """
+        file = self.path / "state" / "state.pt"
+        try:
+            if self._metrics is not None:  # the lines of steps that are not done again
+                self._metrics.flush(to_disk=True)
+            checkpoint.write(file, {**state, "version": STATE_VERSION}, file.with_name("previous.pt"))
+        except OSError as error:
+            self._failed += 1
+            problem = self._cannot_write(file, error)
+            if must or self._failed >= PATIENCE:
+                raise problem from error
+            self._say(f"warning: {problem}; the run goes on and saves later")
+            return False
+        self._failed = 0
+        return True
+
+    def save_fault(self, index: int, content: dict[str, Any]) -> Path | None:
+        """Keep what is needed to look into update `index`, which went wrong; None where it cannot be written."""
+        file = self.path / "faults" / f"{index:06d}.pt"
+        try:
+            checkpoint.write(file, {**content, "version": STATE_VERSION})
+        except OSError as error:
+            self._tell_once(f"cannot write {file}", error)
+            return None
+        return file
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file into the run directory."""
-        self._write(name, (json.dumps(content, indent=2) + "\n").encode())
-
-    def _write(self, name: str, content: bytes) -> None:
+        """Write a JSON file into the run directory. Raises RunError."""
         try:
-            write_whole(self.path / name, content)
+            write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
         except OSError as error:
-            raise RunError(
-                f"cannot write {self.path / name}: {error.strerror}; free some space, or choose another --out"
-            ) from error
+            raise self._cannot_write(self.path / name, error) from error
+
+    def _cannot_write(self, file: Path, error: OSError) -> RunError:
+        need = f" ({room_for(file, error.size)})" if isinstance(error, checkpoint.NoRoom) else ""
+        kept = ""
+        if (self.path / "state" / "state.pt").exists():
+            kept = "; the state saved before is good: mend that, and the same command goes on"
+        kept = kept or "; free some space, or choose another --out"
+        return RunError(f"cannot write {file}: {error.strerror or error}{need}{kept}")
+
+    def _tell_once(self, what: str, error: OSError) -> None:
+        if what not in self._mute:
+            self._mute.add(what)
+            self._say(f"warning: {what}: {error.strerror or error}; the run goes on without")
+
+    def _close_logs(self) -> None:
+        for log in (self._metrics, self._events):
+            if log is not None:
+                log.close()
+        self._metrics = self._events = None
 
     def close(self) -> None:
-        """Flush and close the logs. Safe to call twice."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        """Close the logs and give the directory back. Safe to call twice."""
+        self._close_logs()
+        self._lock.release()
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware, as plain values."""
-    names = (
-        "datafree",
-        "torch",
-        "torchvision",
-        "timm",
-        "segmentation-models-pytorch",
-        "numpy",
-        "pillow",
-        "safetensors",
-    )
-    versions = {"python": platform.python_version()}
-    for name in names:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "versions": versions,
-        "hardware": hardware(),
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def hardware() -> dict[str, Any]:
-    """The processor, its threads and any accelerator."""
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "accelerator": accelerator,
-    }
+def migrated(state: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A state as this version has it. Raises RunError for one of a version that is not known."""
+    version = state.get("version")
+    while version in MIGRATIONS:
+        state = {**MIGRATIONS[version](state), "version": version + 1}
+        version += 1
+    if version != STATE_VERSION:
+        raise RunError(f"{file} has state version {version}, this datafree reads 1 to {STATE_VERSION}")
+    return state

@@ -6,8 +6,9 @@
       data/              the data set: the task's `open_labelled` and other trainers read it
         classes.txt      the classes' names, in the order of their ids
       shards/NNNNN.json  one for each whole shard: how many images, the SHA-256 of each file
-      state/             what the source goes on from
+      state/             what the source goes on from, with checksums
       index.json         written last: how many images, the files that are about all of them
+      .lock              held by the process that writes here
 
 A shard is made aside, in `.NNNNN.part`; a record beside its files, written last, says that it is whole. Then the files
 are moved into place, the record last. A move that was broken off is finished when the set is gone on with; what is not
@@ -25,14 +26,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from datafree import yaml12
+from datafree import checkpoint, yaml12
+from datafree.environment import environment
 from datafree.errors import RunError
-from datafree.files import write_whole
-from datafree.manifest import Record, coco_text, read_record, records, sealed, sync, write_pieces
+from datafree.files import remove_asides, room_for, sync, write_whole
+from datafree.lock import NAME as LOCK
+from datafree.lock import Lock
+from datafree.manifest import Record, coco_text, read_record, records, sealed, write_pieces
 from datafree.recipe import differences
-from datafree.runs import environment
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task
 from datafree.tasks.labelled import read_names
@@ -55,9 +56,10 @@ class Shards:
         self.carries = False  # whether the source carries something on from one shard to the next
         self.class_names: list[str] | None = None  # those that the set was begun with
         self._counts: dict[int, int] = {}  # images of each whole shard
+        self._lock = Lock(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another --out")
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(map(_means_something, path.iterdir())):
             self._check_same(is_free)
             self._read_names()
             for record in records(path):
@@ -81,10 +83,14 @@ class Shards:
     def begin(self, class_names: list[str]) -> None:
         """Make the directory, or bring it in order after a run that was broken off.
 
-        `class_names`: in the order of the ids; where the set was begun with others, those stay.
+        `class_names`: in the order of the ids; where the set was begun with others, those stay. Raises RunError where
+        another process is making the set.
         """
         with _writing(self.path):
-            (self.path / "shards").mkdir(parents=True, exist_ok=True)
+            self._lock.take()
+            for record in records(self.path):  # another process may have made some since
+                self._note(record)
+            (self.path / "shards").mkdir(exist_ok=True)
             for name, text in (
                 ("recipe.yaml", yaml12.render(self.recipe)),
                 ("environment.json", _json(environment())),
@@ -96,15 +102,17 @@ class Shards:
             for part in sorted(self.path.glob(".*.part")):
                 if (part / _RECORD).exists():
                     self._settle(part)
-            for folder in (self.path, self.data, self.path / "state"):
-                for part in folder.glob(".*.part"):
-                    shutil.rmtree(part) if part.is_dir() else part.unlink()
+            remove_asides(self.path, self.data, self.path / "state", self.path / "shards")
+
+    def close(self) -> None:
+        """Let other processes write. Safe to call twice."""
+        self._lock.release()
 
     def _read_names(self) -> None:
         file = self.data / "classes.txt"
         self.class_names = read_names(file) if file.is_file() else None
 
-    def write(self, number: int, task: Task, batch: Batch, state: bytes | None = None) -> None:
+    def write(self, number: int, task: Task, batch: Batch, state: dict[str, Any] | None = None) -> None:
         """Add a shard. `state`: what the source goes on from after it, where it carries something on."""
         part = self.path / f".{number:05}.part"
         assert batch.targets is not None and self.class_names is not None
@@ -142,20 +150,25 @@ class Shards:
             )
         return state
 
-    def save_state(self, name: str, content: bytes) -> None:
-        """Write state/NAME."""
+    def save_state(self, name: str, state: dict[str, Any], *, keep: bool = False) -> None:
+        """Write state/NAME (tensors and plain values only); to `keep` the one before, as state/previous-NAME."""
+        file = self.path / "state" / name
         with _writing(self.path):
-            write_whole(self.path / "state" / name, content)
+            checkpoint.write(file, {"state": state}, file.with_name(f"previous-{name}") if keep else None)
 
     def load_state(self, name: str) -> Any:
-        """What `torch.save` has put into state/NAME (tensors and plain values only), None if there is no such file."""
-        file = self.path / "state" / name
-        if not file.exists():
-            return None
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged archive raises anything from EOFError to RuntimeError
-            raise RunError(f"{file} is damaged ({type(error).__name__}); choose another --out") from error
+        """What `save_state` has put into state/NAME, or had before where that is damaged; None if there is neither."""
+        problem = None
+        for file in (self.path / "state" / name, self.path / "state" / f"previous-{name}"):
+            try:
+                return checkpoint.read(file)["state"]
+            except FileNotFoundError:
+                continue
+            except (checkpoint.Damaged, KeyError) as error:
+                problem = problem or RunError(f"{file} is damaged ({error}); choose another --out")
+        if problem is not None:
+            raise problem
+        return None
 
     def finish(self) -> None:
         """Write what is about the whole set: for boxes annotations.json and data.yaml, and index.json at last."""
@@ -215,10 +228,18 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        need = f" ({room_for(path / 'data', error.size)})" if isinstance(error, checkpoint.NoRoom) else ""
         raise RunError(
-            f"cannot write into {path}: {error.strerror or error}; its whole shards are good: mend that, and the same "
-            "command goes on"
+            f"cannot write into {path}: {error.strerror or error}{need}; its whole shards are good: mend that, and the "
+            "same command goes on"
         ) from error
+
+
+def _means_something(entry: Path) -> bool:
+    """Whether an entry of the directory is more than what a process leaves that is killed before its first file."""
+    if entry.name == LOCK or entry.match(".recipe.yaml.*.part"):
+        return False
+    return entry.name != "shards" or not entry.is_dir() or any(entry.iterdir())
 
 
 def _before(number: int) -> str:

@@ -40,6 +40,7 @@ class Training:
     log_every: int = 20  # steps
     save_every: int = 200  # steps
     picture_every: int = 500  # steps
+    rollbacks: int = 3  # at most: back to the last good state at half the rates, after numbers that are not finite
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
@@ -71,6 +72,7 @@ class Training:
         dtype: torch.dtype,
         say: Callable[[str], None],
         keep: Callable[[Batch], None] | None = None,
+        pace: Callable[[], float] = lambda: 1.0,
     ) -> Setting:
         """What a source is told of this training before it works."""
         return Setting(
@@ -83,4 +85,5 @@ class Training:
             dtype=dtype,
             say=say,
             keep=keep,
+            pace=pace,
         )

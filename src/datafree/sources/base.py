@@ -38,6 +38,7 @@ class Setting:
     dtype: torch.dtype = torch.float32  # of forward passes
     say: Callable[[str], None] = lambda line: None  # tells the user something at once
     keep: Callable[[Batch], None] | None = None  # takes finished batches; None: they go into the source's bank
+    pace: Callable[[], float] = lambda: 1.0  # times every learning rate; falls when numbers were not finite
 
     def autocast(self) -> torch.autocast:
         return modes.autocast(self.device, self.dtype)

@@ -205,7 +205,9 @@ class Diode(ImageSource):
             images,
             loss,
             iterations=stage.iterations,
-            rate=lambda iteration: pixels.cosine(iteration, stage.iterations, stage.lr, stage.lr_end),
+            rate=lambda iteration: (
+                pixels.cosine(iteration, stage.iterations, stage.lr, stage.lr_end) * self._setting.pace()
+            ),
             betas=(stage.beta1, stage.beta2),
             keep="last",
         )

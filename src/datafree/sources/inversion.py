@@ -104,7 +104,8 @@ class Inversion(ImageSource):
         return {name: value.detach() for name, value in terms.items()}  # of the last iteration
 
     def _rate(self, iteration: int) -> float:
-        return pixels.cosine(iteration, self.iterations, self.lr, self.lr_end, self.lr_warmup)
+        rate = pixels.cosine(iteration, self.iterations, self.lr, self.lr_end, self.lr_warmup)
+        return rate * self._setting.pace()
 
     @property
     def _betas(self) -> tuple[float, float]:

@@ -1,0 +1,97 @@
+"""What a run does about numbers that are not finite and memory that runs out. It is part of the run's state.
+
+Both times the run goes back to its last good state, and goes on from there with something changed: lower learning
+rates, or batches that are learnt from in parts. So no step is half-done, and nothing bad is ever saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from datafree import memory
+from datafree.errors import TrainingError
+from datafree.finite import NotFinite
+from datafree.memory import OutOfMemory
+from datafree.sources.base import ImageSource
+from datafree.training import Training
+
+SOURCE_UPDATE = "the source's update"
+STUDENT_STEP = "the student's step"
+
+
+@dataclass(kw_only=True)
+class Coping:
+    """How often a run went back, and what it changed."""
+
+    rollbacks: int = 0  # because of numbers that were not finite
+    pace: float = 1.0  # times every learning rate; halved each time
+    parts: int = 1  # each batch is learnt from in so many, one after another
+    history: list[str] = field(default_factory=list)  # a line for each time
+
+    def with_numbers(self, fault: NotFinite, training: Training, good: int, kept: str) -> str:
+        """The line to say on going back to step `good`. Raises TrainingError when that was done often enough.
+
+        `kept`: where the faulty step can be looked into.
+        """
+        if self.rollbacks >= training.rollbacks:
+            tried = f" after going back {self.rollbacks} times, each at half the rates" if self.rollbacks else ""
+            raise TrainingError(
+                f"{fault}{tried}; the state of step {good} is kept{kept}: lower training.lr or the source's weights"
+            )
+        self.rollbacks += 1
+        self.pace /= 2
+        return self._note(
+            f"{fault}: back to step {good}, learning rates times {self.pace:g} from here "
+            f"({self.rollbacks} of {training.rollbacks} times){kept}"
+        )
+
+    def with_memory(
+        self, fault: OutOfMemory, training: Training, good: int, source: ImageSource, student: nn.Module, step: int
+    ) -> str:
+        """The line to say on going back to step `good`. Raises TrainingError where nothing can be split.
+
+        What the student learns from is split: its loss is a mean over images. What a source makes depends on the whole
+        batch (diversity, BatchNorm statistics), so there the run ends with the size that fits.
+        """
+        where = str(fault)
+        if where == SOURCE_UPDATE:
+            raise too_large(source, student, step)
+        if where != STUDENT_STEP or self.parts >= training.batch_size:
+            raise TrainingError(
+                f"out of memory in {where} at step {step}"
+                f"{', one image at a time' if where == STUDENT_STEP and self.parts > 1 else ''}; the state of step "
+                f"{good} is kept: free some memory, or lower training.batch_size (now {training.batch_size}) with "
+                "another --out"
+            )
+        self.parts = min(2 * self.parts, training.batch_size)
+        return self._note(
+            f"out of memory in {where} at step {step}: back to step {good}; each batch of {training.batch_size} is "
+            f"learnt from in {self.parts} parts from here, whose gradients are added up"
+        )
+
+    def _note(self, line: str) -> str:
+        self.history.append(line)
+        return f"warning: {line}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` returned."""
+        self.rollbacks, self.pace, self.parts = state["rollbacks"], state["pace"], state["parts"]
+        self.history = list(state["history"])
+
+
+def too_large(source: ImageSource, student: nn.Module, step: int) -> TrainingError:
+    """What to raise when memory runs out in a source's update, with a batch size that fits; the source is spent."""
+    had = [part.batch_size for part in memory.sized(source)]
+    fits = memory.fitting(source, student, step) if had else None
+    advice = f"with batch_size={fits} it fits (tried)" if fits else "no smaller batch_size was found to fit"
+    return TrainingError(
+        f"out of memory in {SOURCE_UPDATE} at step {step}{f', batch_size={max(had)}' if had else ''}: {advice}; its "
+        f"images depend on their whole batch, so it is not split: set source.batch_size, and another --out"
+    )

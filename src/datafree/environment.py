@@ -1,0 +1,53 @@
+"""Where a run was made: versions and hardware."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as plain values."""
+    names = (
+        "datafree",
+        "torch",
+        "torchvision",
+        "timm",
+        "segmentation-models-pytorch",
+        "numpy",
+        "pillow",
+        "safetensors",
+    )
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "versions": versions,
+        "hardware": hardware(),
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, its threads and any accelerator."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="ascii", errors="replace").splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+    }

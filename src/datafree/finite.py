@@ -1,0 +1,118 @@
+"""Whether the numbers of a run are still numbers, seen within a step and without making an accelerator wait.
+
+Each thing that is looked at becomes one scalar, its norm: it is finite if all of it is. On the CPU the scalars are read
+at once. On an accelerator they are sent to the host behind the step's own work, and read when they have arrived, which
+is in one of the next steps; before anything is written they are waited for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree import modes
+from datafree.networks.detectors import Predictions
+
+
+class NotFinite(Exception):
+    """`what` was not finite at `step`; `evidence` is what the step began with and worked on."""
+
+    def __init__(self, what: str, step: int, evidence: dict[str, Any]) -> None:
+        super().__init__(f"{what} {'are' if what.endswith('s') else 'is'} not finite at step {step}")
+        self.what, self.step, self.evidence = what, step, evidence
+
+
+@dataclass(kw_only=True)
+class _Look:
+    """Scalars on their way to the host."""
+
+    names: list[str]
+    totals: Tensor
+    arrived: Any  # a torch.cuda.Event, whose methods are untyped; None on the CPU
+    step: int
+    evidence: dict[str, Any]
+
+
+class Watch:
+    """Told of everything that a step makes, in the order of its making; says so when something is not finite."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._step = 0
+        self._evidence: dict[str, Any] = {}
+        self._names: list[str] = []
+        self._totals: list[Tensor] = []
+        self._sent: deque[_Look] = deque()
+
+    def begin(self, step: int) -> None:
+        """A step begins: its random states are kept until it is known to be good."""
+        self._step, self._evidence = step, {"step": step, "random": modes.random_state()}
+
+    def keep(self, **inputs: Any) -> None:
+        """Inputs of the step, to be looked into if it goes wrong."""
+        self._evidence |= inputs
+
+    def see(self, what: str, tensors: Iterable[Tensor]) -> None:
+        """Note tensors; `what` names them in a message."""
+        floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+        if floats:
+            self._names.append(what)
+            self._totals.append(nn.utils.get_total_norm(floats).float())
+
+    def look(self, *, wait: bool = False) -> None:
+        """Read what is known of all that was seen; `wait`: of all of it. Raises NotFinite for the first that is bad."""
+        if self._totals:
+            totals, arrived = torch.stack([total.to(self._device) for total in self._totals]), None
+            if self._device.type == "cuda":
+                there = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
+                totals = there.copy_(totals, non_blocking=True)
+                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                arrived.record()
+            self._sent.append(
+                _Look(names=self._names, totals=totals, arrived=arrived, step=self._step, evidence=self._evidence)
+            )
+            self._names, self._totals = [], []
+        while self._sent and (wait or self._sent[0].arrived is None or self._sent[0].arrived.query()):
+            look = self._sent.popleft()
+            if wait and look.arrived is not None:
+                look.arrived.synchronize()
+            good = torch.isfinite(look.totals).tolist()
+            if not all(good):
+                self.forget()
+                raise NotFinite(look.names[good.index(False)], look.step, look.evidence)
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Look at every number of a state that is about to be written. Raises NotFinite."""
+        for where, value in _numbers(state):
+            bad = not math.isfinite(value) if isinstance(value, float) else not torch.isfinite(value).all()
+            if bad:
+                self.forget()
+                raise NotFinite(f"the state's {where}", self._step, self._evidence)
+
+    def forget(self) -> None:
+        """Drop what was seen: the run goes back."""
+        self._names, self._totals = [], []
+        self._sent.clear()
+
+
+def answer_tensors(outputs: Any) -> list[Tensor]:
+    """What of a network's answer must be finite: a tensor, or a detector's heads and scores."""
+    return [*outputs.heads, outputs.scores] if isinstance(outputs, Predictions) else [outputs]
+
+
+def _numbers(value: Any, where: str = "") -> Iterable[tuple[str, Tensor | float]]:
+    """Every floating-point tensor and number of nested plain values, with its place."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _numbers(item, f"{where}/{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _numbers(item, f"{where}/{index}")
+    elif isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
+        yield where, value
