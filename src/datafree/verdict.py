@@ -124,12 +124,12 @@ def judge(values: Mapping[str, float]) -> Verdict:
 
 
 @dataclass
-class Watch:
+class Turns:
     """Tells when the verdict turns, and then only."""
 
     state: State | None = State.HEALTHY
 
-    def turned(self, step: int, values: Mapping[str, float]) -> str | None:
+    def line(self, step: int, values: Mapping[str, float]) -> str | None:
         """A line for the terminal if the verdict on `values`, seen at `step`, is another than that before."""
         verdict = judge(values)
         if verdict.state is None or verdict.state == self.state:

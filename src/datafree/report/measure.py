@@ -1,0 +1,68 @@
+"""What only a running process can know of a run's networks: their cost on this machine, and where they agree.
+
+B images, C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from datafree import modes
+from datafree.checkup import AT_ONCE
+from datafree.environment import hardware
+from datafree.estimate import size_of
+from datafree.networks.normalized import bare
+from datafree.tasks.base import Task, synthetic_batch
+
+TIMED = 0.15  # seconds that the passes which are timed may take together, one at least
+
+
+@torch.no_grad()
+def measure(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) -> dict[str, Any]:
+    """Plain values for measured.json: cost of both networks, their agreement by class on `images` (B, 3, H, W).
+
+    `images` may be none (B = 0): then there is no agreement.
+    """
+    found: dict[str, Any] = {
+        "networks": {"teacher": cost(teacher, task), "student": cost(student, task)},
+        "hardware": hardware(),
+    }
+    if len(images):
+        with modes.frozen(teacher, student):
+            ours, theirs = (
+                task.join([network(part) for part in torch.split(images, AT_ONCE)]) for network in (student, teacher)
+            )
+        found["class_agreement"] = task.class_agreement(ours, theirs)
+    return found
+
+
+@torch.no_grad()
+def cost(network: nn.Module, task: Task) -> dict[str, float]:
+    """A network's parameters, bytes of its weights, and for one image: multiply-adds and seconds.
+
+    Multiply-adds are those of convolutions and matrix products, as torch counts them; seconds are the fastest of a few
+    passes with the process's threads, preparation of the image included.
+    """
+    device = next(network.parameters()).device
+    image = synthetic_batch(task.image_size, device)[:1]
+    with modes.frozen(network):
+        with FlopCounterMode(display=False) as counter:
+            network(image)
+        taken: list[float] = []
+        while not taken or sum(taken) < TIMED:
+            began = time.perf_counter()
+            network(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - began)
+    return {
+        "parameters": sum(parameter.numel() for parameter in bare(network).parameters()),
+        "bytes": size_of(bare(network)),
+        "multiply_adds": counter.get_total_flops() // 2,
+        "seconds": min(taken),
+    }

@@ -1,0 +1,198 @@
+"""The page of a run, or of several side by side, as one HTML file that asks nothing of any other."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from datafree import __version__, yaml12
+from datafree.errors import RunError
+from datafree.files import write_whole
+from datafree.report import sections
+from datafree.report.charts import SHOWN, line_chart
+from datafree.report.reading import Seen, Series, read_run
+from datafree.report.strips import Picture
+from datafree.verdict import SIGNALS, judge
+
+PAGE = "report.html"  # in a run directory
+
+
+def write_page(path: Path) -> Path:
+    """Write RUN/report.html from what the run directory `path` holds; returns its place. Raises RunError."""
+    return save(render(read_run(path)), path / PAGE)
+
+
+def write_comparison(paths: Sequence[Path], out: Path) -> Path:
+    """Write a page that compares runs to the file `out`; returns it. Raises RunError."""
+    return save(render_comparison([read_run(path) for path in paths]), out)
+
+
+def save(text: str, place: Path) -> Path:
+    """Write a page whole. Raises RunError."""
+    try:
+        write_whole(place, text.encode())
+    except OSError as error:
+        raise RunError(f"cannot write {place}: {error.strerror}; free some space, or choose another --out") from error
+    return place
+
+
+def render(seen: Seen, *, live: bool = False) -> str:
+    """The page of a run. `live`: it loads itself again whenever `datafree watch` has something new."""
+    latest = seen.latest()
+    strips, pairs = sections.pictures(seen)
+    return _fill(
+        "run.html",
+        live,
+        seen=seen,
+        status=sections.status(seen),
+        facts=sections.facts(seen),
+        networks=sections.networks(seen),
+        scores=sections.scores(seen),
+        verdict=judge(latest),
+        restarts=sections.restarts(seen),
+        signals=[(name, signal, latest.get(name)) for name, signal in SIGNALS.items()],
+        strips=strips,
+        pairs=pairs,
+        colours=sections.colours(seen),
+        by_class=sections.by_class(seen),
+        curves=sections.curves(seen),
+        snippet=sections.snippet(seen),
+        notes=sections.notes(seen),
+        versions=sections.versions(seen),
+        hardware=sections.hardware(seen),
+        cost=sections.cost(seen),
+    )
+
+
+def render_comparison(runs: Sequence[Seen]) -> str:
+    """The page of several runs. Raises RunError for fewer than two."""
+    if len(runs) < 2:
+        raise RunError("there is one run to compare; name two or more")
+    names = unique_names(runs)
+    rows = [Compared.of(name, seen) for name, seen in zip(names, runs, strict=True)]
+    figures = list(dict.fromkeys(figure for row in rows for figure in row.scores))
+    common = [name for name in [*SIGNALS, "loss"] if any(name in seen.series for seen in runs)]
+    charts = []
+    for figure in common:
+        lines = [
+            Series(name=name, points=seen.series[figure].points)
+            for name, seen in zip(names, runs, strict=True)
+            if figure in seen.series
+        ]
+        title = SIGNALS[figure].title if figure in SIGNALS else figure
+        charts.append(line_chart(title, lines, unit=sections.unit_of(figure)))
+    return _fill(
+        "compare.html",
+        False,
+        rows=rows,
+        figures=figures,
+        charts=charts,
+        shown=SHOWN,
+        signals=SIGNALS,
+        differing=differing(names, runs),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A run in a comparison."""
+
+    name: str
+    seen: Seen
+    status: str
+    verdict: Any
+    scores: Mapping[str, float]  # the student's
+    teacher: Mapping[str, float]
+    latest: Mapping[str, float]
+    strip: Picture | None  # its last
+
+    @classmethod
+    def of(cls, name: str, seen: Seen) -> Compared:
+        found = sections.read_scores(seen)
+        return cls(
+            name=name,
+            seen=seen,
+            status=sections.status(seen),
+            verdict=judge(seen.latest()),
+            scores=found.get("student", {}),
+            teacher=found.get("teacher", {}),
+            latest=seen.latest(),
+            strip=sections.last_strip(seen),
+        )
+
+
+def unique_names(runs: Sequence[Seen]) -> list[str]:
+    """The runs' names; with their folders where two are alike."""
+    names = [seen.path.resolve().name for seen in runs]
+    return [name if names.count(name) == 1 else f"{seen.path}" for name, seen in zip(names, runs, strict=True)]
+
+
+def differing(names: Sequence[str], runs: Sequence[Seen]) -> list[tuple[str, list[str]]]:
+    """The recipes' keys that are not the same in all runs, and what each has there."""
+    flat = [dict(_flat(seen.recipe)) for seen in runs]
+    keys = dict.fromkeys(key for each in flat for key in each)
+    return [
+        (key, [each.get(key, "–") for each in flat])
+        for key in keys
+        if key != "name" and len({each.get(key) for each in flat}) > 1
+    ][:60]
+
+
+def _flat(content: Mapping[str, Any], before: str = "", depth: int = 0) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for key, value in content.items():
+        name = f"{before}{key}"[:120]
+        if isinstance(value, Mapping) and value and depth < 6:
+            found += _flat(value, f"{name}.", depth + 1)
+        else:
+            found.append((name, yaml12.render({"": value}).strip().removeprefix("'':").strip()[:200]))
+    return found
+
+
+def _fill(template: str, live: bool, **values: Any) -> str:
+    script = Markup(_resource("live.js" if live else "") + _resource("page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
+            live=live,
+            style=Markup(_resource("page.css")),
+            script=script,
+            digest=digest,
+            version=__version__,
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            show=sections.show,
+            percent=sections.percent,
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("datafree.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def _resource(name: str) -> str:
+    """A file beside the templates; it must not end the element it is put into."""
+    text = resources.files("datafree.report").joinpath("templates", name).read_text("utf-8") if name else ""
+    assert "</" not in text
+    return text

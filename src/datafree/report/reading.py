@@ -1,0 +1,155 @@
+"""What a run directory holds, read with care: it may be incomplete, damaged, of another version or made to harm.
+
+Nothing is imported or executed; files have limits on their size, and what cannot be read is named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datafree import yaml12
+from datafree.errors import RunError
+from datafree.student import mapping, number
+
+MAX_BYTES = 10_000_000  # of a file that describes the run
+MAX_LOG = 100_000_000  # bytes of metrics.jsonl that are read
+MAX_SERIES = 64  # figures that are drawn
+MEASURED = "measured.json"  # `datafree.report.measure` writes it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """A figure over a run."""
+
+    name: str
+    points: list[tuple[float, float]]  # step of the student (negative: warm-up), value
+
+
+@dataclass(kw_only=True)
+class Seen:
+    """A run directory as far as it could be read; sections that could not are empty."""
+
+    path: Path
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    student: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
+    step: int | None = None  # the last that was logged
+    samples: list[Path] = field(default_factory=list)  # from early to late
+    missing: list[str] = field(default_factory=list)  # what is not there or cannot be read, a line each
+
+    @property
+    def name(self) -> str:
+        given = self.recipe.get("name")
+        return str(given)[:80] if isinstance(given, str) and given else self.path.resolve().name
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.result)
+
+    @property
+    def steps(self) -> int | None:
+        """Of the student, as the recipe says."""
+        found = number(mapping(self.recipe.get("training")).get("steps"))
+        return None if found is None else int(found)
+
+    def latest(self) -> dict[str, float]:
+        """The last value of every figure."""
+        return {name: series.points[-1][1] for name, series in self.series.items()}
+
+
+def read_run(path: Path) -> Seen:
+    """Read a run directory. Raises RunError if it is none: no directory, or one that holds none of a run's files."""
+    if not path.is_dir():
+        raise RunError(f"{path} is not a run directory; `datafree distill` makes one")
+    seen = Seen(path=path)
+    files = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json", "student.json")
+    if not any((path / name).is_file() for name in files):
+        raise RunError(f"{path} holds no run: none of {', '.join(files)} is there; `datafree distill` makes one")
+    seen.recipe_text = _read_text(path / "recipe.yaml", seen.missing)
+    seen.recipe = _parse(seen, "recipe.yaml", seen.recipe_text)
+    seen.environment = _parse(seen, "environment.json", _read_text(path / "environment.json", seen.missing))
+    _read_log(seen)
+    found = [file for file in path.glob("samples/*.png") if file.stem.isdigit() and len(file.stem) < 12]
+    seen.samples = sorted(found, key=lambda file: int(file.stem))
+    if not seen.samples:
+        seen.missing.append("samples/: there are no pictures")
+    if not (path / "result.json").exists():
+        seen.missing.append("result.json: the run has not finished")
+    else:
+        seen.result = _parse(seen, "result.json", _read_text(path / "result.json", seen.missing))
+    if seen.finished:
+        seen.student = _parse(seen, "student.json", _read_text(path / "student.json", seen.missing))
+        if not (path / "student.safetensors").is_file():
+            seen.missing.append("student.safetensors: the student's weights are not there")
+        if not (path / MEASURED).exists():
+            seen.missing.append(f"{MEASURED}: sizes, speed and agreement by class were not measured")
+    if (path / MEASURED).exists():
+        seen.measured = _parse(seen, MEASURED, _read_text(path / MEASURED, seen.missing))
+    return seen
+
+
+def _read_text(file: Path, missing: list[str]) -> str:
+    try:
+        if not file.is_file():
+            missing.append(f"{file.name}: not there")
+        elif (size := file.stat().st_size) > MAX_BYTES:
+            missing.append(f"{file.name}: left out, it has {size:,} bytes")
+        else:
+            return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        missing.append(f"{file.name}: cannot be read ({type(error).__name__})")
+    return ""
+
+
+def _parse(seen: Seen, name: str, text: str) -> Mapping[str, Any]:
+    if not text:
+        return {}
+    try:
+        content = yaml12.parse(text, name) if name.endswith(".yaml") else json.loads(text)
+    except (ValueError, RecursionError):
+        seen.missing.append(f"{name}: damaged")
+        return {}
+    if not isinstance(content, Mapping):
+        seen.missing.append(f"{name}: of another form than this version writes")
+        return {}
+    return content
+
+
+def _read_log(seen: Seen) -> None:
+    """Fill `series` and `step` from metrics.jsonl; lines that are torn or of another form are counted, not used."""
+    torn = 0
+    try:
+        with (seen.path / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
+            lines = file.readlines(MAX_LOG)
+    except OSError:
+        seen.missing.append("metrics.jsonl: not there")
+        return
+    for line in lines:
+        try:
+            content = mapping(json.loads(line)) if len(line) < 100_000 else {}
+        except (ValueError, RecursionError):
+            content = {}
+        step = number(content.get("step"))
+        if step is None:
+            torn += 1
+            continue
+        seen.step = int(step)
+        for name, given in content.items():
+            value = number(given)
+            if name in ("index", "step") or value is None or not math.isfinite(value):
+                continue
+            if name in seen.series or len(seen.series) < MAX_SERIES:
+                seen.series.setdefault(name, Series(name=name, points=[])).points.append((step, value))
+    if torn:
+        seen.missing.append(f"metrics.jsonl: {torn} line{'s' if torn > 1 else ''} could not be read")
+    if not seen.series:
+        seen.missing.append("metrics.jsonl: nothing is logged yet")

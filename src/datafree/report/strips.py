@@ -1,0 +1,92 @@
+"""The pictures of a run, read as untrusted files and made small enough to stand inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+GAP = 2  # pixels between the pictures of a grid, and around it; as `datafree.pictures.grid` lays them out
+MAX_BYTES = 20_000_000  # of a file
+MAX_SIDE = 8000  # pixels of a picture that is opened
+WIDEST = 1200  # pixels of a picture in the page
+BUDGET = 520_000  # bytes of all pictures of a page, before base64
+MOST = 6  # pictures from early to late
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture inside a page."""
+
+    uri: str
+    width: int  # pixels
+    height: int
+    alt: str
+    caption: str = ""
+
+    @property
+    def pixelated(self) -> bool:
+        """Whether it is to be enlarged with its pixels as squares."""
+        return self.width < 500
+
+
+def read_picture(file: Path) -> Image.Image | None:
+    """A PNG as RGB, or None where it cannot be read, is none or is too large."""
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            return None
+        with Image.open(file, formats=["PNG"]) as image:
+            if max(image.size) > MAX_SIDE or min(image.size) < 1:
+                return None
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def inline(image: Image.Image, alt: str, caption: str = "", *, room: int = BUDGET) -> Picture | None:
+    """A picture as a data URI of at most `room` bytes: lossless where that fits, else smaller; None if nothing does."""
+    if image.width > WIDEST:
+        image = image.resize((WIDEST, max(1, round(image.height * WIDEST / image.width))), Image.Resampling.LANCZOS)
+    for options in ({"lossless": True}, {"quality": 85}, {"quality": 60}, {"quality": 30}):
+        content = io.BytesIO()
+        image.save(content, "WEBP", method=4, **options)
+        if content.tell() <= room:
+            text = base64.b64encode(content.getvalue()).decode("ascii")
+            return Picture(
+                uri=f"data:image/webp;base64,{text}", width=image.width, height=image.height, alt=alt, caption=caption
+            )
+    return None
+
+
+def chosen(files: Sequence[Path], most: int = MOST) -> list[Path]:
+    """Up to `most` files, evenly from the first to the last."""
+    if len(files) <= most:
+        return list(files)
+    return [files[round(index * (len(files) - 1) / (most - 1))] for index in range(most)]
+
+
+def rows_in(image: Image.Image, size: tuple[int, int]) -> int | None:
+    """How many rows of pictures of `size` (height, width) a grid has, in one band; None if it is no such grid."""
+    height, width = size
+    rows, rest = divmod(image.height - 2 * GAP, height + GAP)
+    fits = rest == 0 and (image.width - GAP) % (width + GAP) == 0
+    return rows if fits and rows in (2, 3) else None
+
+
+def cells(image: Image.Image, size: tuple[int, int]) -> list[list[Image.Image]]:
+    """The columns of a grid, each from top to bottom; empty if it is none of `size` (height, width)."""
+    height, width = size
+    rows = rows_in(image, size)
+    if rows is None:
+        return []
+
+    def cell(column: int, row: int) -> Image.Image:
+        left, top = GAP + column * (width + GAP), GAP + row * (height + GAP)
+        return image.crop((left, top, left + width, top + height))
+
+    count = (image.width - GAP) // (width + GAP)
+    return [[cell(column, row) for row in range(rows)] for column in range(count)]
