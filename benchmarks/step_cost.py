@@ -46,9 +46,9 @@ from classification_rows import CIFAR, CPU, SIZES, Pair
 from datafree import bnstats, modes
 from datafree.distill import distill
 from datafree.errors import Interrupted
-from datafree.job import prepare
 from datafree.networks.generators import Discriminator, Generator, ResizeGenerator
 from datafree.networks.load import NetworkSpec
+from datafree.prepare import prepare
 from datafree.runs import Run
 from datafree.sources import SOURCES, Degan, Folder
 from datafree.sources.base import Setting

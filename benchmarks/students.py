@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from cells import Cell, Stop, measure
 from datafree import modes, options
 from datafree.distill import distill
-from datafree.job import prepare, save_artefacts
+from datafree.job import save_artefacts
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import save_weights
 from datafree.paths import expand
+from datafree.prepare import prepare
 from datafree.runs import Run
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting

@@ -19,8 +19,8 @@ import datafree
 from datafree import yaml12
 from datafree.errors import Interrupted, RunError
 from datafree.evaluate import evaluate
-from datafree.job import prepare
 from datafree.networks.resnet import resnet
+from datafree.prepare import prepare
 from datafree.recipe import load_recipe
 from datafree.tasks.classification import Classification
 

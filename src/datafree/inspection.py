@@ -19,12 +19,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from datafree import modes
 from datafree.errors import DatafreeError, NetworkError
 from datafree.estimate import RunCost, TeacherCost, cost_of_run, cost_of_teacher, size_of
-from datafree.job import prepare
 from datafree.networks.detectors import Predictions
 from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
+from datafree.prepare import prepare
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
 from datafree.subject import Fact, Subject, find_subject, input_facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -9,19 +10,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from datafree import held_out, modes
 from datafree.distill import Chosen, Progress, distill
-from datafree.errors import NetworkError, RunError
+from datafree.errors import RunError
 from datafree.evaluate import evaluate
-from datafree.networks.load import NetworkSpec, build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.weights import save_weights
+from datafree.networks.weights import load_weights, save_weights
+from datafree.prepare import prepare, require_weights
 from datafree.recipe import Recipe, dump
+from datafree.report.keeper import page_kept
+from datafree.report.measure import measure
+from datafree.report.reading import MEASURED
 from datafree.runs import Run
 from datafree.sources.base import ImageSource
 from datafree.student import describe_teacher, save_calibration
-from datafree.tasks.base import Scores, Task, synthetic_batch
+from datafree.tasks.base import Scores
 from datafree.training import Training
 
 
@@ -33,55 +38,77 @@ class Outcome:
     scores: dict[str, Scores]  # "teacher" and "student"; empty without labelled data
     chosen: Chosen
     notes: list[str]
+    student: Normalized  # with the weights of student.safetensors, on the run's device
     already_finished: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Networks that were given as objects, in place of those that a recipe's names would build."""
+
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None  # is trained itself
 
 
 def run_recipe(
     recipe: Recipe,
     out: Path,
     *,
+    given: Given = Given(),
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Run a recipe into the run directory `out`, or go on with it. Raises DatafreeError; nothing is half-written.
 
+    `given` holds networks that are objects; the recipe then says what they are called and what their images must be.
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
     """
-    began = time.monotonic()
-    task, training = recipe.task, recipe.training
+    training = recipe.training
     device = modes.choose_device(training.device)
     dtype = modes.choose_precision(training.precision, device)
-    run = Run(out, dump(recipe))
+    with contextlib.closing(Run(out, dump(recipe))) as run, page_kept(out, log, say) as logged:
+        return _carry_out(recipe, run, given, device=device, dtype=dtype, stop=stop, log=logged, say=say)
+
+
+def _carry_out(
+    recipe: Recipe,
+    run: Run,
+    given: Given,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    stop: Callable[[], str | None],
+    log: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> Outcome:
+    began = time.monotonic()
+    task, training = recipe.task, recipe.training
 
     # Everything that can be wrong is looked at before the first file is written.
     labelled = task.open_labelled(recipe.data) if recipe.data else None
-    if not has_weights(recipe.teacher):
-        raise NetworkError(
-            f"the teacher {recipe.teacher.network} has no weights, so it has nothing to teach; "
-            "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
-        )
-    teacher = prepare(recipe.teacher, task, "teacher", device, dtype)
+    require_weights(recipe.teacher, task, given.teacher)
+    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher)
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
-    student = prepare(recipe.student, task, "student", device, dtype)
+    student = prepare(recipe.student, task, "student", device, dtype, given.student)
     if run.finished:
-        return _read_outcome(run)
+        load_weights(bare(student), run.path / "student.safetensors")
+        return _read_outcome(run, student)
     if run.saved is not None:
-        say(f"going on with {out} at step {run.saved['step']}")
-    try:
-        chosen = distill(
-            task=task,
-            teacher=teacher,
-            student=student,
-            source=recipe.source,
-            training=training,
-            run=run,
-            stop=stop,
-            log=log,
-            say=say,
-        )
-    finally:
-        run.close()
+        say(f"going on with {run.path} at step {run.saved['step']}")
+    for warning in run.warnings:
+        say(warning)
+    chosen = distill(
+        task=task,
+        teacher=teacher,
+        student=student,
+        source=recipe.source,
+        training=training,
+        run=run,
+        stop=stop,
+        log=log,
+        say=say,
+    )
 
     # The student, then its scores, then the word that it is done.
     save_weights(bare(student), run.path / "student.safetensors")
@@ -100,27 +127,29 @@ def run_recipe(
         },
     )
     scores: dict[str, Scores] = {}
-    notes = [_how_chosen(chosen, training), *recipe.source.notes()]
+    notes = [_how_chosen(chosen, training), *chosen.history, *recipe.source.notes()]
     if labelled is not None:
         scores = {
-            who: evaluate(network, task, labelled, device=device)
+            who: evaluate(network, task, labelled, device=device, stop=stop)
             for who, network in (("teacher", teacher), ("student", student))
         }
         if labelled.skipped:
             notes.append(f"not scored: {'; '.join(dict.fromkeys(labelled.skipped))}")
     else:
         notes.append("not verified on real data: no labelled data was given (data: DIR scores it)")
+    run.save_json(MEASURED, measure(task, teacher, student, images))
     run.save_json(
         "result.json",
         {
-            "chosen": asdict(chosen),
+            "chosen": {"step": chosen.step, "agreement": chosen.agreement},
+            "faults": chosen.history,
             "scored_on": str(described["data"]) if labelled is not None else None,
             "relative": relative(scores),
             "scores": {who: asdict(score) for who, score in scores.items()},
             "notes": notes,
         },
     )
-    return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes)
+    return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes, student=student)
 
 
 def relative(scores: Mapping[str, Scores]) -> dict[str, float]:
@@ -129,32 +158,6 @@ def relative(scores: Mapping[str, Scores]) -> dict[str, float]:
         return {}
     ours, theirs = scores["student"].values, scores["teacher"].values
     return {name: ours[name] / theirs[name] for name in ours if theirs.get(name)}
-
-
-def prepare(spec: NetworkSpec, task: Task, what: str, device: torch.device, dtype: torch.dtype) -> Normalized:
-    """Build the network of a recipe's `what` section and look whether it answers as the task needs it to.
-
-    Raises NetworkError if it cannot take the task's image size or answers in another form.
-    """
-    network = spec.wrap(build_network(spec, num_classes=task.num_classes), dtype)
-    network.to(device).to(memory_format=torch.channels_last)
-    look = synthetic_batch(task.image_size, device)
-    try:
-        with torch.no_grad(), modes.frozen(network):
-            outputs = network(look)
-        if what == "student":  # some networks answer otherwise while they train
-            with torch.no_grad(), modes.looked_through(network, "train"):
-                network(look)
-    except NetworkError as error:
-        raise NetworkError(f"{what} {spec.network}: {error}") from error
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        height, width = task.image_size
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NetworkError(
-            f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {reason}"
-        ) from error
-    task.check(outputs, f"{what} {spec.network}")
-    return network
 
 
 def save_artefacts(source: ImageSource, folder: Path) -> None:
@@ -171,11 +174,12 @@ def _how_chosen(chosen: Chosen, training: Training) -> str:
     return f"student of step {chosen.step}, chosen without labelled data: {rule}{known}"
 
 
-def _read_outcome(run: Run) -> Outcome:
+def _read_outcome(run: Run, student: Normalized) -> Outcome:
     try:
         result = json.loads((run.path / "result.json").read_text(encoding="utf-8"))
         scores = {who: Scores(**score) for who, score in result["scores"].items()}
-        chosen, notes = Chosen(**result["chosen"]), list(result["notes"])
+        chosen = Chosen(**result["chosen"], history=result.get("faults", []))
+        notes = list(result["notes"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{run.path / 'result.json'} is damaged; remove it and run the same command again") from error
-    return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes, already_finished=True)
+    return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes, student=student, already_finished=True)

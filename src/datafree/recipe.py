@@ -25,7 +25,10 @@ import torch
 
 from datafree import options, yaml12
 from datafree.errors import RecipeError
+from datafree.networks.live import is_live
 from datafree.networks.load import NetworkSpec, network_names
+from datafree.networks.pretrained import asks_for_all_weights
+from datafree.networks.program import SUFFIX
 from datafree.options import Families, Family, Fault, Invalid
 from datafree.overrides import apply_override
 from datafree.sources import SOURCES
@@ -84,7 +87,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
         except ValueError as error:
             problems += str(error).splitlines()
     try:
-        recipe = _build(given, stem)
+        recipe = make_recipe(given, stem)
     except Invalid as error:
         problems += [str(fault) for fault in error.faults]
     if problems:
@@ -170,11 +173,15 @@ def _read(path_or_name: str) -> tuple[str, str, str]:
     raise RecipeError([f"there is no file or packaged recipe {show(path_or_name)}{hint}; `datafree list` shows them"])
 
 
-def _build(given: dict[str, Any], stem: str) -> Recipe:
-    """The recipe's parts, or Invalid with the faults of all of them."""
+def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
+    """The recipe of `given` sections, called `stem` unless they say otherwise. Raises Invalid with all faults.
+
+    A section is a mapping of options, as YAML has it, or the object that one would be made into.
+    """
     faults: list[Fault] = []
     sections = ("task", "teacher", "student", "source")
     known = ("name", *sections, "training", "data")
+    ready = dict(zip(known[1:6], (Task, NetworkSpec, NetworkSpec, ImageSource, Training), strict=True))
     faults += [
         Fault((), f"{show(key)}: no such section{did_you_mean(key, known)}; a recipe has: {', '.join(known)}")
         for key in given
@@ -185,8 +192,11 @@ def _build(given: dict[str, Any], stem: str) -> Recipe:
         if key in sections and given.get(key) is None:
             faults.append(Fault((key,), "is missing; a recipe needs task, teacher, student and source"))
             return None
+        section = given.get(key)
+        if isinstance(section, ready[key]):
+            return section
         try:
-            return make(given.get(key))
+            return make(section)
         except Invalid as error:
             faults.extend(Fault((key, *fault.key), fault.text) for fault in error.faults)
             return None
@@ -224,13 +234,26 @@ def _build(given: dict[str, Any], stem: str) -> Recipe:
 
 
 def _network(section: object, teacher: NetworkSpec | None) -> NetworkSpec:
-    """A network's section. A student sees images as its teacher does, unless it says otherwise."""
+    """A network's section. A student sees images as its teacher does, a library's own weights as the library says.
+
+    Either only where the section says nothing else.
+    """
     inherited: dict[str, Any] = {}
     if teacher is not None:
         inherited = {name: getattr(teacher, name) for name in ("mean", "std", "channels", "order")}
     name = section.get("network") if isinstance(section, Mapping) else None
     spec: NetworkSpec = _checked(NetworkSpec, section, [("network", _no_network(name))], inherited)
-    return spec
+    if not asks_for_all_weights(spec.network.partition("/")[0], spec.args):
+        return spec
+    from datafree.networks.preprocessing import known  # imports the libraries
+
+    metadata = known(spec)
+    if metadata is None:
+        return spec
+    said = section if isinstance(section, Mapping) else {}
+    return dataclasses.replace(
+        spec, mean=spec.mean if "mean" in said else metadata.mean, std=spec.std if "std" in said else metadata.std
+    )
 
 
 def _no_network(name: object) -> str | None:
@@ -240,6 +263,8 @@ def _no_network(name: object) -> str | None:
         return None
     names = network_names()
     if name in names or name.startswith(("timm/", "torchvision/")):  # these two have hundreds more
+        return None
+    if name.endswith(SUFFIX) or is_live(name):  # a file, an object: looked at when it is built
         return None
     hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, timm/..., or package.module:callable"
     return f"there is no network {show(name)}{hint}"

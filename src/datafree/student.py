@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from datafree import options, yaml12
 from datafree.errors import NetworkError, RunError
 from datafree.files import write_whole
-from datafree.networks.load import NetworkSpec, build_network, refuse_files
+from datafree.networks.load import NetworkSpec, adapted, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.pretrained import PRETRAINED
+from datafree.networks.program import Program
+from datafree.networks.weights import load_weights
 from datafree.recipe import FAMILIES, TASK
 from datafree.tasks import TASKS
 from datafree.tasks.base import Scores, Task
@@ -58,28 +60,36 @@ class Record:
     environment: Mapping[str, Any]  # "versions", "hardware", "began"
 
 
-def load_student(run: Path, *, student: str | None = None, task: str | None = None) -> Student:
+def load_student(run: Path, *, student: str | nn.Module | None = None, task: str | None = None) -> Student:
     """The student of a run directory, built again with its weights.
 
     Where its network or its task came from an import path, `student` ("mypkg.nets:make_net") or `task`
-    ("mypkg.tasks:Mine") names it again; arguments after its "?" replace the recorded ones. Raises RunError,
+    ("mypkg.tasks:Mine") names it again; arguments after its "?" replace the recorded ones. Where its network was given
+    as an object, or to spare the building, `student` is that object, which takes the run's weights. Raises RunError,
     NetworkError, WeightsError.
     """
     file = run / "student.json"
     described = _read_description(run)
     section, task_section = dict(described["network"]), dict(described["task"])
     section["weights"] = None  # its place is no text to be expanded
+    name = None if isinstance(student, nn.Module) else student
     try:
-        recorded: NetworkSpec = options.build(NetworkSpec, {"network": student, **section})
+        recorded: NetworkSpec = options.build(NetworkSpec, {"network": name, **section})
     except options.Invalid as error:
         raise RunError(f"{file} does not describe a student: {error.faults[0]}") from error
     args = {name: value for name, value in recorded.args.items() if name not in PRETRAINED}
-    named = NetworkSpec(network=student or recorded.network)  # what the user names has the last word
+    named = NetworkSpec(network=name or recorded.network)  # what the user names has the last word
     if ":" not in named.network:  # own code is told what the run says, and does with it what it likes
         refuse_files(named.network, {name: value for name, value in args.items() if name not in named.args})
-    spec = replace(recorded, network=named.network, args={**args, **named.args}, weights=run / "student.safetensors")
+    spec = replace(recorded, network=named.network, args={**args, **named.args})
+    weights = run / "student.safetensors"
     made = read_task(task_section, task, str(file))
-    network = build_network(spec, num_classes=made.num_classes, allow_import=student is not None)
+    if isinstance(student, nn.Module):
+        network = adapted(student)
+        load_weights(bare(network), weights)
+    else:
+        spec = replace(spec, weights=weights)
+        network = build_network(spec, num_classes=made.num_classes, allow_import=student is not None)
     return Student(
         spec=spec,
         task=made,
@@ -165,24 +175,25 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
 
     `sha256` is that of the weights file; of a teacher without one, that of its tensors as a safetensors file.
     """
-    if spec.weights is not None:
-        with spec.weights.open("rb") as file:
-            digest, of = hashlib.file_digest(file, "sha256").hexdigest(), "file"
+    inner = bare(network)
+    file = inner.path if isinstance(inner, Program) else spec.weights
+    if file is not None:
+        with file.open("rb") as content:
+            digest, of = hashlib.file_digest(content, "sha256").hexdigest(), "file"
     else:
         tensors = {
             name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, value in bare(network).state_dict().items()
+            for name, value in inner.state_dict().items()
             if isinstance(value, Tensor)
         }
         digest, of = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest(), "tensors"
-    plain: dict[str, Any] = options.plain(replace(spec, weights=None))
     return {
-        "network": spec.network,
-        "args": plain["args"],
-        "weights": None if spec.weights is None else spec.weights.name,
+        "network": Path(spec.network).name if spec.is_program else spec.network,
+        "args": options.plain(spec.args),
+        "weights": None if file is None else file.name,
         "sha256": digest,
         "sha256_of": of,
-        "parameters": sum(parameter.numel() for parameter in bare(network).parameters()),
+        "parameters": sum(parameter.numel() for parameter in inner.parameters()),
         "licence": spec.licence,
     }
 

@@ -21,6 +21,7 @@ from datafree.networks.load import NetworkSpec, build_network, network_names
 from datafree.networks.normalized import bare
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
 from datafree.networks.pretrained import PRETRAINED
+from datafree.networks.program import SUFFIX
 from datafree.networks.weights import read_tensors
 from datafree.recipe import Recipe, load_recipe, packaged_recipes
 from datafree.wording import did_you_mean, show
@@ -61,7 +62,7 @@ def find_subject(
     in_recipe = Path(teacher).suffix in (".yaml", ".yml") or teacher in packaged_recipes()
     if in_recipe and recipe is not None:
         raise NetworkError(f"{teacher} is a recipe itself: leave --recipe out, or give a network's name before it")
-    if not in_recipe and "/" not in teacher and ":" not in teacher:
+    if not in_recipe and "/" not in teacher and ":" not in teacher and not teacher.endswith(SUFFIX):
         raise NetworkError(f"there is no network or recipe {show(teacher)}{_hint(teacher)}; `datafree list` shows some")
     wanted = teacher if in_recipe else recipe
     plan = None if wanted is None else load_recipe(wanted)
@@ -120,7 +121,7 @@ def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact
         return Fact(value=stated, how="stated", why="--classes")
     if plan is not None:
         return Fact(value=plan.task.num_classes, how="stated", why=f"the recipe {plan.name}")
-    if ":" in spec.network and "/" not in spec.network:  # its own code knows
+    if spec.is_own_code or spec.is_program:  # it knows itself
         return Fact(value=None, how="unknown", why="to be seen")
     if isinstance(given, int):
         return Fact(value=given, how="stated", why="args")

@@ -20,12 +20,14 @@ import torch
 from pydantic import ConfigDict
 from torch import nn
 
-from datafree import yaml12
+from datafree import paths, yaml12
 from datafree.errors import NetworkError
 from datafree.networks.darknet_weights import load_darknet_weights
 from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
+from datafree.networks.live import is_live, not_by_name
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
+from datafree.networks.program import SUFFIX, Program
 from datafree.networks.weights import load_weights
 from datafree.wording import show
 
@@ -40,7 +42,7 @@ class NetworkSpec:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    network: str  # "library/name" as in network_names(), "timm/resnet18", "package.module:callable"; perhaps "?key=..."
+    network: str  # "library/name" as in network_names(), perhaps "?key=..."; "package.module:callable"; FILE.pt2
     args: dict[str, Any] = field(default_factory=dict)  # of its constructor, besides the number of classes
     weights: Path | None = None  # .safetensors, .index.json, tensors-only .pt/.pth, or Darknet's .weights
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # R, G, B of images in [0, 1]
@@ -59,6 +61,18 @@ class NetworkSpec:
                 f"{key} is given in the network's name, {show(self.network)}, and in args: leave one out"
             )
         self.network, self.args = name, {**self.args, **given}
+        if self.is_program and (self.args or self.weights is not None):
+            raise NetworkError(f"{show(self.network)} is a program and holds its weights: leave args and weights out")
+
+    @property
+    def is_own_code(self) -> bool:
+        """Whether it is the user's own, by import path."""
+        return ":" in self.network and "/" not in self.network
+
+    @property
+    def is_program(self) -> bool:
+        """Whether it is a file of torch.export."""
+        return self.network.endswith(SUFFIX)
 
     def wrap(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Normalized:
         """The network of this section, taking images in [0, 1]. Raises NetworkError."""
@@ -98,8 +112,10 @@ FILES = ("cfg",)  # arguments that name a file to read
 
 
 def has_weights(spec: NetworkSpec) -> bool:
-    """Whether the network comes trained: from a file, from its library, or (as far as anyone knows) from own code."""
-    return spec.weights is not None or ":" in spec.network or asks_for_weights(spec.args)
+    """Whether the network comes trained: from a file or its library; own code and objects are taken at their word."""
+    if spec.weights is not None or spec.is_own_code or spec.is_program or is_live(spec.network):
+        return True
+    return asks_for_weights(spec.args)
 
 
 def network_names() -> list[str]:
@@ -117,7 +133,11 @@ def build_network(spec: NetworkSpec, *, num_classes: int, allow_import: bool = T
     nothing, reads no file but `spec.weights`. Raises NetworkError for whatever cannot be built, WeightsError for
     weights that cannot be loaded.
     """
-    if ":" in spec.network and "/" not in spec.network:
+    if is_live(spec.network):
+        raise not_by_name(spec.network)
+    if spec.is_program:
+        return _open_program(spec, allow_import)
+    if spec.is_own_code:
         network = _build_imported(spec, allow_import)
     else:
         if not allow_import:
@@ -163,9 +183,26 @@ def _build_imported(spec: NetworkSpec, allow_import: bool) -> nn.Module:
             network = make(**spec.args)
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{spec.network} makes a {type(network).__name__}: a torch.nn.Module is needed")
+    return adapted(network)
+
+
+def adapted(network: nn.Module) -> nn.Module:
+    """A network of the user's as it is used: a detection model of torchvision's adapted, any other itself."""
     from datafree.networks.torchvision_detectors import adapt, is_torchvision_detector  # imports torchvision
 
     return adapt(network) if is_torchvision_detector(network) else network
+
+
+def _open_program(spec: NetworkSpec, allow_import: bool) -> Program:
+    if not allow_import:
+        raise NetworkError(
+            f"{show(spec.network)} is a file to read, which is never done for a name found in a file; "
+            "name a network with --student"
+        )
+    try:
+        return Program(paths.expand(spec.network))
+    except ValueError as error:  # a variable that is not set
+        raise NetworkError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -89,22 +89,36 @@ def _listed(names: list[str]) -> str:
 # --- zip archives ---
 
 
-def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Blocks]:
+def open_archive(what: str, path: Path, file: BinaryIO) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """The zip archive in `file`, which torch wrote, and its members by name: whole, uncompressed, each name once.
+
+    `what` the file at `path` is called in errors. Raises WeightsError.
+    """
     size = file.seek(0, io.SEEK_END)
-    _check_directory(path, file)
+    _check_directory(what, path, file)
     archive = zipfile.ZipFile(file)  # closed with the file
     members = {member.filename: member for member in archive.infolist()}
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
         raise WeightsError(
-            f"weights {path}: a TorchScript program, which is code; save torch.jit.load(...).state_dict()"
+            f"{what} {path}: a TorchScript program, which is code; save torch.jit.load(...).state_dict()"
         )
     # torch stores its members one after the other, so they cannot be larger than the file.
     if any(m.compress_type != zipfile.ZIP_STORED for m in members.values()):
-        raise WeightsError(f"weights {path}: a compressed archive, which torch never writes; unpack it")
+        raise WeightsError(f"{what} {path}: a compressed archive, which torch never writes; unpack it")
     if sum(m.file_size for m in archive.infolist()) > size:
-        raise WeightsError(f"weights {path}: declares more bytes than it has; it is damaged or forged")
+        raise WeightsError(f"{what} {path}: declares more bytes than it has; it is damaged or forged")
     if len(members) < len(archive.infolist()):
-        raise WeightsError(f"weights {path}: two members of the archive have one name; it is damaged or forged")
+        raise WeightsError(f"{what} {path}: two members of the archive have one name; it is damaged or forged")
+    return archive, members
+
+
+def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Blocks]:
+    archive, members = open_archive("weights", path, file)
+    if any(name.endswith("/archive_format") for name in members):
+        raise WeightsError(
+            f"weights {path}: a program of torch.export, not weights beside a network; name it {path.stem}.pt2 and "
+            "give it as `network`"
+        )
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise WeightsError(f"weights {path}: a zip archive, but not one of torch.save; save network.state_dict()")
@@ -120,26 +134,26 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Blocks]:
         if member.file_size != storage.nbytes:
             raise ValueError("a storage of another size than declared")
         with archive.open(member) as values:
-            return _read_block(values, storage.nbytes)
+            return read_block(values, storage.nbytes)
 
     return content, block
 
 
-def _check_directory(path: Path, file: BinaryIO) -> None:
+def _check_directory(what: str, path: Path, file: BinaryIO) -> None:
     """Refuse a directory that would take much memory, before zipfile makes objects of it."""
     end = 22  # bytes of the record that ends an archive without a comment
     file.seek(max(0, file.seek(0, io.SEEK_END) - end - 20 - 56))
     tail = file.read()
     if tail[-end : -end + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
-        raise WeightsError(f"weights {path}: damaged, or not a weights file (the archive has no end)")
+        raise WeightsError(f"{what} {path}: damaged, or not a {what} file (the archive has no end)")
     (size,) = struct.unpack("<I", tail[-end + 12 : -end + 16])
     if tail[-end - 20 :].startswith(b"PK\x06\x07"):  # archives beyond 4 GiB have a larger record before
         size = max(size, struct.unpack("<Q", tail[-end - 20 - 16 : -end - 20 - 8])[0])
     if size > _MAX_DIRECTORY:
-        raise WeightsError(f"weights {path}: an archive with a directory of {size:,} bytes; it is damaged or forged")
+        raise WeightsError(f"{what} {path}: an archive with a directory of {size:,} bytes; it is damaged or forged")
 
 
-def _read_block(values: Any, size: int) -> Tensor:
+def read_block(values: Any, size: int) -> Tensor:
     """`size` bytes of a stream, (size,) uint8; read in chunks, so that no second copy is made."""
     block = torch.empty(size, dtype=torch.uint8)
     into: Any = block.numpy()
@@ -182,6 +196,6 @@ def _open_old(path: Path, file: BinaryIO) -> tuple[Any, Blocks]:
 
     def block(storage: Storage) -> Tensor:
         file.seek(places[storage.key])
-        return _read_block(file, storage.nbytes)
+        return read_block(file, storage.nbytes)
 
     return content, block

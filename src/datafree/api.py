@@ -1,0 +1,230 @@
+"""datafree from Python: `distill`, `evaluate`, `export`.
+
+    import datafree
+    from my_nets import teacher, student            # two torch.nn.Modules
+
+    result = datafree.distill(
+        teacher={"network": teacher, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)},
+        student=student,
+        task={"kind": "classification", "num_classes": 10, "image_size": (32, 32)},
+        source="cgdd",
+        training={"steps": 2000, "batch_size": 64},
+        out="runs/mine",
+    )
+    print(result.scores, result.student)
+
+What the command does is done here in the same way, by the same code: a call is a recipe whose sections may be objects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from datafree import modes
+from datafree.distill import Progress
+from datafree.errors import NetworkError, RecipeError
+from datafree.evaluate import evaluate as score
+from datafree.evaluate import evaluate_run
+from datafree.export import Exported, export_run
+from datafree.job import Given, run_recipe
+from datafree.networks.live import live_name
+from datafree.networks.load import NetworkSpec
+from datafree.networks.normalized import Normalized, bare
+from datafree.options import Invalid
+from datafree.prepare import prepare
+from datafree.recipe import make_recipe
+from datafree.sources.base import ImageSource
+from datafree.stopping import Stop, parse_time
+from datafree.tasks.base import Scores, Task
+from datafree.training import Training
+from datafree.wording import show
+
+Network = str | NetworkSpec | Mapping[str, Any] | nn.Module
+"""A network's name as in recipes, a NetworkSpec, its section as a mapping, or the network itself, which may also stand
+under "network" in a mapping that says what its images must be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run came to."""
+
+    run: Path  # the run directory
+    student: nn.Module  # bare, in eval mode, where it was given or on the CPU: takes images as its mean and std have it
+    network: Normalized  # the same, taking images (B, 3, H, W) in [0, 1]
+    scores: dict[str, Scores]  # "teacher" and "student", fractions; empty without labelled data
+    step: int  # whose student was kept
+    agreement: float | None  # with the teacher on held-out images of the source, fraction; None: there were none
+    notes: list[str]
+    already_finished: bool  # the directory held this run's result: nothing was trained
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The files of the run directory by name."""
+        return {file.name: file for file in sorted(self.run.iterdir()) if file.is_file()}
+
+
+def distill(
+    teacher: Network,
+    student: Network,
+    *,
+    task: Task | Mapping[str, Any],
+    source: ImageSource | Mapping[str, Any] | str,
+    out: str | Path,
+    training: Training | Mapping[str, Any] | None = None,
+    data: str | Path | None = None,
+    max_time: float | str | None = None,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Distil `teacher` into `student` without the teacher's data, into the run directory `out`.
+
+    `task`, `source` and `training` are objects, or mappings as a recipe's sections have them; a source may be its
+    method's name. A network given as an object is called by its class; a student takes the teacher's mean, std,
+    channels and order unless it says otherwise. A student given as an object is trained itself.
+    `data`, a folder of labelled images, only scores both at the end. `max_time`, in seconds or as "9m", stops cleanly.
+    `progress` is told where the run is, now and then, `say` what a user should know at once.
+
+    The same call goes on with a run that was stopped; objects must then be of the same class, a teacher also of the
+    same values. Random states of Python, NumPy and torch are those of before afterwards.
+
+    Raises DatafreeError, nothing half-written: RecipeError for options, NetworkError, WeightsError, DataError, RunError
+    for a directory that holds another run, TrainingError, and Interrupted when `max_time` is over.
+    """
+    networks = {"teacher": _network(teacher, values=True), "student": _network(student, values=False)}
+    sections: dict[str, Any] = {
+        "task": _plain(task),
+        **{what: section for what, (section, _) in networks.items()},
+        "source": _fresh({"method": source} if isinstance(source, str) else _plain(source)),
+        "training": _plain(training),
+        **({} if data is None else {"data": str(data)}),
+    }
+    try:
+        recipe = make_recipe(sections, "python")
+    except Invalid as error:
+        raise RecipeError([str(fault) for fault in error.faults]) from error
+    given = Given(teacher=networks["teacher"][1], student=networks["student"][1])
+    stop = Stop(_seconds(max_time))
+    with _as_before(*(network for _, network in networks.values() if network is not None)):
+        outcome = run_recipe(recipe, Path(out), given=given, stop=stop, log=progress, say=say)
+        if given.student is None:
+            outcome.student.to("cpu").to(memory_format=torch.contiguous_format)
+    outcome.student.eval()
+    return Result(
+        run=outcome.run,
+        student=bare(outcome.student),
+        network=outcome.student,
+        scores=outcome.scores,
+        step=outcome.chosen.step,
+        agreement=outcome.chosen.agreement,
+        notes=outcome.notes,
+        already_finished=outcome.already_finished,
+    )
+
+
+def evaluate(
+    what: str | Path | NetworkSpec | Mapping[str, Any] | nn.Module,
+    data: str | Path,
+    *,
+    task: Task | Mapping[str, Any] | None = None,
+    device: str = "auto",
+    student: str | nn.Module | None = None,
+) -> Scores:
+    """Score on a folder of labelled images: a run directory's student, an exported .onnx file, or any network.
+
+    A text or path is a directory or a file; a network by name is NetworkSpec(network=...), or a mapping. `task` is
+    needed for networks alone. `student` is a run's network, or names its code, where the run cannot build it itself.
+    Raises DatafreeError.
+    """
+    if isinstance(what, (str, Path)):
+        if task is not None:
+            raise NetworkError(f"{show(str(what))} says itself which task it is for: leave task out")
+        return evaluate_run(Path(what), Path(data), device=device, student=student)["student"]
+    if task is None:
+        raise NetworkError("a network alone says nothing of its task: give task={'kind': ..., ...}")
+    section, network = _network(what, values=False)
+    rest = {"student": section, "source": {"method": "noise"}}
+    try:
+        recipe = make_recipe({"task": _plain(task), "teacher": section, **rest}, "python")
+    except Invalid as error:
+        raise RecipeError([str(fault) for fault in error.faults]) from error
+    where = modes.choose_device(device)
+    labelled = recipe.task.open_labelled(Path(data))
+    with _as_before(*([] if network is None else [network])):
+        prepared = prepare(recipe.teacher, recipe.task, "network", where, torch.float32, network)
+        return score(prepared, recipe.task, labelled, device=where)
+
+
+def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Exported:
+    """Write the student of a finished run as files to ship, into `out` or RUN/export.
+
+    `options` are those of `datafree.export.export_run`: onnx, opset, int8, images, data, student, task, say. `student`
+    may be the network itself, where it was given as an object. Raises DatafreeError.
+    """
+    paths = {name: Path(options[name]) for name in ("images", "data") if options.get(name) is not None}
+    return export_run(Path(run), None if out is None else Path(out), **{**options, **paths})
+
+
+def _network(given: Network, *, values: bool) -> tuple[NetworkSpec | dict[str, Any], nn.Module | None]:
+    """A recipe's section for a network, and the network itself where it was given as an object."""
+    if isinstance(given, NetworkSpec):
+        return given, None
+    section = _plain(given) if isinstance(given, Mapping) else {"network": given}
+    network = section.get("network")
+    if not isinstance(network, nn.Module):
+        return section, None
+    if not any(True for _ in network.parameters()):
+        raise NetworkError(
+            f"the network {type(network).__name__} has no parameters: nothing in it was or can be trained"
+        )
+    for option in ("args", "weights"):
+        if section.get(option):
+            raise NetworkError(f"{option} is given beside a network that is an object already: leave it out")
+    return {**section, "network": live_name(network, values=values)}, network
+
+
+def _plain(value: Any) -> Any:
+    """A section as YAML would have it: paths as texts. Objects stay."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _fresh(source: Any) -> Any:
+    """A source as new, so that the same object serves several calls: sources are attached once. Its parts too."""
+    if isinstance(source, list):
+        return [_fresh(part) for part in source]
+    if not isinstance(source, ImageSource):
+        return source
+    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source) if field.init}
+    return dataclasses.replace(source, **{name: _fresh(value) for name, value in fields.items()})
+
+
+def _seconds(time: float | str | None) -> float | None:
+    if isinstance(time, str):
+        return parse_time(time)
+    if time is not None and not time > 0:
+        raise RecipeError([f"max_time is {time}: give seconds above 0, or a text such as 9m"])
+    return time
+
+
+@contextmanager
+def _as_before(*networks: nn.Module) -> Iterator[None]:
+    """Put networks back to their devices and memory format afterwards, and every random state."""
+    places = [next(network.parameters()).device for network in networks]
+    random = modes.random_state()
+    try:
+        yield
+    finally:
+        modes.set_random_state(random)
+        for network, place in zip(networks, places, strict=True):
+            network.to(place).to(memory_format=torch.contiguous_format)

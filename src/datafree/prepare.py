@@ -1,0 +1,77 @@
+"""The networks of a run: built or taken as they are given, brought to the device, and asked two images.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from datafree import modes
+from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.load import NetworkSpec, adapted, build_network
+from datafree.networks.normalized import Normalized, bare
+from datafree.networks.preprocessing import known
+from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
+from datafree.networks.program import Program
+from datafree.tasks.base import Task, synthetic_batch
+
+
+def require_weights(spec: NetworkSpec, task: Task, given: nn.Module | None = None) -> None:
+    """Raise NetworkError if a teacher would come without weights, or with some of them only.
+
+    Own code, programs and objects (`given`) are taken at their word.
+    """
+    if given is not None or spec.weights is not None or spec.is_own_code or spec.is_program:
+        return
+    way = "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
+    library = spec.network.partition("/")[0]
+    if not asks_for_weights(spec.args):
+        raise NetworkError(f"the teacher {spec.network} has no weights, so it has nothing to teach; {way}")
+    if not asks_for_all_weights(library, spec.args):
+        raise NetworkError(f"the teacher {spec.network} has weights for a part of it only, the rest is random; {way}")
+    metadata = known(spec)
+    if metadata is not None and metadata.classes not in (None, task.num_classes):
+        raise NetworkError(
+            f"{library}'s weights for {spec.network} tell {metadata.classes} classes apart, but the task has "
+            f"{task.num_classes}, so its last layer would be random; set task.num_classes={metadata.classes}, or {way}"
+        )
+
+
+def prepare(
+    spec: NetworkSpec,
+    task: Task,
+    what: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    given: nn.Module | None = None,
+) -> Normalized:
+    """The network of a recipe's section `what`, "teacher" or "student", after a look whether it answers as is needed.
+
+    `given`: the network itself, where it was given as an object; it is moved to `device`. Raises NetworkError if it
+    cannot take the task's image size or answers in another form.
+    """
+    built = build_network(spec, num_classes=task.num_classes) if given is None else adapted(given)
+    if what == "student" and isinstance(bare(built), Program):
+        raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
+    network = spec.wrap(built, dtype)
+    network.to(device).to(memory_format=torch.channels_last)
+    look = synthetic_batch(task.image_size, device)
+    try:
+        with torch.no_grad(), modes.frozen(network):
+            outputs = network(look)
+        if what == "student":  # some networks answer otherwise while they train
+            with torch.no_grad(), modes.looked_through(network, "train"):
+                network(look)
+    except DatafreeError as error:
+        raise NetworkError(f"{what} {spec.network}: {error}") from error
+    except Exception as error:  # whatever a network of anyone's raises
+        height, width = task.image_size
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+        raise NetworkError(
+            f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {reason}"
+        ) from error
+    task.check(outputs, f"{what} {spec.network}")
+    return network
