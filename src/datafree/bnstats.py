@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datafree import processes
 from datafree.errors import NetworkError
 from datafree.networks.normalized import bare
 
@@ -155,7 +156,7 @@ class StatisticsMatch:
 
     def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._now[name] = moments(inputs[0])
+            self._now[name] = processes.pooled(*moments(inputs[0]))
 
         return record
 

@@ -58,15 +58,15 @@ class Predictions:
 
     def __getitem__(self, index: Tensor | slice) -> Predictions:
         """What is said about some of the images."""
-        return self._each(lambda values: values[index])
+        return self.each(lambda values: values[index])
 
     def floats(self) -> Predictions:
         """Everything in float32."""
-        return self._each(lambda values: values.float())
+        return self.each(lambda values: values.float())
 
     def detach(self) -> Predictions:
         """The same without gradients."""
-        return self._each(lambda values: values.detach())
+        return self.each(lambda values: values.detach())
 
     def scaled(self, width: float, height: float) -> Predictions:
         """The same about images `width` and `height` times as large: boxes, centres and the loss's targets."""
@@ -78,7 +78,8 @@ class Predictions:
 
         return replace(self, boxes=self.boxes * four, centres=self.centres * factors, loss=loss)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
+        """The same with every tensor changed, the batch first in all of them."""
         return replace(
             self,
             class_logits=change(self.class_logits),

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import augment, features, losses, modes
+from datafree import augment, features, losses, modes, processes
 from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.errors import DataError
 from datafree.networks.generators import ResizeGenerator
@@ -75,7 +75,7 @@ class Cmi(ImageSource):
         self._setting = setting
         self._match = StatisticsMatch(network=setting.teacher)
         self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
-        self._generator.to(setting.device).to(memory_format=torch.channels_last)
+        processes.share(self._generator.to(setting.device).to(memory_format=torch.channels_last))
         # The ends of the teacher's stages, as published for ResNet-34; for others its code takes every BatchNorm's
         # input, which for a deep network is some thousands of features an image.
         look = synthetic_batch(setting.task.image_size, setting.device)
@@ -95,7 +95,9 @@ class Cmi(ImageSource):
         targets = task.sample_targets(self.batch_size, device)
         reinitialise(self._generator)
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
-        optimizer = torch.optim.Adam([*self._generator.parameters(), z], self.lr, (self.beta1, 0.999))
+        lr = self.lr * self._setting.pace()
+        self._head_optimizer.param_groups[0]["lr"] = lr
+        optimizer = torch.optim.Adam([*self._generator.parameters(), z], lr, (self.beta1, 0.999))
         lowest, best, terms = math.inf, None, {}
         self._generator.train()
         for _ in range(self.iterations):

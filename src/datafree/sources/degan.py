@@ -15,7 +15,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import losses, modes
+from datafree import losses, modes, processes
 from datafree.networks.generators import Discriminator, Generator
 from datafree.networks.weights import load_weights
 from datafree.sources.base import Batch, ImageSource, Setting
@@ -55,7 +55,7 @@ class Degan(ImageSource):
         self._generator = Generator(size, self.latent, self.width).to(device)
         self._discriminator = Discriminator(size, self.width).to(device)
         for network in (self._generator, self._discriminator):
-            network.to(memory_format=torch.channels_last)
+            processes.share(network.to(memory_format=torch.channels_last))
         if self.generator is not None:
             load_weights(self._generator, self.generator)
         betas = (self.beta1, 0.999)
@@ -63,6 +63,8 @@ class Degan(ImageSource):
         self._d_optimizer = torch.optim.Adam(self._discriminator.parameters(), self.lr, betas, fused=True)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        for optimizer in (self._g_optimizer, self._d_optimizer):
+            optimizer.param_groups[0]["lr"] = self.lr * self._setting.pace()
         real = self.proxy.sample(self.batch_size).images
         self._generator.train()
         with self._setting.autocast():

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import augment, losses, modes
+from datafree import augment, losses, modes, processes
 from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.errors import DataError
 from datafree.health import Guard
@@ -72,7 +72,7 @@ class Fast(ImageSource):
         self._setting = setting
         self._match = StatisticsMatch(network=setting.teacher, momentum=self.bn_momentum)
         self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
-        self._generator.to(setting.device).to(memory_format=torch.channels_last)
+        processes.share(self._generator.to(setting.device).to(memory_format=torch.channels_last))
         meta_lr = self.generator_lr * self.iterations
         self._optimizer = torch.optim.Adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999), fused=True)
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
@@ -92,8 +92,10 @@ class Fast(ImageSource):
         targets = task.sample_targets(self.batch_size, device)
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
         copied = copy.deepcopy(self._generator).train()
-        groups: list[dict[str, Any]] = [{"params": copied.parameters()}, {"params": [z], "lr": self.latent_lr}]
-        optimizer = torch.optim.Adam(groups, self.generator_lr, (self.beta1, 0.999), fused=True)
+        pace = self._setting.pace()
+        self._optimizer.param_groups[0]["lr"] = self.generator_lr * self.iterations * pace
+        groups: list[dict[str, Any]] = [{"params": copied.parameters()}, {"params": [z], "lr": self.latent_lr * pace}]
+        optimizer = torch.optim.Adam(groups, self.generator_lr * pace, (self.beta1, 0.999), fused=True)
         gradients = [torch.zeros_like(p) for p in copied.parameters()]
         lowest, best, terms = math.inf, None, {}
         for _ in range(self.iterations):

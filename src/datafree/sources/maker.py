@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from datafree import processes
 from datafree.health import Guard
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.sources.base import Setting
@@ -33,7 +34,7 @@ class Maker:
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
-        self.generator.to(self.setting.device).to(memory_format=torch.channels_last)
+        processes.share(self.generator.to(self.setting.device).to(memory_format=torch.channels_last))
         self.optimizer = torch.optim.Adam(self.generator.parameters(), betas=(self.beta1, 0.999), fused=True)
         self.guard = Guard(
             parts={"generator": self.generator, "optimizer": self.optimizer},
@@ -70,7 +71,7 @@ class Maker:
     def step(self, loss: Tensor, lr: float, clip: float = 0.0) -> None:
         """One step of the optimiser down `loss`; `clip`: largest norm of the gradient, 0 = any."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * self.setting.pace()
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         if clip:

@@ -1,0 +1,263 @@
+"""One run on several processes: passes through shared networks are divided among them, all else is done by each alike.
+
+Every process runs the same program from the same seed, so that all hold the same batches, banks, losses and weights at
+every step. Only what costs time is divided: a pass through a network that was given to `share` computes this process's
+part of the batch and collects the others' answers, with gradients. Losses, samplers and methods see whole batches, as
+with one process, and need not know. What looks inside a pass (`features.watched`, `bnstats.StatisticsMatch`) asks
+`collected` and `pooled` for what the whole batch gives. BatchNorm in train mode takes the whole batch's statistics.
+
+torchrun says who there is; without it there is one process, and everything here costs one comparison.
+
+B images of a batch, P processes, K channels.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from datafree.errors import DatafreeError
+from datafree.networks.detectors import Predictions
+from datafree.wording import one_line
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+_passes: list[list[int]] = []  # of the shared pass that is under way: images of each process's part
+_endings: list[Callable[[], None]] = []  # what is to be done when it ends
+
+
+def count() -> int:
+    """P."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, 0 to P - 1."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and speaks to the user."""
+    return rank() == 0
+
+
+@contextmanager
+def joined(device: str) -> Iterator[str]:
+    """Within it, this process works together with those that torchrun started beside it; yields its own device's name.
+
+    "auto" and "cuda" become the GPU of its number on this machine. Raises DatafreeError if the others are out of reach.
+    """
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if wanted == 1 or dist.is_initialized():
+        yield device
+        return
+    gpu = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
+    mine = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu and ":" not in device else device
+    if gpu:
+        torch.cuda.set_device(mine)
+    try:
+        dist.init_process_group("nccl" if gpu else "gloo")
+    except (RuntimeError, ValueError) as error:
+        number = os.environ.get("RANK")
+        raise DatafreeError(
+            f"process {number} of {wanted} cannot reach the others ({one_line(error)}); start all of them by torchrun"
+        ) from error
+    try:
+        yield mine
+    finally:
+        dist.destroy_process_group()
+
+
+def agreed(reason: str | None) -> str | None:
+    """The first process's reason that has one, the same for all; for decisions that only some of them come to."""
+    if count() == 1:
+        return reason
+    reasons: list[str | None] = [None] * count()
+    dist.all_gather_object(reasons, reason)
+    return next((one for one in reasons if one is not None), None)
+
+
+def share(network: NetworkT) -> NetworkT:
+    """Divide this network's passes among the processes from now on; returns it. Nothing happens with one process.
+
+    Its arguments are tensors with the batch first, its answer a tensor of that kind or `Predictions`. A batch of fewer
+    than P images is computed whole by each. Random numbers drawn inside a pass (dropout) are the same for every part.
+    """
+    if count() > 1 and not isinstance(network.__dict__.get("forward"), MethodType):
+        network.forward = MethodType(_shared_forward, network)  # a method of its own: copies of the network have theirs
+    return network
+
+
+def at_end(act: Callable[[], None]) -> None:
+    """Inside a shared pass: do this when it ends, while `collected` still works; else nothing."""
+    if _passes:
+        _endings.append(act)
+
+
+def collected(part: Tensor) -> Tensor:
+    """The whole batch's tensor (B, ...) of this process's part, inside a shared pass; else the tensor itself."""
+    return cast("Tensor", _Collect.apply(part, _passes[-1])) if _passes else part
+
+
+def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """(K,) mean and biased variance of the whole batch, inside a shared pass, from those of this process's part."""
+    if not _passes:
+        return mean, var
+    sizes = torch.tensor(_passes[-1], device=mean.device, dtype=mean.dtype)
+    shares = (sizes / sizes.sum())[:, None, None]  # every image has as many values
+    parts = cast("Tensor", _Collect.apply(torch.stack([mean, var])[None], [1] * count()))  # (P, 2, K)
+    whole = (shares * parts).sum(0)
+    between = (shares[:, 0] * (parts[:, 0] - whole[0]).square()).sum(0)
+    return whole[0], whole[1] + between
+
+
+def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
+    forward: Callable[..., Any] = type(network).forward
+    batch = len(inputs[0])
+    if _passes or batch < count():
+        return forward(network, *inputs, **options)
+    sizes = [len(part) for part in torch.arange(batch).tensor_split(count())]
+    before = torch.get_rng_state()
+    mine = [cast("Tensor", _Part.apply(whole, sizes)) for whole in inputs]
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    _passes.append(sizes)
+    try:
+        with _WholeBatchNorm():
+            if names and torch.is_grad_enabled():
+                held = dict(network.named_parameters())
+                summed = dict(zip(names, _Summed.apply(*(held[name] for name in names)), strict=True))
+                answer = torch.func.functional_call(network, summed, tuple(mine), options)
+            else:
+                answer = forward(network, *mine, **options)
+        if not torch.equal(before, torch.get_rng_state()):  # parts of unequal size draw unequally often
+            torch.set_rng_state(before)
+            torch.rand(())
+        for act in _endings:
+            act()
+        return answer.each(collected) if isinstance(answer, Predictions) else collected(answer)
+    finally:
+        _passes.pop()
+        _endings.clear()
+
+
+def _gathered(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(sum of sizes, ...) of every process's (its size, ...)."""
+    padded = part.new_zeros(max(sizes), *part.shape[1:])
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    whole = torch.cat([one[:size] for one, size in zip(parts, sizes, strict=True)])
+    planes = part.ndim == 4 and part.is_contiguous(memory_format=torch.channels_last)
+    return whole.contiguous(memory_format=torch.channels_last) if planes else whole
+
+
+def _mine(whole: Tensor, sizes: Sequence[int]) -> Tensor:
+    start = sum(sizes[: rank()])
+    return whole[start : start + sizes[rank()]]
+
+
+class _Part(torch.autograd.Function):
+    """This process's part of a batch that all hold; the gradient is the whole batch's again."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return _mine(whole, sizes).clone(memory_format=torch.preserve_format)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _gathered(grad, ctx.sizes), None
+
+
+class _Collect(torch.autograd.Function):
+    """All parts; every process comes to the same gradient of the whole, of which its own part is its own."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return _gathered(part, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _mine(grad, ctx.sizes), None
+
+
+class _Summed(torch.autograd.Function):
+    """Parameters as they are; their gradients are the sums of all parts', in one exchange."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> tuple[Tensor, ...]:
+        return tuple(parameter.view_as(parameter) for parameter in parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [grad.numel() for grad in grads])
+        return tuple(part.view(grad.shape) for part, grad in zip(parts, grads, strict=True))
+
+
+class _Total(torch.autograd.Function):
+    """The sum over all processes, each of which goes on with it in its own way: so the gradient is the sum, too."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _WholeBatchNorm(TorchFunctionMode):
+    """Within it, BatchNorm in train mode takes the statistics of the whole batch, whatever library it is of."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        if func is F.batch_norm and (given["training"] if "training" in given else args[5:6] == (True,)):
+            return _batch_norm(*args, **given)
+        return func(*args, **given)
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`F.batch_norm` of the whole batch for this process's part (b, K, ...), running statistics and all."""
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    dims = [0, *range(2, x.ndim)]
+    values = x.numel() // x.shape[1] // len(x) * sum(_passes[-1])  # of a channel, in the whole batch
+    mean = cast("Tensor", _Total.apply(wide.sum(dims))) / values
+    view = [1, -1, *[1] * (x.ndim - 2)]
+    centred = wide - mean.view(view)
+    var = cast("Tensor", _Total.apply(centred.square().sum(dims))) / values
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_((var * (values / max(values - 1, 1))).to(running_var.dtype), momentum)
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    normed = centred * scale.view(view)
+    return (normed if bias is None else normed + bias.view(view)).to(x.dtype)

@@ -1,0 +1,224 @@
+"""Several processes come to what one comes to: for every source and task, and for each part a shared pass is made of.
+
+In float64, where rounding has no time to grow: what is left in float32 is rounding, which an adversarial method blows
+up within a few steps, as it does when only the number of threads changes.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from datafree import features, modes, processes
+from datafree.bnstats import StatisticsMatch
+from datafree.networks.normalized import bare
+from datafree.sources import SOURCES
+from datafree.sources.base import Setting
+from datafree.tasks import TASKS
+from test_contract import make_network, make_source, make_task
+
+P = 2
+PAIRS = [(method, kind) for method in SOURCES for kind in TASKS if issubclass(TASKS[kind], SOURCES[method].serves)]
+FIRST = {method: (method, kind) for method, kind in reversed(PAIRS)}  # of each method
+SHORT = [*FIRST.values(), ("noise", "segmentation"), ("noise", "detection")]
+# torch has no float64 convolution for weights whose channels lie last and whose gradients are taken twice over.
+IN_FLOAT32 = ("degan", "mixed")
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, also what networks answer."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def on_processes(folder: Path, act: Callable[[int], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """What `act` returns on each of P processes that know one another; it is given the process's number."""
+    mp.start_processes(_process, (folder, act), nprocs=P, start_method="fork")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(P)]
+
+
+def _process(rank: int, folder: Path, act: Callable[[int], dict[str, Tensor]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=P)
+    try:
+        torch.save(act(rank), folder / f"{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def learnt(method: str, kind: str, photos: Path, steps: int) -> dict[str, Tensor]:
+    """The student, and images held out, after some steps of a source and task, with batches that P does not divide."""
+    task = make_task(kind)
+    teacher = processes.share(make_network(task, 1).eval().requires_grad_(False))
+    student = processes.share(make_network(task, 2))
+    source = make_source(method, photos, task)
+    modes.seed_everything(0)
+    source.attach(Setting(task=task, teacher=teacher, steps=steps, batch_size=5))
+    optimizer = torch.optim.SGD(student.parameters(), 0.01)
+    for step in range(-source.warmup, steps):
+        if source.due(step):
+            source.update(student, step)
+        if step < 0:
+            continue
+        images = source.sample(5).images
+        with torch.no_grad():
+            answers = teacher(images)
+        optimizer.zero_grad()
+        torch.autograd.backward(task.distill_loss(student(images), answers))
+        optimizer.step()
+    return {**{name: value.clone() for name, value in bare(student).state_dict().items()}, "": source.held_out(8)}
+
+
+def apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """How far two sets of tensors are from each other, relative to their length."""
+    assert first.keys() == second.keys()
+    one, other = (torch.cat([value.double().flatten() for value in state.values()]) for state in (first, second))
+    return float((one - other).norm() / other.norm())
+
+
+def check_equal(method: str, kind: str, folder: Path, photos: Path, steps: int) -> None:
+    copies = [shutil.copytree(photos, folder / f"photos-{rank}") for rank in range(P)]
+    alone = learnt(method, kind, photos, steps)
+    together = on_processes(folder, lambda rank: learnt(method, kind, copies[rank], steps))
+    assert apart(together[0], together[1]) == 0  # all of them hold the same, to the bit
+    assert apart(together[0], alone) < (1e-3 if method in IN_FLOAT32 else 1e-12)
+
+
+@pytest.mark.parametrize(("method", "kind"), SHORT)
+def test_two_processes_learn_what_one_learns(
+    method: str, kind: str, tmp_path: Path, photos: Callable[..., Path], request: pytest.FixtureRequest
+) -> None:
+    if method not in IN_FLOAT32:
+        request.getfixturevalue("double")
+    check_equal(method, kind, tmp_path, photos(), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "kind"), PAIRS)
+def test_two_processes_learn_what_one_learns_for_twenty_steps(
+    method: str, kind: str, tmp_path: Path, photos: Callable[..., Path], request: pytest.FixtureRequest
+) -> None:
+    if method not in IN_FLOAT32:
+        request.getfixturevalue("double")
+    check_equal(method, kind, tmp_path, photos(), 20)
+
+
+class Net(nn.Module):
+    """BatchNorm in two dimensions and one, a layer that changes its input in place, dropout on demand."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(4, 6), nn.BatchNorm1d(6, affine=False))
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.head(self.body(images).mean((2, 3)))
+        return answer
+
+
+def made(dropout: float = 0.0) -> Net:
+    torch.manual_seed(3)
+    return Net(dropout)
+
+
+def looked_into(batch: int) -> dict[str, Tensor]:
+    """All that a pass gives, forward and backward, with the looks inside."""
+    network = processes.share(made())
+    torch.manual_seed(4)
+    images = torch.rand(batch, 3, 8, 8, requires_grad=True)
+    match = StatisticsMatch(network=network)
+    with match.watching(), features.watched(network, ["body.1"]) as maps:
+        answers = network(images)
+    loss = answers.square().mean() + answers[:2].sum() + match.distance() + maps["body.1"].square().sum((1, 2, 3)).std()
+    torch.autograd.backward(loss)
+    assert images.grad is not None
+    found = {"answers": answers, "images": images.grad, "distance": match.distance(), "maps": maps["body.1"]}
+    found |= {f"gradient {name}": value.grad for name, value in network.named_parameters() if value.grad is not None}
+    found |= {f"buffer {name}": value.clone() for name, value in network.named_buffers()}
+    return {name: value.detach() for name, value in found.items()}
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("batch", [6, 7, 3])
+def test_a_shared_pass_is_the_whole_pass_inside_and_out(batch: int, tmp_path: Path) -> None:
+    alone = looked_into(batch)
+    for mine in on_processes(tmp_path, lambda rank: looked_into(batch)):
+        assert mine.keys() == alone.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(mine[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_a_batch_with_fewer_images_than_processes_is_computed_by_each(tmp_path: Path) -> None:
+    def passed() -> dict[str, Tensor]:
+        network = processes.share(made().eval())
+        torch.manual_seed(4)
+        answers = network(torch.rand(1, 3, 8, 8))
+        torch.autograd.backward(answers.sum())
+        assert network.head[1].weight.grad is not None
+        return {"answers": answers.detach(), "gradient": network.head[1].weight.grad}
+
+    alone = passed()
+    for mine in on_processes(tmp_path, lambda rank: passed()):
+        assert all(torch.equal(mine[name], alone[name]) for name in alone)
+
+
+def test_random_numbers_stay_the_same_on_all_when_parts_draw_unequally_many(tmp_path: Path) -> None:
+    def drawn() -> dict[str, Tensor]:
+        network = processes.share(made(dropout=0.5))
+        torch.manual_seed(4)
+        answers = network(torch.rand(7, 3, 8, 8)).detach()
+        return {"answers": answers, "next": torch.rand(5)}
+
+    first, second = on_processes(tmp_path, lambda rank: drawn())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_copy_of_a_shared_network_passes_through_itself(tmp_path: Path) -> None:
+    def both() -> dict[str, Tensor]:
+        import copy
+
+        network = processes.share(made().eval())
+        other = copy.deepcopy(network)
+        with torch.no_grad():
+            other.head[1].bias.add_(1.0)
+            images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+            return {"network": network(images), "other": other(images)}
+
+    for mine in on_processes(tmp_path, lambda rank: both()):
+        assert float((mine["other"] - mine["network"]).min()) > 0.5
+
+
+def test_what_one_process_decides_all_hear(tmp_path: Path) -> None:
+    def heard(rank: int) -> dict[str, Tensor]:
+        words = [processes.agreed("time is up" if rank == 1 else None), processes.agreed(None)]
+        return {"words": torch.tensor([words == ["time is up", None], processes.is_first() == (rank == 0)])}
+
+    assert all(mine["words"].all() for mine in on_processes(tmp_path, heard))
+
+
+def test_one_process_is_left_as_it_is() -> None:
+    network = made()
+    assert processes.share(network) is network and "forward" not in vars(network)
+    assert (processes.count(), processes.rank(), processes.is_first()) == (1, 0, True)
+    assert processes.agreed("a reason") == "a reason"
+    with processes.joined("cpu") as device:
+        assert device == "cpu" and processes.count() == 1
+
+
+def test_processes_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datafree.errors import DatafreeError
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(DatafreeError, match="process 0 of 2 cannot reach the others"), processes.joined("cpu"):
+        pass
