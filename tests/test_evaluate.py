@@ -13,7 +13,7 @@ from datafree.networks.normalized import Normalized
 from datafree.networks.small import unet
 from datafree.tasks.segmentation import Segmentation
 from recipes import load, write_teacher
-from test_job import SMALL, labelled
+from small_runs import SMALL, labelled
 
 
 @pytest.fixture

@@ -1,98 +1,22 @@
 """A recipe carried out: exact resume, choice without data, files left behind, faults before any work."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from datafree.distill import Progress
 from datafree.errors import DataError, DatafreeError, Interrupted, NetworkError, RunError, TrainingError
 from datafree.evaluate import evaluate_run
 from datafree.job import run_recipe
-from datafree.networks.weights import save_weights
-from datafree.networks.yolov3 import yolov3
 from datafree.recipe import Recipe
 from datafree.sources import SOURCES
-from datafree.tasks.detection import Detection
-from recipes import load, small, sources, write_teacher
-
-SMALL = {"width": 2, "depth": 2}
-
-
-def recipe_for(tmp_path: Path, source: dict[str, Any], **training: Any) -> Recipe:
-    content = {
-        "task": {"kind": "segmentation", "num_classes": 3, "image_size": [32, 32]},
-        "teacher": {"network": "datafree/unet", "args": SMALL, "weights": str(write_teacher(tmp_path, **SMALL))},
-        "student": {"network": "datafree/unet", "args": SMALL},
-        "source": small(source),
-        "training": {"steps": 12, "batch_size": 3, "log_every": 2, "save_every": 5, "picture_every": 6, **training},
-    }
-    if SOURCES[source["method"]].serves is Detection:
-        networks = {name: {"network": "datafree/yolov3", "args": {"width": 1 / 32}} for name in ("teacher", "student")}
-        networks["teacher"]["weights"] = str(write_detector(tmp_path))
-        content |= {"task": {"kind": "detection", "num_classes": 3, "image_size": [32, 32]}, **networks}
-    return load(tmp_path, content)
-
-
-def write_detector(folder: Path) -> Path:
-    """Weights of a small datafree/yolov3 whose BatchNorm has seen something; always the same ones."""
-    torch.manual_seed(7)
-    network = yolov3(3, width=1 / 32)
-    for _ in range(5):
-        network(torch.rand(8, 3, 32, 32))
-    save_weights(network.network, folder / "detector.safetensors")
-    return folder / "detector.safetensors"
-
-
-def labelled(folder: Path, classes: int = 3) -> Path:
-    rng = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True)
-    for index in range(3):
-        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
-        Image.fromarray((pixels[..., 0] % classes).astype(np.uint8)).save(folder / "masks" / f"{index}.png")
-    return folder
-
-
-def stop_after(steps: int) -> Callable[[], str | None]:
-    """Stops at the call after `steps` of them."""
-    left: Iterator[str | None] = iter([None] * steps)
-    return lambda: next(left, "enough")
-
-
-def everything(run: Path) -> dict[str, Any]:
-    """What a run leaves behind, without times and machine."""
-    state = torch.load(run / "state" / "state.pt", weights_only=True)
-    return {
-        "student": load_file(run / "student.safetensors"),
-        "state": state,
-        "metrics": (run / "metrics.jsonl").read_text(),
-        "result": json.loads((run / "result.json").read_text()),
-        "samples": {file.name: file.read_bytes() for file in sorted((run / "samples").iterdir())},
-    }
-
-
-def assert_same(first: Any, second: Any, where: str = "") -> None:
-    assert type(first) is type(second), where
-    if isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}/{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            assert_same(one, other, f"{where}/{index}")
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    else:
-        assert first == second, where
+from recipes import load, sources, write_teacher
+from small_runs import SMALL, assert_same, everything, labelled, recipe_for, stop_after
 
 
 @pytest.mark.parametrize("select", ["last", "agreement"])
@@ -215,7 +139,8 @@ def test_directory_with_other_things_is_left_alone(tmp_path: Path) -> None:
 def test_damaged_state_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run", stop=stop_after(3))
-    (tmp_path / "run" / "state" / "state.pt").write_bytes(b"PK\x03\x04 torn")
+    for name in ("state.pt", "previous.pt"):
+        (tmp_path / "run" / "state" / name).write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(RunError, match=r"state\.pt is damaged"):
         run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run")
 

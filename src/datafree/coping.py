@@ -44,7 +44,7 @@ class Coping:
         self.rollbacks += 1
         self.pace /= 2
         return self._note(
-            f"{fault}: back to step {good}, learning rates times {self.pace:g} from here "
+            f"{fault}; back to step {good}, learning rates times {self.pace:g} from here "
             f"({self.rollbacks} of {training.rollbacks} times){kept}"
         )
 

@@ -24,7 +24,7 @@ class NotFinite(Exception):
     """`what` was not finite at `step`; `evidence` is what the step began with and worked on."""
 
     def __init__(self, what: str, step: int, evidence: dict[str, Any]) -> None:
-        super().__init__(f"{what} {'are' if what.endswith('s') else 'is'} not finite at step {step}")
+        super().__init__(f"not finite at step {step}: {what}")
         self.what, self.step, self.evidence = what, step, evidence
 
 

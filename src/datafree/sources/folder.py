@@ -81,6 +81,8 @@ class Folder(ImageSource):
         self._held_skipped: dict[str, str] = {}  # not in the state: looking changes nothing
         self._readable = len(self._names)  # images to learn from that are not known to be unreadable
         self._remarks: list[str] = []
+        self._sizes: dict[str, tuple[int, int]] = {}  # name -> bytes and time of change, of files that were read
+        self._changed: dict[str, None] = {}  # files that were others when they were read again; an ordered set
         self._next = _Place(0, 0)  # of the first image not handed out
         self._ahead: deque[_Ahead] = deque()
         self._ahead_next = _Place(0, 0)  # of the first image not being read
@@ -158,14 +160,17 @@ class Folder(ImageSource):
         self._ahead_next = self._next
 
     def notes(self) -> list[str]:
-        skipped = self._skipped | self._held_skipped
-        if not skipped:
-            return list(self._remarks)
-        named = ", ".join(f"{name} ({reason})" for name, reason in list(skipped.items())[:_NAMED])
-        more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+        skipped, lines = self._skipped | self._held_skipped, list(self._remarks)
         used = len(self._held) + len(self._names)
-        line = f"{len(skipped)} of {used} images of {self.path} could not be read: {named}{more}"
-        return [*self._remarks, line]
+        if skipped:
+            named = _listed([f"{name} ({reason})" for name, reason in skipped.items()])
+            lines.append(f"{len(skipped)} of {used} images of {self.path} could not be read: {named}")
+        if self._changed:
+            lines.append(
+                f"{len(self._changed)} of {used} images of {self.path} were changed during the run, which cannot be "
+                f"repeated exactly: {_listed(list(self._changed))}"
+            )
+        return lines
 
     def _read_ahead(self, n: int) -> None:
         """Have n images on their way, besides those known to be unreadable."""
@@ -213,6 +218,7 @@ class Folder(ImageSource):
         if kept is not None:
             return kept
         size = self._setting.task.image_size
+        self._note_change(name)
         image = images.read_image(self._root / name)
         image = images.fit(image, size) if self.crop == "centre" else images.cover(image, size)
         pixels: Pixels = np.array(image)
@@ -221,6 +227,18 @@ class Folder(ImageSource):
                 self._cache[name] = pixels
                 self._cache_room -= pixels.nbytes
         return pixels
+
+    def _note_change(self, name: str) -> None:
+        """Remember a file as it is now, and whether it was another one the last time; runs in a reader's thread."""
+        try:
+            status = (self._root / name).stat()
+        except OSError:
+            return  # reading it says why
+        now = status.st_size, status.st_mtime_ns
+        with self._cache_lock:
+            if self._sizes.setdefault(name, now) != now:
+                self._sizes[name] = now
+                self._changed[name] = None
 
     def _centre(self, pixels: Pixels) -> Pixels:
         height, width = self._setting.task.image_size
@@ -233,6 +251,12 @@ class Folder(ImageSource):
             return torch.zeros(0, 3, *self._setting.task.image_size, device=self._setting.device)
         pixels = torch.from_numpy(np.stack(batch)).to(self._setting.device)  # (B, H, W, 3)
         return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def _listed(items: list[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
+    return f"{', '.join(items[:_NAMED])}{more}"
 
 
 def _digest(*parts: object) -> bytes:

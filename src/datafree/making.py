@@ -1,0 +1,189 @@
+"""A source at work for a data set: trained by its warm-up where it has one, then asked for a shard at a time.
+
+Every update and every shard draws from random states seeded anew by the recipe's seed and its own number.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree import memory, modes
+from datafree.coping import SOURCE_UPDATE, too_large
+from datafree.distill import SAVED_WITHIN, Progress
+from datafree.errors import DataError, Interrupted, TrainingError
+from datafree.finite import Watch
+from datafree.memory import OutOfMemory
+from datafree.recipe import Recipe
+from datafree.shards import Shards
+from datafree.sources.base import Batch
+
+SAMPLED = 256  # images of a shard that is sampled, at least
+TRAINED = "trained.pt"  # the source after its warm-up, or on the way there
+
+
+@dataclass(kw_only=True)
+class Work:
+    """A source at work for a data set."""
+
+    recipe: Recipe
+    teacher: nn.Module
+    student: nn.Module  # untrained, for updates that look at one
+    finished: list[Batch]  # the source puts into it
+    shards: Shards
+    stop: Callable[[], str | None]
+    log: Callable[[Progress], None]
+    watch: Watch
+    answered: bool = False  # whether the teacher's answers became targets
+
+    def train(self) -> None:
+        """The updates of the source's warm-up, or those that are left of it."""
+        source, training = self.recipe.source, self.recipe.training
+        step = first = -source.warmup
+        if (saved := self.shards.load_state(TRAINED)) is not None:
+            step = saved["step"]
+            source.load_state_dict(saved["source"])
+        began, began_at, saved_at = time.perf_counter(), step, time.monotonic()
+
+        def save() -> None:
+            state = {"step": step, "source": source.state_dict()}
+            self.watch.check_state(state)
+            self.shards.save_state(TRAINED, state, keep=True)
+
+        while step < 0:
+            if reason := self.stop():
+                save()
+                raise Interrupted(
+                    f"stopped at step {step} of the warm-up ({reason}); the same command goes on from here"
+                )
+            values: dict[str, Tensor] = {}
+            if source.due(step):
+                modes.seed_everything(_seed(training.seed, "update", step))
+                values = self._updated(step)
+            if self.finished:
+                raise DataError(
+                    "a part of the source finishes batches of images while another does not: make a data set of that "
+                    "part alone"
+                )
+            step += 1
+            if step == 0 or step % training.save_every == 0 or time.monotonic() - saved_at > SAVED_WITHIN:
+                save()
+                saved_at = time.monotonic()
+            if step == 0 or step % training.log_every == 0:
+                rate, figures = (step - began_at) / (time.perf_counter() - began), _as_numbers(values)
+                self.log(Progress(phase="warm-up", step=step, first=first, last=0, rate=rate, values=figures))
+
+    def make(self, images: int, *, trained: bool) -> None:
+        """Add shards until there are `images` images."""
+        source, shards = self.recipe.source, self.shards
+        began, had = time.perf_counter(), shards.images
+        at, known = 0, _digest(_serialised(source.state_dict()))  # the shard that the source's state is for; that state
+        before: set[bytes] = set()  # the images of the shard before
+        while shards.images < images:
+            if reason := self.stop():
+                raise Interrupted(
+                    f"stopped at {shards.images:,} of {images:,} images ({reason}); the same command goes on from here"
+                )
+            number = shards.next
+
+            # A trained source is the same for every shard; others may carry something on from the shard before.
+            state: Any = None
+            if trained:
+                state = shards.load_state(TRAINED)["source"]
+            elif number != at:
+                state = shards.state_before(number)
+            if state is not None:
+                source.load_state_dict(state)
+            modes.seed_everything(_seed(self.recipe.training.seed, "shard", number))
+            batch, values = self._batch(number)
+            if trained:
+                before = _new(batch, before)
+
+            after: dict[str, Any] | None = None
+            if not trained:
+                after = source.state_dict()
+                self.watch.check_state(after)
+                at, earlier, known = number + 1, known, _digest(_serialised(after))
+                if known == earlier and not shards.carries:
+                    after = None
+            shards.write(number, self.recipe.task, batch, after)
+            done, rate = min(shards.images, images), (shards.images - had) / (time.perf_counter() - began)
+            self.log(Progress(phase="images", step=done, first=0, last=images, rate=rate, values=_as_numbers(values)))
+
+    def _updated(self, step: int) -> dict[str, Tensor]:
+        """An update of the source, looked at. Raises NotFinite, or TrainingError with a batch size that fits."""
+        source = self.recipe.source
+        self.watch.begin(step)
+        try:
+            with memory.noticed(SOURCE_UPDATE):
+                values = source.update(self.student, step)
+        except OutOfMemory:
+            raise too_large(source, self.student, step) from None
+        for name, value in values.items():
+            self.watch.see(f"the source's {name}", [value])
+        for name, network in source.artefacts().items():
+            self.watch.see(f"the source's {name}", [*network.parameters(), *network.buffers()])
+        self.watch.look(wait=True)
+        return values
+
+    def _batch(self, number: int) -> tuple[Batch, dict[str, Tensor]]:
+        """The images of a shard as they are written, their targets; and what the update logs."""
+        source, size = self.recipe.source, self.recipe.training.batch_size
+        values: dict[str, Tensor] = {}
+        if source.finishes:
+            values = self._updated(-1)  # no student learns: it stays in the warm-up
+            parts = list(self.finished)
+            self.finished.clear()
+        else:
+            parts = [source.sample(size) for _ in range(-(-SAMPLED // size))]
+        images = torch.cat([part.images for part in parts]).float()
+        if not torch.isfinite(images).all():
+            raise TrainingError(f"images of shard {number:05} are not finite; lower source.lr or the source's weights")
+        images = images.clamp(0, 1).mul(255).round() / 255
+        targets = [part.targets for part in parts if part.targets is not None]
+        if len(targets) < len(parts):
+            self.answered = True
+            with torch.no_grad():
+                targets = [self.recipe.task.pseudo_targets(self.teacher(part)) for part in torch.split(images, size)]
+        return Batch(images=images, targets=torch.cat(targets)), values
+
+
+def _new(batch: Batch, before: set[bytes]) -> set[bytes]:
+    """Digests of a batch's images. Raises DataError if some are in the batch twice, or among those `before`."""
+    images = batch.images.mul(255).round().to(torch.uint8).cpu()
+    here = {_digest(image.numpy().tobytes()) for image in images}
+    again = len(images) - len(here - before)
+    if again:
+        raise DataError(
+            f"the source gives images that it has given before ({again} of {len(images)}): it makes no data set; "
+            "choose a source.method that makes new images, such as inversion or cgdd"
+        )
+    return here
+
+
+def _seed(seed: int, what: str, number: int) -> int:
+    """A seed for every update and every shard of a run, of 63 bits."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {what} {number}".encode(), digest_size=8).digest()) >> 1
+
+
+def _as_numbers(values: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+def _serialised(state: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

@@ -1,0 +1,146 @@
+"""Memory that runs out: batches are learnt from in parts where that is exact enough, else a size that fits is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datafree import memory
+from datafree.coping import Coping
+from datafree.errors import TrainingError
+from datafree.evaluate import evaluate
+from datafree.finite import Watch
+from datafree.job import run_recipe
+from datafree.learning import Learner
+from datafree.sources.base import Batch
+from datafree.tasks.classification import Classification
+from datafree.training import Training
+from small_runs import labelled, recipe_for
+
+Refusal = Callable[[int], Exception]
+REFUSALS: dict[str, Refusal] = {
+    "an accelerator's": lambda n: torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {n} GiB"),
+    "the host's": lambda n: RuntimeError(
+        f"DefaultCPUAllocator: can't allocate memory: you tried to allocate {n} bytes"
+    ),
+    "Python's": lambda n: MemoryError(),
+}
+
+
+def at_most(images: int, refusal: Refusal = REFUSALS["an accelerator's"]) -> Callable[..., None]:
+    """A hook that has a network's forward pass run out of memory with more images than that."""
+
+    def check(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if len(inputs[0]) > images:
+            raise refusal(len(inputs[0]))
+
+    return check
+
+
+def learn_with(monkeypatch: pytest.MonkeyPatch, which: str, hook: Callable[..., None]) -> list[int]:
+    """Have a network of the learning step run out by `hook`; the list gets the parts of each step."""
+    learn, parts = Learner.learn, []
+
+    def limited(learner: Learner, batch: Batch, step: int) -> Any:
+        handle = getattr(learner, which).register_forward_pre_hook(hook)
+        try:
+            figures = learn(learner, batch, step)
+        finally:
+            handle.remove()
+        parts.append(learner.coping.parts)
+        return figures
+
+    monkeypatch.setattr(Learner, "learn", limited)
+    return parts
+
+
+@pytest.mark.parametrize("which", ["student", "teacher"])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_batch_that_does_not_fit_is_learnt_from_in_parts_and_that_is_written_down(
+    refusal: str, which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"}, batch_size=4, steps=3, save_every=2, picture_every=50)
+    parts = learn_with(monkeypatch, which, at_most(1, REFUSALS[refusal]))
+    outcome = run_recipe(recipe, tmp_path / "run")
+    assert parts == [4, 4, 4]
+    written = json.loads((tmp_path / "run" / "result.json").read_text())["faults"]
+    assert [line.partition(";")[2].split(",")[0] for line in written] == [
+        " each batch of 4 is learnt from in 2 parts from here",
+        " each batch of 4 is learnt from in 4 parts from here",
+    ]
+    assert set(written) <= set(outcome.notes)
+
+
+def test_one_image_that_does_not_fit_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"}, batch_size=4)
+    learn_with(monkeypatch, "student", at_most(0))
+    with pytest.raises(TrainingError, match="one image at a time; the state of step 0 is kept: free some") as error:
+        run_recipe(recipe, tmp_path / "run")
+    assert error.value.exit_code == 3
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_parts_give_the_gradient_of_the_whole_batch_without_batchnorm(parts: int) -> None:
+    """Labels on some of the images and mixtures of others, too."""
+    torch.manual_seed(0)
+    teacher, batch = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), torch.rand(8, 3, 4, 4)
+    weights: list[Tensor] = []
+    for count in (1, parts):
+        torch.manual_seed(1)
+        student = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 5))
+        training = Training(optimizer="sgd", lr=0.5, batch_size=8, label_weight=0.7, mixup=0.3, weight_decay=0.0)
+        learner = Learner(
+            task=Classification(num_classes=5, image_size=(4, 4)),
+            teacher=teacher,
+            student=student,
+            training=training,
+            optimizer=training.make_optimizer(student),
+            pairs={},
+            watch=Watch(torch.device("cpu")),
+            coping=Coping(parts=count),
+        )
+        figures = learner.learn(Batch(images=batch, targets=torch.arange(8) % 5), 0)
+        weights += [torch.cat([p.detach().flatten() for p in student.parameters()]), figures["loss"]]
+    torch.testing.assert_close(weights[0], weights[2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights[1], weights[3], rtol=1e-5, atol=1e-6)
+
+
+def test_a_source_that_does_not_fit_is_told_the_size_that_does(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "dfad"})
+    source: Any = recipe.source
+    source.batch_size, update, tried = 16, source.update, []
+
+    def limited(student: nn.Module, step: int) -> Any:
+        tried.append(source.batch_size)
+        if source.batch_size > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return update(student, step)
+
+    source.update = limited
+    with pytest.raises(TrainingError, match=r"at step 0, batch_size=16: with batch_size=4 it fits \(tried\)") as error:
+        run_recipe(recipe, tmp_path / "run")
+    assert error.value.exit_code == 3
+    assert tried == [16, 8, 4]
+
+
+def test_scoring_goes_on_half_by_half(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"})
+    data = recipe.task.open_labelled(labelled(tmp_path / "labelled"))
+    network = nn.Conv2d(3, 3, 1)
+    whole = evaluate(network, recipe.task, data, device=torch.device("cpu"))
+    network.register_forward_pre_hook(at_most(1))
+    assert evaluate(network, recipe.task, data, device=torch.device("cpu")) == whole
+    network.register_forward_pre_hook(at_most(0))
+    with pytest.raises(TrainingError, match="out of memory in scoring, one image at a time"):
+        evaluate(network, recipe.task, data, device=torch.device("cpu"))
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory.noticed("a test"):
+        raise RuntimeError("the shapes do not match")

@@ -1,0 +1,159 @@
+"""Numbers that are not finite: found within the step, never written, gone back from at lower rates, code 3 at last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import injected
+import pytest
+import torch
+
+from datafree import checkpoint, modes
+from datafree.errors import Interrupted, TrainingError
+from datafree.finite import NotFinite, Watch
+from datafree.job import run_recipe
+from datafree.networks.small import unet
+from datafree.sources.noise import Noise
+from small_runs import SMALL, assert_same, everything, recipe_for, stop_after
+
+PLACES: dict[str, tuple[injected.Spoil, str]] = {
+    "generator": (injected.in_generator, "the source's generator"),
+    "student": (injected.in_student, "the loss"),
+    "student's average": (injected.in_students_average, "the student's running averages"),
+    "generator's average": (injected.in_generators_average, "the source's generator"),
+    "teacher's answer": (injected.in_teachers_answer, "the teacher's answers"),
+    "gradient": (injected.in_gradient, "the student's gradients"),
+}
+
+
+class Said:
+    """What a run has said about numbers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        if "not finite" in line:
+            self.lines.append(line)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_number_gone_bad_is_found_within_its_step_and_the_run_goes_back(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil, what = PLACES[place]
+    recipe = recipe_for(tmp_path, {"method": "dfad"}, log_every=50, save_every=5)  # nothing is written at step 7
+    injected.at_step(monkeypatch, recipe.source, 7, spoil, times=1)
+    said = Said()
+    outcome = run_recipe(recipe, tmp_path / "run", say=said)
+    assert said.lines[0].startswith(f"warning: not finite at step 7: {what}; back to step 5, learning rates times 0.5")
+    assert said.lines[0].removeprefix("warning: ") in outcome.notes
+    assert injected.bad_numbers(tmp_path / "run") == []
+    assert checkpoint.read(tmp_path / "run" / "state" / "state.pt")["coping"]["pace"] == 0.5
+
+
+@pytest.mark.parametrize("place", ["generator", "gradient"])
+def test_a_fault_that_comes_again_ends_the_run_with_code_3_and_the_last_good_state(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(tmp_path, {"method": "dfad"}, rollbacks=2)
+    injected.at_step(monkeypatch, recipe.source, 7, PLACES[place][0])
+    said = Said()
+    with pytest.raises(TrainingError, match="after going back 2 times, each at half the rates; the state of") as error:
+        run_recipe(recipe, tmp_path / "run", say=said)
+    assert error.value.exit_code == 3
+    assert "\n" not in str(error.value)
+    assert [line.partition("times ")[2][:4] for line in said.lines] == ["0.5 ", "0.25"]
+    assert injected.bad_numbers(tmp_path / "run") == []
+    state = checkpoint.read(tmp_path / "run" / "state" / "state.pt")
+    assert (state["step"], state["coping"]["rollbacks"]) == (5, 2)  # a stopped run does not forget them
+    assert not (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_an_optimisers_moment_gone_bad_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weight, loss or gradient shows it: it is seen when the state is to be written."""
+    recipe = recipe_for(tmp_path, {"method": "noise"}, save_every=5)
+    injected.at_step(monkeypatch, recipe.source, 7, injected.in_optimizer, times=1)
+    said = Said()
+    run_recipe(recipe, tmp_path / "run", say=said)
+    assert "the state's optimizer/state/" in said.lines[0]
+    assert injected.bad_numbers(tmp_path / "run") == []
+
+
+def test_an_average_of_the_source_gone_bad_is_found(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "cgdd"}, save_every=4)
+    recipe.source.update_every = 1
+    source, update, spoilt = recipe.source, recipe.source.update, []
+
+    def spoil(student: torch.nn.Module, step: int) -> dict[str, torch.Tensor]:
+        if step == 6 and not spoilt:
+            spoilt.append(step)
+            next(iter(source._match._past.values()))[0][0] = torch.nan
+        return update(student, step)
+
+    source.update = spoil  # type: ignore[method-assign]
+    said = Said()
+    run_recipe(recipe, tmp_path / "run", say=said)
+    assert said.lines[0].startswith("warning: not finite at step 6: the source's bn; back to step 4")
+    assert injected.bad_numbers(tmp_path / "run") == []
+
+
+def test_a_run_that_goes_back_without_a_lower_rate_ends_as_if_nothing_had_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Networks, optimisers, averages, logs and random states all are those of the state it goes back to."""
+    monkeypatch.setattr("datafree.training.Training.lr_at", lambda self, step: 1e-3)
+    run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "unbroken")
+    recipe = recipe_for(tmp_path, {"method": "dfad"})
+    injected.at_step(monkeypatch, recipe.source, 8, injected.in_student, times=1)
+    monkeypatch.setattr("datafree.coping.Coping.pace", property(lambda self: 1.0, lambda self, value: None))
+    run_recipe(recipe, tmp_path / "faulty")
+    unbroken, faulty = everything(tmp_path / "unbroken"), everything(tmp_path / "faulty")
+    for part in ("student", "metrics", "samples"):
+        assert_same(unbroken[part], faulty[part], part)
+    assert_same(unbroken["state"]["source"], faulty["state"]["source"])
+    assert_same(unbroken["state"]["random"], faulty["state"]["random"])
+
+
+def test_a_step_that_went_wrong_can_be_repeated_from_what_was_kept(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"}, optimizer="sgd", lr=1e30, rollbacks=0, select="last")
+    with pytest.raises(TrainingError, match=r"\(.*faults/0000..\.pt holds the step\)"):
+        run_recipe(recipe, tmp_path / "run")
+    (file,) = (tmp_path / "run" / "faults").iterdir()
+    kept = checkpoint.read(file)
+    assert "not finite at step" in kept["what"]
+
+    source = Noise()
+    source.attach(recipe.training.setting(recipe.task, unet(3), torch.device("cpu"), torch.float32, print))
+    modes.set_random_state(kept["random"])
+    assert torch.equal(source.sample(3).images, kept["images"])  # the very images of that step
+
+    student = recipe.student.wrap(unet(3, **SMALL), torch.float32).train()
+    student.load_state_dict(kept["student"])
+    loss = recipe.task.distill_loss(student(kept["images"]), kept["answers"][0])
+    torch.autograd.backward(loss)
+    gradients = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+    assert not (loss.isfinite() and gradients.norm().isfinite())
+
+
+def test_a_run_stopped_between_two_faults_remembers_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"}, rollbacks=1)
+    injected.at_step(monkeypatch, recipe.source, 7, injected.in_student)
+    with pytest.raises(Interrupted):
+        run_recipe(recipe, tmp_path / "run", stop=stop_after(8))  # step 7 fails at the eighth call; then it stops
+    with pytest.raises(TrainingError, match="after going back 1 times"):
+        run_recipe(recipe_for(tmp_path, {"method": "noise"}, rollbacks=1), tmp_path / "run")
+
+
+def test_a_watch_names_the_first_thing_that_is_bad() -> None:
+    watch = Watch(torch.device("cpu"))
+    watch.begin(3)
+    watch.keep(images=torch.zeros(1))
+    watch.see("the images", [torch.ones(2), torch.arange(3)])
+    watch.look()
+    watch.see("the loss", [torch.tensor(torch.nan)])
+    watch.see("the weights", [torch.tensor(torch.inf)])
+    with pytest.raises(NotFinite, match="not finite at step 3: the loss") as error:
+        watch.look()
+    assert error.value.evidence.keys() == {"step", "random", "images"}
+    watch.look(wait=True)  # it was told once
