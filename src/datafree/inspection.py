@@ -24,6 +24,7 @@ from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
+from datafree.networks.program import Program
 from datafree.prepare import prepare
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
@@ -92,6 +93,8 @@ def inspect_teacher(
         spec = replace(spec, mean=metadata.mean, std=metadata.std)
     network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(device)
     network.to(memory_format=torch.channels_last)
+    if isinstance(program := network.network, Program) and program.size and subject.size.value is None:
+        subject = replace(subject, size=Fact(value=program.size, how="known", why="it was exported for this size"))
     outputs, input_size, macs = _look(network, subject, device)
     made, kind, problem = _task(outputs, subject, task, input_size.value)
     counted = Fact(value=made.num_classes, how="known", why="it answers so many")

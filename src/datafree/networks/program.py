@@ -84,7 +84,13 @@ class Program(nn.Module):
             made = (
                 _view(*args, **kwargs) if step.target == "torch.ops.aten.view.default" else step.call(*args, **kwargs)
             )
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:  # of arguments that do not suit
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            IndexError,
+            ArithmeticError,
+        ) as error:  # of arguments that do not suit
             raise NetworkError(f"{self.path}: {step.target} cannot be computed ({one_line(error)})") from error
         several = made if isinstance(made, (tuple, list)) and len(step.makes) > 1 else [made]
         if len(several) != len(step.makes):

@@ -31,7 +31,7 @@ _ATEN = frozenset(
         cat channel_shuffle chunk clamp clamp_ clamp_max clamp_min clone constant_pad_nd contiguous conv1d conv2d
         conv_transpose2d convolution copy cos cumsum detach detach_ div div_ dropout dropout_ einsum elu elu_
         embedding empty empty_like eq erf exp expand expand_as feature_dropout feature_dropout_ fill fill_ flatten
-        flip floor full full_like gather ge gelu gelu_ glu grid_sampler_2d group_norm gt hardsigmoid hardsigmoid_
+        flip floor fmod full full_like gather ge gelu gelu_ glu grid_sampler_2d group_norm gt hardsigmoid hardsigmoid_
         hardswish hardswish_ hardtanh hardtanh_ index index_select instance_norm layer_norm le leaky_relu
         leaky_relu_ lift_fresh_copy linalg_vector_norm linear log log1p log_softmax logical_and logical_not
         logical_or lt masked_fill matmul max max_pool2d max_pool2d_with_indices maximum mean meshgrid min minimum
@@ -70,7 +70,10 @@ def call_named(target: object) -> Callable[..., Any]:
         return _NUMBERS[target]
     match = re.fullmatch(r"torch\.ops\.aten\.(\w+)\.(\w+)", target, re.ASCII) if isinstance(target, str) else None
     if match is None or match[1] not in _ATEN:
-        raise LookupError("which is none of the operators that are run from a file")
+        raise LookupError(
+            "which is none of the operators that are run from a file; if it was exported with run_decompositions(), "
+            "export it without"
+        )
     try:
         call: Callable[..., Any] = getattr(getattr(torch.ops.aten, match[1]), match[2])
     except AttributeError:

@@ -58,7 +58,7 @@ class ProgramFile:
     """What a .pt2 file holds."""
 
     image: str  # the name that the images go by
-    size: tuple[int | None, ...]  # (B, channels, H, W) of them; None: any
+    size: tuple[int | None, ...]  # (B, channels, H, W); None: any
     tensors: dict[str, Tensor]  # by the names that steps use
     parameters: frozenset[str]  # those that were parameters
     steps: list[Step]
@@ -78,9 +78,8 @@ def read_program(path: Path) -> ProgramFile:
     except (OSError, MemoryError) as error:
         raise WeightsError(f"program {path}: cannot be read ({one_line(error)})") from error
     except Exception as error:  # KeyError, TypeError, RecursionError, ...: a table of another form
-        raise WeightsError(
-            f"program {path}: damaged, or not what torch.export.save writes ({one_line(error)})"
-        ) from error
+        fault = f"damaged, or not what torch.export.save writes ({one_line(error)})"
+        raise WeightsError(f"program {path}: {fault}") from error
 
 
 class _Reader:
@@ -91,9 +90,7 @@ class _Reader:
         self.archive, self.members = open_archive("program", path, file)
         roots = [name.removesuffix("archive_format") for name in self.members if name.endswith("/archive_format")]
         if len(roots) != 1 or self.text("archive_format", roots[0]) != "pt2":
-            raise self.fault(
-                "not a file of torch.export.save, or one of torch 2.8 or before; save it again with a newer torch"
-            )
+            raise self.fault("no program, or one of torch 2.8 or before; save it again with a newer torch")
         self.root = roots[0]
         if self.text("byteorder", self.root) != "little":
             raise self.fault("written on a big-endian machine; save it on another")
@@ -130,6 +127,9 @@ class _Reader:
         blocks: dict[str, Tensor] = {}
         tensors = {own: self.tensor(stored, given, blocks) for own, given in names.items()}
         size = tuple(side.get("as_int") for side in graph["tensor_values"][image]["sizes"])
+        if size[0] is not None:
+            way = "export it for any number, with dynamic_shapes=({0: torch.export.Dim('batch')},)"
+            raise self.fault(f"was exported for {size[0]} images at once; {way}")
         answers, form = self.outputs(signature["output_specs"], module["module_call_graph"])
         known = {image, *tensors}
         steps = [step for node in graph["nodes"] if (step := self.step(node, known)) is not None]
@@ -177,11 +177,9 @@ class _Reader:
         numbers = [side["as_int"] for side in (*meta["sizes"], *meta["strides"], meta["storage_offset"])]
         if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
             raise ValueError("a size that is no whole number")
-        rank = len(meta["sizes"])
-        place = f"{kind}/{file}"
+        rank, place = len(meta["sizes"]), f"{kind}/{file}"
         if place not in blocks:
-            member = self.members[f"{self.root}data/{place}"]
-            with self.archive.open(member) as values:
+            with self.archive.open(member := self.members[f"{self.root}data/{place}"]) as values:
                 blocks[place] = read_block(values, member.file_size)
         view = StoredTensor(
             Storage(place, torch.uint8, blocks[place].numel()),
@@ -238,14 +236,16 @@ class _Reader:
             return self.value(value, known)
         if kind in ("as_tensors", "as_sym_ints", "as_optional_tensors"):
             return [self.value(one, known) for one in value]
+        if kind == "as_float" and value in _NOT_FINITE:
+            return float(value)
         if kind in _PLAIN and _is_plain(value, _PLAIN[kind]):
             return value
         if kind == "as_scalar_type":
             return TYPES[value]
         if kind == "as_memory_format":
             return FORMATS[value]
-        if kind == "as_layout" and value == 7:
-            return torch.strided
+        if kind == "as_layout":
+            return torch.strided  # tensors of other layouts are not read
         if kind == "as_device":
             return SameDevice()
         raise self.fault(f"has a step with an argument of kind {show(kind)}, which is not run from a file")
@@ -268,8 +268,7 @@ class _Reader:
 
     def outputs(self, specs: list[dict[str, Any]], calls: list[dict[str, Any]]) -> tuple[list[str], Any]:
         answers = []
-        for spec in specs:
-            ((kind, given),) = spec.items()
+        for ((kind, given),) in map(dict.items, specs):
             if kind != "user_output":
                 raise self.fault(f"does not only answer, it has a {kind.replace('_', ' ')}; export network.eval()")
             answers.append(given["arg"]["as_tensor"]["name"])
@@ -283,11 +282,12 @@ class _Reader:
             return answers, len(answers)
         if spec["type"] in ("builtins.dict", "collections.OrderedDict"):
             keys = json.loads(spec["context"])
-            if isinstance(keys, list) and len(keys) == len(answers) and all(isinstance(key, str) for key in keys):
-                return answers, keys
+            if len(keys) == len(answers) and all(isinstance(key, str) for key in keys):
+                return answers, list(keys)
         raise self.fault(f"answers a {show(spec['type'])}; export a network that answers its logits")
 
 
+_NOT_FINITE = ("Infinity", "-Infinity", "NaN")  # as the format writes them
 _PLAIN: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("as_int", "as_ints"), (int,)),
     **dict.fromkeys(("as_float", "as_floats"), (int, float)),
@@ -297,5 +297,4 @@ _PLAIN: dict[str, tuple[type, ...]] = {
 
 
 def _is_plain(value: Any, kinds: tuple[type, ...]) -> bool:
-    values = value if isinstance(value, list) else [value]
-    return all(type(one) in kinds for one in values)
+    return all(type(one) in kinds for one in (value if isinstance(value, list) else [value]))
