@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from datafree.tables import percent, readable, table
+
 if TYPE_CHECKING:
+    from datafree.job import Outcome
     from datafree.recipe import Recipe
 
 # task -> recipes, each with what makes it short: the method's, then the baseline that must lose
@@ -25,6 +29,19 @@ DEMOS = {
 DEMO_TEXT = """\
 A small student learns from a trained teacher without the teacher's training data: first from images that the
 method makes, then from plain noise. Labelled images, seen by no student, score them at the end."""
+
+
+def demo_table(recipes: Sequence[Recipe], outcomes: Sequence[Outcome]) -> str:
+    """The teacher, then each recipe's student: parameters and scores."""
+    rows: list[list[str]] = []
+    for recipe, outcome in zip(recipes, outcomes, strict=True):
+        teacher, student = outcome.scores["teacher"], outcome.scores["student"]
+        if not rows:
+            rows.append(["", "parameters", *map(readable, teacher.values)])
+            rows.append(["teacher", f"{count(recipe, 'teacher'):,}", *map(percent, teacher.values.values())])
+        name = f"student, {recipe.name}"
+        rows.append([name, f"{count(recipe, 'student'):,}", *map(percent, student.values.values())])
+    return table(rows)
 
 
 def count(recipe: Recipe, which: str) -> int:

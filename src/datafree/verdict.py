@@ -118,7 +118,7 @@ def judge(values: Mapping[str, float]) -> Verdict:
     if distance > 0.6:
         reason = "the made images are unlike what the teacher was trained on"
         found.append((State.WATCH, f"{reason} (statistics distance {distance:.2f})"))
-    below("agreement", 0.5, State.WATCH, "the student gives another answer than the teacher in most cases")
+    below("agreement", 0.25, State.WATCH, "the student gives another answer than the teacher in most cases")
     worst = max((state for state, _ in found), default=State.HEALTHY)
     return Verdict(state=worst, reasons=[reason for state, reason in sorted(found, key=lambda item: -item[0])])
 

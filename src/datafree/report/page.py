@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from datafree import __version__, yaml12
+from datafree import __version__
 from datafree.errors import RunError
 from datafree.files import write_whole
 from datafree.report import sections
@@ -27,14 +28,16 @@ from datafree.verdict import SIGNALS, judge
 PAGE = "report.html"  # in a run directory
 
 
-def write_page(path: Path) -> Path:
-    """Write RUN/report.html from what the run directory `path` holds; returns its place. Raises RunError."""
-    return save(render(read_run(path)), path / PAGE)
+def write_page(run: Path, out: Path | None = None) -> Path:
+    """Write the page of a run directory to `out`, or as RUN/report.html; returns its place. Raises RunError."""
+    return save(render(read_run(run)), out or run / PAGE)
 
 
-def write_comparison(paths: Sequence[Path], out: Path) -> Path:
-    """Write a page that compares runs to the file `out`; returns it. Raises RunError."""
-    return save(render_comparison([read_run(path) for path in paths]), out)
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of one run, or (as comparison.html unless `out` names a file) that of several. Raises RunError."""
+    if len(runs) == 1:
+        return write_page(runs[0], out)
+    return save(render_comparison([read_run(run) for run in runs]), out or Path("comparison.html"))
 
 
 def save(text: str, place: Path) -> Path:
@@ -155,7 +158,7 @@ def _flat(content: Mapping[str, Any], before: str = "", depth: int = 0) -> list[
         if isinstance(value, Mapping) and value and depth < 6:
             found += _flat(value, f"{name}.", depth + 1)
         else:
-            found.append((name, yaml12.render({"": value}).strip().removeprefix("'':").strip()[:200]))
+            found.append((name, (value if isinstance(value, str) else json.dumps(value, default=str))[:200]))
     return found
 
 

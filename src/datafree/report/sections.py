@@ -224,13 +224,14 @@ def _per_class(seen: Seen, who: str) -> dict[str, float]:
 
 
 def curves(seen: Seen) -> tuple[list[Chart], list[Chart]]:
-    """Charts of the signals of health, and of everything else that was logged, the loss first."""
+    """Charts of the signals of health, and of everything else that was logged more than once, the loss first."""
+    drawn = [name for name, series in seen.series.items() if len(series.points) > 1]
     health = [
         line_chart(signal.title, [seen.series[name]], unit=unit_of(name))
         for name, signal in SIGNALS.items()
-        if name in seen.series
+        if name in drawn
     ]
-    others = sorted((name for name in seen.series if name not in SIGNALS), key=lambda name: name != "loss")
+    others = sorted((name for name in drawn if name not in SIGNALS), key=lambda name: name != "loss")
     return health, [line_chart(readable(name), [seen.series[name]], unit=unit_of(name)) for name in others]
 
 

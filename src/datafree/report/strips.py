@@ -7,12 +7,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 GAP = 2  # pixels between the pictures of a grid, and around it; as `datafree.pictures.grid` lays them out
 MAX_BYTES = 20_000_000  # of a file
 MAX_SIDE = 8000  # pixels of a picture that is opened
+PIXELATED = 500  # pixels: a picture that is not wider is enlarged with its pixels as squares
 WIDEST = 1200  # pixels of a picture in the page
 BUDGET = 520_000  # bytes of all pictures of a page, before base64
 MOST = 6  # pictures from early to late
@@ -30,8 +32,8 @@ class Picture:
 
     @property
     def pixelated(self) -> bool:
-        """Whether it is to be enlarged with its pixels as squares."""
-        return self.width < 500
+        """Whether it is to be enlarged."""
+        return self.width <= PIXELATED
 
 
 def read_picture(file: Path) -> Image.Image | None:
@@ -48,17 +50,22 @@ def read_picture(file: Path) -> Image.Image | None:
 
 
 def inline(image: Image.Image, alt: str, caption: str = "", *, room: int = BUDGET) -> Picture | None:
-    """A picture as a data URI of at most `room` bytes: lossless where that fits, else smaller; None if nothing does."""
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, max(1, round(image.height * WIDEST / image.width))), Image.Resampling.LANCZOS)
-    for options in ({"lossless": True}, {"quality": 85}, {"quality": 60}, {"quality": 30}):
-        content = io.BytesIO()
-        image.save(content, "WEBP", method=4, **options)
-        if content.tell() <= room:
-            text = base64.b64encode(content.getvalue()).decode("ascii")
-            return Picture(
-                uri=f"data:image/webp;base64,{text}", width=image.width, height=image.height, alt=alt, caption=caption
-            )
+    """A picture as a data URI of at most `room` bytes: a small one lossless where that fits, else with losses, then
+    smaller; None if nothing fits."""
+    width = min(image.width, WIDEST)
+    lossless: list[dict[str, Any]] = [{"lossless": True}] if width <= PIXELATED else []
+    while width:
+        if width < image.width:
+            height = max(1, round(image.height * width / image.width))
+            image = image.resize((width, height), Image.Resampling.LANCZOS)
+        for options in (*lossless, {"quality": 85}, {"quality": 50}):
+            content = io.BytesIO()
+            image.save(content, "WEBP", method=2, **options)
+            if content.tell() <= room:
+                text = base64.b64encode(content.getvalue()).decode("ascii")
+                uri = f"data:image/webp;base64,{text}"
+                return Picture(uri=uri, width=image.width, height=image.height, alt=alt, caption=caption)
+        lossless, width = [], width // 2
     return None
 
 

@@ -1,0 +1,158 @@
+"""Signals on cases where the truth is known: made by hand, or worked out in another way."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from datafree import checkup as module
+from datafree.checkup import Moments, calibration_gap, checkup, corrupted, diversity, statistics_distance
+from datafree.tasks.classification import Classification
+from datafree.verdict import SIGNALS
+
+TASK = Classification(num_classes=3, image_size=(16, 16))
+
+
+class Net(nn.Module):
+    """Two feature maps, then a class for an image by its mean colour."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 5, 3, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 20 * x.mean((2, 3)) + 0 * self.features(x).mean()
+
+
+def coloured(count: int = 12) -> Tensor:
+    """(count, 3, 16, 16): red, green and blue in turn, and a little of everything."""
+    torch.manual_seed(0)
+    images = 0.2 * torch.rand(count, 3, 16, 16)
+    for index in range(count):
+        images[index, index % 3] += 0.7
+    return images
+
+
+def test_diversity_is_the_mean_distance_of_all_pairs() -> None:
+    features = torch.randn(7, 5)
+    pairs = [1 - F.cosine_similarity(a, b, dim=0) for a, b in itertools.combinations(features, 2)]
+    assert diversity(features).item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-6)
+
+
+def test_diversity_of_images_that_are_all_alike_is_nothing_and_of_opposites_more_than_one() -> None:
+    assert diversity(torch.rand(1, 9).expand(6, 9)).item() == pytest.approx(0, abs=1e-6)
+    assert diversity(torch.eye(4)).item() == pytest.approx(1)
+    assert diversity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])).item() == pytest.approx(2)
+
+
+def test_the_calibration_gap_is_confidence_minus_agreement() -> None:
+    student = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+    teacher = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1], [0.4, 0.6]])
+    assert calibration_gap(student, teacher) == pytest.approx((0.9 + 0.8 + 0.7 + 0.6) / 4 - 0.5)
+    assert calibration_gap(teacher, teacher) < 0
+
+
+def test_moments_of_several_passes_are_those_of_all_images_together() -> None:
+    inputs = torch.randn(11, 3, 4, 5) * torch.tensor([1.0, 2.0, 3.0])[:, None, None] + 2
+    seen = Moments()
+    for part in torch.split(inputs, 4):
+        seen.add(part)
+    torch.testing.assert_close(seen.mean, inputs.mean((0, 2, 3)))
+    torch.testing.assert_close(seen.square - seen.mean.square(), inputs.var((0, 2, 3), correction=0), rtol=1e-4, atol=0)
+
+
+def test_the_statistics_distance_counts_deviations_of_the_training_data() -> None:
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean, norm.running_var = torch.zeros(3), torch.full((3,), 4.0)  # a deviation of 2
+    seen = Moments(count=1, mean=torch.tensor([0.0, 2.0, 6.0]), square=torch.tensor([4.0, 4.0 + 4.0, 4.0 + 36.0]))
+    assert statistics_distance(norm, {"": seen}) == pytest.approx(1.0, abs=1e-4)  # the median of 0, 1 and 3
+    wide = Moments(count=1, mean=torch.zeros(3), square=torch.full((3,), 36.0))  # a deviation of 6 against 2
+    assert statistics_distance(norm, {"": wide}) == pytest.approx(2.0, abs=1e-4)
+
+
+def test_a_teacher_finds_its_own_data_near_and_other_data_far() -> None:
+    teacher, student = Net(), Net()
+    near = coloured(64)
+    teacher.train()
+    teacher.features[0].momentum = None  # the plain average
+    teacher(near)
+    teacher.eval()
+    ours = checkup(TASK, teacher, student, near)
+    theirs = checkup(TASK, teacher, student, 1 - near)
+    assert ours["statistics_distance"] < 0.01 < 0.5 < theirs["statistics_distance"]
+
+
+def test_a_student_that_is_the_teacher_agrees_everywhere_and_another_does_not() -> None:
+    teacher = Net()
+    same = checkup(TASK, teacher, teacher, coloured())
+    assert same["agreement"] == same["agreement_corrupted"] == same["agreement_noise"] == 1
+    assert same["held_out_class_balance"] == pytest.approx(1)
+
+    class Turned(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).roll(1, 1)
+
+    other = checkup(TASK, teacher, Turned(), coloured())
+    assert other["agreement"] == other["agreement_corrupted"] == 0
+    assert other["calibration_gap"] == pytest.approx(other["held_out_confidence"], abs=1e-5)
+
+
+def test_images_that_are_all_alike_have_no_diversity_in_pixels_or_features() -> None:
+    found = checkup(TASK, Net(), Net(), coloured()[:1].repeat(20, 1, 1, 1))
+    assert found["held_out_pixel_diversity"] == found["held_out_class_balance"] == 0
+    assert found["held_out_feature_diversity"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_look_touches_no_random_state_and_no_network() -> None:
+    teacher, student = Net(), Net().train()
+    before, random = {k: v.clone() for k, v in student.state_dict().items()}, torch.get_rng_state()
+    first = checkup(TASK, teacher, student, coloured())
+    torch.set_rng_state(random)
+    assert checkup(TASK, teacher, student, coloured()) == first
+    torch.manual_seed(5)
+    random = torch.get_rng_state()
+    images = torch.full((2, 3, 16, 16), 0.5)
+    checkup(TASK, teacher, student, images)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert student.training and all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for net in (teacher, student) for m in net.modules())
+
+
+def test_every_signal_has_a_title_and_what_cannot_be_had_is_left_out() -> None:
+    assert set(checkup(TASK, Net(), Net(), coloured())) == set(SIGNALS)
+
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3))
+
+    left = set(checkup(TASK, Plain(), Net(), coloured()))
+    assert set(SIGNALS) - left == {"statistics_distance", "held_out_feature_diversity"}
+
+
+def test_features_without_maps_are_what_the_last_linear_layer_takes() -> None:
+    tokens = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Flatten(2), nn.Linear(3 * 256, 6), nn.Linear(6, 3), nn.Flatten())
+    images = coloured()
+    with module.watched_features(tokens, images) as seen:
+        tokens(images)
+    assert [found.shape for found in seen] == [(12, 6)]
+
+
+def test_corruptions_are_mild_and_of_four_kinds() -> None:
+    images = coloured(8)
+    changed = corrupted(images)
+    assert changed.min() >= 0 and changed.max() <= 1
+    distances = (changed - images).abs().mean((1, 2, 3))
+    assert distances.min() > 0.005 and distances.max() < 0.15
+    torch.testing.assert_close(changed[3], (images[3] + 0.1).clamp(0, 1))
+    assert changed[1].std() < images[1].std()
+    assert torch.equal(changed, corrupted(images))
+
+
+def test_agreement_by_class_counts_the_classes_that_the_teacher_names() -> None:
+    teacher = torch.tensor([[9.0, 0, 0], [9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0]])
+    student = torch.tensor([[9.0, 0, 0], [0, 0, 9.0], [0, 9.0, 0], [9.0, 0, 0]])
+    assert TASK.class_agreement(student, teacher) == [pytest.approx(2 / 3), 1.0, None]
