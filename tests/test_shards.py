@@ -110,7 +110,7 @@ def test_a_class_whose_name_is_no_folders_is_refused(name: str, tmp_path: Path) 
     with pytest.raises(DataError, match="cannot name a folder"):
         task = Classification(num_classes=2, image_size=SIZE)
         shards.write(0, task, batch_of(task, 2))
-    assert not list(tmp_path.rglob("*.png")) and not list((tmp_path / "out").glob(".*"))
+    assert not list(tmp_path.rglob("*.png")) and not list((tmp_path / "out").glob(".*.part"))
 
 
 # Whole or not there.
@@ -133,6 +133,7 @@ def test_a_move_that_was_broken_off_is_finished(tmp_path: Path, monkeypatch: pyt
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Path, "replace", dies)
         broken.write(0, DETECTION, batch_of(DETECTION, 4))
+    broken.close()
     again = Shards(tmp_path / "broken", RECIPE)
     assert again.images == 0
     again.begin(["cat", "dog"])
@@ -144,7 +145,7 @@ def test_a_move_that_was_broken_off_is_finished(tmp_path: Path, monkeypatch: pyt
         shards.path.name: {
             str(file.relative_to(shards.path)): file.read_bytes()
             for file in shards.path.rglob("*")
-            if file.is_file() and file.name != "environment.json"
+            if file.is_file() and file.name not in ("environment.json", ".lock")
         }
         for shards in (whole, again)
     }
@@ -152,13 +153,14 @@ def test_a_move_that_was_broken_off_is_finished(tmp_path: Path, monkeypatch: pyt
 
 
 def test_what_is_not_whole_is_thrown_away(tmp_path: Path) -> None:
-    begun(tmp_path)
+    begun(tmp_path).close()
     for name in (".00000.part/data/images/00000", "state"):
         (tmp_path / name).mkdir(parents=True)
     for name in (".00000.part/data/images/00000/00000.png", "data/.annotations.json.part", "state/.x.pt.7.part"):
         (tmp_path / name).write_bytes(b"torn")
     assert begun(tmp_path).count == 0
     assert sorted(file.name for file in tmp_path.rglob("*") if file.is_file()) == [
+        ".lock",
         "classes.txt",
         "environment.json",
         "recipe.yaml",
@@ -177,10 +179,8 @@ def test_what_a_source_goes_on_from_is_kept_for_the_next_shard_only(tmp_path: Pa
     shards = begun(tmp_path)
     shards.write(0, DETECTION, batch_of(DETECTION, 2))
     assert not shards.carries and shards.state_before(1) is None
-    content = tmp_path / "content.pt"
-    torch.save({"position": 7}, content)
     for number in (1, 2):
-        shards.write(number, DETECTION, batch_of(DETECTION, 2), content.read_bytes())
+        shards.write(number, DETECTION, batch_of(DETECTION, 2), {"position": 7})
     assert [file.name for file in (tmp_path / "state").iterdir()] == ["before-00003.pt"]
     again = Shards(tmp_path, RECIPE)
     assert again.carries and again.state_before(3) == {"position": 7}

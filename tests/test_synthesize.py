@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from datafree import making
 from datafree import shards as shards_module
 from datafree import synthesize as synthesize_module
 from datafree.boxes import unpack
@@ -54,7 +55,7 @@ CMI = {"method": "cmi", "iterations": 2, "batch_size": 4, "width": 2, "latent": 
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthesize_module, "SAMPLED", 6)
+    monkeypatch.setattr(making, "SAMPLED", 6)
 
 
 def make_teacher(kind: str, file: Path) -> Path:
@@ -100,8 +101,9 @@ def content(file: Path) -> bytes:
 
 
 def everything(out: Path) -> dict[str, str]:
-    """Each file that a data set consists of, but for when and on what it was made."""
-    files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name != "environment.json"]
+    """Each file that a data set consists of, but for when, on what and in which pieces it was made."""
+    apart = ("environment.json", "previous-trained.pt", ".lock")
+    files = [file for file in sorted(out.rglob("*")) if file.is_file() and file.name not in apart]
     return {str(file.relative_to(out)): hashlib.sha256(content(file)).hexdigest() for file in files}
 
 
@@ -287,7 +289,7 @@ def test_a_killed_run_leaves_whole_shards_and_redoes_only_the_one_it_was_in(
         synthesize(recipe_for(tmp_path, INVERSION), out, 20)
     assert verify(recipe_for(tmp_path, INVERSION), out).images == 10
     assert sorted(file.name for file in (out / "data" / "images").iterdir()) == ["00000", "00001"]
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.part"))
     assert updates == [-1] * 3
     synthesize(recipe_for(tmp_path, INVERSION), out, 20)
     assert updates == [-1] * 5
@@ -413,7 +415,7 @@ def test_a_full_disk_is_one_line_and_whole_shards_stay_good(tmp_path: Path, monk
         with pytest.raises(RunError, match=r"cannot write into .*: No space left on device; its whole shards are good"):
             synthesize(recipe_for(tmp_path, INVERSION), out, 15)
     assert verify(recipe_for(tmp_path, INVERSION), out).images == 5
-    assert not list(out.glob(".*"))
+    assert not list(out.glob(".*.part"))
     assert synthesize(recipe_for(tmp_path, INVERSION), out, 15).images == 15
 
 
