@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import health, modes
+from datafree import health, modes, processes
 from datafree.bnstats import batchnorm_layers, plain_moments
 from datafree.features import last_layers
 from datafree.networks.normalized import bare
@@ -104,16 +104,22 @@ def watched_features(network: nn.Module, images: Tensor) -> Iterator[list[Tensor
     with ExitStack() as stack:
         if stages:
             layer = bare(network).get_submodule(stages[-1])
-            stack.callback(layer.register_forward_hook(lambda _, __, output: seen.append(output.mean((2, 3)))).remove)
+            hook = layer.register_forward_hook(
+                lambda _, __, output: seen.append(processes.collected(output.mean((2, 3))))
+            )
+            stack.callback(hook.remove)
         elif linear:
             stack.callback(
                 linear[-1]
-                .register_forward_pre_hook(
-                    lambda _, inputs: seen.append(inputs[0].flatten(1, -2).mean(1) if inputs[0].ndim > 2 else inputs[0])
-                )
+                .register_forward_pre_hook(lambda _, inputs: seen.append(processes.collected(_pooled(inputs[0]))))
                 .remove
             )
         yield seen
+
+
+def _pooled(features: Tensor) -> Tensor:
+    """(B, ..., K) -> (B, K), the mean over places."""
+    return features.flatten(1, -2).mean(1) if features.ndim > 2 else features
 
 
 @dataclass
@@ -126,9 +132,10 @@ class Moments:
 
     def add(self, inputs: Tensor) -> None:
         """Count inputs (B, K, ...)."""
-        mean, var = plain_moments(inputs)
-        share = len(inputs) / (self.count + len(inputs))
-        self.count += len(inputs)
+        mean, var = processes.pooled(*plain_moments(inputs))
+        images = processes.images(len(inputs))
+        share = images / (self.count + images)
+        self.count += images
         self.mean = self.mean + share * (mean - self.mean)
         self.square = self.square + share * (var + mean.square() - self.square)
 

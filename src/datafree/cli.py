@@ -6,6 +6,7 @@ mend; 3 training failed; 75 stopped before the end, the same command goes on; 1 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datafree import __version__, strict_json
-from datafree.demos import DEMO_TEXT, DEMOS, count
+from datafree.cli_options import MaxTime, Overrides, Processes, Quiet, RecipeName, StudentCode, TaskCode
+from datafree.demos import DEMO_TEXT, DEMOS, demo_table
 from datafree.errors import DatafreeError, Interrupted, RecipeError
+from datafree.launch import launch, launched
 from datafree.stopping import Stop, parse_time, stopping
-from datafree.tables import percent, readable, score_table, table
+from datafree.tables import percent, score_table, table
 from datafree.wording import did_you_mean, show
 
 if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
@@ -33,23 +36,10 @@ app = typer.Typer(
 )
 
 
-# Options that several verbs share.
-RecipeName = Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.seed=1.")]
-MaxTime = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
-StudentCode = Annotated[
-    str | None, typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's.")
-]
-TaskCode = Annotated[
-    str | None, typer.Option(metavar="MODULE:CLASS", help="The task's own class, if it is not datafree's.")
-]
-
-
 def main() -> None:
     """The entry point: runs a verb, turns every DatafreeError into its lines and its exit code."""
+    if launched() and os.environ.get("RANK") != "0":
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # of several processes the first gives the results
     sys.path.append(str(Path.cwd()))  # "mymodule:thing" beside the user is found; last, so that it shadows nothing
     try:
         app()
@@ -91,9 +81,12 @@ def distill(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
     max_time: MaxTime = None,
+    processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
     """Distil a student as a recipe says. The same command goes on with a run that was stopped."""
+    if processes > 1 and not launched():
+        raise typer.Exit(launch(processes, sys.argv[1:]))
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.recipe import load_recipe
 
@@ -101,7 +94,7 @@ def distill(
         outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet)
     if outcome.already_finished:
         print("this run had finished before; its result:", file=sys.stderr)
-    print(f"run: {outcome.run}")
+    print(f"run: {outcome.run}\npage: {outcome.run / 'report.html'}")
     if outcome.scores:
         print(score_table(outcome.scores))
     for note in outcome.notes:
@@ -234,6 +227,28 @@ def inspect(
     print(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run directory; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="Instead of RUN/report.html or comparison.html.")] = None,
+) -> None:
+    """Write the page of a run, or one that compares several."""
+    from datafree.report.page import write_report
+
+    print(f"page: {write_report(runs, out)}")
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run directory, in progress or finished.")],
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 0,
+) -> None:
+    """Serve a run's page on this machine alone; it loads itself again as the run goes on. Ctrl-C ends it."""
+    from datafree.report.watch import serve
+
+    serve(run, port, tell=print)
+
+
 @app.command(name="list")
 def list_() -> None:
     """Show the methods and their options, the tasks, the networks and the packaged recipes."""
@@ -262,21 +277,11 @@ def demo(
         for recipe in recipes:
             if not quiet:
                 print(f"\n{recipe.name}: distilling", file=sys.stderr)
-            folder = f"{recipe.name}-quick" if quick else recipe.name
-            outcomes.append(_run(recipe, out / folder, stop, quiet))
-    rows: list[list[str]] = []
-    for recipe, outcome in zip(recipes, outcomes, strict=True):
-        teacher, student = outcome.scores["teacher"], outcome.scores["student"]
-        if not rows:
-            rows.append(["", "parameters", *map(readable, teacher.values)])
-            rows.append(["teacher", f"{count(recipe, 'teacher'):,}", *map(percent, teacher.values.values())])
-        name = f"student, {recipe.name}"
-        rows.append([name, f"{count(recipe, 'student'):,}", *map(percent, student.values.values())])
-    print(table(rows))
+            outcomes.append(_run(recipe, out / f"{recipe.name}{'-quick' if quick else ''}", stop, quiet))
+    print(demo_table(recipes, outcomes))
     if quick:
         print("note: --quick trains for a few steps only; its scores say nothing about the method")
-    for outcome in outcomes:
-        print(f"run: {outcome.run}")
+    print("\n".join(f"run: {outcome.run}\npage: {outcome.run / 'report.html'}" for outcome in outcomes))
 
 
 def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:

@@ -14,13 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree import features, held_out, memory, modes
+from datafree import features, held_out, memory, modes, processes
 from datafree.coping import SOURCE_UPDATE, STUDENT_STEP, Coping
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.learning import Learner
 from datafree.memory import OutOfMemory
 from datafree.runs import Run
+from datafree.shared_run import SharedRun
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.training import Training
@@ -57,7 +58,7 @@ def distill(
     student: nn.Module,
     source: ImageSource,
     training: Training,
-    run: Run,
+    run: Run | SharedRun,
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
@@ -199,7 +200,8 @@ def distill(
                         elif best["agreement"] is None or (agreement or 0.0) > best["agreement"]:
                             kept = {name: value.clone() for name, value in student.state_dict().items()}
                             best = {"agreement": agreement, "step": step, "student": kept}
-                if compares or time.monotonic() - saved_at > SAVED_WITHIN:
+                overdue = "overdue" if time.monotonic() - saved_at > SAVED_WITHIN else None
+                if compares or processes.agreed(overdue):
                     watch.look(wait=True)
                     save(must=last)
 

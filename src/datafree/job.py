@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from datafree import held_out, modes
+from datafree import held_out, modes, processes
 from datafree.distill import Chosen, Progress, distill
 from datafree.errors import RunError
 from datafree.evaluate import evaluate
@@ -24,6 +24,7 @@ from datafree.report.keeper import page_kept
 from datafree.report.measure import measure
 from datafree.report.reading import MEASURED
 from datafree.runs import Run
+from datafree.shared_run import SharedRun, open_run
 from datafree.sources.base import ImageSource
 from datafree.student import describe_teacher, save_calibration
 from datafree.tasks.base import Scores
@@ -65,15 +66,29 @@ def run_recipe(
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
     """
     training = recipe.training
-    device = modes.choose_device(training.device)
-    dtype = modes.choose_precision(training.precision, device)
-    with contextlib.closing(Run(out, dump(recipe))) as run, page_kept(out, log, say) as logged:
-        return _carry_out(recipe, run, given, device=device, dtype=dtype, stop=stop, log=logged, say=say)
+    with contextlib.ExitStack() as held:
+        device = modes.choose_device(held.enter_context(processes.joined(training.device)))
+        dtype = modes.choose_precision(training.precision, device)
+        run = held.enter_context(contextlib.closing(open_run(out, dump(recipe))))
+        if processes.is_first():
+            log = held.enter_context(page_kept(out, log, say))
+        else:
+            log, say = (lambda progress: None), (lambda line: None)
+        return _carry_out(
+            recipe,
+            run,
+            given,
+            device=device,
+            dtype=dtype,
+            stop=lambda: processes.agreed(stop()),
+            log=log,
+            say=say,
+        )
 
 
 def _carry_out(
     recipe: Recipe,
-    run: Run,
+    run: Run | SharedRun,
     given: Given,
     *,
     device: torch.device,
@@ -88,9 +103,9 @@ def _carry_out(
     # Everything that can be wrong is looked at before the first file is written.
     labelled = task.open_labelled(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task, given.teacher)
-    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher)
+    teacher = processes.share(prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher))
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
-    student = prepare(recipe.student, task, "student", device, dtype, given.student)
+    student = processes.share(prepare(recipe.student, task, "student", device, dtype, given.student))
     if run.finished:
         load_weights(bare(student), run.path / "student.safetensors")
         return _read_outcome(run, student)
@@ -111,10 +126,12 @@ def _carry_out(
     )
 
     # The student, then its scores, then the word that it is done.
-    save_weights(bare(student), run.path / "student.safetensors")
-    save_artefacts(recipe.source, run.path)
-    if len(images := recipe.source.held_out(held_out.COMPARED)):
-        save_calibration(images, run.path)
+    images = recipe.source.held_out(held_out.COMPARED)
+    if processes.is_first():
+        save_weights(bare(student), run.path / "student.safetensors")
+        save_artefacts(recipe.source, run.path)
+        if len(images):
+            save_calibration(images, run.path)
     described = dump(recipe)
     run.save_json(
         "student.json",
@@ -174,7 +191,7 @@ def _how_chosen(chosen: Chosen, training: Training) -> str:
     return f"student of step {chosen.step}, chosen without labelled data: {rule}{known}"
 
 
-def _read_outcome(run: Run, student: Normalized) -> Outcome:
+def _read_outcome(run: Run | SharedRun, student: Normalized) -> Outcome:
     try:
         result = json.loads((run.path / "result.json").read_text(encoding="utf-8"))
         scores = {who: Scores(**score) for who, score in result["scores"].items()}

@@ -30,6 +30,7 @@ from datafree.networks.detectors import Predictions
 from datafree.wording import one_line
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
+ResultT = TypeVar("ResultT")
 
 _passes: list[list[int]] = []  # of the shared pass that is under way: images of each process's part
 _endings: list[Callable[[], None]] = []  # what is to be done when it ends
@@ -81,9 +82,30 @@ def agreed(reason: str | None) -> str | None:
     """The first process's reason that has one, the same for all; for decisions that only some of them come to."""
     if count() == 1:
         return reason
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    anyone = torch.tensor(0 if reason is None else 1, device=device)
+    dist.all_reduce(anyone)
+    if not anyone:  # nearly always: asked at every step, so it should cost little
+        return None
     reasons: list[str | None] = [None] * count()
     dist.all_gather_object(reasons, reason)
     return next((one for one in reasons if one is not None), None)
+
+
+def of_first(act: Callable[[], ResultT]) -> ResultT:
+    """What the first process comes to, told to all; the others do nothing. Raises its DatafreeError on all of them."""
+    if count() == 1:
+        return act()
+    heard: list[Any] = [None, None]
+    if is_first():
+        try:
+            heard[0] = act()
+        except DatafreeError as error:
+            heard[1] = error
+    dist.broadcast_object_list(heard, src=0)
+    if heard[1] is not None:
+        raise heard[1]
+    return cast("ResultT", heard[0])
 
 
 def share(network: NetworkT) -> NetworkT:
@@ -101,6 +123,11 @@ def at_end(act: Callable[[], None]) -> None:
     """Inside a shared pass: do this when it ends, while `collected` still works; else nothing."""
     if _passes:
         _endings.append(act)
+
+
+def images(part: int) -> int:
+    """How many images the whole batch has, inside a shared pass; else `part`, those that are here."""
+    return sum(_passes[-1]) if _passes else part
 
 
 def collected(part: Tensor) -> Tensor:

@@ -1,0 +1,5 @@
+"""`python -m datafree` is the command `datafree`."""
+
+from datafree.cli import main
+
+main()

@@ -1,0 +1,21 @@
+"""Options that several verbs of the command share."""
+
+from typing import Annotated
+
+import typer
+
+RecipeName = Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.seed=1.")]
+MaxTime = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+StudentCode = Annotated[
+    str | None, typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's.")
+]
+TaskCode = Annotated[
+    str | None, typer.Option(metavar="MODULE:CLASS", help="The task's own class, if it is not datafree's.")
+]
+Processes = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Share the work among N processes of this machine (torchrun: of many).")
+]

@@ -1,0 +1,50 @@
+"""A command on several processes of this machine, started and watched by torch's own launcher, that of torchrun."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from datafree.errors import DatafreeError
+
+_KNOWN = (2, 3, 75)  # exit codes that mean something: a worker's is the command's
+
+
+def launched() -> bool:
+    """Whether this process was started by a launcher, beside others."""
+    return "WORLD_SIZE" in os.environ
+
+
+def launch(count: int, arguments: Sequence[str]) -> int:
+    """Run `datafree ARGUMENTS` on `count` processes; returns the exit code of the first that ended badly, or 0.
+
+    A signal reaches all of them: they stop at the same step. Each has an equal share of this machine's processor cores
+    (OMP_NUM_THREADS, where it is set, says otherwise). Raises DatafreeError where torch has no launcher.
+    """
+    try:
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    except ImportError as error:
+        raise DatafreeError("this torch was built without torch.distributed; leave out --processes") from error
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ.setdefault("TORCHELASTIC_ERROR_FILE", os.devnull)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=f"datafree-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.5,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-P", "-m", "datafree", *arguments)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for _, failure in sorted(error.failures.items())]
+        return next((code for code in codes if code in _KNOWN), 1)
+    except SignalException:
+        return 75  # the workers have had the signal, too, and saved
+    return 0

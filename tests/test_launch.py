@@ -1,0 +1,103 @@
+"""The command on several processes: what it comes to, how it stops, what it does when one of them dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from datafree import yaml12
+from datafree.recipe import dump
+from small_runs import recipe_for
+
+SLOW = pytest.mark.slow
+
+
+def written(tmp_path: Path, **training: object) -> Path:
+    """A recipe's file: DFAD on a small U-Net, whose generator, teacher and student are all shared."""
+    recipe = recipe_for(tmp_path, {"method": "dfad"}, **{"steps": 40, "log_every": 1, "save_every": 5, **training})
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml12.render({**dump(recipe), "name": "small"}))
+    return file
+
+
+def started(command: list[str], folder: Path) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def datafree(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return started([sys.executable, "-P", "-m", "datafree", *arguments], folder)
+
+
+def waited_for(run: Path, step: int, process: "subprocess.Popen[str]") -> None:
+    """Until the run has logged `step`."""
+    log = run / "metrics.jsonl"
+    while not (log.exists() and f'"step": {step},' in log.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def worker_of(launcher: int) -> int:
+    """The process of rank 1 that a launcher started."""
+    for folder in Path("/proc").iterdir():
+        try:
+            child = folder.name.isdigit() and f"\nPPid:\t{launcher}\n" in (folder / "status").read_text()
+            if child and b"\0RANK=1\0" in b"\0" + (folder / "environ").read_bytes():
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError("there is no worker")
+
+
+def test_a_fault_of_the_user_ends_all_with_its_own_exit_code(tmp_path: Path) -> None:
+    process = datafree(tmp_path, "distill", "nowhere.yaml", "--processes", "2")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2 and "there is no file nowhere.yaml" in said
+
+
+@SLOW
+def test_two_processes_stop_at_a_signal_go_on_and_end_as_if_unbroken(tmp_path: Path) -> None:
+    recipe = written(tmp_path)
+    runs = {name: tmp_path / name for name in ("alone", "unbroken", "broken")}
+    for name, more in (("alone", ()), ("unbroken", ("--processes", "2"))):
+        process = datafree(tmp_path, "distill", str(recipe), "--out", str(runs[name]), *more)
+        told, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert told.count("run: ") == 1  # one of them speaks
+    for turn in range(2):
+        process = datafree(tmp_path, "distill", str(recipe), "--out", str(runs["broken"]), "--processes", "2")
+        if turn == 0:
+            waited_for(runs["broken"], 12, process)
+            process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == (75 if turn == 0 else 0), said
+    students = {name: load_file(run / "student.safetensors") for name, run in runs.items()}
+    for name, value in students["unbroken"].items():
+        assert torch.equal(value, students["broken"][name])
+        torch.testing.assert_close(value, students["alone"][name], rtol=1e-2, atol=1e-2)
+
+
+@SLOW
+def test_torchrun_starts_a_run_again_whose_worker_was_killed(tmp_path: Path) -> None:
+    recipe = written(tmp_path)
+    runs = {name: tmp_path / name for name in ("unbroken", "killed")}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher += ["--max-restarts", "2", "--monitor-interval", "0.2"]
+    for name, run in runs.items():
+        process = started([*launcher, "-m", "datafree", "distill", str(recipe), "--out", str(run)], tmp_path)
+        if name == "killed":
+            waited_for(run, 12, process)
+            os.kill(worker_of(process.pid), signal.SIGKILL)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert ("going on with" in said) == (name == "killed")
+    students = [load_file(run / "student.safetensors") for run in runs.values()]
+    assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
