@@ -1,7 +1,7 @@
 """Which health signal tells how good a student is: signals that need no labels, ranked against true accuracy.
 
     python benchmarks/health.py --jobs 2                       # Fashion-MNIST on a CPU, about 20 minutes of one core
-    python benchmarks/health.py --finished WORK [WORK ...]     # also rank what runs of classification.py have logged
+    python benchmarks/health.py --finished WORK [WORK ...]     # also rank the finished runs of classification.py
 
 The runs are short ones of the classification benchmark's rows (good methods, ablations, baselines, collapses), with
 the same teacher and student. At each of four points of a run its signals are logged (`datafree.checkup`), and the
@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import mean, quantiles
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -31,11 +31,17 @@ from cells import read_cells, run_cells, seconds
 from classification import FASHION, load_images, make_source, missing_data
 from classification_rows import CLASSES, CPU, Pair
 from datafree import options
+from datafree.checkup import checkup
 from datafree.distill import Progress, distill
 from datafree.evaluate import evaluate
+from datafree.images import to_tensor
+from datafree.networks.normalized import Normalized
+from datafree.paths import expand
+from datafree.prepare import prepare
+from datafree.report.strips import cells, read_picture
 from datafree.runs import Run
 from datafree.tasks.classification import Classification
-from datafree.verdict import SIGNALS
+from datafree.verdict import SIGNALS, judge
 from pairs import Results, Row, Size, rows_of, without
 from results import write_results, write_table
 from students import Work, run_row
@@ -161,7 +167,7 @@ def good_range(cells: Sequence[dict[str, Any]], signal: str) -> str:
     seen = [(m[f"{signal}@{s}"], m[f"top1@{s}"]) for m, s in ends if f"{signal}@{s}" in m]
     good, bad = [v for v, top1 in seen if top1 >= GOOD], [v for v, top1 in seen if top1 < GOOD]
     show: Callable[[float], str] = SIGNALS[signal].show
-    others = show(quantiles(bad, n=2)[0]) if len(bad) > 1 else "–"
+    others = show(median(bad)) if len(bad) > 1 else "–"
     return f"{show(min(good))} to {show(max(good))} | {others}" if good else f"– | {others}"
 
 
@@ -186,11 +192,32 @@ def table(cells: Sequence[dict[str, Any]], finished: Sequence[dict[str, Any]]) -
     return "\n".join(lines) + "\n"
 
 
+def verdicts(cells: Sequence[dict[str, Any]]) -> str:
+    """Markdown: how many runs got which verdict at their end, and how good their students were."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        metrics, step = cell["metrics"], steps_of(cell)[-1]
+        verdict = judge({name: metrics[f"{name}@{step}"] for name in SIGNALS if f"{name}@{step}" in metrics})
+        found.setdefault(verdict.word, []).append(metrics[f"top1@{step}"])
+    lines = ["| verdict at the end | runs | top-1 % of the students, lowest to highest | median |", "|---|---|---|---|"]
+    for word in [word for word in ("healthy", "watch", "collapsed") if word in found]:
+        top1 = [100 * value for value in found[word]]
+        lines.append(f"| {word} | {len(top1)} | {min(top1):.1f} to {max(top1):.1f} | {median(top1):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
 # Runs that classification.py has finished.
 
 
 def read_finished(works: Sequence[Path]) -> Results:
-    """The last look that runs of classification.py logged, and the accuracy of their students: one step, the last."""
+    """The last look that runs of classification.py logged, and the accuracy of their students: one step, the last.
+
+    What older runs have not logged of the teacher is computed from the eight images of their last picture.
+    """
+    task = Classification(num_classes=CLASSES, image_size=(CPU.side, CPU.side))
+    weights = expand(str(CPU.teacher.weights))
+    cpu = torch.device("cpu")
+    teacher = prepare(replace(CPU.teacher, weights=weights), task, "teacher", cpu, torch.float32)
     found: Results = {}
     for cell in sorted(file for work in works for file in work.glob("seed*/fashion-mnist/*/cell.json")):
         log = cell.parent / "metrics.jsonl"
@@ -199,11 +226,23 @@ def read_finished(works: Sequence[Path]) -> Results:
             continue
         content, last = json.loads(cell.read_text(encoding="utf-8")), looks[-1]
         step = last["step"]
-        metrics = {f"{OLD[name]}@{step}": last[name] for name in OLD if name in last}
+        seen = {**pictured(cell.parent, task, teacher), **{OLD[name]: last[name] for name in OLD if name in last}}
+        metrics = {f"{name}@{step}": value for name, value in seen.items()}
         metrics[f"top1@{step}"] = content["metrics"]["top1"]
         seed = int(cell.parent.parent.parent.name.removeprefix("seed"))
         found.setdefault(f"finished/{cell.parent.name}", []).append({**content, "seed": seed, "metrics": metrics})
     return found
+
+
+def pictured(run: Path, task: Classification, teacher: Normalized) -> dict[str, float]:
+    """The signals of the teacher's inside, from the images in a run's last picture."""
+    files = sorted((run / "samples").glob("*.png"))
+    picture = read_picture(files[-1]) if files else None
+    columns = [] if picture is None else cells(picture, task.image_size)
+    if not columns:
+        return {}
+    found = checkup(task, teacher, teacher, torch.stack([to_tensor(column[0]) for column in columns]))
+    return {name: found[name] for name in ("held_out_feature_diversity", "statistics_distance")}
 
 
 def main() -> int:
@@ -224,9 +263,9 @@ def main() -> int:
         if fault := missing_data(SIZES["cpu"], rows, asked.data):
             print(f"error: {fault}", file=sys.stderr)
             return 2
-        cells = [(row, seed) for seed in asked.seeds for row in rows]
+        wanted = [(row, seed) for seed in asked.seeds for row in rows]
         script = [sys.executable, __file__, "--work", str(asked.work), "--data", str(asked.data)]
-        code = run_cells(script, cells, asked.work, max_time=seconds(asked.max_time), jobs=asked.jobs, keep_going=True)
+        code = run_cells(script, wanted, asked.work, max_time=seconds(asked.max_time), jobs=asked.jobs, keep_going=True)
         if code:
             return code
     short_runs, finished = read_cells(asked.work, rows), read_finished(asked.finished)
@@ -236,7 +275,9 @@ def main() -> int:
     )
     text = table([c for cells in short_runs.values() for c in cells], [c for cells in finished.values() for c in cells])
     write_table("health.md", "health-cpu", text)
-    print(f"{path}\n{text}")
+    judged = verdicts([cell for each in (finished or short_runs).values() for cell in each])
+    write_table("health.md", "verdicts-cpu", judged)
+    print(f"{path}\n{text}\n{judged}")
     return 0
 
 

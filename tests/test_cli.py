@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,10 +96,11 @@ def test_list_shows_methods_options_tasks_and_networks(datafree: Datafree) -> No
 def test_distill_makes_a_run_and_says_that_nothing_verified_it(datafree: Datafree) -> None:
     result = datafree("distill", "tiny.yaml", "training.steps=4")
     assert result.code == 0, result.err
-    assert result.out.startswith(f"run: {Path('runs') / 'tiny'}\nnote: ")
+    assert result.out.startswith(f"run: {Path('runs/tiny')}\npage: {Path('runs/tiny/report.html')}\nnote: ")
+    assert "not verified on real data" in Path("runs/tiny/report.html").read_text()
     assert "not verified on real data" in result.out
     assert "student of step 4, chosen without labelled data: the last step" in result.out
-    assert result.err.splitlines()[-1].startswith("training 4/4")
+    assert any(line.startswith("training 4/4") for line in result.err.splitlines())
     assert Path("runs/tiny/student.safetensors").is_file()
 
 
@@ -106,7 +108,7 @@ def test_distill_scores_teacher_and_student_on_labelled_data(datafree: Datafree,
     result = datafree("distill", "tiny.yaml", f"data={labelled}", "--out", "here", "--quiet")
     assert result.code == 0, result.err
     assert result.err == ""
-    table = [line.split() for line in result.out.splitlines()[1:5]]
+    table = [line.split() for line in result.out.splitlines()[2:6]]
     assert table[0] == ["mIoU", "pixel", "accuracy"]
     assert [row[0] for row in table[1:]] == ["teacher", "student", "student"]  # the last: student / teacher
     written = json.loads(Path("here/result.json").read_text())["scores"]
@@ -156,7 +158,8 @@ def test_demo_compares_teacher_student_and_the_baseline(
     weights = load_file("demos/good/student.safetensors")
     names = {name for name in weights if "running_" not in name and "num_batches" not in name}
     assert f" {sum(weights[name].numel() for name in names):,} " in good
-    assert rest == [f"run: {Path('demos/good')}", f"run: {Path('demos/plain')}"]
+    places = [f"{what}: demos/{name}" for name in ("good", "plain") for what in ("run", "page")]
+    assert rest == [place + "/report.html" * place.startswith("page") for place in places]
 
 
 def test_a_quick_demo_has_run_directories_of_its_own_and_says_what_it_is_worth(
@@ -265,7 +268,7 @@ def test_json_has_null_where_a_score_is_not_a_number(
     datafree: Datafree, monkeypatch: pytest.MonkeyPatch, labelled: Path
 ) -> None:
     scores = {"student": Scores(values={"miou": math.nan}, per_class={"iou": {"sky": 0.25}})}
-    monkeypatch.setattr("datafree.evaluate.evaluate_run", lambda *args, **options: scores)
+    monkeypatch.setattr(import_module("datafree.evaluate"), "evaluate_run", lambda *args, **options: scores)
     result = datafree("evaluate", "x", "--data", str(labelled), "--json")
     assert json.loads(result.out) == {"student": {"values": {"miou": None}, "per_class": {"iou": {"sky": 0.25}}}}
 

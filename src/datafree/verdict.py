@@ -12,8 +12,11 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 LEAST_PIXELS = 0.01  # pixel diversity; as `health.Guard`'s
-LEAST_FEATURES = 0.01  # feature diversity
+LEAST_FEATURES = 0.001  # feature diversity
 LEAST_BALANCE = 0.05  # class balance; as `health.Guard`'s
+FEW_CLASSES = 0.5  # class balance; good runs had 0.9 or more
+FAR = 0.25  # statistics distance; good runs had 0.13 or less, useless ones 0.3 or more
+SELDOM = 0.25  # agreement; good runs had 0.6 or more, useless ones often more
 
 
 class State(IntEnum):
@@ -113,12 +116,14 @@ def judge(values: Mapping[str, float]) -> Verdict:
     below("held_out_pixel_diversity", LEAST_PIXELS, State.COLLAPSED, "the made images are all alike")
     below("held_out_feature_diversity", LEAST_FEATURES, State.COLLAPSED, "the made images are all alike to the teacher")
     if not below("held_out_class_balance", LEAST_BALANCE, State.COLLAPSED, "the teacher sees one class only"):
-        below("held_out_class_balance", 0.5, State.WATCH, "the teacher sees few of its classes in the made images")
+        below(
+            "held_out_class_balance", FEW_CLASSES, State.WATCH, "the teacher sees few of its classes in the made images"
+        )
     distance = values.get("statistics_distance", math.nan)
-    if distance > 0.6:
+    if distance > FAR:
         reason = "the made images are unlike what the teacher was trained on"
         found.append((State.WATCH, f"{reason} (statistics distance {distance:.2f})"))
-    below("agreement", 0.25, State.WATCH, "the student gives another answer than the teacher in most cases")
+    below("agreement", SELDOM, State.WATCH, "the student gives another answer than the teacher in most cases")
     worst = max((state for state, _ in found), default=State.HEALTHY)
     return Verdict(state=worst, reasons=[reason for state, reason in sorted(found, key=lambda item: -item[0])])
 
