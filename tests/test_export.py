@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from datafree.student import CALIBRATION, describe_teacher, load_onnx, load_stud
 from datafree.tasks.detection import Detection
 from recipes import load, write_teacher
 
+EXPORT = import_module("datafree.export")  # the package's attribute of this name is a function
 LOOK = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 SEGMENTATION = {"kind": "segmentation", "num_classes": 3, "image_size": [32, 48]}
 UNET = {"network": "datafree/unet", "args": {"width": 2, "depth": 2}, **LOOK, "order": "bgr"}
@@ -401,10 +403,10 @@ def test_failed_export_leaves_nothing(tmp_path: Path, where: str, monkeypatch: p
     run = write_run(tmp_path / "run", UNET)
     before = sorted(run.iterdir())
     if where != "write_onnx":
-        monkeypatch.setattr("datafree.export.write_onnx", lambda *args, **keywords: 20)
-        monkeypatch.setattr("datafree.export.check_onnx", lambda *args, **keywords: {1: 0.0})
-        monkeypatch.setattr("datafree.export.OnnxNetwork", lambda file: small_network())
-    monkeypatch.setattr(f"datafree.export.{where}", always(NetworkError("no")))
+        monkeypatch.setattr(EXPORT, "write_onnx", lambda *args, **keywords: 20)
+        monkeypatch.setattr(EXPORT, "check_onnx", lambda *args, **keywords: {1: 0.0})
+        monkeypatch.setattr(EXPORT, "OnnxNetwork", lambda file: small_network())
+    monkeypatch.setattr(EXPORT, where, always(NetworkError("no")))
     with pytest.raises(NetworkError, match="no"):
         export_run(run, int8=True)
     assert sorted(run.iterdir()) == before

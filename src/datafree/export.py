@@ -32,6 +32,7 @@ from datafree.errors import DataError, NetworkError, RunError
 from datafree.evaluate import evaluate
 from datafree.files import write_whole
 from datafree.networks.detectors import Predictions
+from datafree.networks.live import is_live
 from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
 from datafree.networks.weights import read_tensors, save_weights
@@ -191,8 +192,9 @@ def _score(network: nn.Module, task: Task, labelled: LabelledData) -> Scores:
 def config(student: Student, record: Record, export: Export, sums: Mapping[str, str]) -> dict[str, Any]:
     """config.json: plain values. `sums`: SHA-256 of each file."""
     spec, (height, width) = student.spec, student.task.image_size
+    own = spec.is_own_code or is_live(spec.network)
     return {
-        "library": spec.network.partition("/")[0] if "/" in spec.network else "own code",
+        "library": "own code" if own else spec.network.partition("/")[0],
         "network": spec.network,
         "args": dict(spec.args),
         "parameters": sum(parameter.numel() for parameter in student.network.parameters()),

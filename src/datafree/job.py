@@ -102,7 +102,7 @@ def _carry_out(
 
     # Everything that can be wrong is looked at before the first file is written.
     labelled = task.open_labelled(recipe.data) if recipe.data else None
-    require_weights(recipe.teacher, task, given.teacher)
+    require_weights(recipe.teacher, task)
     teacher = processes.share(prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher))
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
     student = processes.share(prepare(recipe.student, task, "student", device, dtype, given.student))

@@ -10,6 +10,7 @@ from torch import nn
 
 from datafree import modes
 from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.live import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import known
@@ -18,12 +19,12 @@ from datafree.networks.program import Program
 from datafree.tasks.base import Task, synthetic_batch
 
 
-def require_weights(spec: NetworkSpec, task: Task, given: nn.Module | None = None) -> None:
+def require_weights(spec: NetworkSpec, task: Task) -> None:
     """Raise NetworkError if a teacher would come without weights, or with some of them only.
 
-    Own code, programs and objects (`given`) are taken at their word.
+    Own code, programs and objects are taken at their word.
     """
-    if given is not None or spec.weights is not None or spec.is_own_code or spec.is_program:
+    if spec.weights is not None or spec.is_own_code or spec.is_program or is_live(spec.network):
         return
     way = "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
     library = spec.network.partition("/")[0]

@@ -11,6 +11,7 @@ from typing import Any
 
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Detector
+from datafree.networks.live import class_of, is_live
 from datafree.networks.load import NetworkSpec
 from datafree.networks.pretrained import PRETRAINED
 from datafree.student import Student
@@ -149,6 +150,10 @@ def _build(library: str, name: str, spec: NetworkSpec, num_classes: int) -> tupl
         args = {**args, "encoder_weights": None, "classes": num_classes, **({"in_channels": 1} if grey else {})}
         kind = smp.MODEL_ARCHITECTURES_MAPPING[name].__name__
         return f"smp.{kind}({_call('', args)})", ["import segmentation_models_pytorch as smp"], "network(x)"
+    if is_live(spec.network):
+        module, kind = class_of(spec.network)
+        imports = [f"from {module} import {kind}"] if module else []
+        return f"{kind or 'make_network'}()  # yours, made as it was for the run", imports, "network(x)"
     module, _, attribute = spec.network.partition(":")
     return f"{module}.{attribute}({_call('', spec.args)})", [f"import {module}"], "network(x)"
 
