@@ -25,7 +25,7 @@ from datafree.training import Training
 from recipes import VALID
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [path for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))] if path.is_file()]
+PAGES = [path for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]
 SECTIONS = ("name", "task", "teacher", "student", "source", "training", "data")
 FOLDERS, FILES = ("path", "data"), ("weights", "generator")
 OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "export", ".")
@@ -164,13 +164,14 @@ TABLES: list[tuple[str, str, type[Any]]] = [
     ("docs/recipes.md", "Options of `teacher` and `student`", NetworkSpec),
     ("docs/recipes.md", "Options of `source`", ImageSource),
     ("docs/recipes.md", "Options of `training`", Training),
-    *(("docs/methods.md", f"`{name}`", kind) for name, kind in SOURCES.items()),
+    *((f"docs/methods/{name}.md", f"`{name}`", kind) for name, kind in SOURCES.items()),
 ]
 
 
 def options_on(page: Path, heading: str) -> dict[str, str]:
     """The first two columns of the option table under a heading."""
-    parts = re.split(r"^##+ (.*)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    parts = re.split(r"^#+ (.*)\n", text, flags=re.MULTILINE)
     sections = dict(zip(parts[1::2], parts[2::2], strict=True))
     assert heading in sections, f"{page.name} has no section {heading}"
     table = re.search(r"^\| option \|.*\n\|---.*\n((?:\|.*\n)*)", sections[heading], re.MULTILINE)
