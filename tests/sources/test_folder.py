@@ -261,8 +261,9 @@ def test_memory_stays_below_the_bound_and_does_not_grow_with_steps(tmp_path: Pat
     sizes = []
     for _ in range(12):
         folder.sample(6)
-        sizes.append((kept_bytes(folder), len(folder._ahead), len(folder._orders)))
-    assert all(kept <= 2**20 and ahead == 6 and orders == 1 for kept, ahead, orders in sizes)
+        sizes.append((kept_bytes(folder), len(folder._reader._ahead), len(folder._reader._order[1])))
+    files = len(folder._reader.keys)
+    assert all(kept <= 2**20 and ahead == 6 and order == files for kept, ahead, order in sizes)
     assert sizes[-1][0] == 5 * 256 * 256 * 3
     uncached = attached(tmp_path, image_size=(256, 256), cache_mib=0, hold_out=0)
     uncached.sample(24)

@@ -6,11 +6,9 @@ B images, H x W pixels.
 from __future__ import annotations
 
 import random
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast, final
+from typing import Any, Protocol, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +16,7 @@ from torch import Tensor, nn
 from datafree.errors import DataError
 from datafree.images import UnreadableImage
 from datafree.sources.base import Batch, ImageSource, Setting
-
-_READERS = 2  # threads that decode ahead; Pillow's decoders let other threads run
-_NAMED = 5  # skipped files named in the notes
+from datafree.sources.reader import Place, Reader, kept_back, listed
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
 
@@ -31,15 +27,6 @@ class _Examples(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
     def __len__(self) -> int: ...
-
-
-class _Ahead(NamedTuple):
-    """An image being read before it is asked for."""
-
-    epoch: int
-    position: int  # in the epoch
-    which: int  # in the data set
-    example: Future[Example]
 
 
 @final
@@ -68,21 +55,25 @@ class Dataset(ImageSource):
         self._data = cast("_Examples", opened)
         if not len(self._data):
             raise DataError(f"{self.path} holds no images; give a data set that does")
-        self._held, self._learnt = self._split(len(self._data))
-        self._skipped: dict[int, str] = {}  # index -> file and reason, of images to learn from
+        self._held, learnt = self._split(len(self._data))
+        self._reader = Reader(
+            keys=learnt,
+            seed=setting.seed,
+            read=lambda index, place: self._data[index],
+            fault=self._fault,
+            none_left=lambda index, fault: (
+                f"none of the {len(self._reader.keys)} images of {self.path} can be read, the first: {fault}; give a "
+                "data set of sound images"
+            ),
+        )
         self._held_skipped: dict[int, str] = {}  # not in the state: looking changes nothing
         self._remarks: list[str] = []
-        self._next = (0, 0)  # epoch and position of the first image not handed out
-        self._ahead: deque[_Ahead] = deque()
-        self._ahead_next = (0, 0)  # of the first image not being read
-        self._order: tuple[int, list[int]] = (-1, [])  # of one epoch
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="datafree-dataset")
 
     def _split(self, count: int) -> tuple[list[int], list[int]]:
         """Images to keep back and images to learn from, drawn by the seed."""
         drawn = list(range(count))
         random.Random(f"{self._setting.seed} held out").shuffle(drawn)
-        held = min(self.hold_out, max(1, count // 10)) if count > 1 else 0
+        held = kept_back(count, self.hold_out)
         return drawn[:held], sorted(drawn[held:])
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
@@ -90,18 +81,7 @@ class Dataset(ImageSource):
 
     def sample(self, n: int) -> Batch:
         """The next n images of the sequence, with targets. Raises DataError when no image of the set can be read."""
-        examples: list[Example] = []
-        while len(examples) < n:
-            self._read_ahead(n - len(examples))
-            ahead = self._ahead.popleft()
-            if ahead.which not in self._skipped:  # skipped once is skipped for good
-                try:
-                    examples.append(ahead.example.result())
-                except UnreadableImage as error:
-                    self._skipped[ahead.which] = self._fault(error)
-            self._next = (ahead.epoch, ahead.position + 1)
-        self._read_ahead(n)
-        return self._to_batch(examples)
+        return self._to_batch(self._reader.take(n))
 
     def held_out(self, n: int) -> Tensor:
         """Up to n images (B, 3, H, W) of those kept back; unreadable ones are passed over."""
@@ -117,58 +97,30 @@ class Dataset(ImageSource):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "epoch": self._next[0],
-            "position": self._next[1],
+            "epoch": self._reader.next.epoch,
+            "position": self._reader.next.position,
             "count": len(self._data),
-            "skipped": dict(self._skipped),
+            "skipped": dict(self._reader.skipped),
             "remarks": list(self._remarks),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        while self._ahead:
-            self._ahead.pop().example.cancel()
-        self._next = (state["epoch"], state["position"])
-        self._skipped, self._remarks = dict(state["skipped"]), list(state["remarks"])
+        place, skipped = Place(state["epoch"], state["position"]), dict(state["skipped"])
+        self._remarks = list(state["remarks"])
         if state["count"] != len(self._data):  # the old position means nothing in the new order
-            self._next, self._skipped = (state["epoch"] + 1, 0), {}
+            place, skipped = Place(state["epoch"] + 1, 0), {}
             self._remarks.append(
                 f"{self.path} had {state['count']} images when the run was stopped in epoch {state['epoch']}, and has "
                 f"{len(self._data)} now: it went on with the next epoch, and cannot be repeated exactly"
             )
-        self._ahead_next = self._next
+        self._reader.go_on(self._reader.keys, place, skipped)
 
     def notes(self) -> list[str]:
-        skipped = self._skipped | self._held_skipped
+        skipped = self._reader.skipped | self._held_skipped
         if not skipped:
             return list(self._remarks)
-        named = ", ".join(list(skipped.values())[:_NAMED])
-        more = f" and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-        line = f"{len(skipped)} of {len(self._data)} images of {self.path} could not be read: {named}{more}"
-        return [*self._remarks, line]
-
-    def _read_ahead(self, n: int) -> None:
-        """Have n images on their way, besides those known to be unreadable."""
-        if len(self._skipped) == len(self._learnt):
-            raise DataError(
-                f"none of the {len(self._learnt)} images of {self.path} can be read, the first: "
-                f"{next(iter(self._skipped.values()))}; give a data set of sound images"
-            )
-        while len(self._ahead) < n:
-            epoch, position = self._ahead_next
-            if position == len(self._learnt):
-                epoch, position = epoch + 1, 0
-            index = self._order_of(epoch)[position]
-            if index not in self._skipped:
-                self._ahead.append(_Ahead(epoch, position, index, self._readers.submit(self._data.__getitem__, index)))
-            self._ahead_next = (epoch, position + 1)
-
-    def _order_of(self, epoch: int) -> list[int]:
-        """The images of an epoch: a pure function of (seed, epoch)."""
-        if self._order[0] != epoch:
-            order = list(self._learnt)
-            random.Random(f"{self._setting.seed} {epoch}").shuffle(order)
-            self._order = (epoch, order)  # reading ahead asks for epochs one after the other
-        return self._order[1]
+        line = f"{len(skipped)} of {len(self._data)} images of {self.path} could not be read"
+        return [*self._remarks, f"{line}: {listed(list(skipped.values()))}"]
 
     def _fault(self, error: UnreadableImage) -> str:
         path = error.path

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -23,26 +21,9 @@ from datafree import images
 from datafree.errors import DataError
 from datafree.images import UnreadableImage
 from datafree.sources.base import Batch, ImageSource, Setting
-
-_READERS = 2  # threads that decode ahead; Pillow's decoders let other threads run
-_NAMED = 5  # skipped files named in the notes
+from datafree.sources.reader import Place, Reader, kept_back, listed
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
-
-
-class _Place(NamedTuple):
-    """Where an image stands in the endless sequence."""
-
-    epoch: int
-    position: int  # in the epoch
-
-
-class _Ahead(NamedTuple):
-    """An image being read before it is asked for."""
-
-    place: _Place
-    name: str
-    pixels: Future[Pixels]
 
 
 @final
@@ -76,18 +57,21 @@ class Folder(ImageSource):
         self._setting = setting
         self._root = Path(self.path)
         self._found = [p.relative_to(self._root).as_posix() for p in images.list_images(self._root)]
-        self._held, self._names = self._split(self._found)  # names of files
-        self._skipped: dict[str, str] = {}  # name -> reason, of images to learn from
+        self._held, names = self._split(self._found)  # names of files
+        self._reader = Reader(
+            keys=names,
+            seed=setting.seed,
+            read=self._read,
+            fault=lambda error: error.reason,
+            none_left=lambda name, reason: (
+                f"none of the {len(self._reader.keys)} images of {self.path} can be read, the first {name} ({reason}); "
+                "give a folder of sound images"
+            ),
+        )
         self._held_skipped: dict[str, str] = {}  # not in the state: looking changes nothing
-        self._readable = len(self._names)  # images to learn from that are not known to be unreadable
         self._remarks: list[str] = []
         self._sizes: dict[str, tuple[int, int]] = {}  # name -> bytes and time of change, of files that were read
         self._changed: dict[str, None] = {}  # files that were others when they were read again; an ordered set
-        self._next = _Place(0, 0)  # of the first image not handed out
-        self._ahead: deque[_Ahead] = deque()
-        self._ahead_next = _Place(0, 0)  # of the first image not being read
-        self._orders: dict[int, list[int]] = {}
-        self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="datafree-folder")
         self._cache: dict[str, Pixels] = {}
         self._cache_room = self.cache_mib * 2**20  # bytes
         self._cache_lock = Lock()
@@ -98,7 +82,7 @@ class Folder(ImageSource):
         The draw is name by name, so that a file that comes or goes leaves the others on their side.
         """
         drawn = sorted(names, key=lambda name: _digest(self._setting.seed, name))
-        held = min(self.hold_out, max(1, len(names) // 10)) if len(names) > 1 else 0
+        held = kept_back(len(names), self.hold_out)
         return drawn[:held], sorted(drawn[held:][: self.limit])
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
@@ -106,19 +90,7 @@ class Folder(ImageSource):
 
     def sample(self, n: int) -> Batch:
         """The next n images of the sequence. Raises DataError when no image of the folder can be read."""
-        batch: list[Pixels] = []
-        while len(batch) < n:
-            self._read_ahead(n - len(batch))
-            ahead = self._ahead.popleft()
-            if ahead.name not in self._skipped:  # skipped once is skipped for good
-                try:
-                    batch.append(ahead.pixels.result())
-                except UnreadableImage as error:
-                    self._skipped[ahead.name] = error.reason
-                    self._readable -= 1
-            self._next = _Place(ahead.place.epoch, ahead.place.position + 1)
-        self._read_ahead(n)
-        return Batch(images=self._to_images(batch))
+        return Batch(images=self._to_images(self._reader.take(n)))
 
     def held_out(self, n: int) -> Tensor:
         """Up to n centre crops (B, 3, H, W) of the images kept back; unreadable ones are passed over."""
@@ -134,70 +106,41 @@ class Folder(ImageSource):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "epoch": self._next.epoch,
-            "position": self._next.position,
-            "skipped": dict(self._skipped),
-            "fingerprint": _digest(*self._names).hex(),
+            "epoch": self._reader.next.epoch,
+            "position": self._reader.next.position,
+            "skipped": dict(self._reader.skipped),
+            "fingerprint": _digest(*self._reader.keys).hex(),
             "remarks": list(self._remarks),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        while self._ahead:
-            self._ahead.pop().pixels.cancel()
-        self._next = _Place(state["epoch"], state["position"])
-        self._skipped, self._remarks = dict(state["skipped"]), list(state["remarks"])
+        skipped, self._remarks = dict(state["skipped"]), list(state["remarks"])
+        place = Place(state["epoch"], state["position"])
         # A file that was skipped may be gone by now, but it still has its place in the order.
-        self._held, self._names = self._split([*{*self._found, *self._skipped}])
-        if state["fingerprint"] != _digest(*self._names).hex():  # the old position means nothing in the new order
-            self._held, self._names = self._split(self._found)
-            self._next = _Place(state["epoch"] + 1, 0)
+        self._held, names = self._split([*{*self._found, *skipped}])
+        if state["fingerprint"] != _digest(*names).hex():  # the old position means nothing in the new order
+            self._held, names = self._split(self._found)
+            place = Place(state["epoch"] + 1, 0)
             self._remarks.append(
                 f"the files in {self.path} had changed when the run was resumed in epoch {state['epoch']}: "
                 "it went on with the next epoch, and cannot be repeated exactly"
             )
-        self._readable = sum(name not in self._skipped for name in self._names)
-        self._orders = {}
-        self._ahead_next = self._next
+        self._reader.go_on(names, place, skipped)
 
     def notes(self) -> list[str]:
-        skipped, lines = self._skipped | self._held_skipped, list(self._remarks)
-        used = len(self._held) + len(self._names)
+        skipped, lines = self._reader.skipped | self._held_skipped, list(self._remarks)
+        used = len(self._held) + len(self._reader.keys)
         if skipped:
-            named = _listed([f"{name} ({reason})" for name, reason in skipped.items()])
+            named = listed([f"{name} ({reason})" for name, reason in skipped.items()])
             lines.append(f"{len(skipped)} of {used} images of {self.path} could not be read: {named}")
         if self._changed:
             lines.append(
                 f"{len(self._changed)} of {used} images of {self.path} were changed during the run, which cannot be "
-                f"repeated exactly: {_listed(list(self._changed))}"
+                f"repeated exactly: {listed(list(self._changed))}"
             )
         return lines
 
-    def _read_ahead(self, n: int) -> None:
-        """Have n images on their way, besides those known to be unreadable."""
-        if not self._readable:
-            name, reason = next(iter(self._skipped.items()))
-            raise DataError(
-                f"none of the {len(self._names)} images of {self.path} can be read, "
-                f"the first {name} ({reason}); give a folder of sound images"
-            )
-        while len(self._ahead) < n:
-            place = self._ahead_next
-            if place.position >= len(self._names):
-                place = _Place(place.epoch + 1, 0)
-            name = self._names[self._order(place.epoch)[place.position]]
-            if name not in self._skipped:
-                self._ahead.append(_Ahead(place, name, self._readers.submit(self._read, name, place)))
-            self._ahead_next = _Place(place.epoch, place.position + 1)
-
-    def _order(self, epoch: int) -> list[int]:
-        """The images of an epoch, as indices: a pure function of (seed, epoch)."""
-        if epoch not in self._orders:
-            order = list(range(len(self._names)))
-            random.Random(f"{self._setting.seed} {epoch}").shuffle(order)
-            self._orders = {epoch: order}  # reading ahead asks for epochs one after the other
-        return self._orders[epoch]
-
-    def _read(self, name: str, place: _Place) -> Pixels:
+    def _read(self, name: str, place: Place) -> Pixels:
         """The image at its place in the sequence, cropped and flipped; runs in a reader's thread."""
         pixels = self._covering(name)
         draw = random.Random(f"{self._setting.seed} {place.epoch} {place.position}")
@@ -251,12 +194,6 @@ class Folder(ImageSource):
             return torch.zeros(0, 3, *self._setting.task.image_size, device=self._setting.device)
         pixels = torch.from_numpy(np.stack(batch)).to(self._setting.device)  # (B, H, W, 3)
         return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
-
-
-def _listed(items: list[str]) -> str:
-    """The first few of them, and how many more there are."""
-    more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""
-    return f"{', '.join(items[:_NAMED])}{more}"
 
 
 def _digest(*parts: object) -> bytes:
