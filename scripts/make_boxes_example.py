@@ -8,7 +8,6 @@ teacher learns from scenes of Fashion-MNIST's 60,000 training pictures, never sh
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Final
@@ -24,7 +23,7 @@ from datafree.networks.normalized import bare
 from datafree.networks.weights import load_weights
 from datafree.tasks.box_files import coco_json
 from datafree.tasks.detection import Detection
-from make_example import CLASSES, EVAL_SCENES, EVALUATION, SEED, SIZE, TRAINING, read_garments, scene, scenes
+from make_example import CLASSES, EVAL_SCENES, EVALUATION, SEED, SIZE, TRAINING, command, read_garments, scene, scenes
 from supervised import train_detector
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -84,20 +83,5 @@ def train_teacher(data: Path, out: Path, state_path: Path | None) -> None:
     print({name: round(value, 4) for name, value in {**scores.values, **scores.per_class["ap50"]}.items()})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the detection part of the built-in example.")
-    parser.add_argument("stage", choices=["boxes", "teacher", "all"], help="teacher: after boxes")
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="its .gz files")
-    parser.add_argument("--out", type=Path, default=ROOT / "src/datafree/example/garments")
-    parser.add_argument(
-        "--state", type=Path, help="file that keeps an unfinished training, for the same command to go on"
-    )
-    args = parser.parse_args()
-    if args.stage in ("boxes", "all"):
-        write_boxes(args.data, args.out)
-    if args.stage in ("teacher", "all"):
-        train_teacher(args.data, args.out, args.state)
-
-
 if __name__ == "__main__":
-    main()
+    command("the detection part of the built-in example", "boxes", write_boxes, train_teacher)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -215,20 +216,24 @@ def train_teacher(data: Path, out: Path, state_path: Path | None) -> None:
     print({name: round(value, 4) for name, value in {**scores.values, **scores.per_class["iou"]}.items()})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Make the built-in example from Fashion-MNIST.")
-    parser.add_argument("stage", choices=["scenes", "teacher", "all"], help="teacher: after scenes")
+Train = Callable[[Path, Path, Path | None], None]  # the originals, where to, a file that keeps an unfinished training
+
+
+def command(what: str, first: str, write: Callable[[Path, Path], None], train: Train) -> None:
+    """The command line of a script that writes files in a stage called `first`, and trains a teacher in another."""
+    parser = argparse.ArgumentParser(description=f"Make {what} from Fashion-MNIST.")
+    parser.add_argument("stage", choices=[first, "teacher", "all"], help=f"teacher: after {first}")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="its .gz files")
     parser.add_argument("--out", type=Path, default=ROOT / "src/datafree/example/garments")
     parser.add_argument(
         "--state", type=Path, help="file that keeps an unfinished training, for the same command to go on"
     )
     args = parser.parse_args()
-    if args.stage in ("scenes", "all"):
-        write_scenes(args.data, args.out)
+    if args.stage in (first, "all"):
+        write(args.data, args.out)
     if args.stage in ("teacher", "all"):
-        train_teacher(args.data, args.out, args.state)
+        train(args.data, args.out, args.state)
 
 
 if __name__ == "__main__":
-    main()
+    command("the built-in example", "scenes", write_scenes, train_teacher)
