@@ -14,10 +14,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datafree import __version__, strict_json
-from datafree.cli_options import MaxTime, Overrides, Processes, Quiet, RecipeName, StudentCode, TaskCode
+from datafree.cli_options import (
+    Compress,
+    MaxTime,
+    Overrides,
+    Processes,
+    Quiet,
+    RecipeName,
+    Student,
+    StudentCode,
+    TaskCode,
+)
 from datafree.demos import DEMO_TEXT, DEMOS, demo_table
 from datafree.errors import DatafreeError, Interrupted, RecipeError
 from datafree.launch import launch, launched
+from datafree.overrides import student_overrides
 from datafree.stopping import Stop, parse_time, stopping
 from datafree.tables import percent, score_table, table
 from datafree.wording import did_you_mean, show
@@ -80,6 +91,8 @@ def distill(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
+    student: Student = None,
+    compress: Compress = None,
     max_time: MaxTime = None,
     processes: Processes = 1,
     quiet: Quiet = False,
@@ -90,7 +103,7 @@ def distill(
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.recipe import load_recipe
 
-        loaded = load_recipe(recipe, overrides or [])
+        loaded = load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)])
         outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet)
     if outcome.already_finished:
         print("this run had finished before; its result:", file=sys.stderr)

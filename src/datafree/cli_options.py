@@ -10,6 +10,12 @@ MaxTime = Annotated[
     str | None, typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+Student = Annotated[
+    str | None, typer.Option(metavar="NETWORK", help="In place of the recipe's; auto: a small one like the teacher.")
+]
+Compress = Annotated[
+    str | None, typer.Option(metavar="4x", help="Of --student auto: how many times fewer parameters than the teacher.")
+]
 StudentCode = Annotated[
     str | None, typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's.")
 ]

@@ -25,7 +25,7 @@ from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.networks.program import Program
-from datafree.prepare import prepare
+from datafree.prepare import prepare, with_student
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
 from datafree.subject import Fact, Subject, find_subject, input_facts
@@ -237,6 +237,7 @@ def _doubts(seen: Seen, mean: Fact, std: Fact, order: Fact) -> list[str]:
 def _cost_of_run(
     plan: Recipe, task: Task, teacher: Normalized, cost: TeacherCost, device: torch.device, dtype: torch.dtype
 ) -> RunCost:
+    plan, _ = with_student(replace(plan, task=task))
     student = prepare(plan.student, task, "student", device, dtype)
     return cost_of_run(
         task=task,

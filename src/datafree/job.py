@@ -18,7 +18,7 @@ from datafree.errors import RunError
 from datafree.evaluate import evaluate
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import load_weights, save_weights
-from datafree.prepare import prepare, require_weights
+from datafree.prepare import prepare, require_weights, with_student
 from datafree.recipe import Recipe, dump
 from datafree.report.keeper import page_kept
 from datafree.report.measure import measure
@@ -65,6 +65,7 @@ def run_recipe(
     `given` holds networks that are objects; the recipe then says what they are called and what their images must be.
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
     """
+    recipe, chosen = with_student(recipe, given.teacher)
     training = recipe.training
     with contextlib.ExitStack() as held:
         device = modes.choose_device(held.enter_context(processes.joined(training.device)))
@@ -74,6 +75,8 @@ def run_recipe(
             log = held.enter_context(page_kept(out, log, say))
         else:
             log, say = (lambda progress: None), (lambda line: None)
+        for line in chosen:
+            say(line)
         return _carry_out(
             recipe,
             run,

@@ -7,9 +7,11 @@ An empty section empties (`teacher.args={}`).
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from datafree import yaml12
+from datafree.errors import RecipeError
 from datafree.wording import show
 
 
@@ -47,3 +49,15 @@ def _merged(before: object, after: object) -> object:
     if any(label in after and after[label] != before.get(label) for label in ("method", "kind", "network")):
         return after
     return {**before, **{key: _merged(before.get(key), value) for key, value in after.items()}}
+
+
+def student_overrides(student: str | None, compress: str | None) -> list[str]:
+    """What --student and --compress change in a recipe. Raises RecipeError."""
+    if compress is not None and student not in (None, "auto"):
+        raise RecipeError(
+            [f"--compress {show(compress)} belongs to --student auto, and the student is {show(student)}"]
+        )
+    if student is None and compress is None:
+        return []
+    args = {} if compress is None else {"compress": compress}
+    return [f"student={json.dumps({'network': student or 'auto', 'args': args})}"]

@@ -5,6 +5,8 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -16,6 +18,8 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.networks.program import Program
+from datafree.networks.siblings import AUTO, choose_student
+from datafree.recipe import Recipe
 from datafree.tasks.base import Task, synthetic_batch
 
 
@@ -38,6 +42,17 @@ def require_weights(spec: NetworkSpec, task: Task) -> None:
             f"{library}'s weights for {spec.network} tell {metadata.classes} classes apart, but the task has "
             f"{task.num_classes}, so its last layer would be random; set task.num_classes={metadata.classes}, or {way}"
         )
+
+
+def with_student(recipe: Recipe, teacher: nn.Module | None = None) -> tuple[Recipe, list[str]]:
+    """The recipe with the student that "auto" stands for, and what is to be said of the choice; else as it is.
+
+    `teacher`: where it was given as an object. Raises NetworkError.
+    """
+    if recipe.student.network != AUTO:
+        return recipe, []
+    spec, line = choose_student(recipe.student, recipe.teacher, recipe.task, teacher)
+    return replace(recipe, student=spec), [line]
 
 
 def prepare(

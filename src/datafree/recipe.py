@@ -264,7 +264,9 @@ def _no_network(name: object) -> str | None:
     names = network_names()
     if name in names or name.startswith(("timm/", "torchvision/")):  # these two have hundreds more
         return None
-    if name.endswith(SUFFIX) or is_live(name):  # a file, an object: looked at when it is built
+    if (
+        name.endswith(SUFFIX) or is_live(name) or name == "auto"
+    ):  # a file, an object, a wish: looked at when it is built
         return None
     hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, timm/..., or package.module:callable"
     return f"there is no network {show(name)}{hint}"

@@ -23,7 +23,7 @@ from datafree.job import save_artefacts
 from datafree.making import Work
 from datafree.manifest import damages, hashes, read_record
 from datafree.networks.load import has_weights
-from datafree.prepare import prepare
+from datafree.prepare import prepare, with_student
 from datafree.recipe import Recipe, dump
 from datafree.runs import FREE_KEYS
 from datafree.shards import Shards
@@ -88,7 +88,7 @@ def _fill(
             )
         teacher = prepare(recipe.teacher, task, "teacher", device, dtype)
         modes.seed_everything(training.seed)  # here, so that the first weights of all others depend on the seed alone
-        student = prepare(recipe.student, task, "student", device, dtype).train()
+        student = prepare(with_student(recipe)[0].student, task, "student", device, dtype).train()
         finished: list[Batch] = []
         with modes.frozen(teacher):
             source.attach(training.setting(task, teacher, device, dtype, say, keep=finished.append))

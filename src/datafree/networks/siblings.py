@@ -1,0 +1,200 @@
+"""A student chosen by size: a narrower or shallower member of its teacher's family.
+
+    student: {network: auto, args: {compress: 4x}}            # a fourth of the teacher's parameters
+    student: {network: auto, args: {compress: 4x, by: macs}}  # of its multiplications
+
+Families are what libraries name alike: `resnet50` and `resnet18`, `vit_base_patch16_224` and `vit_small_patch16_224`;
+for smp those of the encoder. Our own networks, and some of torchvision's, have a width instead.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from datafree import modes
+from datafree.errors import NetworkError
+from datafree.networks.live import is_live
+from datafree.networks.load import NetworkSpec, adapted, build_network
+from datafree.networks.normalized import bare
+from datafree.networks.pretrained import PRETRAINED
+from datafree.tasks.base import Task
+from datafree.wording import show
+
+AUTO = "auto"
+_COMPRESS = 4.0
+_SHOWN = 4  # of the other members, in what is said
+_SHARES = [share / 16 for share in range(15, 0, -1)]  # of a width
+_SIZES = (
+    *("atto", "femto", "pico", "nano", "micro", "mini", "tiny", "small", "base", "large", "huge", "giant"),
+    *("xx_small", "x_small", "xxs", "xs"),
+)
+_WIDE = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "ssdlite320_mobilenet_v3_large")  # by width_mult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A network of the family and what it costs: parameters, or multiplications for an image of the task's size."""
+
+    spec: NetworkSpec
+    parameters: int
+    cost: int
+
+
+def choose_student(
+    auto: NetworkSpec, teacher: NetworkSpec, task: Task, given: nn.Module | None
+) -> tuple[NetworkSpec, str]:
+    """The student that "auto" stands for, and a line that says what was chosen and why.
+
+    It is the member of the teacher's family that comes nearest to the wanted size, of those that are smaller than the
+    teacher and take the task's images. `given`: the teacher, where it was given as an object. Raises NetworkError where
+    the wish is none, or the family has no smaller member.
+    """
+    wanted, by = _wish(auto)
+    where = "; name a student (student.network)"
+    if given is not None or teacher.is_own_code or teacher.is_program or is_live(teacher.network):
+        raise NetworkError(f"student: auto knows the families of libraries' networks, not of {teacher.network}{where}")
+    untrained = {key: value for key, value in teacher.args.items() if key not in PRETRAINED}
+    plain = replace(teacher, args=untrained, weights=None, licence=None, input_size=auto.input_size)
+    reference = _member(plain, task, by)
+    if reference is None:
+        raise NetworkError(f"student: auto cannot tell the size of {teacher.network}{where}")
+    found = [_member(spec, task, by) for spec in _family(plain)]
+    smaller = [one for one in found if one is not None and one.cost < reference.cost]
+    if not smaller:
+        raise NetworkError(f"student: auto finds nothing smaller in the family of {teacher.network}{where}")
+    goal = reference.cost / wanted
+    smaller.sort(key=lambda one: (abs(math.log(one.cost / goal)), -one.cost))
+    best = smaller[0]
+    others = [f"{_called(one.spec)} {reference.cost / one.cost:.3g}x" for one in smaller[1 : 1 + _SHOWN]]
+    counted = "parameters" if by == "parameters" else "MACs"
+    line = (
+        f"student: auto chose {_called(best.spec)}, {best.parameters:,} parameters: {reference.cost / best.cost:.3g} "
+        f"times fewer {counted} than the teacher, the nearest to {wanted:g} of {len(smaller)} smaller in its family"
+    )
+    line += f" (also {', '.join(others)})" if others else ""
+    spec = replace(best.spec, mean=auto.mean, std=auto.std, channels=auto.channels, order=auto.order)
+    return spec, line
+
+
+def _wish(auto: NetworkSpec) -> tuple[float, str]:
+    unknown = auto.args.keys() - {"compress", "by"}
+    if unknown:
+        raise NetworkError(
+            f"student: auto does not take {show(min(unknown))}; it takes compress (4x) and by (parameters, macs)"
+        )
+    text, by = str(auto.args.get("compress", _COMPRESS)), auto.args.get("by", "parameters")
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)x?", text, re.ASCII)
+    if match is None or float(match[1]) <= 1:
+        raise NetworkError(f"compress is {show(auto.args['compress'])}: say how many times smaller, such as 4x")
+    if by not in ("parameters", "macs"):
+        raise NetworkError(f"by is {show(by)}: give parameters or macs")
+    if auto.weights is not None:
+        raise NetworkError("student: auto begins without weights: leave student.weights out")
+    return float(match[1]), by
+
+
+def _called(spec: NetworkSpec) -> str:
+    query = "&".join(f"{key}={value}" for key, value in spec.args.items() if isinstance(value, (str, int, float)))
+    return f"{spec.network}?{query}" if query else spec.network
+
+
+# --- what a member costs ---
+
+
+def _member(spec: NetworkSpec, task: Task, by: str) -> Member | None:
+    """None for one that cannot be built or does not take the task's images."""
+    try:
+        try:
+            with torch.device("meta"):  # no values, no time
+                network = build_network(spec, num_classes=task.num_classes)
+        except NetworkError:  # some need values while they are built
+            network = build_network(spec, num_classes=task.num_classes)
+        parameters = sum(parameter.numel() for parameter in bare(network).parameters())
+        return Member(
+            spec=spec, parameters=parameters, cost=parameters if by == "parameters" else _macs(network, spec, task)
+        )
+    except Exception:  # of any class, for sizes that do not suit
+        return None
+
+
+def _macs(network: nn.Module, spec: NetworkSpec, task: Task) -> int:
+    place = next(bare(network).parameters()).device
+    images = torch.zeros(1, spec.channels, *(spec.input_size or task.image_size), device=place)
+    with torch.no_grad(), modes.frozen(network), FlopCounterMode(display=False) as counter:
+        adapted(network)(images)
+    return counter.get_total_flops() // 2
+
+
+# --- families ---
+
+
+def _family(spec: NetworkSpec) -> Iterator[NetworkSpec]:
+    """The other members, of whatever size."""
+    library, _, name = spec.network.partition("/")
+    if library == "datafree":
+        yield from _widths(spec, "width", {"unet": 16, "resnet": 16, "yolov3": 1.0}[name])
+    elif library == "torchvision":
+        import torchvision
+
+        if name in _WIDE:
+            yield from _widths(spec, "width_mult", 1.0)
+        for other in alike(name, torchvision.models.list_models()):
+            yield replace(spec, network=f"torchvision/{other}")
+    elif library == "timm":
+        import timm
+
+        for other in alike(name.partition(".")[0], timm.list_models()):  # what stands behind the dot names weights
+            yield replace(spec, network=f"timm/{other}")
+    elif library == "smp":
+        yield from _encoders(spec)
+
+
+def _widths(spec: NetworkSpec, key: str, default: float) -> Iterator[NetworkSpec]:
+    width: Any = spec.args.get(key, default)
+    if isinstance(width, bool) or not isinstance(width, (int, float)):
+        return
+    if isinstance(width, int) and key == "width":
+        values: Iterable[float] = range(width - 1, 0, -1)
+    else:
+        values = [round(width * share, 4) for share in _SHARES]
+    for value in values:
+        yield replace(spec, args={**spec.args, key: value})
+
+
+def _encoders(spec: NetworkSpec) -> Iterator[NetworkSpec]:
+    import segmentation_models_pytorch as smp
+
+    key = "encoder" if "encoder" in spec.args else "encoder_name"
+    encoder = str(spec.args.get(key, "resnet34"))
+    known = list(smp.encoders.get_encoder_names())
+    if encoder.startswith("tu-"):
+        import timm
+
+        known = [f"tu-{name}" for name in timm.list_models()]
+    for other in alike(encoder, known):
+        yield replace(spec, args={**spec.args, key: other})
+
+
+def alike(name: str, known: Iterable[str]) -> list[str]:
+    """Those of `known` that are called as `name` but for a word of size or for the last number, without it itself."""
+    words = "|".join(sorted(_SIZES, key=len, reverse=True))
+    patterns = []
+    if re.search(rf"(?<![a-z])(?:{words})(?![a-z])", name):
+        patterns.append(re.sub(rf"(?<![a-z])(?:{words})(?![a-z])", "\0", name))
+    elif re.search(r"_[tsblhg](?=_|$)", name):  # swin_t, vit_b_16
+        patterns.append(re.sub(r"_[tsblhg](?=_|$)", "_\1", name, count=1))
+    if match := re.search(r"\d+(?:mf|gf)?(?!.*\d)", name):
+        patterns.append(f"{name[: match.start()]}\2{name[match.end() :]}")
+    marks = {"\0": rf"(?:{words})", "\1": "[tsblhg]", "\2": r"\d+(?:mf|gf)?"}
+    forms = [re.escape(pattern) for pattern in patterns]
+    for mark, form in marks.items():
+        forms = [one.replace(re.escape(mark), form) for one in forms]
+    return [other for other in known if other != name and any(re.fullmatch(form, other) for form in forms)]
