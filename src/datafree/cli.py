@@ -14,17 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datafree import __version__, strict_json
-from datafree.cli_options import (
-    Compress,
-    MaxTime,
-    Overrides,
-    Processes,
-    Quiet,
-    RecipeName,
-    Student,
-    StudentCode,
-    TaskCode,
-)
+from datafree.cli_options import Compress, MaxTime, Named, Overrides, Processes, Quiet, Student, StudentCode, TaskCode
 from datafree.demos import DEMO_TEXT, DEMOS, demo_table
 from datafree.errors import DatafreeError, Interrupted, RecipeError
 from datafree.launch import launch, launched
@@ -88,7 +78,7 @@ def _options(
 
 @app.command()
 def distill(
-    recipe: RecipeName,
+    recipe: Named,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
     student: Student = None,
@@ -140,7 +130,7 @@ def evaluate(
 
 @app.command()
 def synthesize(
-    recipe: RecipeName,
+    recipe: Named,
     out: Annotated[Path, typer.Option(help="Where it goes; the data set itself is in OUT/data.")],
     overrides: Overrides = None,
     images: Annotated[

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-RecipeName = Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")]
+Named = Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.seed=1.")]
 MaxTime = Annotated[
     str | None, typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m.")
