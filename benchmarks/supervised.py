@@ -35,12 +35,15 @@ class LabelledImages:
     """A labelled data set in memory; what `datafree.evaluate` asks of labelled data."""
 
     images: Tensor  # (N, 1 or 3, h, w) uint8, on the CPU; one channel stands for three equal ones
-    labels: Tensor  # (N,) class ids int64
+    labels: Tensor  # (N,) class ids int64; for detection targets (N, M, 5), as datafree.boxes has them
     class_names: list[str]  # C names
     skipped: list[str] = field(default_factory=list)  # nothing ever is
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return as_images(self.images[index][None])[0], self.labels[index]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, 3, h, w) float32 in [0, 1] and class ids (B,), in order; the last batch may be smaller."""

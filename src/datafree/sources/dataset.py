@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,6 @@ from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.reader import Place, Reader, kept_back, listed
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
-
-
-class _Examples(Protocol):
-    """Labelled data that is read one image at a time, in any order."""
-
-    def __getitem__(self, index: int) -> Example: ...
-
-    def __len__(self) -> int: ...
 
 
 @final
@@ -50,9 +42,7 @@ class Dataset(ImageSource):
     def attach(self, setting: Setting) -> None:
         self._setting = setting
         made = (self.path / "shards").is_dir() and (self.path / "data").is_dir()
-        opened = setting.task.open_labelled(self.path / "data" if made else self.path)
-        assert hasattr(opened, "__getitem__"), "the task's labelled data cannot be read one image at a time"
-        self._data = cast("_Examples", opened)
+        self._data = setting.task.open_labelled(self.path / "data" if made else self.path)
         if not len(self._data):
             raise DataError(f"{self.path} holds no images; give a data set that does")
         self._held, learnt = self._split(len(self._data))

@@ -53,6 +53,10 @@ class LabelledData(Protocol):
 
     def __len__(self) -> int: ...
 
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image (3, H, W) float32 in [0, 1] and its target, in any order. Raises UnreadableImage."""
+        ...
+
 
 @dataclass(kw_only=True)
 class Task(ABC, Generic[OutputsT]):
