@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [path for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]
 SECTIONS = ("name", "task", "teacher", "student", "source", "training", "data")
 FOLDERS, FILES = ("path", "data"), ("weights", "generator")
-OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "export", ".")
+OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "mkdocs", "export", ".")
 
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="the pages are only in the repository")
 

@@ -53,6 +53,8 @@ def test_clock_time(seconds: float, text: str) -> None:
 def test_the_loss_comes_first_and_only_a_few_figures_are_shown() -> None:
     shown = figures({"d": 1.0, "g": 2.0, "e": 3.0, "h": 4.0, "loss": 0.125})
     assert shown == "loss 0.125, d 1, g 2, e 3"
+    shown = figures({"d": 1.0, "pixel_diversity": 0.2, "e": 3.0, "class_balance": 0.9, "loss": 0.125, "f": 1.0})
+    assert shown == "loss 0.125, class_balance 0.9, pixel_diversity 0.2, d 1"
 
 
 def steps_shown(seconds_a_step: float, steps: int) -> list[int]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 QUIET_FOR = 10.0  # seconds between lines, at first; later a twentieth of the time already spent
 FIGURES = 4  # shown; metrics.jsonl holds all of them
+FIRST = ("loss", "class_balance", "pixel_diversity")  # of these, where they are logged
 
 
 class Display(Protocol):
@@ -126,8 +127,8 @@ def describe(progress: Progress) -> str:
 
 
 def figures(values: Mapping[str, float]) -> str:
-    """The few figures that matter: the loss first, then the others in their order."""
-    names = sorted(values, key=lambda name: name != "loss")  # stable: all others stay in order
+    """The few figures that matter: the loss, what tells a collapse, then the others in their order."""
+    names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
     return ", ".join(f"{name} {values[name]:.3g}" for name in names[:FIGURES])
 
 
