@@ -24,7 +24,7 @@ def write_results(benchmark: str, size: str, rows: dict[str, list[dict[str, Any]
         "benchmark": benchmark,
         "size": size,
         "command": command,
-        "commit": _commit(),
+        "commit": commit(),
         "hardware": here["hardware"],
         "versions": here["versions"],
         "date": date.today().isoformat(),
@@ -63,7 +63,7 @@ def write_table(page: str, name: str, table: str, *, section: str | None = None)
     path.write_text(before + begin + table + end + rest.split(end, 1)[1], encoding="utf-8")
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit that was measured, marked if the tree differs from it."""
 
     def git(*words: str) -> str:

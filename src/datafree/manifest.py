@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from datafree.errors import RunError
 from datafree.files import written_whole
 from datafree.tasks.box_files import coco_json
+
+RECORD = "record.json"  # the name of a shard's record before the shard is in its place
 
 Record = dict[str, Any]  # of a shard or of the whole, as its json holds it
 
@@ -31,15 +34,34 @@ def read_record(file: Path) -> Record:
     """A record or the index. Raises RunError if it is damaged, or names files that are not below data/."""
     try:
         record: Record = json.loads(file.read_text(encoding="utf-8"))
-        sound = isinstance(record["images"], int) and all(
-            isinstance(digest, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+        counts = [record[name] for name in ("images", "shards", "shard") if name in record or name == "images"]
+        sound = all(type(count) is int and 0 <= count < 2**63 for count in counts) and all(
+            isinstance(digest, str)
+            and not Path(name).is_absolute()
+            and ".." not in Path(name).parts
+            and "\0" not in name
             for name, digest in record["files"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if "shard" in record or "shards" not in record:
+            sound &= isinstance(record["carries"], bool) and all(map(_is_entry, record["entries"]))
+            sound &= file.name in (RECORD, f"{record['shard']:05}.json")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(_damaged(file, type(error).__name__)) from error
     if not sound:
-        raise RunError(_damaged(file, "it names strange files"))
+        raise RunError(_damaged(file, "it does not say what such a file says"))
     return record
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry is what `Task.write_example` answers: an image's name, size and boxes."""
+    sizes = [entry["width"], entry["height"]]
+    numbers = [number for box in entry["boxes"] for number in box]
+    return (
+        isinstance(entry["file_name"], str)
+        and all(type(size) is int and size > 0 for size in sizes)
+        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+        and all(len(box) == 5 for box in entry["boxes"])
+    )
 
 
 def _damaged(file: Path, what: str) -> str:

@@ -32,13 +32,12 @@ from datafree.errors import RunError
 from datafree.files import remove_asides, room_for, sync, write_whole
 from datafree.lock import NAME as LOCK
 from datafree.lock import Lock
-from datafree.manifest import Record, coco_text, read_record, records, sealed, write_pieces
+from datafree.manifest import RECORD, Record, coco_text, read_record, records, sealed, write_pieces
 from datafree.recipe import differences
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task
 from datafree.tasks.labelled import read_names
 
-_RECORD = "record.json"  # of a shard that is whole, but not yet in its place
 _SHOWN = 5  # keys in which two recipes differ
 
 
@@ -100,7 +99,7 @@ class Shards:
                     write_whole(self.path / name, text.encode())
             self._read_names()
             for part in sorted(self.path.glob(".*.part")):
-                if (part / _RECORD).exists():
+                if (part / RECORD).exists():
                     self._settle(part)
             remove_asides(self.path, self.data, self.path / "state", self.path / "shards")
 
@@ -133,9 +132,9 @@ class Shards:
                 }
                 if state is not None:  # before the shard: a shard is never there without what comes after it
                     self.save_state(_before(number + 1), state)
-                write_whole(part / _RECORD, _json(record).encode())
+                write_whole(part / RECORD, _json(record).encode())
             finally:
-                if not (part / _RECORD).exists():
+                if not (part / RECORD).exists():
                     shutil.rmtree(part, ignore_errors=True)
             self._settle(part)
 
@@ -199,7 +198,7 @@ class Shards:
 
     def _settle(self, part: Path) -> None:
         """Move a whole shard's files into place, those that are not there yet, then its record; drop older states."""
-        record = read_record(part / _RECORD)
+        record = read_record(part / RECORD)
         folders = set()
         for name in record["files"]:
             place = self.data / name
@@ -209,7 +208,7 @@ class Shards:
             folders.add(place.parent)
         for folder in folders:
             sync(folder)
-        (part / _RECORD).replace(self.path / "shards" / f"{record['shard']:05}.json")
+        (part / RECORD).replace(self.path / "shards" / f"{record['shard']:05}.json")
         sync(self.path / "shards")
         shutil.rmtree(part)
         for file in (self.path / "state").glob("before-*.pt"):
