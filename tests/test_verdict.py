@@ -61,8 +61,9 @@ def test_the_worst_state_counts_and_its_reason_comes_first() -> None:
 
 
 def test_figures_that_are_not_there_say_nothing() -> None:
-    assert judge({"agreement": 0.9}).state == State.HEALTHY
-    assert judge({"loss": 0.1}).word == "unknown"
+    assert judge({"held_out_class_balance": 0.9, "agreement": 0.9}).state == State.HEALTHY
+    for values in ({"loss": 0.1}, {"agreement": 0.99, "calibration_gap": 0.0}):  # noise is agreed on, too
+        assert judge(values).word == "unknown" and judge(values).reasons
 
 
 def test_the_terminal_is_told_when_the_verdict_turns_and_then_only() -> None:

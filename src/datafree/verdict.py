@@ -11,6 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+# At least one of these is needed to judge by: a student of useless images agrees with its teacher on them all the same.
+OF_IMAGES = (
+    "held_out_class_balance",
+    "held_out_feature_diversity",
+    "held_out_pixel_diversity",
+    "statistics_distance",
+)
 LEAST_PIXELS = 0.01  # pixel diversity; as `health.Guard`'s
 LEAST_FEATURES = 0.001  # feature diversity
 LEAST_BALANCE = 0.05  # class balance; as `health.Guard`'s
@@ -84,7 +91,7 @@ SIGNALS = {  # the names under which they are logged, in the order of the page
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A state and its reasons, none of them if nothing is wrong; None: nothing was logged to judge by."""
+    """A state (None: not enough was logged to judge by) and its reasons, none of them if nothing is wrong."""
 
     state: State | None
     reasons: list[str] = field(default_factory=list)
@@ -101,8 +108,8 @@ class Verdict:
 
 def judge(values: Mapping[str, float]) -> Verdict:
     """The verdict on the signals of one look, as `checkup` names them; those that are missing say nothing."""
-    if not SIGNALS.keys() & values.keys():
-        return Verdict(state=None, reasons=["no health signal was logged"])
+    if not any(name in values for name in OF_IMAGES):
+        return Verdict(state=None, reasons=["nothing was logged of the made images to judge by"])
     found: list[tuple[State, str]] = []
 
     def below(name: str, least: float, state: State, reason: str) -> bool:

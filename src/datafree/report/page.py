@@ -23,6 +23,7 @@ from datafree.report import sections
 from datafree.report.charts import SHOWN, line_chart
 from datafree.report.reading import Seen, Series, read_run
 from datafree.report.strips import Picture
+from datafree.tables import readable
 from datafree.verdict import SIGNALS, judge
 
 PAGE = "report.html"  # in a run directory
@@ -92,6 +93,8 @@ def render_comparison(runs: Sequence[Seen]) -> str:
             for name, seen in zip(names, runs, strict=True)
             if figure in seen.series
         ]
+        if max(len(line.points) for line in lines) < 2:
+            continue
         title = SIGNALS[figure].title if figure in SIGNALS else figure
         charts.append(line_chart(title, lines, unit=sections.unit_of(figure)))
     return _fill(
@@ -102,6 +105,7 @@ def render_comparison(runs: Sequence[Seen]) -> str:
         charts=charts,
         shown=SHOWN,
         signals=SIGNALS,
+        readable=readable,
         differing=differing(names, runs),
     )
 
@@ -155,6 +159,8 @@ def _flat(content: Mapping[str, Any], before: str = "", depth: int = 0) -> list[
     found: list[tuple[str, str]] = []
     for key, value in content.items():
         name = f"{before}{key}"[:120]
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, Mapping) and value and depth < 6:
             found += _flat(value, f"{name}.", depth + 1)
         else:
