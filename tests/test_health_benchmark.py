@@ -64,7 +64,7 @@ def test_runs_are_ranked_at_their_end_and_checkpoints_within_each(health: Module
     ]
     assert health.over_runs(cells, "agreement") == (pytest.approx(1), 3)
     assert health.within_runs(cells, "agreement") == pytest.approx((-1 - 1 + 1) / 3)
-    assert health.good_range(cells, "agreement") == "50.0 % to 60.0 % | –"
+    assert health.good_range(cells, "agreement", 0.7) == "50.0 % to 60.0 % | –"
     text = health.table(cells, [])
     assert text.count("\n| ") == len(SIGNALS) and text.splitlines()[2].startswith("| Agreement | +1.00 | – | -0.33 |")
 
