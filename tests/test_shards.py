@@ -137,9 +137,10 @@ def test_a_move_that_was_broken_off_is_finished(tmp_path: Path, monkeypatch: pyt
     again = Shards(tmp_path / "broken", RECIPE)
     assert again.images == 0
     again.begin(["cat", "dog"])
-    assert (again.images, again.next) == (4, 1)
+    assert (again.images, again.claim(5)) == (4, 1)
     for shards in (whole, again):
         shards.finish()
+        shards.close()
         assert list(manifest.damages(shards.path)) == []
     files = {
         shards.path.name: {
@@ -172,7 +173,8 @@ def test_numbers_are_counted_and_the_first_gap_comes_next(tmp_path: Path) -> Non
     for number in (0, 1, 3):
         shards.write(number, DETECTION, batch_of(DETECTION, number + 1, seed=number))
     again = Shards(tmp_path, RECIPE)
-    assert (again.count, again.images, again.next, again.class_names) == (3, 7, 2, ["cat", "dog"])
+    assert (again.count, again.images, again.class_names) == (3, 7, ["cat", "dog"])
+    assert again.claim(8) == 2
 
 
 def test_what_a_source_goes_on_from_is_kept_for_the_next_shard_only(tmp_path: Path) -> None:
@@ -228,3 +230,57 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot write into .*/file/out"):
         Shards(tmp_path / "file" / "out", RECIPE).begin(["cat"])
+
+
+# Several processes. Here two objects stand for them: a lock is an open file's, not a process's.
+
+
+def test_each_claims_what_no_other_is_at_and_takes_over_from_the_dead(tmp_path: Path) -> None:
+    first, second = begun(tmp_path), begun(tmp_path)
+    first.write(0, DETECTION, batch_of(DETECTION, 2))  # so that the size of shards is known
+    assert (first.claim(5), second.claim(5)) == (1, 2)
+    assert second.claim(3) is None  # one shard is missing, and the other is at it
+    first.write(1, DETECTION, batch_of(DETECTION, 2))
+    assert second.images == 2 and second.claim(4) is None
+    assert second.images == 4  # made by the other, noticed
+    assert first.claim(8) == 3
+    first.close()  # as the system does for the dead
+    assert second.claim(8) == 3
+    second.close()
+    assert not (tmp_path / ".claims").exists()
+
+
+def test_shards_that_carry_something_on_are_made_one_after_the_other(tmp_path: Path) -> None:
+    first, second = begun(tmp_path), begun(tmp_path)
+    first.write(0, DETECTION, batch_of(DETECTION, 2), {"position": 1})
+    assert first.claim(9) == 1
+    assert second.claim(9) is None
+    first.leave(1)
+    assert second.claim(9) == 1
+
+
+def test_one_that_joins_does_not_touch_what_another_is_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begun(tmp_path)
+    assert first.claim(4) == 0
+    settle = Shards._settle
+    seen: list[int] = []
+
+    def joined(shards: Shards, part: Path) -> None:
+        if shards is first:  # its shard is whole, but not yet in its place
+            (tmp_path / "data" / ".x.png.7.part").write_bytes(b"half")
+            other = begun(tmp_path)
+            seen.append(other.count)
+            other.close()
+            assert (tmp_path / "data" / ".x.png.7.part").exists()
+        settle(shards, part)
+
+    monkeypatch.setattr(Shards, "_settle", joined)
+    first.write(0, DETECTION, batch_of(DETECTION, 4))
+    assert seen == [0] and first.count == 1 and list(manifest.damages(tmp_path)) == []
+
+
+def test_a_set_of_another_recipe_begun_meanwhile_is_noticed(tmp_path: Path) -> None:
+    late = Shards(tmp_path, {**RECIPE, "name": "other"})
+    begun(tmp_path).close()
+    with pytest.raises(RunError, match="holds the data set of another recipe"):
+        late.begin(["cat", "dog"])

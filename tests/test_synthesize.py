@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -270,6 +273,41 @@ def test_a_set_made_in_pieces_equals_one_made_at_once(
             synthesize(recipe_for(tmp_path, source), out, 27)
     synthesize(recipe_for(tmp_path, source), out, 27)
     assert everything(out) == everything(tmp_path / "whole")
+
+
+def makes(recipe: Recipe, out: Path, images: int, dies_at: str | None = None) -> None:
+    """What a process of several does; `dies_at`: killed when it writes a file whose path ends so."""
+    torch.set_num_threads(1)
+    if dies_at is not None:
+        save = Image.Image.save
+
+        def saves(image: Image.Image, file: Path) -> None:
+            if file.as_posix().endswith(dies_at):
+                os.kill(os.getpid(), signal.SIGKILL)
+            save(image, file)
+
+        Image.Image.save = saves  # type: ignore[method-assign, assignment]
+    synthesize(recipe, out, images)
+
+
+@pytest.mark.parametrize("method", ["inversion", "cmi", "cgdd"])
+def test_two_processes_make_one_set_together_and_one_takes_over_when_the_other_dies(
+    method: str, tmp_path: Path
+) -> None:
+    source, forked = METHODS[method], multiprocessing.get_context("fork")
+    images = 700 if method == "cgdd" else 27  # shards of a trained source hold 256 or so
+    synthesize(recipe_for(tmp_path, source), tmp_path / "alone", images)
+    out = tmp_path / "together"
+    workers = [
+        forked.Process(target=makes, args=(recipe_for(tmp_path, source), out, images, dies_at))
+        for dies_at in ("/00002.png", None)  # in the first shard that it makes
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, 0]
+    assert everything(out) == everything(tmp_path / "alone")
 
 
 def test_a_killed_run_leaves_whole_shards_and_redoes_only_the_one_it_was_in(

@@ -140,9 +140,12 @@ def synthesize(
         bool, typer.Option("--verify", help="Make nothing: compare every file with what was written.")
     ] = False,
     max_time: MaxTime = None,
+    processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
     """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
+    if processes > 1 and not launched():
+        raise typer.Exit(launch(processes, sys.argv[1:]))
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.progress import display
         from datafree.recipe import load_recipe

@@ -1,4 +1,4 @@
-"""One process at a time in a directory: a lock that the system takes back when its owner dies, however it dies."""
+"""Who may write into a directory: locks that the system takes back when their owner dies, however it dies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ NAME = ".lock"
 _SHOWN = 200  # bytes of the owner's line
 
 
+class Taken(RunError):
+    """Another process (or another run of this one) has the lock."""
+
+
 class Lock:
     """The right to write into `folder`, from `take` to `release` (or this process's end).
 
-    It is a lock on the file `.lock`, not the file itself: what a killed process leaves there means nothing. Some
+    It is a lock on the file `name`, not the file itself: what a killed process leaves there means nothing. Some
     network file systems know no locks; there nothing is locked and `take` answers False.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = NAME) -> None:
         self.folder = folder
+        self.name = name
         self._opened: int | None = None
 
     @property
@@ -30,26 +35,32 @@ class Lock:
         """Whether it was taken."""
         return self._opened is not None
 
-    def take(self) -> bool:
+    def take(self, *, shared: bool = False) -> bool:
         """Take it; the folder is made. False where the file system has no locks. Safe to call twice.
 
-        Raises RunError, naming the owner, when another process (or another run of this one) has it; OSError.
+        `shared`: others may have it at the same time, if all of them share it; what is held is turned into that.
+        Raises Taken, naming the owner; OSError.
         """
-        if self.held:
+        if self.held and not shared:
             return True
         self.folder.mkdir(parents=True, exist_ok=True)
-        opened = os.open(self.folder / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        place = self.folder / self.name
+        opened = (
+            self._opened if self._opened is not None else os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        )
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.read(opened, _SHOWN).decode("utf-8", "replace").strip()
             os.close(opened)
-            raise RunError(
+            self._opened = None
+            raise Taken(
                 f"{self.folder} is being written by another process ({owner or 'just begun'}); "
                 "wait for its end or stop it, or choose another --out"
             ) from error
         except OSError as error:
             os.close(opened)
+            self._opened = None
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 return False
             raise

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import memory, modes
+from datafree.claims import PAUSE
 from datafree.coping import SOURCE_UPDATE, too_large
 from datafree.distill import SAVED_WITHIN, Progress
 from datafree.errors import DataError, Interrupted, TrainingError
@@ -46,7 +47,18 @@ class Work:
     answered: bool = False  # whether the teacher's answers became targets
 
     def train(self) -> None:
-        """The updates of the source's warm-up, or those that are left of it."""
+        """The updates of the source's warm-up, or those that are left of it; by one process, the others wait."""
+        trained = False
+        while not trained:
+            with self.shards.alone_at("training") as trained:
+                if trained:
+                    self._train()
+            if not trained:
+                if reason := self.stop():
+                    raise Interrupted(f"stopped while another process trains the source ({reason})")
+                time.sleep(PAUSE)
+
+    def _train(self) -> None:
         source, training = self.recipe.source, self.recipe.training
         step = first = -source.warmup
         if (saved := self.shards.load_state(TRAINED)) is not None:
@@ -86,21 +98,24 @@ class Work:
         """Add shards until there are `images` images."""
         source, shards = self.recipe.source, self.shards
         began, had = time.perf_counter(), shards.images
-        at, known = 0, _digest(_serialised(source.state_dict()))  # the shard that the source's state is for; that state
+        fresh = _serialised(source.state_dict())
+        at, known = 0, _digest(fresh)  # the shard that the source's state is for; that state
         before: set[bytes] = set()  # the images of the shard before
         while shards.images < images:
             if reason := self.stop():
                 raise Interrupted(
                     f"stopped at {shards.images:,} of {images:,} images ({reason}); the same command goes on from here"
                 )
-            number = shards.next
+            if (number := shards.claim(images)) is None:  # other processes are at what is missing
+                time.sleep(PAUSE)
+                continue
 
             # A trained source is the same for every shard; others may carry something on from the shard before.
             state: Any = None
             if trained:
                 state = shards.load_state(TRAINED)["source"]
             elif number != at:
-                state = shards.state_before(number)
+                state = _deserialised(fresh) if number == 0 else shards.state_before(number)
             if state is not None:
                 source.load_state_dict(state)
             modes.seed_everything(_seed(self.recipe.training.seed, "shard", number))
@@ -112,9 +127,14 @@ class Work:
             if not trained:
                 after = source.state_dict()
                 self.watch.check_state(after)
+                follows = number == at or state is not None
                 at, earlier, known = number + 1, known, _digest(_serialised(after))
                 if known == earlier and not shards.carries:
                     after = None
+                elif not follows:  # it should have gone on from a shard that another process is making: after that
+                    at, shards.carries = -1, True
+                    shards.leave(number)
+                    continue
             shards.write(number, self.recipe.task, batch, after)
             done, rate = min(shards.images, images), (shards.images - had) / (time.perf_counter() - began)
             self.log(Progress(phase="images", step=done, first=0, last=images, rate=rate, values=_as_numbers(values)))
@@ -183,6 +203,10 @@ def _serialised(state: dict[str, Any]) -> bytes:
     content = io.BytesIO()
     torch.save(state, content)
     return content.getvalue()
+
+
+def _deserialised(content: bytes) -> Any:
+    return torch.load(io.BytesIO(content), weights_only=True)
 
 
 def _digest(content: bytes) -> bytes:

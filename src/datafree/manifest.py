@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from datafree import yaml12
 from datafree.errors import RunError
-from datafree.files import written_whole
+from datafree.files import write_whole, written_whole
 from datafree.tasks.box_files import coco_json
 
 RECORD = "record.json"  # the name of a shard's record before the shard is in its place
@@ -120,3 +121,16 @@ def sealed(file: Path) -> str:
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def write_index(path: Path, class_names: list[str]) -> None:
+    """Write what is about the whole set: for boxes data/annotations.json and data.yaml, and index.json at last."""
+    data, images, shards, boxes = path / "data", 0, 0, False
+    for record in records(path):
+        images, shards, boxes = images + record["images"], shards + 1, boxes or bool(record["entries"])
+    if boxes:
+        write_pieces(data / "annotations.json", coco_text(path, class_names))
+        listing = {"train": "images", "val": "images", "names": dict(enumerate(class_names))}
+        write_whole(data / "data.yaml", yaml12.render(listing).encode())
+    about = {file.name: sealed(file) for file in sorted(data.glob("[!.]*")) if file.is_file()}
+    write_whole(path / "index.json", (json.dumps({"images": images, "shards": shards, "files": about}) + "\n").encode())

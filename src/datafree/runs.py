@@ -103,23 +103,15 @@ class Run:
         return [name for name in names if name != LOCK and not (name.startswith(".recipe.yaml.") and ".part" in name)]
 
     def _check_same(self, recipe: dict[str, Any]) -> None:
-        from datafree.recipe import differences
+        from datafree.kept_recipe import check_same
 
         file = self.path / "recipe.yaml"
         if not file.exists():
             raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
-        try:
-            before = yaml12.parse(file.read_text(encoding="utf-8"), str(file))
-        except (ValueError, OSError) as error:
-            raise RunError(f"{file} is damaged ({type(error).__name__}); choose another --out") from error
         free = set(FREE_KEYS)
         if recipe.get("training", {}).get("select") == "agreement":
             free.discard("training.save_every")  # it says which students compete
-        changed = [d for d in differences(recipe, before) if d.split(":")[0] not in free]
-        if changed:
-            raise RunError(
-                f"{self.path} holds a run of another recipe ({'; '.join(changed[:5])}); choose another --out"
-            )
+        check_same(file, recipe, free.__contains__, "a run")
 
     def last_state(self) -> dict[str, Any] | None:
         """The latest good state on disk, None where none was saved; a damaged one is passed over with a warning.

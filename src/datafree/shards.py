@@ -8,7 +8,8 @@
       shards/NNNNN.json  one for each whole shard: how many images, the SHA-256 of each file
       state/             what the source goes on from, with checksums
       index.json         written last: how many images, the files that are about all of them
-      .lock              held by the process that writes here
+      .lock              held by those that write here, shared among them
+      .claims/           which shards they are at (`claims`)
 
 A shard is made aside, in `.NNNNN.part`; a record beside its files, written last, says that it is whole. Then the files
 are moved into place, the record last. A move that was broken off is finished when the set is gone on with; what is not
@@ -27,18 +28,17 @@ from pathlib import Path
 from typing import Any
 
 from datafree import checkpoint, yaml12
+from datafree.claims import FOLDER as CLAIMS
+from datafree.claims import Claims
 from datafree.environment import environment
 from datafree.errors import RunError
 from datafree.files import remove_asides, room_for, sync, write_whole
+from datafree.kept_recipe import check_same
 from datafree.lock import NAME as LOCK
-from datafree.lock import Lock
-from datafree.manifest import RECORD, Record, coco_text, read_record, records, sealed, write_pieces
-from datafree.recipe import differences
+from datafree.manifest import RECORD, Record, read_record, sealed, write_index
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task
 from datafree.tasks.labelled import read_names
-
-_SHOWN = 5  # keys in which two recipes differ
 
 
 class Shards:
@@ -55,14 +55,15 @@ class Shards:
         self.carries = False  # whether the source carries something on from one shard to the next
         self.class_names: list[str] | None = None  # those that the set was begun with
         self._counts: dict[int, int] = {}  # images of each whole shard
-        self._lock = Lock(path)
+        self._known: set[str] = set()  # their names
+        self._is_free = is_free
+        self._claims = Claims(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another --out")
         if path.is_dir() and any(map(_means_something, path.iterdir())):
-            self._check_same(is_free)
+            self._check_same()
             self._read_names()
-            for record in records(path):
-                self._note(record)
+            self.look()
 
     @property
     def images(self) -> int:
@@ -74,21 +75,17 @@ class Shards:
         """Whole shards."""
         return len(self._counts)
 
-    @property
-    def next(self) -> int:
-        """The first shard that is not there."""
-        return next(number for number in range(self.count + 1) if number not in self._counts)
-
     def begin(self, class_names: list[str]) -> None:
         """Make the directory, or bring it in order after a run that was broken off.
 
-        `class_names`: in the order of the ids; where the set was begun with others, those stay. Raises RunError where
-        another process is making the set.
+        `class_names`: in the order of the ids; where the set was begun with others, those stay. Other processes may be
+        at the set: then only what the dead have left is brought in order. Raises RunError.
         """
         with _writing(self.path):
-            self._lock.take()
-            for record in records(self.path):  # another process may have made some since
-                self._note(record)
+            alone = self._claims.enter()
+            if (self.path / "recipe.yaml").exists():  # another process may have begun it meanwhile
+                self._check_same()
+            self.look()
             (self.path / "shards").mkdir(exist_ok=True)
             for name, text in (
                 ("recipe.yaml", yaml12.render(self.recipe)),
@@ -98,14 +95,64 @@ class Shards:
                 if not (self.path / name).exists():
                     write_whole(self.path / name, text.encode())
             self._read_names()
-            for part in sorted(self.path.glob(".*.part")):
-                if (part / RECORD).exists():
-                    self._settle(part)
-            remove_asides(self.path, self.data, self.path / "state", self.path / "shards")
+            for part in sorted(self.path.glob(".[0-9]*.part")):
+                number = int(part.name[1:-5])
+                if (part / RECORD).exists() and self._claims.take(_name(number)):
+                    if (part / RECORD).exists():  # still
+                        self._settle(part)
+                    self._claims.drop(_name(number))
+            if alone:
+                remove_asides(self.path, self.data, self.path / "state", self.path / "shards")
+                self._claims.let_in()
+
+    def look(self) -> None:
+        """Take note of the shards that are whole, whoever made them. Raises RunError for a damaged record."""
+        for file in sorted((self.path / "shards").glob("*.json")):
+            if file.stem not in self._known:
+                self._note(read_record(file))
+
+    def claim(self, images: int) -> int | None:
+        """The number of a shard that is missing until there are `images`, from now on this process's to make.
+
+        None when other processes are at all that are missing: `look` again later. Raises RunError.
+        """
+        with _writing(self.path):
+            self.look()
+            size = max(self._counts.values(), default=1)
+            missing = -(-(images - self.images) // size)  # shards, as far as can be told
+            number, tried = -1, 0
+            while tried < missing:
+                number += 1
+                if number in self._counts:
+                    continue
+                tried += 1
+                if self._claims.take(_name(number)):
+                    if not (self.path / "shards" / f"{_name(number)}.json").exists():
+                        return number
+                    self._claims.drop(_name(number))  # made since `look`
+                    self.look()
+                if self.carries:  # one after the other
+                    break
+            return None
+
+    def leave(self, number: int) -> None:
+        """Leave a claimed shard to others."""
+        self._claims.drop(_name(number))
+
+    @contextmanager
+    def alone_at(self, what: str) -> Iterator[bool]:
+        """Within it, no other process is at `what`, if it yields True; else another is. Raises RunError."""
+        with _writing(self.path):
+            mine = self._claims.take(what)
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._claims.drop(what)
 
     def close(self) -> None:
         """Let other processes write. Safe to call twice."""
-        self._lock.release()
+        self._claims.close()
 
     def _read_names(self) -> None:
         file = self.data / "classes.txt"
@@ -113,14 +160,14 @@ class Shards:
 
     def write(self, number: int, task: Task, batch: Batch, state: dict[str, Any] | None = None) -> None:
         """Add a shard. `state`: what the source goes on from after it, where it carries something on."""
-        part = self.path / f".{number:05}.part"
+        part = self.path / f".{_name(number)}.part"
         assert batch.targets is not None and self.class_names is not None
         with _writing(self.path):
             shutil.rmtree(part, ignore_errors=True)
             try:
                 entries = []
                 for index, (image, target) in enumerate(zip(batch.images.cpu(), batch.targets.cpu(), strict=True)):
-                    name = f"{number:05}/{index:05}"
+                    name = f"{_name(number)}/{index:05}"
                     entries.append(task.write_example(part / "data", name, image, target, self.class_names))
                 files = sorted(file for file in (part / "data").rglob("*") if file.is_file())
                 record = {
@@ -137,6 +184,7 @@ class Shards:
                 if not (part / RECORD).exists():
                     shutil.rmtree(part, ignore_errors=True)
             self._settle(part)
+            self._claims.drop(_name(number))
 
     def state_before(self, number: int) -> Any:
         """What the source goes on from for a shard; None where it carries nothing on. Raises RunError if it is gone."""
@@ -144,8 +192,8 @@ class Shards:
             return None
         if (state := self.load_state(_before(number))) is None:
             raise RunError(
-                f"shard {number:05} of {self.path} is gone, and what its source had learnt by then, too: it cannot be "
-                "made again alone; choose another --out"
+                f"shard {_name(number)} of {self.path} is gone, and what its source had learnt by then, too: it cannot "
+                "be made again alone; choose another --out"
             )
         return state
 
@@ -170,31 +218,21 @@ class Shards:
         return None
 
     def finish(self) -> None:
-        """Write what is about the whole set: for boxes annotations.json and data.yaml, and index.json at last."""
-        assert self.class_names is not None
-        with _writing(self.path):
-            if next((record["entries"] for record in records(self.path)), []):
-                write_pieces(self.data / "annotations.json", coco_text(self.path, self.class_names))
-                listing = {"train": "images", "val": "images", "names": dict(enumerate(self.class_names))}
-                write_whole(self.data / "data.yaml", yaml12.render(listing).encode())
-            about = {file.name: sealed(file) for file in sorted(self.data.glob("[!.]*")) if file.is_file()}
-            index = {"images": self.images, "shards": self.count, "files": about}
-            write_whole(self.path / "index.json", _json(index).encode())
+        """Write what is about the whole set: for boxes annotations.json and data.yaml, and index.json at last.
 
-    def _check_same(self, is_free: Callable[[str], bool]) -> None:
+        Nothing where another process is doing so.
+        """
+        assert self.class_names is not None
+        with self.alone_at("index") as mine:
+            if mine:
+                with _writing(self.path):
+                    write_index(self.path, self.class_names)
+
+    def _check_same(self) -> None:
         file = self.path / "recipe.yaml"
         if not file.exists() or not (self.path / "shards").is_dir():
             raise RunError(f"{self.path} is not empty and holds no made data set; choose another --out")
-        try:
-            before = yaml12.parse(file.read_text(encoding="utf-8"), str(file))
-        except (ValueError, OSError) as error:
-            raise RunError(f"{file} is damaged ({type(error).__name__}); choose another --out") from error
-        changed = [line for line in differences(self.recipe, before) if not is_free(line.split(":")[0])]
-        if changed:
-            raise RunError(
-                f"{self.path} holds the data set of another recipe ({'; '.join(changed[:_SHOWN])}); "
-                "choose another --out"
-            )
+        check_same(file, self.recipe, self._is_free, "the data set")
 
     def _settle(self, part: Path) -> None:
         """Move a whole shard's files into place, those that are not there yet, then its record; drop older states."""
@@ -208,7 +246,7 @@ class Shards:
             folders.add(place.parent)
         for folder in folders:
             sync(folder)
-        (part / RECORD).replace(self.path / "shards" / f"{record['shard']:05}.json")
+        (part / RECORD).replace(self.path / "shards" / f"{_name(record['shard'])}.json")
         sync(self.path / "shards")
         shutil.rmtree(part)
         for file in (self.path / "state").glob("before-*.pt"):
@@ -218,6 +256,7 @@ class Shards:
 
     def _note(self, record: Record) -> None:
         self._counts[record["shard"]] = record["images"]
+        self._known.add(_name(record["shard"]))
         self.carries |= record["carries"]
 
 
@@ -236,14 +275,18 @@ def _writing(path: Path) -> Iterator[None]:
 
 def _means_something(entry: Path) -> bool:
     """Whether an entry of the directory is more than what a process leaves that is killed before its first file."""
-    if entry.name == LOCK or entry.match(".recipe.yaml.*.part"):
+    if entry.name in (LOCK, CLAIMS) or entry.match(".recipe.yaml.*.part"):
         return False
     return entry.name != "shards" or not entry.is_dir() or any(entry.iterdir())
 
 
+def _name(number: int) -> str:
+    return f"{number:05}"
+
+
 def _before(number: int) -> str:
     """The file of what the source goes on from for a shard."""
-    return f"before-{number:05}.pt"
+    return f"before-{_name(number)}.pt"
 
 
 def _json(content: dict[str, Any]) -> str:
