@@ -164,8 +164,9 @@ def distill(
                         say("note: training.label_weight is off: the source's images have no targets")
                     with memory.noticed(STUDENT_STEP):
                         latest |= learner.learn(batch, step)
-                for name, network in source.artefacts().items():
-                    watch.see(f"the source's {name}", [*network.parameters(), *network.buffers()])
+                for name, network in source.artefacts().items():  # sampling may move running averages
+                    weights = network.parameters() if source.due(step) else ()
+                    watch.see(f"the source's {name}", [*weights, *network.buffers()])
                 watch.look()
                 step += 1
 

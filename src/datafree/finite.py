@@ -1,8 +1,9 @@
 """Whether the numbers of a run are still numbers, seen within a step and without making an accelerator wait.
 
-Each thing that is looked at becomes one scalar, its norm: it is finite if all of it is. On the CPU the scalars are read
-at once. On an accelerator they are sent to the host behind the step's own work, and read when they have arrived, which
-is in one of the next steps; before anything is written they are waited for.
+Each thing that is looked at becomes one scalar, a sum or a norm: it is finite if all of it is (and no larger than 1e19,
+which is as bad). On the CPU the scalars are read at once. On an accelerator they are sent to the host behind the step's
+own work, and read when they have arrived, which is in one of the next steps; before anything is written they are waited
+for.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Watch:
         floats = [tensor.detach() for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
         if floats:
             self._names.append(what)
-            self._totals.append(nn.utils.get_total_norm(floats).float())
+            self._totals.append(_total(floats))
 
     def look(self, *, wait: bool = False) -> None:
         """Read what is known of all that was seen; `wait`: of all of it. Raises NotFinite for the first that is bad."""
@@ -90,7 +91,10 @@ class Watch:
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Look at every number of a state that is about to be written. Raises NotFinite."""
         for where, value in _numbers(state):
-            bad = not math.isfinite(value) if isinstance(value, float) else not torch.isfinite(value).all()
+            if isinstance(value, float):
+                bad = not math.isfinite(value)
+            else:  # the sum is the faster look; it can overflow
+                bad = not math.isfinite(float(value.sum())) and not torch.isfinite(value).all()
             if bad:
                 self.forget()
                 raise NotFinite(f"the state's {where}", self._step, self._evidence)
@@ -99,6 +103,13 @@ class Watch:
         """Drop what was seen: the run goes back."""
         self._names, self._totals = [], []
         self._sent.clear()
+
+
+def _total(floats: list[Tensor]) -> Tensor:
+    """A scalar that is finite if they all are: on an accelerator by few kernels, on a CPU by the least work."""
+    if floats[0].is_cuda:
+        return nn.utils.get_total_norm(floats).float()
+    return torch.stack([tensor.sum(dtype=torch.float32) for tensor in floats]).sum()
 
 
 def answer_tensors(outputs: Any) -> list[Tensor]:

@@ -16,8 +16,9 @@ from datafree.networks.small import unet
 from datafree.sources.noise import Noise
 from small_runs import SMALL, assert_same, everything, recipe_for, stop_after
 
+# What is spoilt in the student's half of step 7, and what is seen of it: a generator's weights in its next images.
 PLACES: dict[str, tuple[injected.Spoil, str]] = {
-    "generator": (injected.in_generator, "the source's generator"),
+    "generator": (injected.in_generator, "the images"),
     "student": (injected.in_student, "the loss"),
     "student's average": (injected.in_students_average, "the student's running averages"),
     "generator's average": (injected.in_generators_average, "the source's generator"),
@@ -46,7 +47,9 @@ def test_a_number_gone_bad_is_found_within_its_step_and_the_run_goes_back(
     injected.at_step(monkeypatch, recipe.source, 7, spoil, times=1)
     said = Said()
     outcome = run_recipe(recipe, tmp_path / "run", say=said)
-    assert said.lines[0].startswith(f"warning: not finite at step 7: {what}; back to step 5, learning rates times 0.5")
+    step = 8 if place == "generator" else 7
+    seen = f"warning: not finite at step {step}: {what}; back to step 5, learning rates times 0.5"
+    assert said.lines[0].startswith(seen)
     assert said.lines[0].removeprefix("warning: ") in outcome.notes
     assert injected.bad_numbers(tmp_path / "run") == []
     assert checkpoint.read(tmp_path / "run" / "state" / "state.pt")["coping"]["pace"] == 0.5
@@ -157,3 +160,22 @@ def test_a_watch_names_the_first_thing_that_is_bad() -> None:
         watch.look()
     assert error.value.evidence.keys() == {"step", "random", "images"}
     watch.look(wait=True)  # it was told once
+
+
+@pytest.mark.gpu
+def test_looking_within_a_step_does_not_make_the_accelerator_wait() -> None:
+    """Torch raises on every wait of the host; what is bad is told when it has arrived, or is waited for."""
+    device = torch.device("cuda")
+    network = unet(3).to(device)
+    watch = Watch(device)
+    watch.begin(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            watch.see("the weights", [*network.parameters(), *network.buffers()])
+            watch.look()
+        watch.see("the loss", [torch.full((), torch.nan, device=device)])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with pytest.raises(NotFinite, match="the loss"):
+        watch.look(wait=True)
