@@ -50,6 +50,7 @@ SHORTER = {  # of a command's words
     "--data DIR": "--data labelled",
     "--data /path/to/labelled": "--data labelled",
     "distill RECIPE": "distill tiny.yaml",
+    "export runs/garments-demo": "export runs/garments-demo-quick",
 }
 FEW = ("training.steps=2", "training.batch_size=2", "training.save_every=1")
 
