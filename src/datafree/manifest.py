@@ -20,6 +20,7 @@ from datafree.errors import RunError
 from datafree.files import write_whole, written_whole
 from datafree.tasks.box_files import coco_json
 
+INDEX = "index.json"  # the whole set's
 RECORD = "record.json"  # the name of a shard's record before the shard is in its place
 
 Record = dict[str, Any]  # of a shard or of the whole, as its json holds it
@@ -35,22 +36,25 @@ def read_record(file: Path) -> Record:
     """A record or the index. Raises RunError if it is damaged, or names files that are not below data/."""
     try:
         record: Record = json.loads(file.read_text(encoding="utf-8"))
-        counts = [record[name] for name in ("images", "shards", "shard") if name in record or name == "images"]
+        whole = file.name == INDEX
+        counts = [record["images"], record["shards" if whole else "shard"]]
         sound = all(type(count) is int and 0 <= count < 2**63 for count in counts) and all(
-            isinstance(digest, str)
-            and not Path(name).is_absolute()
-            and ".." not in Path(name).parts
-            and "\0" not in name
-            for name, digest in record["files"].items()
+            isinstance(digest, str) and _is_below(name) for name, digest in record["files"].items()
         )
-        if "shard" in record or "shards" not in record:
-            sound &= isinstance(record["carries"], bool) and all(map(_is_entry, record["entries"]))
+        if not whole:
+            sound &= isinstance(record["carries"], bool) and isinstance(record["entries"], list)
+            sound &= all(map(_is_entry, record["entries"]))
             sound &= file.name in (RECORD, f"{record['shard']:05}.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(_damaged(file, type(error).__name__)) from error
     if not sound:
         raise RunError(_damaged(file, "it does not say what such a file says"))
     return record
+
+
+def _is_below(name: str) -> bool:
+    """Whether a path stays below the folder that it is joined to."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
 
 
 def _is_entry(entry: Any) -> bool:
