@@ -156,3 +156,29 @@ def test_agreement_by_class_counts_the_classes_that_the_teacher_names() -> None:
     teacher = torch.tensor([[9.0, 0, 0], [9.0, 0, 0], [0, 9.0, 0], [9.0, 0, 0]])
     student = torch.tensor([[9.0, 0, 0], [0, 0, 9.0], [0, 9.0, 0], [9.0, 0, 0]])
     assert TASK.class_agreement(student, teacher) == [pytest.approx(2 / 3), 1.0, None]
+
+
+def test_features_of_a_network_with_one_activation_for_all_its_layers() -> None:
+    """Called several times in a pass, with maps of several widths: the last call is what counts."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, 2, 1)
+            self.act, self.head = nn.ReLU(), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.head(self.features(x).mean((2, 3)))
+            return answer
+
+        def features(self, x: Tensor) -> Tensor:
+            maps: Tensor = self.act(self.second(self.act(self.first(x))))
+            return maps
+
+    torch.manual_seed(0)
+    teacher, student, images = Shared().eval(), Shared().eval(), torch.rand(20, 3, 16, 16)
+    found = checkup(Classification(num_classes=3, image_size=(16, 16)), teacher, student, images)
+    with torch.no_grad():
+        unit = F.normalize(teacher.features(images).mean((2, 3)).double(), dim=1)
+    cosines = (unit @ unit.T)[~torch.eye(20, dtype=torch.bool)]
+    assert found["held_out_feature_diversity"] == pytest.approx(1 - float(cosines.mean()), abs=1e-6)

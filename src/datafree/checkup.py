@@ -104,10 +104,14 @@ def watched_features(network: nn.Module, images: Tensor) -> Iterator[list[Tensor
     with ExitStack() as stack:
         if stages:
             layer = bare(network).get_submodule(stages[-1])
-            hook = layer.register_forward_hook(
-                lambda _, __, output: seen.append(processes.collected(output.mean((2, 3))))
+            latest: list[Tensor] = []  # an activation may be shared: its last call of a pass is what counts
+            hooks = (
+                layer.register_forward_hook(lambda _, __, output: latest.append(output.mean((2, 3)))),
+                network.register_forward_hook(lambda *_: seen.append(processes.collected(latest[-1]))),
+                network.register_forward_hook(lambda *_: latest.clear()),
             )
-            stack.callback(hook.remove)
+            for hook in hooks:
+                stack.callback(hook.remove)
         elif linear:
             stack.callback(
                 linear[-1]
