@@ -130,7 +130,7 @@ def _macs(network: nn.Module, spec: NetworkSpec, task: Task) -> int:
     images = torch.zeros(1, spec.channels, *(spec.input_size or task.image_size), device=place)
     with torch.no_grad(), modes.frozen(network), FlopCounterMode(display=False) as counter:
         adapted(network)(images)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 # --- families ---
