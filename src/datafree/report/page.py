@@ -182,7 +182,6 @@ def _fill(template: str, live: bool, **values: Any) -> str:
             digest=digest,
             version=__version__,
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            show=sections.show,
             percent=sections.percent,
         )
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from datafree.errors import DatafreeError
 from datafree.report import strips
-from datafree.report.charts import Chart, line_chart, short
+from datafree.report.charts import Chart, line_chart
 from datafree.report.reading import Seen
 from datafree.report.strips import Picture
 from datafree.student import load_student, mapping, number
@@ -206,13 +206,8 @@ def by_class(seen: Seen) -> tuple[str, list[ByClass]]:
     figures = mapping(mapping(mapping(seen.result.get("scores")).get("student")).get("per_class"))
     figure = readable(str(next(iter(figures), "score")))[:40] if ours else ""
     rows = [
-        ByClass(
-            name=name,
-            agreement=agreed[index] if agreed else None,
-            teacher=theirs.get(name),
-            student=ours.get(name),
-        )
-        for index, name in enumerate(names)
+        ByClass(name=name, agreement=agreed[i] if agreed else None, teacher=theirs.get(name), student=ours.get(name))
+        for i, name in enumerate(names)
     ]
     return figure, rows[:200]
 
@@ -284,10 +279,6 @@ def cost(seen: Seen) -> list[tuple[str, str]]:
 
 def percent(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
-
-
-def show(value: float) -> str:
-    return short(value)
 
 
 def _image_size(seen: Seen) -> tuple[int, int] | None:
