@@ -25,16 +25,20 @@ def main(
     encoders: tuple[str, str] = ("resnet50", "mobilenet_v2"),
     classes: int = 12,
     size: tuple[int, int] = (128, 128),
+    updates: int = 2000,
     **training: Any,
 ) -> datafree.Result:
-    """Distil; `encoders` are the teacher's and the student's, `training` overrides the options below."""
+    """Distil; `encoders` are the teacher's and the student's, `updates` the GAN's before the student begins.
+
+    `training` overrides the options below.
+    """
     teacher, student = (smp.Unet(encoder, encoder_weights=None, classes=classes) for encoder in encoders)
     load_weights(teacher, weights)
     return datafree.distill(
         teacher={"network": teacher, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)},
         student=student,
         task=datafree.Segmentation(num_classes=classes, image_size=size),
-        source=Mixed(parts=[_crops(photos), Degan(proxy=_crops(photos))]),
+        source=Mixed(parts=[_crops(photos), Degan(proxy=_crops(photos), warmup=updates)]),
         training={"steps": 3000, "lr": 1e-3, **training},
         out=out,
     )

@@ -89,7 +89,7 @@ def test_smp(example: Callable[[str], ModuleType], tmp_path: Path, photos: Calla
     encoder = "tu-test_resnet"
     weights = weights_of(smp.Unet(encoder, encoder_weights=None, classes=3), tmp_path / "t.safetensors", 32)
     result = example("smp_segmenter").main(
-        weights, photos(8), tmp_path / "run", (encoder, encoder), 3, (32, 32), **TINY
+        weights, photos(8), tmp_path / "run", (encoder, encoder), 3, (32, 32), 2, **TINY
     )
     check(result, 3, (32, 32))
 
