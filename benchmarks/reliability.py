@@ -31,7 +31,7 @@ from reliability_disks import disks
 from reliability_kills import kills
 from reliability_saves import saves
 from reliability_soak import soak
-from results import HERE, commit
+from results import HERE, commit, write_table
 
 PARTS = ("kills", "saves", "disks", "numbers", "memory", "stops", "cases", "soak")
 RESULTS = HERE / "results" / "reliability.json"
@@ -81,9 +81,40 @@ def collect(work: Path) -> int:
     found = {file.stem: json.loads(file.read_text()) for file in sorted(work.glob("*.json"))}
     content = {"benchmark": "reliability", "hardware": here["hardware"], "versions": here["versions"], "parts": found}
     RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    write_table("reliability.md", "reliability", table(found))
     broken = [f"{name}: {line}" for name, figures in found.items() for line in figures.get("broken", [])]
     print("\n".join(broken) or f"every promise held; figures in {RESULTS}")
     return 1 if broken else 0
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """A line for each part that was run, as Markdown."""
+    lines = ["| part | figures |", "|---|---|"]
+    for name, part in found.items():
+        broken = f"; broken: {len(part['broken'])}" if part.get("broken") else ""
+        lines.append(f"| {name} | {_told(name, part)}{broken} |")
+    return "\n".join(lines) + "\n"
+
+
+def _told(name: str, part: dict[str, Any]) -> str:
+    if "skipped" in part and isinstance(part["skipped"], str):
+        return f"not run: {part['skipped']}"
+    if name == "kills":
+        phases = ", ".join(f"{phase} {count}" for phase, count in sorted(part["phases"].items()))
+        return f"{part['went_on_to_the_same_bits']} of {part['kills']} went on to the same bits ({phases})"
+    if name == "saves":
+        return ", ".join(f"{what}: killed at {calls['kills']} calls" for what, calls in part["killed_calls"].items())
+    if name == "cases":
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in part["by_kind"].items())
+        return f"{part['cases']:,} cases ({kinds}), {part.get('failed', 0)} failed"
+    if name == "soak":
+        memory, files, threads = part["resident_mib"], part["open_files"], part["threads"]
+        return (
+            f"{part['runs']} runs in {part['minutes']:.0f} minutes; resident memory {memory['first']:.0f} to "
+            f"{memory['last']:.0f} MiB ({part['resident_mib_per_hour']:+.1f} an hour), open files "
+            f"{files['first']:.0f} to {files['last']:.0f}, threads {threads['first']:.0f} to {threads['last']:.0f}"
+        )
+    return ", ".join(f"{part[what]} {what}" for what in ("passed", "failed", "error", "skipped") if part.get(what))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import injected
@@ -14,7 +15,9 @@ from datafree.errors import Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.job import run_recipe
 from datafree.networks.small import unet
+from datafree.prepare import prepare
 from datafree.sources.noise import Noise
+from recipes import sources
 from small_runs import SMALL, assert_same, everything, recipe_for, stop_after
 
 # What is spoilt in the student's half of step 7, and what is seen of it: a generator's weights in its next images.
@@ -149,6 +152,29 @@ def test_a_run_stopped_between_two_faults_remembers_the_first(tmp_path: Path, mo
         run_recipe(recipe, tmp_path / "run", stop=stop_after(8))  # step 7 fails at the eighth call; then it stops
     with pytest.raises(TrainingError, match="after going back 1 times"):
         run_recipe(recipe_for(tmp_path, {"method": "noise"}, rollbacks=1), tmp_path / "run")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("method", ["degan", "dfad", "zskt", "dafl", "cgdd", "fast"])
+def test_the_pace_is_in_every_rate_of_a_source(method: str, tmp_path: Path, photos: Callable[..., Path]) -> None:
+    """At half the pace the first step of Adam is half as long, at none there is no step."""
+    moved = {}
+    for pace in (1.0, 0.5, 0.0):
+        recipe = recipe_for(tmp_path, sources(photos(10, name=str(pace)))[method])
+        device, dtype = torch.device("cpu"), torch.float32
+        teacher = prepare(recipe.teacher, recipe.task, "teacher", device, dtype)
+        student = prepare(recipe.student, recipe.task, "student", device, dtype)
+        modes.seed_everything(0)
+        setting = recipe.training.setting(recipe.task, teacher, device, dtype, print, pace=lambda pace=pace: pace)
+        with modes.frozen(teacher):
+            recipe.source.attach(setting)
+            (generator,) = recipe.source.artefacts().values()
+            before = [parameter.detach().clone() for parameter in generator.parameters()]
+            recipe.source.update(student, 0)
+        steps = [(now - then).abs().max() for now, then in zip(generator.parameters(), before, strict=True)]
+        moved[pace] = float(max(steps).detach())
+    assert moved[0.0] == 0.0
+    assert 0 < moved[0.5] == pytest.approx(moved[1.0] / 2, rel=0.05)
 
 
 def test_a_watch_names_the_first_thing_that_is_bad() -> None:
