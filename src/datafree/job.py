@@ -71,9 +71,9 @@ def run_recipe(
         device = modes.choose_device(held.enter_context(processes.joined(training.device)))
         dtype = modes.choose_precision(training.precision, device)
         run = held.enter_context(contextlib.closing(open_run(out, dump(recipe))))
-        if processes.is_first():
+        if processes.is_first() and not run.finished:
             log = held.enter_context(page_kept(out, log, say))
-        else:
+        elif not processes.is_first():
             log, say = (lambda progress: None), (lambda line: None)
         for line in chosen:
             say(line)

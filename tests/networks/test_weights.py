@@ -385,3 +385,14 @@ def test_a_missing_file_or_a_folder_is_one_line(tmp_path: Path, name: str) -> No
     assert "no such file" in refusal(lambda: read_tensors(tmp_path / name), WeightsError)
     (tmp_path / name).mkdir()
     assert "not a file" in refusal(lambda: read_tensors(tmp_path / name), WeightsError)
+
+
+def test_a_module_that_looks_at_the_version_of_its_state_takes_its_weights(tmp_path: Path) -> None:
+    """torchvision's MNASNet refuses a state without the version that its modules give theirs."""
+    from torchvision.models import mnasnet0_5
+
+    torch.manual_seed(0)
+    first, second = (mnasnet0_5(num_classes=3) for _ in range(2))
+    save_weights(first, tmp_path / "weights.safetensors")
+    load_weights(second, tmp_path / "weights.safetensors")
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())

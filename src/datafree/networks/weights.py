@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import OrderedDict
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
@@ -145,13 +146,14 @@ def load_weights(network: nn.Module, path: Path) -> None:
     and net.) are left out of account on both.
     """
     tensors = read_tensors(path)
-    own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    state = network.state_dict()
+    own = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     into = _matched(list(tensors), list(own))  # name in the file -> in the network
     # BatchNorm's counter is absent from old files, and no answer depends on it.
     taken = set(into.values())
     missing = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
     unexpected = [name for name, target in into.items() if target not in own]
-    shared = {target: tensors[name] for name, target in into.items() if target in own}
+    shared = OrderedDict((target, tensors[name]) for name, target in into.items() if target in own)
     reshaped = [name for name, tensor in shared.items() if tensor.shape != own[name].shape]
     if missing or unexpected or reshaped:
         faults = [f"{len(missing)} missing (first: {missing[0]!r})"] if missing else []
@@ -171,6 +173,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
             raise WeightsError(f"weights {path}: {name!r} has values that are not finite; use another file")
     before = {name: own[name].clone() for name in shared}
     try:
+        shared._metadata = getattr(state, "_metadata", {})  # type: ignore[attr-defined]  # versions of its modules
         network.load_state_dict(shared, strict=False)
     except Exception as error:  # a module's own way of loading
         with torch.no_grad():
