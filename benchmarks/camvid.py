@@ -22,13 +22,13 @@ from torch import nn
 
 from cells import Stop, measure, read_cells, run_cells, seconds, spread
 from datafree import modes
-from datafree.distill import distill
-from datafree.evaluate import evaluate
 from datafree.job import save_artefacts
+from datafree.loop import distill
 from datafree.networks.load import NetworkSpec
 from datafree.networks.weights import save_weights
 from datafree.prepare import prepare
 from datafree.runs import Run
+from datafree.scoring import evaluate
 from datafree.sources import Degan, Dfad, Folder, ImageSource, Mixed, Noise
 from datafree.tasks.segmentation import Segmentation
 from datafree.training import Training

@@ -31,9 +31,9 @@ from torch import Tensor
 from cells import Cell
 from classification_rows import CLASSES, SIZES, Pair
 from command import ask, make_parser, run
-from datafree.evaluate import evaluate
 from datafree.networks.normalized import Normalized
 from datafree.paths import expand
+from datafree.scoring import evaluate
 from datafree.sources.base import ImageSource
 from datafree.tasks.classification import Classification
 from pairs import (

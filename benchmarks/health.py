@@ -32,14 +32,14 @@ from classification import FASHION, load_images, make_source, missing_data
 from classification_rows import CLASSES, CPU, Pair
 from datafree import options
 from datafree.checkup import checkup
-from datafree.distill import Progress, distill
-from datafree.evaluate import evaluate
 from datafree.images import to_tensor
+from datafree.loop import Progress, distill
 from datafree.networks.normalized import Normalized
 from datafree.paths import expand
 from datafree.prepare import prepare
 from datafree.report.strips import cells, read_picture
 from datafree.runs import Run
+from datafree.scoring import evaluate
 from datafree.tasks.classification import Classification
 from datafree.verdict import SIGNALS, judge
 from pairs import Results, Row, Size, rows_of, without

@@ -44,8 +44,8 @@ from torch import Tensor, nn
 
 from classification_rows import CIFAR, CPU, SIZES, Pair
 from datafree import bnstats, modes
-from datafree.distill import distill
 from datafree.errors import Interrupted
+from datafree.loop import distill
 from datafree.networks.generators import Discriminator, Generator, ResizeGenerator
 from datafree.networks.load import NetworkSpec
 from datafree.prepare import prepare

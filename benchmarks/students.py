@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from cells import Cell, Stop, measure
 from datafree import modes, options
-from datafree.distill import distill
 from datafree.job import save_artefacts
+from datafree.loop import distill
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import save_weights

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from datafree import __version__, cli
+from datafree import __version__, cli, scoring
 from datafree.tasks.base import Scores
 from recipes import write_teacher
 
@@ -268,7 +267,7 @@ def test_json_has_null_where_a_score_is_not_a_number(
     datafree: Datafree, monkeypatch: pytest.MonkeyPatch, labelled: Path
 ) -> None:
     scores = {"student": Scores(values={"miou": math.nan}, per_class={"iou": {"sky": 0.25}})}
-    monkeypatch.setattr(import_module("datafree.evaluate"), "evaluate_run", lambda *args, **options: scores)
+    monkeypatch.setattr(scoring, "evaluate_run", lambda *args, **options: scores)
     result = datafree("evaluate", "x", "--data", str(labelled), "--json")
     assert json.loads(result.out) == {"student": {"values": {"miou": None}, "per_class": {"iou": {"sky": 0.25}}}}
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from datafree import cli, yaml12
-from datafree.distill import distill
 from datafree.errors import NetworkError, TrainingError
 from datafree.features import attention_loss, watched
 from datafree.job import run_recipe
+from datafree.loop import distill
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet

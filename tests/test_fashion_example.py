@@ -18,10 +18,10 @@ from torch import nn
 import datafree
 from datafree import yaml12
 from datafree.errors import Interrupted, RunError
-from datafree.evaluate import evaluate
 from datafree.networks.resnet import resnet
 from datafree.prepare import prepare
 from datafree.recipe import load_recipe
+from datafree.scoring import evaluate
 from datafree.tasks.classification import Classification
 
 PACKAGE = Path(datafree.__file__).parent

@@ -20,11 +20,11 @@ from datafree.bnstats import batchnorm_layers
 from datafree.boxes import Labelled, pack
 from datafree.detections import detect
 from datafree.errors import NetworkError
-from datafree.evaluate import evaluate
 from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import read_tensors
+from datafree.scoring import evaluate
 from datafree.tasks.detection import Detection
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from datafree.errors import DataError, NetworkError
-from datafree.export import Exported, export_run
+from datafree.exporting import Exported, export_run
 from datafree.images import to_image
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import OnnxNetwork

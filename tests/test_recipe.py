@@ -7,7 +7,8 @@ import yaml
 
 from datafree import paths
 from datafree.errors import RecipeError
-from datafree.recipe import differences, dump, load_recipe, packaged_recipes, to_yaml
+from datafree.kept_recipe import differences
+from datafree.recipe import dump, load_recipe, packaged_recipes, to_yaml
 from datafree.sources import SOURCES
 from datafree.sources.degan import Degan
 from datafree.sources.folder import Folder

@@ -24,8 +24,8 @@ from datafree import making
 from datafree import shards as shards_module
 from datafree import synthesize as synthesize_module
 from datafree.boxes import unpack
-from datafree.distill import Progress
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
+from datafree.loop import Progress
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.networks.weights import save_weights

@@ -29,18 +29,18 @@ import torch
 from torch import nn
 
 from datafree import modes
-from datafree.distill import Progress
 from datafree.errors import NetworkError, RecipeError
-from datafree.evaluate import evaluate as score
-from datafree.evaluate import evaluate_run
-from datafree.export import Exported, export_run
+from datafree.exporting import Exported, export_run
 from datafree.job import Given, run_recipe
+from datafree.loop import Progress
 from datafree.networks.live import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.options import Invalid
 from datafree.prepare import prepare
 from datafree.recipe import make_recipe
+from datafree.scoring import evaluate as score
+from datafree.scoring import evaluate_run
 from datafree.sources.base import ImageSource
 from datafree.stopping import Stop, parse_time
 from datafree.tasks.base import Scores, Task
@@ -165,8 +165,8 @@ def evaluate(
 def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Exported:
     """Write the student of a finished run as files to ship, into `out` or RUN/export.
 
-    `options` are those of `datafree.export.export_run`: onnx, opset, int8, images, data, student, task, say. `student`
-    may be the network itself, where it was given as an object. Raises DatafreeError.
+    `options` are those of `exporting.export_run`: onnx, opset, int8, images, data, student, task, say. `student` may be
+    the network itself, where it was given as an object. Raises DatafreeError.
     """
     paths = {name: Path(options[name]) for name in ("images", "data") if options.get(name) is not None}
     return export_run(Path(run), None if out is None else Path(out), **{**options, **paths})

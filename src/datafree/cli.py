@@ -114,7 +114,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fractions instead of percent.")] = False,
 ) -> None:
     """Score a run's student on labelled data."""
-    from datafree.evaluate import evaluate_run
+    from datafree.scoring import evaluate_run
 
     scores = evaluate_run(run, data, device=device, student=student, task=task)
     if as_json:
@@ -181,7 +181,7 @@ def export(
     task: TaskCode = None,
 ) -> None:
     """Write a run's student as files to ship: weights, ONNX, INT8, a description and a model card."""
-    from datafree.export import export_run
+    from datafree.exporting import export_run
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)

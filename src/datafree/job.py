@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from datafree import held_out, modes, processes
-from datafree.distill import Chosen, Progress, distill
 from datafree.errors import RunError
-from datafree.evaluate import evaluate
+from datafree.loop import Chosen, Progress, distill
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import load_weights, save_weights
 from datafree.prepare import prepare, require_weights, with_student
@@ -24,6 +23,7 @@ from datafree.report.keeper import page_kept
 from datafree.report.measure import measure
 from datafree.report.reading import MEASURED
 from datafree.runs import Run
+from datafree.scoring import evaluate
 from datafree.shared_run import SharedRun, open_run
 from datafree.sources.base import ImageSource
 from datafree.student import describe_teacher, save_calibration

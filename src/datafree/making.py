@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from datafree import memory, modes
 from datafree.claims import PAUSE
 from datafree.coping import SOURCE_UPDATE, too_large
-from datafree.distill import SAVED_WITHIN, Progress
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.finite import Watch
+from datafree.loop import SAVED_WITHIN, Progress
 from datafree.memory import OutOfMemory
 from datafree.recipe import Recipe
 from datafree.shards import Shards

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from datafree.distill import Progress
+    from datafree.loop import Progress
 
 QUIET_FOR = 10.0  # seconds between lines, at first; later a twentieth of the time already spent
 FIGURES = 4  # shown; metrics.jsonl holds all of them

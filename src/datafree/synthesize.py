@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datafree import modes
-from datafree.distill import Progress
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.job import save_artefacts
+from datafree.loop import Progress
 from datafree.making import Work
 from datafree.manifest import damages, hashes, read_record
 from datafree.networks.load import has_weights

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from datafree import memory
 from datafree.coping import Coping
 from datafree.errors import TrainingError
-from datafree.evaluate import evaluate
 from datafree.finite import Watch
 from datafree.job import run_recipe
 from datafree.learning import Learner
+from datafree.scoring import evaluate
 from datafree.sources.base import Batch
 from datafree.tasks.classification import Classification
 from datafree.training import Training

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from datafree.errors import DatafreeError, NetworkError, RunError, WeightsError
-from datafree.evaluate import evaluate, evaluate_run
 from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
 from datafree.networks.small import unet
+from datafree.scoring import evaluate, evaluate_run
 from datafree.tasks.segmentation import Segmentation
 from recipes import load, write_teacher
 from small_runs import SMALL, labelled

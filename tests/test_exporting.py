@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from datafree import options
+from datafree import exporting, options
 from datafree.detections import detect
 from datafree.errors import DataError, DatafreeError, NetworkError, RunError
-from datafree.evaluate import evaluate, evaluate_run
-from datafree.export import Exported, export_run
+from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
 from datafree.networks.detectors import Detector, Predictions
 from datafree.networks.load import NetworkSpec, build_network
@@ -30,11 +28,11 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx
 from datafree.networks.small import unet
 from datafree.networks.weights import save_weights
+from datafree.scoring import evaluate, evaluate_run
 from datafree.student import CALIBRATION, describe_teacher, load_onnx, load_student, save_calibration
 from datafree.tasks.detection import Detection
 from recipes import load, write_teacher
 
-EXPORT = import_module("datafree.export")  # the package's attribute of this name is a function
 LOOK = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 SEGMENTATION = {"kind": "segmentation", "num_classes": 3, "image_size": [32, 48]}
 UNET = {"network": "datafree/unet", "args": {"width": 2, "depth": 2}, **LOOK, "order": "bgr"}
@@ -404,10 +402,10 @@ def test_failed_export_leaves_nothing(tmp_path: Path, where: str, monkeypatch: p
     run = write_run(tmp_path / "run", UNET)
     before = sorted(run.iterdir())
     if where != "write_onnx":
-        monkeypatch.setattr(EXPORT, "write_onnx", lambda *args, **keywords: 20)
-        monkeypatch.setattr(EXPORT, "check_onnx", lambda *args, **keywords: {1: 0.0})
-        monkeypatch.setattr(EXPORT, "OnnxNetwork", lambda file: small_network())
-    monkeypatch.setattr(EXPORT, where, always(NetworkError("no")))
+        monkeypatch.setattr(exporting, "write_onnx", lambda *args, **keywords: 20)
+        monkeypatch.setattr(exporting, "check_onnx", lambda *args, **keywords: {1: 0.0})
+        monkeypatch.setattr(exporting, "OnnxNetwork", lambda file: small_network())
+    monkeypatch.setattr(exporting, where, always(NetworkError("no")))
     with pytest.raises(NetworkError, match="no"):
         export_run(run, int8=True)
     assert sorted(run.iterdir()) == before

@@ -29,7 +29,6 @@ from datafree import options, strict_json
 from datafree.card import Export, Int8, model_card, public
 from datafree.environment import environment
 from datafree.errors import DataError, NetworkError, RunError
-from datafree.evaluate import evaluate
 from datafree.files import write_whole
 from datafree.networks.detectors import Predictions
 from datafree.networks.live import is_live
@@ -38,6 +37,7 @@ from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
 from datafree.networks.weights import read_tensors, save_weights
 from datafree.quantize import quantize
 from datafree.recipe import FAMILIES
+from datafree.scoring import evaluate
 from datafree.student import CALIBRATION, Record, Student, load_student, read_record
 from datafree.tasks.base import LabelledData, Scores, Task
 from datafree.wording import one_line
