@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datafree import boxes
-from datafree.evaluate import evaluate
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare
 from datafree.networks.weights import load_weights
+from datafree.scoring import evaluate
 from datafree.tasks.box_files import coco_json
 from datafree.tasks.detection import Detection
 from make_example import CLASSES, EVAL_SCENES, EVALUATION, SEED, SIZE, TRAINING, command, read_garments, scene, scenes
