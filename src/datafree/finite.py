@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
+from datafree import modes, processes
 from datafree.networks.detectors import Predictions
 
 
@@ -68,6 +68,7 @@ class Watch:
 
     def look(self, *, wait: bool = False) -> None:
         """Read what is known of all that was seen; `wait`: of all of it. Raises NotFinite for the first that is bad."""
+        wait = wait or processes.count() > 1  # all must see it at the same step
         if self._totals:
             totals, arrived = torch.stack([total.to(self._device) for total in self._totals]), None
             if self._device.type == "cuda":
