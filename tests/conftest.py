@@ -13,6 +13,12 @@ from PIL import Image
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
 
 
+@pytest.fixture(autouse=True)
+def short_measures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's networks are timed by a single pass: tests make hundreds of runs, and none looks at the seconds."""
+    monkeypatch.setattr("datafree.report.measure.TIMED", 0.0)
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[..., Path]:
     """A maker of folders of small random photos."""

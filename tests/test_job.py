@@ -18,9 +18,16 @@ from datafree.sources import SOURCES
 from recipes import load, sources, write_teacher
 from small_runs import SMALL, assert_same, everything, labelled, recipe_for, stop_after
 
+RARE = {(method, "agreement") for method in SOURCES} - {("noise", "agreement"), ("cgdd", "agreement")}
+# That the student is kept which agrees most is the loop's matter: for two of the sources here, for all among the slow.
+BROKEN = [
+    pytest.param(method, select, marks=[pytest.mark.slow] if (method, select) in RARE else [])
+    for method in SOURCES
+    for select in ("last", "agreement")
+]
 
-@pytest.mark.parametrize("select", ["last", "agreement"])
-@pytest.mark.parametrize("method", list(SOURCES))
+
+@pytest.mark.parametrize(("method", "select"), BROKEN)
 def test_broken_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
     method: str, select: str, tmp_path: Path, photos: Callable[..., Path]
 ) -> None:

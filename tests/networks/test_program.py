@@ -188,7 +188,7 @@ def recipe(folder: Path, file: Path, method: str, **student: Any) -> Any:
         "task": {"kind": "classification", "num_classes": 5, "image_size": [32, 32]},
         "teacher": {"network": str(file), "mean": [0.5, 0.5, 0.5]},
         "student": {"network": "datafree/resnet", "args": {"depth": 8, "width": 4}, **student},
-        "source": {"method": method},
+        "source": {"method": method, **({"batch_size": 8, "width": 4} if method == "dafl" else {})},
         "training": {"steps": 2, "batch_size": 4},
     }
     return load(folder, content)

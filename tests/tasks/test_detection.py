@@ -238,7 +238,7 @@ def test_another_input_size_and_channel_order_are_the_wrappers_business() -> Non
     ("change", "message"),
     [
         (lambda o: o.scores, "answers a Tensor, not a detector's predictions"),
-        (lambda o: o._each(lambda v: v * math.nan), "class_logits that are not finite"),
+        (lambda o: o.each(lambda v: v * math.nan), "class_logits that are not finite"),
         (lambda o: replace(o, scores=o.scores + 2), "scores outside 0 to 1"),
     ],
 )
