@@ -105,7 +105,7 @@ def shortened(words: list[str]) -> list[str]:
     parts = content.get("source", {}).get("parts")
     warm = [f"source.parts.{index}.warmup=1" for index in range(len(parts))] if parts else ["source.warmup=1"]
     few = [word for word in FEW if not any(given.startswith(word.split("=")[0]) for given in words)]
-    return [*words, *few, *([] if replaced else warm)]
+    return [*words, *few, *(["source.warmup=1"] if replaced else warm)]
 
 
 def prepare(page: Path, folder: Path) -> None:
