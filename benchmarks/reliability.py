@@ -108,10 +108,11 @@ def _told(name: str, part: dict[str, Any]) -> str:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in part["by_kind"].items())
         return f"{part['cases']:,} cases ({kinds}), {part.get('failed', 0)} failed"
     if name == "soak":
-        memory, files, threads = part["resident_mib"], part["open_files"], part["threads"]
+        memory, used, files, threads = (part[what] for what in ("resident_mib", "in_use_mib", "open_files", "threads"))
         return (
             f"{part['runs']} runs in {part['minutes']:.0f} minutes; resident memory {memory['first']:.0f} to "
-            f"{memory['last']:.0f} MiB ({part['resident_mib_per_hour']:+.1f} an hour), open files "
+            f"{memory['last']:.0f} MiB ({part['resident_mib_per_hour']:+.1f} an hour), of it in use "
+            f"{used['first']:.1f} to {used['last']:.1f} ({part['in_use_mib_per_hour']:+.1f} an hour), open files "
             f"{files['first']:.0f} to {files['last']:.0f}, threads {threads['first']:.0f} to {threads['last']:.0f}"
         )
     return ", ".join(f"{part[what]} {what}" for what in ("passed", "failed", "error", "skipped") if part.get(what))
