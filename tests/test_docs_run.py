@@ -44,12 +44,13 @@ NOT_RUN = {
 # Pages whose commands take a second or two; those of the others take minutes.
 FAST = ("docs/teachers.md", "docs/report.md")
 SHORTER = {  # of a command's words
+    "--images 120000": "--images 4",
     "--images 10000": "--images 4",
     "--images 1000": "--images 4",
     "training.steps=500": "training.steps=2",
     "--data DIR": "--data labelled",
     "--data /path/to/labelled": "--data labelled",
-    "distill RECIPE": "distill tiny.yaml",
+    " RECIPE": " tiny.yaml",
     "export runs/garments-demo": "export runs/garments-demo-quick",
 }
 FEW = ("training.steps=2", "training.batch_size=2", "training.save_every=1")
