@@ -1,4 +1,5 @@
 import copy
+import gc
 import random
 
 import numpy as np
@@ -82,3 +83,15 @@ def test_random_state_puts_back_every_generator() -> None:
     again = random.random(), float(np.random.rand()), torch.rand(2)
     assert drawn[:2] == again[:2]
     assert torch.equal(drawn[2], again[2])
+
+
+def test_seeding_gives_torchs_own_numbers_and_keeps_nothing() -> None:
+    torch.manual_seed(5)
+    own = torch.rand(3)
+    modes.seed_everything(5)
+    assert torch.equal(torch.rand(3), own)
+    gc.collect()
+    before = len(gc.get_objects())
+    for seed in range(50):
+        modes.seed_everything(seed)
+    assert len(gc.get_objects()) < before + 50

@@ -131,7 +131,10 @@ def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # that would keep every call, with its traceback, for a device that never comes: a data set seeds every shard
+        torch.default_generator.manual_seed(seed)
 
 
 def random_state() -> dict[str, Any]:
