@@ -34,6 +34,7 @@ def soak(folder: Path, seconds: float) -> dict[str, Any]:
             run_recipe(load_recipe(name, short), folder / name)
             shutil.rmtree(folder / name)
         gc.collect()
+        time.sleep(1)  # threads whose owner has just gone take a moment to end
         rounds.append({"seconds": time.monotonic() - began, **_figures()})
         print(f"soak: round {len(rounds)}, {rounds[-1]}", flush=True)
     counted = rounds[WARM:]
