@@ -1,6 +1,7 @@
 """The command on several processes: what it comes to, how it stops, what it does when one of them dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,3 +102,43 @@ def test_torchrun_starts_a_run_again_whose_worker_was_killed(tmp_path: Path) -> 
         assert ("going on with" in said) == (name == "killed")
     students = [load_file(run / "student.safetensors") for run in runs.values()]
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
+
+
+def machine(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """The command on a machine of its own, as far as a network goes: it shares nothing but the files."""
+    return started(["unshare", "--net", sys.executable, "-P", "-m", "datafree", *arguments], folder)
+
+
+@SLOW
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run(["unshare", "--net", "true"], check=False).returncode != 0,
+    reason="networks of their own need Linux, unshare and root",
+)
+def test_two_machines_make_one_set_and_one_ends_what_the_other_was_killed_at(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "inversion", "iterations": 60, "batch_size": 4, "warmup": 1})
+    (tmp_path / "small.yaml").write_text(yaml12.render({**dump(recipe), "name": "small"}))
+    sets = {name: tmp_path / name for name in ("alone", "together")}
+    words = {name: ["synthesize", "small.yaml", "--out", str(out), "--images", "60"] for name, out in sets.items()}
+    _, said = (alone := datafree(tmp_path, *words["alone"])).communicate(timeout=300)
+    assert alone.returncode == 0, said
+
+    killed, other = machine(tmp_path, *words["together"]), machine(tmp_path, *words["together"])
+    while len(claimed := [file.name for file in (sets["together"] / ".claims").glob("0*")]) < 2:
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)  # each is at a shard
+    killed.communicate(timeout=60)
+    _, said = other.communicate(timeout=300)
+    assert (killed.returncode, other.returncode) == (-signal.SIGKILL, 0), (claimed, said)
+    _, said = (verified := datafree(tmp_path, *words["together"], "--verify")).communicate(timeout=120)
+    assert verified.returncode == 0, said
+    files = {
+        name: {
+            str(file.relative_to(out)): file.read_bytes()
+            for folder in ("data", "shards")
+            for file in (out / folder).rglob("*")
+            if file.is_file()
+        }
+        for name, out in sets.items()
+    }
+    assert files["together"] == files["alone"] and len(files["alone"]) > 120
