@@ -38,8 +38,10 @@ def line_chart(title: str, lines: Sequence[Series], *, unit: str) -> Chart:
     return Chart(title=title, unit=unit, drawing=drawing(title, shown, unit), names=names)
 
 
-def drawing(title: str, lines: Sequence[Series], unit: str, x_unit: str = "step of the student") -> Markup:
-    """The <svg> of a chart; nothing where there are no points.
+def drawing(
+    title: str, lines: Sequence[Series], unit: str, x_unit: str = "step of the student", *, from_zero: bool = False
+) -> Markup:
+    """The <svg> of a chart; nothing where there are no points. `from_zero`: the values' axis begins at 0 at the latest.
 
     Steps below 0 (the warm-up, in which the student does not learn yet) lie on a shaded ground.
     """
@@ -48,7 +50,8 @@ def drawing(title: str, lines: Sequence[Series], unit: str, x_unit: str = "step 
     if not points:
         return Markup("")
     low_x, high_x = _range([x for x, _ in points])
-    ticks = nice_ticks(min(y for _, y in points), max(y for _, y in points))
+    least = min(y for _, y in points)
+    ticks = nice_ticks(min(least, 0) if from_zero else least, max(y for _, y in points))
     low_y, high_y = ticks[0], ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:
