@@ -49,17 +49,17 @@ def require_batchnorm(network: nn.Module, method: str) -> None:
         )
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, *, fused: bool = True) -> tuple[Tensor, Tensor]:
     """(K,) mean and (K,) biased variance of x (B, K, ...) over all but the channels, in float32 (float64 stays so).
 
-    Four-dimensional inputs take one fused pass forward and one backward; `plain_moments` is the reference. A bfloat16
-    x has its gradient rounded by bfloat16's step, times the mean over the standard deviation where that is above 1.
+    `fused`: four-dimensional inputs take one pass forward and one backward; otherwise as `plain_moments`. A bfloat16 x
+    then has its gradient rounded by bfloat16's step, times the mean over the standard deviation where that is above 1.
     """
-    return _Moments.apply(x) if x.ndim == 4 and _FUSED else plain_moments(x)
+    return _Moments.apply(x) if fused and x.ndim == 4 and _FUSED else plain_moments(x)
 
 
 def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What `moments` computes, in plain operations."""
+    """What `moments` computes, in plain operations: its reference."""
     dims = [d for d in range(x.ndim) if d != 1]
     var, mean = torch.var_mean(x.to(_wide(x)), dims, correction=0)
     return mean, var
@@ -128,6 +128,7 @@ class StatisticsMatch:
     within: str = ""  # the bare network's module whose layers alone count, such as a detector's backbone; empty = all
     count: int = 0  # the first so many of them count, in the order of the network's definition; 0 = all
     clip: float = 0.0  # a layer counts for at most this times the median layer; 0 = for whatever it is
+    fused: bool = True  # of `moments`
     layers: dict[str, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -156,7 +157,7 @@ class StatisticsMatch:
 
     def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._now[name] = processes.pooled(*moments(inputs[0]))
+            self._now[name] = processes.pooled(*moments(inputs[0], fused=self.fused))
 
         return record
 

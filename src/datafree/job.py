@@ -106,9 +106,9 @@ def _carry_out(
     # Everything that can be wrong is looked at before the first file is written.
     labelled = task.open_labelled(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
-    teacher = processes.share(prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher))
+    teacher = processes.share(prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, training.speed))
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
-    student = processes.share(prepare(recipe.student, task, "student", device, dtype, given.student))
+    student = processes.share(prepare(recipe.student, task, "student", device, dtype, given.student, training.speed))
     if run.finished:
         load_weights(bare(student), run.path / "student.safetensors")
         return _read_outcome(run, student)

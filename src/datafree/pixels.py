@@ -12,6 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from datafree.lowest import Lowest
+from datafree.speed import ALL_ON, Speed
+
 
 def optimise(
     start: Tensor,
@@ -20,6 +23,7 @@ def optimise(
     iterations: int,
     rate: Callable[[int], float],
     betas: tuple[float, float] = (0.9, 0.999),
+    speed: Speed = ALL_ON,
     keep: Literal["best", "last"] = "best",
 ) -> Tensor:
     """Images (B, 3, H, W) in [0, 1] with a low loss, by Adam from `start`, which stays as it is.
@@ -31,22 +35,23 @@ def optimise(
     sign (DIODE). `keep`: the iterate whose loss was the lowest, or the last one.
     """
     pixels = start.detach().clone().requires_grad_()
-    optimizer = torch.optim.Adam([pixels], rate(0), betas)
-    best, lowest = start.detach().clone(), torch.full((), math.inf, device=start.device)
+    optimizer = speed.adam([pixels], rate(0), betas)
+    best = Lowest()
     for iteration in range(iterations):
         for group in optimizer.param_groups:
             group["lr"] = rate(iteration)
         value = loss(pixels, iteration)
-        if keep == "best":  # without asking the device for the number: that would make it wait
-            lower = value.detach() < lowest
-            best = torch.where(lower, pixels.detach(), best)
-            lowest = torch.where(lower, value.detach(), lowest)
+        if keep == "best":
+            best.offer(value, pixels)
         optimizer.zero_grad()
         torch.autograd.backward(value)
         optimizer.step()
         with torch.no_grad():
             pixels.clamp_(0, 1)
-    return best if keep == "best" else pixels.detach()
+    if keep == "last":
+        return pixels.detach()
+    images: Tensor = best.kept[0]
+    return images
 
 
 def cosine(iteration: int, iterations: int, lr: float, last: float = 0.0, warmup: int = 0) -> float:

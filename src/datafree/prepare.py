@@ -20,6 +20,7 @@ from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.networks.program import Program
 from datafree.networks.siblings import AUTO, choose_student
 from datafree.recipe import Recipe
+from datafree.speed import ALL_ON, Speed
 from datafree.tasks.base import Task, synthetic_batch
 
 
@@ -62,6 +63,7 @@ def prepare(
     device: torch.device,
     dtype: torch.dtype,
     given: nn.Module | None = None,
+    speed: Speed = ALL_ON,
 ) -> Normalized:
     """The network of a recipe's section `what`, "teacher" or "student", after a look whether it answers as is needed.
 
@@ -72,7 +74,7 @@ def prepare(
     if what == "student" and isinstance(bare(built), Program):
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
-    network.to(device).to(memory_format=torch.channels_last)
+    speed.laid_out(network.to(device))
     look = synthetic_batch(task.image_size, device)
     try:
         with torch.no_grad(), modes.frozen(network):

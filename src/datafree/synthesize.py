@@ -86,9 +86,10 @@ def _fill(
                 f"the teacher {recipe.teacher.network} has no weights, so it knows nothing to make images of; "
                 "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
             )
-        teacher = prepare(recipe.teacher, task, "teacher", device, dtype)
+        teacher = prepare(recipe.teacher, task, "teacher", device, dtype, speed=training.speed)
         modes.seed_everything(training.seed)  # here, so that the first weights of all others depend on the seed alone
-        student = prepare(with_student(recipe)[0].student, task, "student", device, dtype).train()
+        named = with_student(recipe)[0].student
+        student = prepare(named, task, "student", device, dtype, speed=training.speed).train()
         finished: list[Batch] = []
         with modes.frozen(teacher):
             source.attach(training.setting(task, teacher, device, dtype, say, keep=finished.append))

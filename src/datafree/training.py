@@ -12,6 +12,7 @@ from torch import nn
 
 from datafree import modes
 from datafree.sources.base import Batch, Setting
+from datafree.speed import ALL_ON, Speed
 from datafree.tasks.base import Task
 
 
@@ -37,6 +38,7 @@ class Training:
     seed: int = 0
     device: str = "auto"
     precision: modes.Precision = "auto"  # auto: bf16 where the hardware computes it
+    speed: Speed = ALL_ON  # what makes it faster on one device, each of which can be turned off
     log_every: int = 20  # steps
     save_every: int = 200  # steps
     picture_every: int = 500  # steps
@@ -57,12 +59,10 @@ class Training:
         return self.lr * 0.1 ** int(fraction * 3) if self.decay == "step" else self.lr
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        """The student's optimiser (fused kernels)."""
+        """The student's optimiser."""
         if self.optimizer == "sgd":
-            return torch.optim.SGD(
-                network.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True
-            )
-        return torch.optim.Adam(network.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+            return self.speed.sgd(network.parameters(), self.lr, self.momentum, self.weight_decay)
+        return self.speed.adam(network.parameters(), self.lr, weight_decay=self.weight_decay)
 
     def setting(
         self,
@@ -83,6 +83,7 @@ class Training:
             seed=self.seed,
             device=device,
             dtype=dtype,
+            speed=self.speed,
             say=say,
             keep=keep,
             pace=pace,

@@ -78,6 +78,18 @@ class Predictions:
 
         return replace(self, boxes=self.boxes * four, centres=self.centres * factors, loss=loss)
 
+    def where(self, chosen: Tensor, other: Predictions) -> Predictions:
+        """These if the scalar `chosen` is true, else the `other` ones, of the same shapes and detector."""
+        pairs = zip(self.heads, other.heads, strict=True)
+        return replace(
+            self,
+            class_logits=torch.where(chosen, self.class_logits, other.class_logits),
+            scores=torch.where(chosen, self.scores, other.scores),
+            boxes=torch.where(chosen, self.boxes, other.boxes),
+            centres=torch.where(chosen, self.centres, other.centres),
+            heads=tuple(torch.where(chosen, ours, theirs) for ours, theirs in pairs),
+        )
+
     def each(self, change: Callable[[Tensor], Tensor]) -> Predictions:
         """The same with every tensor changed, the batch first in all of them."""
         return replace(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import modes
+from datafree.speed import ALL_ON, Speed
 from datafree.tasks.base import Task
 
 
@@ -36,6 +37,7 @@ class Setting:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32  # of forward passes
+    speed: Speed = ALL_ON  # how networks, optimisers and statistics are to be made
     say: Callable[[str], None] = lambda line: None  # tells the user something at once
     keep: Callable[[Batch], None] | None = None  # takes finished batches; None: they go into the source's bank
     pace: Callable[[], float] = lambda: 1.0  # times every learning rate; falls when numbers were not finite

@@ -72,7 +72,8 @@ class Cgdd(ImageSource):
             restarts=self.restarts,
         )
         self._bank = Bank(capacity=self.bank_size)
-        self._match = StatisticsMatch(network=teacher, momentum=self.bn_momentum)
+        fused = setting.speed.fused_statistics
+        self._match = StatisticsMatch(network=teacher, momentum=self.bn_momentum, fused=fused)
         self._maker.guard.parts = {**self._maker.guard.parts, "match": self._match}
         self._deepest: list[str] = []  # the layer whose activations shall be strong
         if self.activation_weight:

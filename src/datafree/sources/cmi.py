@@ -9,7 +9,6 @@ B images, C classes, N rows (an image or a pixel each), Z latent dimensions, D f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from datafree import augment, features, losses, modes, processes
 from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.errors import DataError
+from datafree.lowest import Lowest
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.sources.base import Batch, ImageSource, Setting
@@ -73,9 +73,9 @@ class Cmi(ImageSource):
     def attach(self, setting: Setting) -> None:
         require_batchnorm(setting.teacher, "cmi")
         self._setting = setting
-        self._match = StatisticsMatch(network=setting.teacher)
+        self._match = StatisticsMatch(network=setting.teacher, fused=setting.speed.fused_statistics)
         self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
-        processes.share(self._generator.to(setting.device).to(memory_format=torch.channels_last))
+        processes.share(setting.speed.laid_out(self._generator.to(setting.device)))
         # The ends of the teacher's stages, as published for ResNet-34; for others its code takes every BatchNorm's
         # input, which for a deep network is some thousands of features an image.
         look = synthetic_batch(setting.task.image_size, setting.device)
@@ -85,7 +85,7 @@ class Cmi(ImageSource):
         dims = _described(maps).shape[1]
         self._head = nn.Sequential(nn.Linear(dims, dims), nn.ReLU(inplace=True), nn.Linear(dims, HEAD))
         self._head.to(setting.device)
-        self._head_optimizer = torch.optim.Adam(self._head.parameters(), self.lr)
+        self._head_optimizer = setting.speed.adam(self._head.parameters(), self.lr)
         self._remembered = torch.empty(0, 2 * dims, device=setting.device)  # (M, 2 D): local and global view
         self._cursor = 0
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
@@ -97,8 +97,8 @@ class Cmi(ImageSource):
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
         lr = self.lr * self._setting.pace()
         self._head_optimizer.param_groups[0]["lr"] = lr
-        optimizer = torch.optim.Adam([*self._generator.parameters(), z], lr, (self.beta1, 0.999))
-        lowest, best, terms = math.inf, None, {}
+        optimizer = self._setting.speed.adam([*self._generator.parameters(), z], lr, (self.beta1, 0.999))
+        best, terms = Lowest(), {}
         self._generator.train()
         for _ in range(self.iterations):
             with self._setting.autocast():
@@ -127,18 +127,15 @@ class Cmi(ImageSource):
             terms["contrastive"] = contrastive_loss(parts, wholes.detach(), self.batch_size, self.temperature)
             loss = loss + self.contrastive_weight * terms["contrastive"]
 
-            value = float(loss.detach())
-            if best is None or value < lowest:
-                lowest = value
-                best = (images.detach(), torch.cat([part, whole], 1).detach())
+            best.offer(loss, images, torch.cat([part, whole], 1))
             optimizer.zero_grad()
             self._head_optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
             self._head_optimizer.step()
-        assert best is not None
-        self._stock.add(best[0], targets)
-        self._remember(best[1])
+        images, described = best.kept
+        self._stock.add(images, targets)
+        self._remember(described)
         return {name: value.detach() for name, value in terms.items()}  # of the last iteration
 
     def _drawn(self) -> Tensor:
@@ -190,11 +187,14 @@ def contrastive_loss(parts: Tensor, wholes: Tensor, new: int, temperature: float
     return rows[:new].mean() + (rows[new:].mean() if len(rows) > new else 0)
 
 
+@torch.no_grad()
 def reinitialise(generator: nn.Module) -> None:
     """Draw every weight anew: convolutions and linear layers N(0, 0.02), BatchNorm's gain N(1, 0.02), no bias."""
     for layer in generator.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-            nn.init.normal_(layer.weight, 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0, 0.02)
+            drawn = torch.empty(layer.weight.shape, device=layer.weight.device)  # the same in whichever layout
+            mean = 1.0 if isinstance(layer, nn.BatchNorm2d) else 0.0
+            layer.weight.copy_(nn.init.normal_(drawn, mean, 0.02))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

@@ -55,12 +55,12 @@ class Degan(ImageSource):
         self._generator = Generator(size, self.latent, self.width).to(device)
         self._discriminator = Discriminator(size, self.width).to(device)
         for network in (self._generator, self._discriminator):
-            processes.share(network.to(memory_format=torch.channels_last))
+            processes.share(setting.speed.laid_out(network))
         if self.generator is not None:
             load_weights(self._generator, self.generator)
         betas = (self.beta1, 0.999)
-        self._g_optimizer = torch.optim.Adam(self._generator.parameters(), self.lr, betas, fused=True)
-        self._d_optimizer = torch.optim.Adam(self._discriminator.parameters(), self.lr, betas, fused=True)
+        self._g_optimizer = setting.speed.adam(self._generator.parameters(), self.lr, betas)
+        self._d_optimizer = setting.speed.adam(self._discriminator.parameters(), self.lr, betas)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         for optimizer in (self._g_optimizer, self._d_optimizer):

@@ -151,10 +151,9 @@ class Diode(ImageSource):
         return self.bn_weight > 0 or stage.first_bn_weight > 0
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        device = self._setting.device
-        targets = self._task.sample_targets(self.batch_size, device)
+        targets = self._task.sample_targets(self.batch_size, self._setting.device)
         size = self._size_of(self.stages[0])
-        images = torch.randn(self.batch_size, 3, *size, device=device).clamp_(0, 1)  # half of it black
+        images = torch.randn(self.batch_size, 3, *size, device=self._setting.device).clamp_(0, 1)  # half of it black
         logs: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
             size = self._size_of(stage)
@@ -209,6 +208,7 @@ class Diode(ImageSource):
                 pixels.cosine(iteration, stage.iterations, stage.lr, stage.lr_end) * self._setting.pace()
             ),
             betas=(stage.beta1, stage.beta2),
+            speed=self._setting.speed,
             keep="last",
         )
         for name, ratio in {} if match is None else match.clipped().items():
@@ -229,6 +229,7 @@ class Diode(ImageSource):
             within="" if detector is None else detector.backbone,
             count=stage.bn_layers,
             clip=self.bn_clip,
+            fused=self._setting.speed.fused_statistics,
         )
 
     def _augmented(self, x: Tensor, targets: Tensor, stage: Stage, task: Detection) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,7 @@ from datafree import augment, losses, modes, processes
 from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.errors import DataError
 from datafree.health import Guard
+from datafree.lowest import Lowest
 from datafree.networks.generators import ResizeGenerator
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.stock import Stock
@@ -70,11 +71,12 @@ class Fast(ImageSource):
     def attach(self, setting: Setting) -> None:
         require_batchnorm(setting.teacher, "fast")
         self._setting = setting
-        self._match = StatisticsMatch(network=setting.teacher, momentum=self.bn_momentum)
+        fused = setting.speed.fused_statistics
+        self._match = StatisticsMatch(network=setting.teacher, momentum=self.bn_momentum, fused=fused)
         self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
-        processes.share(self._generator.to(setting.device).to(memory_format=torch.channels_last))
+        processes.share(setting.speed.laid_out(self._generator.to(setting.device)))
         meta_lr = self.generator_lr * self.iterations
-        self._optimizer = torch.optim.Adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999), fused=True)
+        self._optimizer = setting.speed.adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999))
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
         self._guard = Guard(
             parts={"generator": self._generator, "optimizer": self._optimizer},
@@ -95,9 +97,9 @@ class Fast(ImageSource):
         pace = self._setting.pace()
         self._optimizer.param_groups[0]["lr"] = self.generator_lr * self.iterations * pace
         groups: list[dict[str, Any]] = [{"params": copied.parameters()}, {"params": [z], "lr": self.latent_lr * pace}]
-        optimizer = torch.optim.Adam(groups, self.generator_lr * pace, (self.beta1, 0.999), fused=True)
+        optimizer = self._setting.speed.adam(groups, self.generator_lr * pace, (self.beta1, 0.999))
         gradients = [torch.zeros_like(p) for p in copied.parameters()]
-        lowest, best, terms = math.inf, None, {}
+        best, terms = Lowest(), {}
         for _ in range(self.iterations):
             with self._setting.autocast():
                 images = copied(z)
@@ -113,9 +115,7 @@ class Fast(ImageSource):
                     student_probs = task.class_probs(student(moved))
                 terms["adversarial"] = losses.decision_kl_loss(student_probs, task.class_probs(outputs))
                 loss = loss + self.adversarial_weight * self._guard.caution * terms["adversarial"]
-            value = float(loss.detach())
-            if best is None or value < lowest:
-                lowest, best = value, (images.detach(), outputs.detach())
+            best.offer(loss, images, outputs)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             for total, parameter in zip(gradients, copied.parameters(), strict=True):
@@ -124,10 +124,10 @@ class Fast(ImageSource):
             optimizer.step()
         self._match.remember()
         self._learn(copied, gradients)
-        assert best is not None
-        self._stock.add(best[0], targets)
+        images, outputs = best.kept
+        self._stock.add(images, targets)
         logs = {name: value.detach() for name, value in terms.items()}  # of the last step
-        return logs | self._guard.after(step, task, *best)
+        return logs | self._guard.after(step, task, images, outputs)
 
     def _learn(self, copied: nn.Module, gradients: list[Tensor]) -> None:
         """The meta-generator's step, as its code has it: by the copy's summed gradients, or towards the copy.

@@ -65,7 +65,8 @@ class Inversion(ImageSource):
     def attach(self, setting: Setting) -> None:
         require_batchnorm(setting.teacher, "inversion")
         self._setting = setting
-        self._match = StatisticsMatch(network=setting.teacher, first=self.first_bn_weight)
+        fused = setting.speed.fused_statistics
+        self._match = StatisticsMatch(network=setting.teacher, first=self.first_bn_weight, fused=fused)
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
         if self.adversarial_weight and not self.update_every:
             setting.say("note: source.adversarial_weight is off: no image is made once the student learns")
@@ -99,7 +100,14 @@ class Inversion(ImageSource):
 
         # Noise about mid-grey, as wide as photographs are: the published N(0, 1) of normalised pixels.
         noise = (0.5 + 0.25 * torch.randn(self.batch_size, 3, *task.image_size, device=device)).clamp_(0, 1)
-        images = pixels.optimise(noise, loss, iterations=self.iterations, rate=self._rate, betas=self._betas)
+        images = pixels.optimise(
+            noise,
+            loss,
+            iterations=self.iterations,
+            rate=self._rate,
+            betas=self._betas,
+            speed=self._setting.speed,
+        )
         self._stock.add(images, targets)
         return {name: value.detach() for name, value in terms.items()}  # of the last iteration
 

@@ -34,8 +34,8 @@ class Maker:
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
-        processes.share(self.generator.to(self.setting.device).to(memory_format=torch.channels_last))
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), betas=(self.beta1, 0.999), fused=True)
+        processes.share(self.setting.speed.laid_out(self.generator.to(self.setting.device)))
+        self.optimizer = self.setting.speed.adam(self.generator.parameters(), 1e-3, (self.beta1, 0.999))  # see `step`
         self.guard = Guard(
             parts={"generator": self.generator, "optimizer": self.optimizer},
             what=self.what,

@@ -26,7 +26,7 @@ def build_verifier(spec: NetworkSpec, task: Detection, setting: Setting) -> nn.M
         raise NetworkError(f"the {what} has no weights, so it can verify nothing; give source.verifier.weights=FILE")
     with torch.random.fork_rng(devices=[]):
         network = spec.wrap(build_network(spec, num_classes=task.num_classes), setting.dtype)
-    network.to(setting.device).to(memory_format=torch.channels_last)
+    setting.speed.laid_out(network.to(setting.device))
     network.eval().requires_grad_(False)
     task.check(first_answer(network, task.image_size, setting.device, what), what)
     return network

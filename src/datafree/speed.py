@@ -1,0 +1,46 @@
+"""What makes a run faster on one device: the options of a recipe's section `training.speed`, all of them on.
+
+Each can be turned off, to see what it changes (rounding alone, docs/scale.md says how much) or because a device does
+not like it. Whoever builds a network or an optimiser for a run does it through this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Which speed-ups are on. What forward passes compute in is `training.precision`."""
+
+    channels_last: bool = True  # networks keep the channels of a pixel side by side, as convolution kernels want them
+    fused_statistics: bool = True  # of BatchNorm inputs: one pass forward and one back instead of several
+    fused_optimizers: bool = True  # a step of Adam or SGD in one pass over the weights
+
+    def laid_out(self, network: NetworkT) -> NetworkT:
+        """The network itself, its weights in the layout that is asked for; images follow the weights."""
+        return network.to(memory_format=torch.channels_last) if self.channels_last else network
+
+    def adam(
+        self,
+        parameters: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ) -> torch.optim.Adam:
+        """Adam over parameters, or groups of them."""
+        return torch.optim.Adam(parameters, lr, betas, weight_decay=weight_decay, fused=self.fused_optimizers)
+
+    def sgd(self, parameters: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+        """SGD with momentum."""
+        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, fused=self.fused_optimizers)
+
+
+ALL_ON = Speed()
