@@ -14,10 +14,17 @@ from datafree.environment import environment
 HERE = Path(__file__).resolve().parent
 
 
-def write_results(benchmark: str, size: str, rows: dict[str, list[dict[str, Any]]], *, command: str) -> Path:
+def write_results(
+    benchmark: str,
+    size: str,
+    rows: dict[str, list[dict[str, Any]]],
+    *,
+    command: str,
+    hardware: dict[str, Any] | None = None,
+) -> Path:
     """Write benchmarks/results/BENCHMARK-SIZE.json.
 
-    `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed.
+    `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed. `hardware`: what else is to be said of it.
     """
     here = environment()
     content = {
@@ -25,7 +32,7 @@ def write_results(benchmark: str, size: str, rows: dict[str, list[dict[str, Any]
         "size": size,
         "command": command,
         "commit": commit(),
-        "hardware": here["hardware"],
+        "hardware": {**here["hardware"], **(hardware or {})},
         "versions": here["versions"],
         "date": date.today().isoformat(),
         "rows": [_row(name, cells) for name, cells in rows.items()],

@@ -182,7 +182,8 @@ def contrastive_loss(parts: Tensor, wholes: Tensor, new: int, temperature: float
     over the remembered rest are added, so that many remembered images do not thin this batch's gradients out (as in
     the public code).
     """
-    logits = F.normalize(parts.float(), dim=1) @ F.normalize(wholes.float(), dim=1).T / temperature  # (N, N)
+    ours = F.normalize(parts.float(), dim=1) / temperature  # here, not N x N times
+    logits = ours @ F.normalize(wholes.float(), dim=1).T  # (N, N)
     rows = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device), reduction="none")
     return rows[:new].mean() + (rows[new:].mean() if len(rows) > new else 0)
 
