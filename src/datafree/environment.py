@@ -5,36 +5,43 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+_NAMED = (
+    "datafree",
+    "torch",
+    "torchvision",
+    "timm",
+    "segmentation-models-pytorch",
+    "numpy",
+    "pillow",
+    "safetensors",
+)
+
 
 def environment() -> dict[str, Any]:
     """Versions and hardware, as plain values."""
-    names = (
-        "datafree",
-        "torch",
-        "torchvision",
-        "timm",
-        "segmentation-models-pytorch",
-        "numpy",
-        "pillow",
-        "safetensors",
-    )
+    return {
+        "versions": dict(_versions()),
+        "hardware": hardware(),
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+@cache  # they stay what they are, and the library keeps a listing of the working directory for each look
+def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in _NAMED:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {
-        "versions": versions,
-        "hardware": hardware(),
-        "began": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    return versions
 
 
 def hardware() -> dict[str, Any]:
