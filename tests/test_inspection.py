@@ -18,9 +18,10 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from datafree import estimate, options
 from datafree.errors import DatafreeError, NetworkError
-from datafree.estimate import TeacherCost, cost_of_run, watched_memory
+from datafree.estimate import TeacherCost, cost_of_run
 from datafree.inspection import Inspection, inspect_teacher
-from datafree.inspection_text import inspection_text, size, time
+from datafree.inspection_text import inspection_text
+from datafree.kept import watched_memory
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
@@ -30,6 +31,7 @@ from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.subject import classes_of
 from datafree.suitability import BatchNorm, applies, count_batchnorm
+from datafree.tables import size, time
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection

@@ -31,13 +31,13 @@ from torch import nn
 from datafree import modes
 from datafree.errors import NetworkError, RecipeError
 from datafree.exporting import Exported, export_run
-from datafree.job import Given, run_recipe
+from datafree.job import run_recipe
 from datafree.loop import Progress
 from datafree.networks.live import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.options import Invalid
-from datafree.prepare import prepare
+from datafree.prepare import Given, prepare
 from datafree.recipe import make_recipe
 from datafree.scoring import evaluate as score
 from datafree.scoring import evaluate_run

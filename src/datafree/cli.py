@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datafree import __version__, strict_json
+from datafree.cli_looks import inspect, list_, plan
 from datafree.cli_options import Compress, MaxTime, Named, Overrides, Processes, Quiet, Student, StudentCode, TaskCode
 from datafree.demos import DEMO_TEXT, DEMOS, demo_table
 from datafree.errors import DatafreeError, Interrupted, RecipeError
@@ -208,29 +209,8 @@ def export(
         print(f"note: {note}")
 
 
-@app.command()
-def inspect(
-    teacher: Annotated[str, typer.Argument(help="A network's name as in recipes, or a recipe: then its teacher.")],
-    weights: Annotated[Path | None, typer.Option(help="A file of its weights.")] = None,
-    args: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of its constructor; may be repeated.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(metavar="HxW", help="Of images, in pixels, such as 224x320.")] = None,
-    task: Annotated[str | None, typer.Option(metavar="KIND", help="classification, detection, segmentation.")] = None,
-    classes: Annotated[int | None, typer.Option(help="How many it tells apart.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="Estimate what a run of it costs with this teacher.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
-    from dataclasses import asdict
-
-    from datafree.inspection import inspect_teacher
-    from datafree.inspection_text import inspection_text
-
-    found = inspect_teacher(
-        teacher, weights=weights, args=args or [], size=size, task=task, classes=classes, recipe=recipe
-    )
-    print(strict_json.render(asdict(found)) if as_json else inspection_text(found))
+app.command()(inspect)
+app.command()(plan)
 
 
 @app.command()
@@ -255,12 +235,7 @@ def watch(
     serve(run, port, tell=print)
 
 
-@app.command(name="list")
-def list_() -> None:
-    """Show the methods and their options, the tasks, the networks and the packaged recipes."""
-    from datafree.listing import listing
-
-    print(listing())
+app.command(name="list")(list_)
 
 
 @app.command()

@@ -22,6 +22,7 @@ StudentCode = Annotated[
 TaskCode = Annotated[
     str | None, typer.Option(metavar="MODULE:CLASS", help="The task's own class, if it is not datafree's.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Processes = Annotated[
     int, typer.Option(min=1, metavar="N", help="Share the work among N processes of this machine (torchrun: of many).")
 ]

@@ -59,16 +59,16 @@ class Coping:
         where = str(fault)
         if where == SOURCE_UPDATE:
             raise too_large(source, student, step)
-        if where != STUDENT_STEP or self.parts >= training.batch_size:
+        if where != STUDENT_STEP or self.parts >= training.batch:
             raise TrainingError(
                 f"out of memory in {where} at step {step}"
                 f"{', one image at a time' if where == STUDENT_STEP and self.parts > 1 else ''}; the state of step "
-                f"{good} is kept: free some memory, or lower training.batch_size (now {training.batch_size}) with "
+                f"{good} is kept: free some memory, or lower training.batch_size (now {training.batch}) with "
                 "another --out"
             )
-        self.parts = min(2 * self.parts, training.batch_size)
+        self.parts = min(2 * self.parts, training.batch)
         return self._note(
-            f"out of memory in {where} at step {step}: back to step {good}; each batch of {training.batch_size} is "
+            f"out of memory in {where} at step {step}: back to step {good}; each batch of {training.batch} is "
             f"learnt from in {self.parts} parts from here, whose gradients are added up"
         )
 

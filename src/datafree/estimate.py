@@ -1,32 +1,30 @@
 """What a teacher and a run cost on this machine: a few timed passes, extrapolated.
 
-Everything is timed with few images and few iterations and grows in proportion to both, so that an estimate takes
-seconds where the run takes hours. Memory is what the backward pass keeps, counted, beside weights and the bank.
+Memory is what the backward pass keeps, counted, beside weights and the bank.
 
 B images, H x W pixels.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from datafree import modes
+from datafree.calibration import Calibration, Work, banks_of
+from datafree.kept import watched_memory
 from datafree.networks.detectors import Predictions
-from datafree.sources.base import ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.training import Training
 
 PASS = 0.3  # seconds that a timed pass of the teacher may take, forward and backward
-_MORE = 4  # iterations by which a second timing of an update is longer than the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +47,9 @@ class RunCost:
     step: float  # seconds each
     seconds: float  # of all of them
     memory: int  # bytes at the peak
+    work: list[
+        Work
+    ]  # the same taken apart: each part of the source, before the student's first step and after; the student
     assumed: list[str]
 
 
@@ -91,62 +92,60 @@ def cost_of_run(
 
     `known` is the teacher's cost. Raises DatafreeError where the source refuses the teacher or its own options.
     """
-    device = next(teacher.parameters()).device
-    count = max(2, min(known.images, training.batch_size))
-    small = _smaller(copy.deepcopy(source), count)
+    with calibration(
+        task=task, teacher=teacher, student=student, source=source, training=training, known=known, dtype=dtype
+    ) as calibrated:
+        return run_cost(calibrated)
+
+
+@contextmanager
+def calibration(
+    *,
+    task: Task,
+    teacher: nn.Module,
+    student: nn.Module,
+    source: ImageSource,
+    training: Training,
+    known: TeacherCost,
+    dtype: torch.dtype,
+    keep: Callable[[Batch], None] | None = None,
+) -> Iterator[Calibration]:
+    """Within it, a run made small is at hand, the teacher frozen. Raises DatafreeError as `cost_of_run`."""
     with modes.frozen(teacher):
-        small.attach(
-            Setting(
-                task=task,
-                teacher=teacher,
-                steps=training.steps,
-                batch_size=count,
-                seed=training.seed,
-                device=device,
-                dtype=dtype,
-            )
+        yield Calibration(
+            task=task,
+            teacher=teacher,
+            student=student,
+            source=source,
+            training=training,
+            dtype=dtype,
+            most=max(2, int(PASS / max(known.backward, 1e-9))),
+            budget=3 * PASS,
+            keep=keep,
         )
-        total, updates, peak, bank = 0.0, 0, 0, 0
-        for part, full in zip(_parts(small), _parts(source), strict=True):
-            due = sum(full.due(step) for step in range(-source.warmup, training.steps))
-            if not due:
-                continue
-            with watched_memory([teacher, student]) as memory:
-                each = _update(part, full, student, device)
-            more = getattr(full, "batch_size", count) / count
-            updates, total = updates + due, total + due * each * more
-            peak = max(peak, math.ceil(memory.peak * more))
-            held = min(getattr(full, "bank_size", 0), due * getattr(full, "batch_size", 0))
-            bank += held * 3 * math.prod(task.image_size)  # 8 bits a channel
 
-        optimizer = training.make_optimizer(student.train())
 
-        def learn() -> None:
-            images = small.sample(count).images
-            with torch.no_grad():
-                answers = teacher(images)
-            loss = task.distill_loss(student(images), answers)
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-
-        with watched_memory([teacher, student]) as memory:
-            learn()
-        seconds = _timed(learn, device)
-    step = seconds / count * training.batch_size
-    peak = max(peak, math.ceil(memory.peak / count * training.batch_size))
+def run_cost(calibrated: Calibration) -> RunCost:
+    """What updates and steps cost, and memory."""
+    training = calibrated.training
+    work = calibrated.updates(range(-calibrated.source.warmup, training.steps))
+    step = calibrated.step()
+    updates, total = sum(part.often for part in work), sum(part.seconds for part in work)
+    banks = banks_of(calibrated.source, training, calibrated.task.image_size)
     copies = 4 if training.optimizer == "adam" else 3  # the weights, their gradients, what the optimiser keeps
+    networks = size_of(calibrated.teacher) + copies * size_of(calibrated.student)
     return RunCost(
         updates=updates,
         update=total / updates if updates else 0.0,
         steps=training.steps,
-        step=step,
-        seconds=total + step * training.steps,
-        memory=size_of(teacher) + copies * size_of(student) + peak + bank,
+        step=step.each.seconds,
+        seconds=total + step.seconds,
+        memory=networks + calibrated.peak + banks,
+        work=[*work, step],
         assumed=[
-            f"time and memory grow with the images, {count} of which were timed at once",
+            f"time and memory grow with the images, {calibrated.timed} of which were timed at once",
             "time grows with the iterations of an update",
-            "nothing else than now is running; saves, pictures, scores and attention maps are not counted",
+            "nothing else than now is running; saves, pictures and scores are not counted",
         ],
     )
 
@@ -177,111 +176,3 @@ def _timed(work: Callable[[], object], device: torch.device, times: int = 2) -> 
             torch.cuda.synchronize(device)
         taken.append(time.perf_counter() - began)
     return min(taken)
-
-
-# --- sources made small ---
-
-
-def _parts(source: ImageSource) -> list[ImageSource]:
-    """A source that mixes others, taken apart."""
-    parts = getattr(source, "parts", None)
-    return [part for each in parts for part in _parts(each)] if isinstance(parts, list) else [source]
-
-
-def _smaller(source: ImageSource, count: int) -> ImageSource:
-    """The same with updates of `count` images, one iteration each where it has such."""
-    parts = getattr(source, "parts", None)
-    if isinstance(parts, list):
-        changes: dict[str, Any] = {"parts": [_smaller(part, count) for part in parts]}
-        return replace(source, **changes)
-    changes = {"batch_size": count} if isinstance(getattr(source, "batch_size", None), int) else {}
-    small = replace(source, **changes)
-    for name, index, _ in _iterations(source):
-        _set_iterations(small, name, index, 1)
-    return small
-
-
-def _iterations(source: ImageSource) -> list[tuple[str, int | None, int]]:
-    """Options by which an update has iterations: name, index in it where it is a list of stages, and how many."""
-    if isinstance(count := getattr(source, "iterations", None), int):
-        return [("iterations", None, count)]
-    stages = getattr(source, "stages", None)
-    if isinstance(stages, list) and all(hasattr(stage, "iterations") for stage in stages):
-        return [("stages", index, stage.iterations) for index, stage in enumerate(stages)]
-    return []
-
-
-def _set_iterations(source: ImageSource, name: str, index: int | None, count: int) -> None:
-    if index is None:
-        setattr(source, name, count)
-    else:
-        stages = list(getattr(source, name))
-        stages[index] = replace(stages[index], iterations=count)
-        setattr(source, name, stages)
-
-
-def _update(part: ImageSource, full: ImageSource, student: nn.Module, device: torch.device) -> float:
-    """Seconds of an update with all iterations of `full`, and as few images as `part`, attached, has."""
-    part.update(student, 0)
-    seconds = _timed(lambda: part.update(student, 0), device)
-    total = seconds
-    for name, index, count in _iterations(full):
-        _set_iterations(part, name, index, 1 + _MORE)
-        longer = _timed(lambda: part.update(student, 0), device)
-        _set_iterations(part, name, index, 1)
-        total += (count - 1) * max(longer - seconds, 0.0) / _MORE
-    return total
-
-
-# --- memory ---
-
-
-@dataclass
-class Memory:
-    """Bytes that backward passes keep: `now`, and at the `peak`. Tensors that share their values count once."""
-
-    now: int = 0
-    peak: int = 0
-    held: dict[int, int] = field(default_factory=dict)  # address of the values -> how often they are kept
-
-    def keep(self, tensor: Tensor) -> None:
-        """Count a tensor."""
-        values = tensor.untyped_storage()
-        if self.held.setdefault(values.data_ptr(), 0) == 0:
-            self.now += values.nbytes()
-            self.peak = max(self.peak, self.now)
-        self.held[values.data_ptr()] += 1
-
-    def drop(self, tensor: Tensor) -> None:
-        """Count it no more."""
-        values = tensor.untyped_storage()
-        self.held[values.data_ptr()] -= 1
-        if self.held[values.data_ptr()] == 0:
-            self.now -= values.nbytes()
-
-
-class _Kept:
-    """A tensor that a graph holds for its backward pass."""
-
-    def __init__(self, memory: Memory, tensor: Tensor) -> None:
-        self.memory, self.tensor = memory, tensor
-        memory.keep(tensor)
-
-    def __del__(self) -> None:
-        self.memory.drop(self.tensor)
-
-
-@contextmanager
-def watched_memory(networks: list[nn.Module]) -> Iterator[Memory]:
-    """Within it, what graphs keep for their backward passes is counted, the networks' own values left out."""
-    memory = Memory()
-    own = {values.untyped_storage().data_ptr() for n in networks for values in (*n.parameters(), *n.buffers())}
-
-    def pack(tensor: Tensor) -> Tensor | _Kept:
-        return tensor if tensor.untyped_storage().data_ptr() in own else _Kept(memory, tensor)
-
-    def unpack(kept: Tensor | _Kept) -> Tensor:
-        return kept.tensor if isinstance(kept, _Kept) else kept
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield memory

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree import modes
+from datafree.batch_size import with_batch_size
 from datafree.errors import DatafreeError, NetworkError
 from datafree.estimate import RunCost, TeacherCost, cost_of_run, cost_of_teacher, size_of
 from datafree.networks.detectors import Predictions
@@ -25,7 +26,7 @@ from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.networks.program import Program
-from datafree.prepare import prepare, with_student
+from datafree.prepare import NOTHING_GIVEN, prepare, with_student
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
 from datafree.subject import Fact, Subject, find_subject, input_facts
@@ -114,7 +115,8 @@ def inspect_teacher(
 
     # What it can teach, and what that costs.
     norms = count_batchnorm(bare(network))
-    cost = cost_of_teacher(network, input_size.value, device, _BATCH_SIZE if plan is None else plan.training.batch_size)
+    at_once = _BATCH_SIZE if plan is None or plan.training.batch_size == "auto" else plan.training.batch
+    cost = cost_of_teacher(network, input_size.value, device, at_once)
     run = None
     try:
         if plan is not None:
@@ -238,6 +240,7 @@ def _cost_of_run(
     plan: Recipe, task: Task, teacher: Normalized, cost: TeacherCost, device: torch.device, dtype: torch.dtype
 ) -> RunCost:
     plan, _ = with_student(replace(plan, task=task))
+    plan, _ = with_batch_size(plan, None, NOTHING_GIVEN, device, dtype)
     student = prepare(plan.student, task, "student", device, dtype)
     return cost_of_run(
         task=task,

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from datafree.inspection import Inspection
 from datafree.subject import Fact
 from datafree.suitability import BatchNorm
+from datafree.tables import size, time
 
-_Rows = list[tuple[str, str, str]]  # what, its value, a remark
+Rows = list[tuple[str, str, str]]  # what, its value, a remark
 
 
 def inspection_text(found: Inspection) -> str:
     """The whole text."""
     args = "&".join(f"{key}={value}" for key, value in found.args.items())
     height, width = found.input_size.value
-    teacher: _Rows = [
+    teacher: Rows = [
         ("weights", found.weights or ("its library's or its own" if found.trained else "none"), ""),
         _row("task", found.task),
         *([("", f"but does not fit: {found.problem}", "")] if found.problem else []),
@@ -25,7 +26,7 @@ def inspection_text(found: Inspection) -> str:
         ("MACs", f"{found.macs:,}", f"an image of {height} x {width}"),
         ("BatchNorm", _layers(found.batchnorm), found.batchnorm.note),
     ]
-    images: _Rows = [
+    images: Rows = [
         ("input size", f"{height} x {width}", _how(found.input_size) + "; such images pass"),
         _row("mean", found.mean),
         _row("std", found.std),
@@ -33,34 +34,34 @@ def inspection_text(found: Inspection) -> str:
         *(("note", note, "") for note in found.notes),
     ]
     cost = found.cost
-    here: _Rows = [
+    here: Rows = [
         ("answer", f"{time(cost.forward)} an image", f"{cost.images} at once"),
         ("answer and gradient to the image", f"{time(cost.backward)} an image", f"{size(cost.kept)} an image"),
     ]
     parts = [
         f"{found.network}{f'?{args}' if args else ''}",
-        *_group("teacher", teacher),
-        *_group("its images", images),
-        *_group(
+        *group("teacher", teacher),
+        *group("its images", images),
+        *group(
             "methods",
             [(name, "yes" if method.applies else "no", method.note) for name, method in found.sources.items()],
         ),
-        *_group(f"on this machine ({found.device})", here),
+        *group(f"on this machine ({found.device})", here),
     ]
     if found.run is not None:
         run = found.run
-        rows: _Rows = [
+        rows: Rows = [
             ("source", f"{run.updates:,} updates", f"{time(run.update)} each"),
             ("student", f"{run.steps:,} steps", f"{time(run.step)} each"),
             ("whole run", f"about {time(run.seconds)}", ""),
             ("memory", f"about {size(run.memory)}", "beside Python and torch"),
             *(("assumed", assumption, "") for assumption in run.assumed),
         ]
-        parts += _group(f"the recipe {found.recipe} on this machine", rows)
+        parts += group(f"the recipe {found.recipe} on this machine", rows)
     return "\n".join(parts)
 
 
-def _group(title: str, rows: _Rows) -> list[str]:
+def group(title: str, rows: Rows) -> list[str]:
     """A title and its rows; the values of short ones are aligned, so that their remarks are."""
     first = max(len(name) for name, _, _ in rows)
     second = max((len(value) for _, value, remark in rows if remark), default=0)
@@ -93,22 +94,3 @@ def _layers(norms: BatchNorm) -> str:
         "as new": norms.as_new,
     }
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count) or "-"
-
-
-def size(count: int) -> str:
-    """Bytes with a unit, two figures or more."""
-    number, units = float(count), ["B", "kB", "MB", "GB", "TB"]
-    while number >= 1000 and len(units) > 1:
-        number, units = number / 1000, units[1:]
-    return f"{number:.1f} {units[0]}" if number < 10 and units[0] != "B" else f"{number:.0f} {units[0]}"
-
-
-def time(seconds: float) -> str:
-    """Seconds as people say them, two figures or so."""
-    if seconds < 1:
-        return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else f"{1000 * seconds:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.0f} days"

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from datafree import held_out, modes, processes
+from datafree.batch_size import with_batch_size
 from datafree.errors import RunError
 from datafree.loop import Chosen, Progress, distill
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import load_weights, save_weights
-from datafree.prepare import prepare, require_weights, with_student
+from datafree.prepare import NOTHING_GIVEN, Given, prepare, require_weights, with_student
 from datafree.recipe import Recipe, dump
 from datafree.report.keeper import page_kept
 from datafree.report.measure import measure
@@ -43,19 +43,11 @@ class Outcome:
     already_finished: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given:
-    """Networks that were given as objects, in place of those that a recipe's names would build."""
-
-    teacher: nn.Module | None = None
-    student: nn.Module | None = None  # is trained itself
-
-
 def run_recipe(
     recipe: Recipe,
     out: Path,
     *,
-    given: Given = Given(),
+    given: Given = NOTHING_GIVEN,
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
@@ -70,12 +62,13 @@ def run_recipe(
     with contextlib.ExitStack() as held:
         device = modes.choose_device(held.enter_context(processes.joined(training.device)))
         dtype = modes.choose_precision(training.precision, device)
+        recipe, sized = with_batch_size(recipe, out, given, device, dtype)
         run = held.enter_context(contextlib.closing(open_run(out, dump(recipe))))
         if processes.is_first() and not run.finished:
             log = held.enter_context(page_kept(out, log, say))
         elif not processes.is_first():
             log, say = (lambda progress: None), (lambda line: None)
-        for line in chosen:
+        for line in (*chosen, *sized):
             say(line)
         return _carry_out(
             recipe,

@@ -159,7 +159,7 @@ def distill(
                 # The student learns the teacher's answers.
                 if step >= 0:
                     with memory.noticed("the source's images"):
-                        batch = source.sample(training.batch_size)
+                        batch = source.sample(training.batch)
                     if step == 0 and training.label_weight and batch.targets is None:
                         say("note: training.label_weight is off: the source's images have no targets")
                     with memory.noticed(STUDENT_STEP):

@@ -157,7 +157,7 @@ class Work:
 
     def _batch(self, number: int) -> tuple[Batch, dict[str, Tensor]]:
         """The images of a shard as they are written, their targets; and what the update logs."""
-        source, size = self.recipe.source, self.recipe.training.batch_size
+        source, size = self.recipe.source, self.recipe.training.batch
         values: dict[str, Tensor] = {}
         if source.finishes:
             values = self._updated(-1)  # no student learns: it stays in the warm-up

@@ -5,7 +5,7 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -22,6 +22,17 @@ from datafree.networks.siblings import AUTO, choose_student
 from datafree.recipe import Recipe
 from datafree.speed import ALL_ON, Speed
 from datafree.tasks.base import Task, synthetic_batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Networks that were given as objects, in place of those that a recipe's names would build."""
+
+    teacher: nn.Module | None = None
+    student: nn.Module | None = None  # is trained itself
+
+
+NOTHING_GIVEN = Given()
 
 
 def require_weights(spec: NetworkSpec, task: Task) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any, TypeVar, cast
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from datafree import exchange
 from datafree.errors import DatafreeError
 from datafree.networks.detectors import Predictions
 from datafree.wording import one_line
@@ -34,11 +36,14 @@ ResultT = TypeVar("ResultT")
 
 _passes: list[list[int]] = []  # of the shared pass that is under way: images of each process's part
 _endings: list[Callable[[], None]] = []  # what is to be done when it ends
+_alone: list[bool] = []  # not empty: this process works as if there were no others
+_shared: WeakSet[nn.Module] = WeakSet()  # networks that were given to `share`
+listeners: list[Callable[[Tensor, bool], None]] = []  # told what is looked at inside a pass, and whether it has a batch
 
 
 def count() -> int:
     """P."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
@@ -108,21 +113,39 @@ def of_first(act: Callable[[], ResultT]) -> ResultT:
     return cast("ResultT", heard[0])
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, this process works as if there were no others; for what `of_first` has the first process try."""
+    _alone.append(True)
+    try:
+        yield
+    finally:
+        _alone.pop()
+
+
 def share(network: NetworkT) -> NetworkT:
     """Divide this network's passes among the processes from now on; returns it. Nothing happens with one process.
 
     Its arguments are tensors with the batch first, its answer a tensor of that kind or `Predictions`. A batch of fewer
     than P images is computed whole by each. Random numbers drawn inside a pass (dropout) are the same for every part.
     """
+    _shared.add(network)
     if count() > 1 and not isinstance(network.__dict__.get("forward"), MethodType):
         network.forward = MethodType(_shared_forward, network)  # a method of its own: copies of the network have theirs
     return network
+
+
+def is_shared(network: nn.Module) -> bool:
+    """Whether its passes are divided where there are several processes."""
+    return network in _shared
 
 
 def at_end(act: Callable[[], None]) -> None:
     """Inside a shared pass: do this when it ends, while `collected` still works; else nothing."""
     if _passes:
         _endings.append(act)
+    elif listeners:
+        act()
 
 
 def images(part: int) -> int:
@@ -132,16 +155,20 @@ def images(part: int) -> int:
 
 def collected(part: Tensor) -> Tensor:
     """The whole batch's tensor (B, ...) of this process's part, inside a shared pass; else the tensor itself."""
-    return cast("Tensor", _Collect.apply(part, _passes[-1])) if _passes else part
+    for tell in listeners:
+        tell(part, True)
+    return cast("Tensor", exchange.Collect.apply(part, _passes[-1])) if _passes else part
 
 
 def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """(K,) mean and biased variance of the whole batch, inside a shared pass, from those of this process's part."""
+    for tell in listeners:
+        tell(torch.stack([mean, var]), False)
     if not _passes:
         return mean, var
     sizes = torch.tensor(_passes[-1], device=mean.device, dtype=mean.dtype)
     shares = (sizes / sizes.sum())[:, None, None]  # every image has as many values
-    parts = cast("Tensor", _Collect.apply(torch.stack([mean, var])[None], [1] * count()))  # (P, 2, K)
+    parts = cast("Tensor", exchange.Collect.apply(torch.stack([mean, var])[None], [1] * count()))  # (P, 2, K)
     whole = (shares * parts).sum(0)
     between = (shares[:, 0] * (parts[:, 0] - whole[0]).square()).sum(0)
     return whole[0], whole[1] + between
@@ -154,14 +181,14 @@ def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
         return forward(network, *inputs, **options)
     sizes = [len(part) for part in torch.arange(batch).tensor_split(count())]
     before = torch.get_rng_state()
-    mine = [cast("Tensor", _Part.apply(whole, sizes)) for whole in inputs]
+    mine = [cast("Tensor", exchange.Part.apply(whole, sizes)) for whole in inputs]
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     _passes.append(sizes)
     try:
         with _WholeBatchNorm():
             if names and torch.is_grad_enabled():
                 held = dict(network.named_parameters())
-                summed = dict(zip(names, _Summed.apply(*(held[name] for name in names)), strict=True))
+                summed = dict(zip(names, exchange.Summed.apply(*(held[name] for name in names)), strict=True))
                 answer = torch.func.functional_call(network, summed, tuple(mine), options)
             else:
                 answer = forward(network, *mine, **options)
@@ -174,79 +201,6 @@ def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     finally:
         _passes.pop()
         _endings.clear()
-
-
-def _gathered(part: Tensor, sizes: Sequence[int]) -> Tensor:
-    """(sum of sizes, ...) of every process's (its size, ...)."""
-    padded = part.new_zeros(max(sizes), *part.shape[1:])
-    padded[: len(part)] = part
-    parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded)
-    whole = torch.cat([one[:size] for one, size in zip(parts, sizes, strict=True)])
-    planes = part.ndim == 4 and part.is_contiguous(memory_format=torch.channels_last)
-    return whole.contiguous(memory_format=torch.channels_last) if planes else whole
-
-
-def _mine(whole: Tensor, sizes: Sequence[int]) -> Tensor:
-    start = sum(sizes[: rank()])
-    return whole[start : start + sizes[rank()]]
-
-
-class _Part(torch.autograd.Function):
-    """This process's part of a batch that all hold; the gradient is the whole batch's again."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes = sizes
-        return _mine(whole, sizes).clone(memory_format=torch.preserve_format)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _gathered(grad, ctx.sizes), None
-
-
-class _Collect(torch.autograd.Function):
-    """All parts; every process comes to the same gradient of the whole, of which its own part is its own."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes = sizes
-        return _gathered(part, sizes)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _mine(grad, ctx.sizes), None
-
-
-class _Summed(torch.autograd.Function):
-    """Parameters as they are; their gradients are the sums of all parts', in one exchange."""
-
-    @staticmethod
-    def forward(ctx: Any, *parameters: Tensor) -> tuple[Tensor, ...]:
-        return tuple(parameter.view_as(parameter) for parameter in parameters)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat)
-        parts = torch.split(flat, [grad.numel() for grad in grads])
-        return tuple(part.view(grad.shape) for part, grad in zip(parts, grads, strict=True))
-
-
-class _Total(torch.autograd.Function):
-    """The sum over all processes, each of which goes on with it in its own way: so the gradient is the sum, too."""
-
-    @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:
-        total = part.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)
-        return total
 
 
 class _WholeBatchNorm(TorchFunctionMode):
@@ -275,10 +229,10 @@ def _batch_norm(
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     dims = [0, *range(2, x.ndim)]
     values = x.numel() // x.shape[1] // len(x) * sum(_passes[-1])  # of a channel, in the whole batch
-    mean = cast("Tensor", _Total.apply(wide.sum(dims))) / values
+    mean = cast("Tensor", exchange.Total.apply(wide.sum(dims))) / values
     view = [1, -1, *[1] * (x.ndim - 2)]
     centred = wide - mean.view(view)
-    var = cast("Tensor", _Total.apply(centred.square().sum(dims))) / values
+    var = cast("Tensor", exchange.Total.apply(centred.square().sum(dims))) / values
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)

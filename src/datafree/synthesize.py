@@ -58,7 +58,8 @@ def synthesize(
     to stop raises Interrupted. Raises DatafreeError. Shards that are whole stay good whatever happens.
     """
     source = recipe.source
-    trains = _trains(source)
+    require_number(recipe)
+    trains = trains_first(source)
     with contextlib.closing(Shards(out, dump(recipe), _is_free(source))) as shards:
         return _fill(shards, recipe, images, trains=trains, stop=stop, log=log, say=say)
 
@@ -74,7 +75,7 @@ def _fill(
     say: Callable[[str], None],
 ) -> Made:
     task, training, source, out = recipe.task, recipe.training, recipe.source, shards.path
-    names = shards.class_names or _class_names(recipe)
+    names = shards.class_names or class_names(recipe)
     notes: list[str] = []
     if shards.count:
         say(f"going on with {out}, which holds {shards.images:,} images")
@@ -147,7 +148,13 @@ def verify(recipe: Recipe, out: Path, *, say: Callable[[str], None] = lambda lin
     return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
 
 
-def _trains(source: ImageSource) -> bool:
+def require_number(recipe: Recipe) -> None:
+    """Raise RecipeError where the batch size is to be found: that takes a student that learns."""
+    if recipe.training.batch_size == "auto":
+        raise RecipeError(["training.batch_size: auto is for a student that learns, and none does here; give a number"])
+
+
+def trains_first(source: ImageSource) -> bool:
     """Whether updates train the source before it makes anything. Raises RecipeError for one that cannot be."""
     if not source.finishes and not source.warmup and source.due(0):
         raise RecipeError(["source.warmup: is 0, and no student learns here: nothing would train the source; set it"])
@@ -165,7 +172,7 @@ def _is_free(source: ImageSource) -> Callable[[str], bool]:
     return is_free
 
 
-def _class_names(recipe: Recipe) -> list[str]:
+def class_names(recipe: Recipe) -> list[str]:
     """The names in the recipe's labelled data, else numbers that sort as the ids do."""
     if recipe.data is not None:
         return recipe.task.open_labelled(recipe.data).class_names

@@ -43,3 +43,22 @@ def readable(name: str) -> str:
 def percent(fraction: float) -> str:
     """A fraction in percent, one decimal; "-" where it is not a number."""
     return "-" if math.isnan(fraction) else f"{100 * fraction:.1f} %"
+
+
+def size(count: float) -> str:
+    """Bytes with a unit, two figures or more."""
+    number, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number, units = number / 1000, units[1:]
+    return f"{number:.1f} {units[0]}" if number < 10 and units[0] != "B" else f"{number:.0f} {units[0]}"
+
+
+def time(seconds: float) -> str:
+    """Seconds as people say them, two figures or so."""
+    if seconds < 1:
+        return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.0f} days"

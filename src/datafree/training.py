@@ -21,7 +21,7 @@ class Training:
     """How the student learns. The same for every source and task."""
 
     steps: int = 1000  # of the student
-    batch_size: int = 16  # images a step
+    batch_size: int | Literal["auto"] = 16  # images a step; auto: as many as fit, found when a run begins
     optimizer: Literal["sgd", "adam"] = "adam"
     lr: float = 1e-3
     momentum: float = 0.9  # of SGD
@@ -45,11 +45,19 @@ class Training:
     rollbacks: int = 3  # at most: back to the last good state at half the rates, after numbers that are not finite
 
     def __post_init__(self) -> None:
+        if isinstance(self.batch_size, str) and self.batch_size != "auto":
+            raise ValueError(f"batch_size is {self.batch_size!r}; give a number, or auto")
         for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) != "auto" and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be above 0")
+
+    @property
+    def batch(self) -> int:
+        """Images a step; what "auto" stands for must be known (`batch_size.with_batch_size`)."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step: a pure function of it."""
@@ -79,7 +87,7 @@ class Training:
             task=task,
             teacher=teacher,
             steps=self.steps,
-            batch_size=self.batch_size,
+            batch_size=self.batch,
             seed=self.seed,
             device=device,
             dtype=dtype,

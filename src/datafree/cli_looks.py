@@ -1,0 +1,68 @@
+"""Verbs that look and make nothing: `inspect`, `plan`, `list`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from datafree import strict_json
+from datafree.cli_options import AsJson, Compress, Named, Overrides, Student
+from datafree.errors import RecipeError
+from datafree.overrides import student_overrides
+
+
+def inspect(
+    teacher: Annotated[str, typer.Argument(help="A network's name as in recipes, or a recipe: then its teacher.")],
+    weights: Annotated[Path | None, typer.Option(help="A file of its weights.")] = None,
+    args: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of its constructor; may be repeated.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Of images, in pixels, such as 224x320.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="KIND", help="classification, detection, segmentation.")] = None,
+    classes: Annotated[int | None, typer.Option(help="How many it tells apart.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Estimate what a run of it costs with this teacher.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
+    from datafree.inspection import inspect_teacher
+    from datafree.inspection_text import inspection_text
+
+    found = inspect_teacher(
+        teacher, weights=weights, args=args or [], size=size, task=task, classes=classes, recipe=recipe
+    )
+    print(strict_json.render(asdict(found)) if as_json else inspection_text(found))
+
+
+def plan(
+    recipe: Named,
+    overrides: Overrides = None,
+    student: Student = None,
+    compress: Compress = None,
+    synthesize: Annotated[bool, typer.Option("--synthesize", help="Of the data set, not of a run.")] = False,
+    images: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the data set.")] = None,
+    link: Annotated[str, typer.Option(metavar="SPEED", help="Of each device to the others.")] = "10GB/s",
+    as_json: AsJson = False,
+) -> None:
+    """Say what a run or a data set will cost on 1, 8 and 64 devices like this one: time, memory, disk, device-hours."""
+    if synthesize and images is None:
+        raise RecipeError(["--images is missing; say how many, such as --images 1000"])
+    if images is not None and not synthesize:
+        raise RecipeError([f"--images {images} is about a data set; give --synthesize with it"])
+    from datafree.plan import parse_link
+    from datafree.plan import plan as make
+    from datafree.plan_text import plan_text
+    from datafree.recipe import load_recipe
+
+    speed = parse_link(link)
+    made = make(load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)]), images, speed)
+    print(strict_json.render(asdict(made)) if as_json else plan_text(made))
+
+
+def list_() -> None:
+    """Show the methods and their options, the tasks, the networks and the packaged recipes."""
+    from datafree.listing import listing
+
+    print(listing())

@@ -1,0 +1,84 @@
+"""Tensors exchanged among processes, with gradients: what `processes` divides passes by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def gathered(part: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(sum of sizes, ...) of every process's (its size, ...)."""
+    padded = part.new_zeros(max(sizes), *part.shape[1:])
+    padded[: len(part)] = part
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    whole = torch.cat([one[:size] for one, size in zip(parts, sizes, strict=True)])
+    planes = part.ndim == 4 and part.is_contiguous(memory_format=torch.channels_last)
+    return whole.contiguous(memory_format=torch.channels_last) if planes else whole
+
+
+def mine_of(whole: Tensor, sizes: Sequence[int]) -> Tensor:
+    """This process's part of what all hold."""
+    start = sum(sizes[: dist.get_rank()])
+    return whole[start : start + sizes[dist.get_rank()]]
+
+
+class Part(torch.autograd.Function):
+    """This process's part of a batch that all hold; the gradient is the whole batch's again."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return mine_of(whole, sizes).clone(memory_format=torch.preserve_format)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return gathered(grad, ctx.sizes), None
+
+
+class Collect(torch.autograd.Function):
+    """All parts; every process comes to the same gradient of the whole, of which its own part is its own."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return gathered(part, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return mine_of(grad, ctx.sizes), None
+
+
+class Summed(torch.autograd.Function):
+    """Parameters as they are; their gradients are the sums of all parts', in one exchange."""
+
+    @staticmethod
+    def forward(ctx: Any, *parameters: Tensor) -> tuple[Tensor, ...]:
+        return tuple(parameter.view_as(parameter) for parameter in parameters)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [grad.numel() for grad in grads])
+        return tuple(part.view(grad.shape) for part, grad in zip(parts, grads, strict=True))
+
+
+class Total(torch.autograd.Function):
+    """The sum over all processes, each of which goes on with it in its own way: so the gradient is the sum, too."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.contiguous().clone()
+        dist.all_reduce(total)
+        return total

@@ -1,0 +1,267 @@
+"""What a run or a data set will cost in time, memory, disk and device-hours: the answers of `datafree plan`.
+
+A short calibration on this machine is extrapolated (`calibration`); what several devices divide and what they exchange
+is counted in it (`passes`), and put together here for devices that are all like this one.
+
+P devices, B images of a batch.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datafree import modes
+from datafree.batch_size import with_batch_size
+from datafree.calibration import Calibration, Work
+from datafree.environment import hardware
+from datafree.errors import RecipeError
+from datafree.estimate import calibration, cost_of_teacher, run_cost, size_of
+from datafree.passes import Cost
+from datafree.prepare import NOTHING_GIVEN, prepare, require_weights, with_student
+from datafree.recipe import Recipe
+from datafree.sources.base import Batch
+from datafree.surroundings import of_run, of_shard
+from datafree.synthesize import require_number, trains_first
+from datafree.tasks.base import LabelledData
+from datafree.wording import show
+
+DEVICES = (1, 8, 64)
+LINK = 10e9  # bytes a second of each device, to and from the others
+WAIT = 50e-6  # seconds that an exchange takes however small it is
+_FEW = 8  # images of a device's part of a batch, below which it is hardly made use of
+
+
+@dataclass(frozen=True, kw_only=True)
+class On:
+    """So many devices like this one."""
+
+    devices: int
+    seconds: float
+    device_hours: float
+    step: float  # seconds of a step of the student; of a shard
+    exchanged: float  # bytes that each device sends and receives for a step of the student, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One kind of work by one device alone."""
+
+    what: str
+    often: int
+    each: float  # seconds
+    divided: float  # share of it that several devices divide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that is to be said; `dataclasses.asdict` of it is what `--json` prints. Seconds and bytes."""
+
+    recipe: str
+    what: str  # "run", "data set"
+    device: str
+    hardware: dict[str, Any]
+    calibrated: float  # seconds that the calibration took
+    batch_size: int
+    images: int | None  # of a data set
+    shards: int | None
+    files: int | None
+    work: list[Row]
+    memory: int  # on one device, beside Python and torch
+    disk: dict[str, int]
+    on: list[On]
+    assumed: list[str]
+    notes: list[str]
+
+
+def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices: Sequence[int] = DEVICES) -> Plan:
+    """Plan a run of `recipe` or, where `images` are wanted, the data set that `datafree synthesize` would make.
+
+    `link`: bytes a second of each device to and from the others. Writes nothing but a few files into a folder of the
+    system's temporary ones, which it removes. Raises DatafreeError as the run would before its first step.
+    """
+    began = time.perf_counter()
+    if images is not None:
+        require_number(recipe)
+    device = modes.choose_device(recipe.training.device)
+    dtype = modes.choose_precision(recipe.training.precision, device)
+    recipe, notes = with_student(recipe)
+    task = recipe.task
+    labelled = task.open_labelled(recipe.data) if recipe.data else None
+    require_weights(recipe.teacher, task)
+    recipe, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
+    training = recipe.training
+    opened = time.perf_counter()
+    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, speed=training.speed)
+    modes.seed_everything(training.seed)
+    student = prepare(recipe.student, task, "student", device, dtype, speed=training.speed)
+    opening = Work(what="opening", often=1, each=Cost(seconds=time.perf_counter() - opened))
+    known = cost_of_teacher(teacher, task.image_size, device, training.batch)
+    finished: list[Batch] = []
+    with calibration(
+        task=task,
+        teacher=teacher,
+        student=student,
+        source=recipe.source,
+        training=training,
+        known=known,
+        dtype=dtype,
+        keep=None if images is None else finished.append,
+    ) as calibrated:
+        if images is None:
+            parts = _run(calibrated, labelled, opening, link, devices)
+        else:
+            parts = _set(calibrated, recipe, finished, images, opening, devices)
+    return Plan(
+        recipe=recipe.name,
+        what="run" if images is None else "data set",
+        device=f"{device.type}, {str(dtype).removeprefix('torch.')}",
+        hardware=hardware(),
+        calibrated=time.perf_counter() - began,
+        batch_size=training.batch,
+        images=images,
+        shards=parts.shards,
+        files=parts.files,
+        work=[_row(work, images is not None) for work in parts.work],
+        memory=parts.memory,
+        disk=parts.disk,
+        on=parts.on,
+        assumed=[
+            "all devices are as this one was just now, with what else was running on it",
+            f"time and memory grow with the images, {calibrated.timed} of which were timed at once",
+            "time grows with the iterations of an update",
+            *parts.assumed,
+        ],
+        notes=[*notes, *found, *parts.notes],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What a run and a data set have of their own in a plan."""
+
+    work: list[Work]
+    memory: int
+    disk: dict[str, int]
+    on: list[On]
+    assumed: list[str]
+    notes: list[str]
+    shards: int | None = None
+    files: int | None = None
+
+
+def _run(
+    calibrated: Calibration, labelled: LabelledData | None, opening: Work, link: float, devices: Sequence[int]
+) -> _Parts:
+    cost = run_cost(calibrated)
+    around = of_run(calibrated, labelled, cost.seconds)
+    work, step = [*cost.work, *around.work, opening], cost.work[-1].each
+    batch = calibrated.training.batch
+    few = [count for count in devices if count > 1 and batch / count < _FEW]
+    doubt = (
+        f"a batch of {batch} gives each of {few[0]} devices less than {_FEW} images: it would be hardly made use of"
+        if few
+        else ""
+    )
+    return _Parts(
+        work=work,
+        memory=cost.memory,
+        disk=around.disk,
+        on=[on_devices(count, together(work, count, link), divided(step, count, link)) for count in devices],
+        assumed=[
+            "passes through networks are divided among devices, all else is done by each of them alike",
+            f"a link moves {link / 1e9:.3g} GB a second; each exchange takes {1e6 * WAIT:.0f} microseconds more",
+            "a page of the run takes a second to write, and half a megabyte",
+        ],
+        notes=[doubt] if doubt else [],
+    )
+
+
+def _set(
+    calibrated: Calibration,
+    recipe: Recipe,
+    finished: list[Batch],
+    images: int,
+    opening: Work,
+    devices: Sequence[int],
+) -> _Parts:
+    source = recipe.source
+    trained = calibrated.updates(range(-source.warmup, 0)) if trains_first(source) else []
+    shard = of_shard(calibrated, recipe, finished)
+    shards = Work(what="shards", often=-(-images // shard.images), each=shard.each)
+    alone = sum(work.seconds for work in (*trained, opening))
+    disk = {"images, what they show, records": round(images / shard.images * shard.bytes)}
+    if shard.entries:
+        disk["annotations of all"] = shards.often * shard.entries
+    if trained or shard.carries:
+        disk["the source's states, two while one is written"] = 2 * shard.state
+    return _Parts(
+        work=[*trained, shards, opening],
+        memory=size_of(calibrated.teacher) + size_of(calibrated.student) + calibrated.peak,
+        disk=disk,
+        on=[
+            on_devices(
+                count,
+                alone + rounds(shards.often, count, shard.carries) * shard.each.seconds,
+                (shard.each.seconds, 0.0),
+            )
+            for count in devices
+        ],
+        assumed=[
+            "images take on the disk what those of the calibration do; of few iterations, they are nearer to noise",
+            "shards need no exchange; a source that is trained first is trained by one device while others wait",
+        ],
+        notes=["each shard goes on from the one before: one is made after the other"] if shard.carries else [],
+        shards=shards.often,
+        files=shards.often * shard.files,
+    )
+
+
+def rounds(shards: int, devices: int, carries: bool) -> int:
+    """How often P devices make a shard each until all are made; one after the other where each `carries` on."""
+    return shards if carries else -(-shards // devices)
+
+
+def divided(each: Cost, devices: int, link: float) -> tuple[float, float]:
+    """Seconds of some work on P devices, and the bytes that each of them exchanges for it.
+
+    Passes are divided: a device computes ceil(B / P) of B images; all else is done by each alike. What is gathered
+    goes around a ring, (P - 1) / P of it over each link, what is summed twice. A batch of fewer than P images is
+    computed whole by each.
+    """
+    if devices == 1 or each.images < devices:
+        return each.seconds, 0.0
+    around = (devices - 1) / devices
+    exchanged = around * (each.gathered + 2 * each.summed)
+    part = -(-each.images // devices) / each.images
+    return each.seconds - (1 - part) * each.passes + exchanged / link + WAIT * each.exchanges, exchanged
+
+
+def parse_link(text: str) -> float:
+    """Bytes a second of a text such as 10GB/s, 800MB/s or 25Gbit/s. Raises RecipeError."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT])(B|bit)/s", text.strip(), re.ASCII)
+    if match is None or not float(match[1]):
+        raise RecipeError([f"--link {show(text)} is no speed; write it as 10GB/s, 800MB/s or 25Gbit/s"])
+    return float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2]] / (8 if match[3] == "bit" else 1)
+
+
+def together(work: list[Work], devices: int, link: float) -> float:
+    """Seconds of all work of a run on P devices."""
+    return sum(part.often * divided(part.each, devices, link)[0] for part in work)
+
+
+def on_devices(devices: int, seconds: float, step: tuple[float, float]) -> On:
+    """A line of a plan, from its seconds and from what `divided` says of a step."""
+    hours = devices * seconds / 3600
+    return On(devices=devices, seconds=seconds, device_hours=hours, step=step[0], exchanged=step[1])
+
+
+def _row(work: Work, is_set: bool) -> Row:
+    each = work.each
+    share = each.passes / each.seconds if each.seconds else 0.0
+    if is_set:
+        share = float(work.what == "shards")
+    return Row(what=work.what, often=work.often, each=each.seconds, divided=share)

@@ -1,0 +1,227 @@
+"""What a run or a data set costs beside updates and steps: saves, looks, pictures, scores, shards; time and disk.
+
+Each is done once with what a `Calibration` holds. Files are written into a folder of the system's temporary ones, which
+is removed: only so is known how large they become.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datafree import checkpoint, held_out, modes
+from datafree.calibration import Calibration, Work
+from datafree.images import to_image
+from datafree.job import save_artefacts
+from datafree.loop import SAVED_WITHIN
+from datafree.making import SAMPLED
+from datafree.networks.normalized import bare
+from datafree.networks.weights import save_weights
+from datafree.passes import Cost, cost_of
+from datafree.recipe import Recipe, dump
+from datafree.report.measure import measure
+from datafree.scoring import evaluate
+from datafree.shards import Shards
+from datafree.sources.base import Batch
+from datafree.student import save_calibration
+from datafree.synthesize import class_names
+from datafree.tasks.base import LabelledData
+
+PAGE = 1.0  # seconds and
+PAGE_BYTES = 500_000  # bytes of a page of a run, about
+LINE = 2_000  # bytes of a logged step in both logs, about
+_WRITTEN = 32  # images of the shard that is written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What is done beside, and what lies on the disk in the end (bytes by what it is)."""
+
+    work: list[Work]
+    disk: dict[str, int]
+
+
+def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: float) -> Surroundings:
+    """Of a run whose updates and steps take `seconds`: its saves, looks, pictures, pages, scores and files."""
+    training, task, source = calibrated.training, calibrated.task, calibrated.small
+    teacher, student = calibrated.teacher, calibrated.student
+    steps = range(1 - calibrated.source.warmup, training.steps + 1)
+    compared = sum(step > 0 and (step % training.save_every == 0 or step == training.steps) for step in steps)
+    saved = 1 + max(
+        sum(step % training.save_every == 0 or step == training.steps for step in steps), int(seconds / SAVED_WITHIN)
+    )
+    shown = sum(step % training.picture_every == 0 or step in (0, training.steps) for step in steps)
+    logged = sum(step % training.log_every == 0 or step in (0, training.steps) for step in steps)
+
+    def look() -> None:
+        held_out.signals(task, teacher, student, source)
+
+    def draw() -> Tensor | None:
+        return held_out.picture(task, teacher, student, source, trained=True)
+
+    images = source.held_out(held_out.COMPARED)
+    more = held_out.SHOWN / max(1, min(held_out.SHOWN, len(images)))  # a small source may have held out fewer
+    work = [
+        _once("looks at held-out images", compared, look, calibrated),
+        _once("pictures", shown, draw, calibrated),
+        _once("the networks' record", 1, lambda: measure(task, teacher, student, images), calibrated),
+    ]
+    picture, content = draw(), io.BytesIO()
+    if picture is not None:
+        to_image(picture).save(content, "PNG", optimize=True)
+    with tempfile.TemporaryDirectory(prefix="datafree-plan-") as name:
+        folder = Path(name)
+        state = {
+            "student": student.state_dict(),
+            "optimizer": calibrated.optimizer.state_dict(),
+            "source": source.state_dict(),
+            "best": dict(student.state_dict()) if training.select == "agreement" else {},
+            "random": modes.random_state(),
+        }
+        each, size = _written(folder / "state.pt", state)
+        full = size - checkpoint.size_of(source.state_dict()) + calibrated.state_bytes(range(steps[0] - 1, steps[-1]))
+        work.append(Work(what="saves", often=saved, each=Cost(seconds=each * full / size)))
+        began = time.perf_counter()
+        save_weights(bare(student), folder / "kept" / "student.safetensors")
+        save_artefacts(source, folder / "kept")
+        if len(images):
+            save_calibration(images, folder / "kept")
+        work.append(Work(what="weights", often=1, each=Cost(seconds=time.perf_counter() - began)))
+        kept = _size(folder / "kept")
+    work.append(Work(what="pages", often=1 + int(min(seconds / 10, 0.01 * seconds / PAGE)), each=Cost(seconds=PAGE)))
+    if labelled is not None and len(labelled):
+        work.append(_scores(calibrated, labelled))
+    disk = {
+        "states, three while one is written": 3 * full,
+        "weights, images to calibrate with": kept,
+        "pictures": round(shown * more * len(content.getvalue())),
+        "page": PAGE_BYTES + round(shown * more * len(content.getvalue())),
+        "logs": logged * LINE,
+    }
+    return Surroundings(work=work, disk={what: size for what, size in disk.items() if size})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardCost:
+    """One shard: making it, writing it, what it comes to on the disk."""
+
+    each: Cost
+    images: int
+    files: int
+    bytes: int
+    entries: int  # bytes of what a file about all images says of these
+    carries: bool  # whether the next one goes on from it
+    state: int  # bytes of what it goes on from
+
+
+def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> ShardCost:
+    """A shard of the recipe's data set; `finished` is what the calibration keeps batches in."""
+    source, small, task = calibrated.source, calibrated.small, calibrated.task
+    before, batch = _bytes(small.state_dict()), calibrated.training.batch
+    if source.finishes:
+        each = calibrated.update(small, source, -1)
+        finished.clear()
+        small.update(calibrated.student, -1)
+        parts, whole = list(finished), each.images / getattr(small, "batch_size", each.images)
+        images = round(sum(len(part.images) for part in parts) * whole)
+    else:
+        parts = [small.sample(calibrated.timed)]
+        images = -(-SAMPLED // batch) * batch
+        each = cost_of(
+            lambda: small.sample(calibrated.timed), calibrated.device, calibrated.timed, calibrated.budget
+        ).of_images(images)
+    after = _bytes(small.state_dict())
+    carries = not (source.warmup and not source.finishes) and after != before
+    shown = torch.cat([part.images for part in parts])[:_WRITTEN].float().clamp(0, 1).mul(255).round() / 255
+    targets = [part.targets for part in parts if part.targets is not None]
+    if len(targets) < len(parts):
+        with torch.no_grad():
+            answered = cost_of(
+                lambda: task.pseudo_targets(calibrated.teacher(shown)), calibrated.device, len(shown), 0.0
+            )
+            each = each + answered.of_images(images)
+            targets = [task.pseudo_targets(calibrated.teacher(shown))]
+    with tempfile.TemporaryDirectory(prefix="datafree-plan-") as name:
+        with closing(Shards(Path(name) / "set", dump(recipe))) as shards:
+            shards.begin(class_names(recipe))
+            began = time.perf_counter()
+            shards.write(0, task, Batch(images=shown, targets=torch.cat(targets)[: len(shown)]))
+            written = Cost(seconds=time.perf_counter() - began, images=len(shown)).of_images(images)
+        files = [file for file in shards.data.rglob("*") if file.is_file() and file.parent != shards.data]
+        record = (shards.path / "shards" / "00000.json").stat().st_size
+        size, more = sum(file.stat().st_size for file in files), images / len(shown)
+        return ShardCost(
+            each=each + written,
+            images=images,
+            files=round(len(files) * more) + 1,
+            bytes=round((size + record) * more),
+            entries=round(record * more) if task.reads_files else 0,
+            carries=carries,
+            state=len(after),
+        )
+
+
+def _once(what: str, often: int, act: Callable[[], object], calibrated: Calibration) -> Work:
+    return Work(what=what, often=often, each=cost_of(act, calibrated.device, held_out.COMPARED, 0.0, least=1))
+
+
+def _scores(calibrated: Calibration, labelled: LabelledData) -> Work:
+    """Both networks on all labelled images, from a few of them."""
+    few = _Few(labelled, min(len(labelled), 64))
+
+    def score() -> None:
+        for network in (calibrated.teacher, calibrated.student):
+            evaluate(network, calibrated.task, few, device=calibrated.device)
+
+    each = cost_of(score, calibrated.device, 32, 0.0, least=1).times(len(labelled) / len(few))
+    return Work(what="scores", often=1, each=each)
+
+
+class _Few:
+    """The first of labelled images."""
+
+    def __init__(self, labelled: LabelledData, count: int) -> None:
+        self._labelled, self._count = labelled, count
+        self.class_names, self.skipped = labelled.class_names, list[str]()
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As the whole's."""
+        left = self._count
+        for images, targets in self._labelled.batches(min(batch_size, left)):
+            if left <= 0:
+                return
+            yield images[:left], targets[:left]
+            left -= len(images)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self._labelled[index]
+
+
+def _written(file: Path, state: dict[str, Any]) -> tuple[float, int]:
+    """Seconds and bytes of a state that is written, the second time."""
+    checkpoint.write(file, state)
+    began = time.perf_counter()
+    checkpoint.write(file, state)
+    return time.perf_counter() - began, file.stat().st_size
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _bytes(state: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
