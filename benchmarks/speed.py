@@ -44,7 +44,7 @@ from speed_forms import measure_agreement, measure_pixels, measure_switches
 from speed_rigs import FROM_A_BANK, PAIRS, QUICK, READ, make_rig
 from speed_timing import Metrics, Stop, measure_step, measure_update, never, profiled
 
-AGREEMENT = 0.8  # of images, in agreement/RECIPE
+AGREEMENT = 0.6  # of images, in agreement/RECIPE: a tenth of the run; 0.8 takes most of it
 GROUPS = (
     *(f"{pair}/{method}" for pair in PAIRS for method in PAIRS[pair].rows),
     "pixels/resnet50",

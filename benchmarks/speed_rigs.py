@@ -1,7 +1,8 @@
 """The groups of the speed table: pairs of networks, and their methods, as runs have them.
 
-`small` is the pair of the classification benchmark on a CPU with its own rows; in all others but `unet` networks are of
-ResNet-18's size and up, and options are those of the methods but for sizes that a CPU can bear.
+`small` is the pair of the classification benchmark on a CPU with its own rows. In the others, but for `unet` and
+`yolov3-tiny`, networks are of ResNet-18's cost and up; options are those of the methods but for sizes that a CPU can
+bear.
 """
 
 from __future__ import annotations
@@ -112,10 +113,20 @@ PAIRS = {
         student=yolo(1.0, ANCHORS[256, 320]),
         batch_size={"cpu": 4, "cuda": 64},
         rows=rows(
-            diode={"stages": [Stage(iterations=10, jitter=40)], "seen_every": 0},  # each batch has a look at its end
+            diode={"stages": [Stage(iterations=20, jitter=40)], "seen_every": 0},  # each batch has a look at its end
             cgdd={"adversarial_weight": 0.0, "activation_weight": 0.0},
         ),
         options={"distill": "heads"},
+    ),
+    "yolov3": Pair(  # Darknet-53
+        task="detection",
+        num_classes=3,
+        image_size=(128, 160),
+        teacher=NetworkSpec(network="datafree/yolov3", args={"variant": "full"}),
+        student=yolo(1.0, ANCHORS[256, 320]),
+        batch_size={"cpu": 2, "cuda": 32},
+        rows=rows(diode={"stages": [Stage(iterations=6, jitter=16)], "seen_every": 0}),
+        options={"distill": "boxes"},
     ),
 }
 # For the tests: everything small.
@@ -158,6 +169,7 @@ QUICK = {
         ),
     ),
 }
+QUICK["yolov3"] = replace(QUICK["yolov3-tiny"], rows=rows(diode=QUICK["yolov3-tiny"].rows["diode"].source))
 QUICK["deeplabv3"] = replace(QUICK["unet"], rows=rows(degan={"width": 4}, inversion={}))
 
 

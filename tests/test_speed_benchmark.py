@@ -239,7 +239,7 @@ def test_a_profile_adds_where_the_time_of_an_update_goes(speed: ModuleType, phot
 def test_groups_are_chosen_by_name_or_by_either_part(speed: ModuleType) -> None:
     assert speed.chosen_groups([]) == list(speed.GROUPS)
     assert speed.chosen_groups(["pixels", "unet"]) == ["unet/degan", "pixels/resnet50"]
-    assert speed.chosen_groups(["small/cgdd", "diode"]) == ["small/cgdd", "yolov3-tiny/diode"]
+    assert speed.chosen_groups(["small/cgdd", "dafl"]) == ["small/cgdd", "small/dafl", "resnet34-18/dafl"]
     with pytest.raises(ValueError, match="there is no group 'res'; known: small/cgdd, "):
         speed.chosen_groups(["cgdd", "res"])
 
