@@ -29,6 +29,7 @@ from datafree.networks.program import Program
 from datafree.prepare import NOTHING_GIVEN, prepare, with_student
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
+from datafree.speed import ALL_ON
 from datafree.subject import Fact, Subject, find_subject, input_facts
 from datafree.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.tasks import TASKS
@@ -93,7 +94,7 @@ def inspect_teacher(
     if metadata is not None and not subject.in_recipe:
         spec = replace(spec, mean=metadata.mean, std=metadata.std)
     network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(device)
-    network.to(memory_format=torch.channels_last)
+    (ALL_ON if plan is None else plan.training.speed).laid_out(network)
     if isinstance(program := network.network, Program) and program.size and subject.size.value is None:
         subject = replace(subject, size=Fact(value=program.size, how="known", why="it was exported for this size"))
     outputs, input_size, macs = _look(network, subject, device)
@@ -241,7 +242,7 @@ def _cost_of_run(
 ) -> RunCost:
     plan, _ = with_student(replace(plan, task=task))
     plan, _ = with_batch_size(plan, None, NOTHING_GIVEN, device, dtype)
-    student = prepare(plan.student, task, "student", device, dtype)
+    student = prepare(plan.student, task, "student", device, dtype, speed=plan.training.speed)
     return cost_of_run(
         task=task,
         teacher=teacher,
