@@ -1,6 +1,6 @@
 """What many shards and many workers cost the files of a data set: indices of up to 100,000 images, and claims.
 
-    python benchmarks/many_shards.py              # a minute
+    python benchmarks/many_shards.py              # a few minutes
 
 Records are written as `datafree synthesize` writes them, for shards of 128 detector images with two boxes each; the
 images themselves are left out, since nothing here reads them. Writes benchmarks/results/many_shards-disk.json and the
@@ -26,7 +26,7 @@ from datafree.manifest import write_index
 from datafree.shards import Shards
 from results import write_results, write_table
 
-SHARDS = (80, 782, 7813)  # of 128 images: 10,000, 100,000 and a million
+SHARDS = (80, 782)  # of 128 images: 10,000 and 100,000
 IMAGES = 128
 CLASSES = [f"class {number:02}" for number in range(80)]
 RECIPE: dict[str, Any] = {"name": "many"}

@@ -155,19 +155,20 @@ def watched_passes(device: torch.device) -> Iterator[_Watcher]:
 
 def cost_of(work: Callable[[], object], device: torch.device, images: int, budget: float, least: int = 2) -> Cost:
     """What `work` costs, which is done once on `images`: the median of some runs within `budget` seconds, at least
-    `least` and at most 20; and of one more that is watched. Whoever wants no first run in it does that before.
+    `least` and at most 20; and of one more that is watched, of that alone where `least` is 0. Whoever wants no first
+    run in it does that before.
     """
     clock = _Watcher(device).now
     taken: list[float] = []
-    while len(taken) < least or (len(taken) < 20 and sum(taken) < budget):
+    while len(taken) < least or (least and len(taken) < 20 and sum(taken) < budget):
         began = clock()
         work()
         taken.append(clock() - began)
-    seconds = sorted(taken)[(len(taken) - 1) // 2]
     with watched_passes(device) as watcher:
         began = watcher.now()
         work()
         whole = watcher.now() - began
+    seconds = sorted(taken)[(len(taken) - 1) // 2] if taken else whole
     share = min(1.0, watcher.seconds / whole) if whole > 0 else 0.0
     return Cost(
         seconds=seconds,

@@ -171,7 +171,7 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
 
 
 def _once(what: str, often: int, act: Callable[[], object], calibrated: Calibration) -> Work:
-    return Work(what=what, often=often, each=cost_of(act, calibrated.device, held_out.COMPARED, 0.0, least=1))
+    return Work(what=what, often=often, each=cost_of(act, calibrated.device, held_out.COMPARED, 0.0, least=0))
 
 
 def _scores(calibrated: Calibration, labelled: LabelledData) -> Work:
@@ -182,7 +182,7 @@ def _scores(calibrated: Calibration, labelled: LabelledData) -> Work:
         for network in (calibrated.teacher, calibrated.student):
             evaluate(network, calibrated.task, few, device=calibrated.device)
 
-    each = cost_of(score, calibrated.device, 32, 0.0, least=1).times(len(labelled) / len(few))
+    each = cost_of(score, calibrated.device, 32, 0.0, least=0).times(len(labelled) / len(few))
     return Work(what="scores", often=1, each=each)
 
 
