@@ -251,3 +251,15 @@ def test_every_relative_link_resolves(page: Path) -> None:
         assert linked.is_relative_to(ROOT), target
         assert linked.exists(), target
         assert not anchor or anchor in anchors(linked), target
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    files = {file.name: file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py")}
+    tests = set(re.findall(r"^\s*def (test_\w+)", "\n".join(files.values()), re.MULTILINE))
+    named = {
+        page.name: set(re.findall(r"`(?:tests/(?:\w+/)*)?(test_\w+(?:\.py)?)`", page.read_text("utf-8")))
+        for page in (ROOT / "docs").rglob("*.md")
+    }
+    assert len(named["reliability.md"]) > 20
+    for page, names in named.items():
+        assert names <= tests | set(files), f"{page}: {sorted(names - tests - set(files))}"
