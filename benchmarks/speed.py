@@ -200,13 +200,18 @@ def _ratio(found: Metrics, key: str) -> str:
     return f"{found[key]:.2f} ({found[key + '_low']:.2f}–{found[key + '_high']:.2f})"
 
 
+def _rate(found: Metrics) -> str:
+    each = found["images_per_second"]
+    return f"{each:,.0f}" if each >= 100 else f"{each:.3g}"
+
+
 def _floor(found: Metrics) -> list[str]:
     own = f"{100 * found['in_networks']:.0f} %" if "in_networks" in found else "–"
-    return [f"{found['images_per_second']:.3g}", own, f"{found['memory']:.0f}"]
+    return [_rate(found), own, f"{found['memory']:.0f}"]
 
 
 def _speed(found: Metrics) -> list[str]:
-    return [f"{found['images_per_second']:.3g}"]
+    return [_rate(found)]
 
 
 def _agreement(found: Metrics) -> list[str]:
