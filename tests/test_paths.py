@@ -31,6 +31,11 @@ def test_other_things_are_no_paths(given: object) -> None:
         paths.expand(given)
 
 
+def test_a_url_is_no_path_and_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^a s3:// URL is no path: copy what is there to a disk, and give its path$"):
+        paths.expand("s3://key:secret@bucket/set")
+
+
 def test_builtin_names_stand_for_files_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "example" / "photos").mkdir(parents=True)
     monkeypatch.setattr(paths, "builtin_folder", lambda: tmp_path / "example")

@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -233,7 +234,7 @@ def test_classes_are_called_as_in_the_recipes_labelled_data_and_keep_their_names
 
 def test_unnamed_classes_sort_as_their_ids_do(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "noise"}, task={"num_classes": 12})
-    names = synthesize_module._class_names(recipe)
+    names = synthesize_module.class_names(recipe)
     assert names == sorted(names)
     assert (names[0], names[11]) == ("class 00", "class 11")
 
@@ -311,6 +312,23 @@ def test_processes_make_one_set_together_and_take_over_from_one_that_dies(method
         worker.join()
     assert [worker.exitcode for worker in (dying, *others)] == [-signal.SIGKILL, 0, 0]
     assert everything(out) == everything(tmp_path / "alone")
+
+
+def test_a_process_that_has_nothing_to_do_asks_less_and_less_often(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    lines: list[str] = []
+    claim, taken = Shards.claim, iter([True] * 6)
+    monkeypatch.setattr(Shards, "claim", lambda shards, images: None if next(taken, False) else claim(shards, images))
+    clock = SimpleNamespace(sleep=slept.append, perf_counter=time.perf_counter)
+    monkeypatch.setattr(making, "time", clock)
+    assert synthesize(recipe_for(tmp_path, INVERSION), tmp_path / "out", 5, say=lines.append).images == 5
+    assert slept == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.0, 3.0])
+    assert [line for line in lines if "waiting" in line] == [
+        "other processes are at all shards that are missing: waiting for them (in a bucket for two minutes, should one "
+        "have been killed)"
+    ]
 
 
 def test_a_killed_run_leaves_whole_shards_and_redoes_only_the_one_it_was_in(

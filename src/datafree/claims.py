@@ -15,7 +15,13 @@ from datafree.lock import Lock, Taken
 
 FOLDER = ".claims"
 PAUSE = 0.2  # seconds between two looks for what other processes have done
+_LONGEST = 3.0  # seconds, where nothing new comes
 _TRIES = 100  # looks for the end of another process's tidying
+
+
+def longer(pause: float) -> float:
+    """The pause after one in which nothing new came."""
+    return min(2 * pause, _LONGEST)
 
 
 class Claims:

@@ -132,7 +132,9 @@ def evaluate(
 @app.command()
 def synthesize(
     recipe: Named,
-    out: Annotated[Path, typer.Option(help="Where it goes; the data set itself is in OUT/data.")],
+    out: Annotated[
+        str, typer.Option(metavar="PATH", help="Where it goes: a directory, or a URL such as s3://bucket/folder.")
+    ],
     overrides: Overrides = None,
     images: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="How many images at least; shards are whole.")
@@ -148,6 +150,7 @@ def synthesize(
     if processes > 1 and not launched():
         raise typer.Exit(launch(processes, sys.argv[1:]))
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
+        from datafree.bucket import placed
         from datafree.progress import display
         from datafree.recipe import load_recipe
         from datafree.synthesize import synthesize as make
@@ -155,12 +158,12 @@ def synthesize(
 
         loaded = load_recipe(recipe, overrides or [])
         if verify:
-            made = check(loaded, out, say=print)
+            made = check(loaded, placed(out), say=print)
         elif images is None:
             raise RecipeError(["--images is missing; say how many, such as --images 1000"])
         else:
             with display(quiet=quiet) as shown:
-                made = make(loaded, out, images, stop=stop, log=shown.log, say=shown.say)
+                made = make(loaded, placed(out), images, stop=stop, log=shown.log, say=shown.say)
     sound = ", every file as it was written" if verify else ""
     print(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
     for note in made.notes:

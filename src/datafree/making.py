@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree import memory, modes
-from datafree.claims import PAUSE
+from datafree.bucket_shards import BucketShards
+from datafree.claims import PAUSE, longer
 from datafree.coping import SOURCE_UPDATE, too_large
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.finite import Watch
@@ -29,6 +30,7 @@ from datafree.shards import Shards
 from datafree.sources.base import Batch
 
 SAMPLED = 256  # images of a shard that is sampled, at least
+_KILLED = "(in a bucket for two minutes, should one have been killed)"  # see `leases`; locks end at once
 TRAINED = "trained.pt"  # the source after its warm-up, or on the way there
 
 
@@ -40,23 +42,27 @@ class Work:
     teacher: nn.Module
     student: nn.Module  # untrained, for updates that look at one
     finished: list[Batch]  # the source puts into it
-    shards: Shards
+    shards: Shards | BucketShards
     stop: Callable[[], str | None]
     log: Callable[[Progress], None]
     watch: Watch
+    say: Callable[[str], None] = lambda line: None
     answered: bool = False  # whether the teacher's answers became targets
 
     def train(self) -> None:
         """The updates of the source's warm-up, or those that are left of it; by one process, the others wait."""
-        trained = False
+        trained, pause = False, PAUSE
         while not trained:
             with self.shards.alone_at("training") as trained:
                 if trained:
                     self._train()
             if not trained:
+                if pause == PAUSE:
+                    self.say(f"another process trains the source: waiting for it {_KILLED}")
                 if reason := self.stop():
                     raise Interrupted(f"stopped while another process trains the source ({reason})")
-                time.sleep(PAUSE)
+                time.sleep(pause)
+                pause = longer(pause)
 
     def _train(self) -> None:
         source, training = self.recipe.source, self.recipe.training
@@ -101,13 +107,17 @@ class Work:
         fresh = _serialised(source.state_dict())
         at, known = 0, _digest(fresh)  # the shard that the source's state is for; that state
         before: set[bytes] = set()  # the images of the shard before
+        pause, seen = PAUSE, -1  # images, when others were last waited for
         while shards.images < images:
             if reason := self.stop():
                 raise Interrupted(
                     f"stopped at {shards.images:,} of {images:,} images ({reason}); the same command goes on from here"
                 )
             if (number := shards.claim(images)) is None:  # other processes are at what is missing
-                time.sleep(PAUSE)
+                if seen < 0:
+                    self.say(f"other processes are at all shards that are missing: waiting for them {_KILLED}")
+                pause, seen = longer(pause) if shards.images == seen else PAUSE, shards.images
+                time.sleep(pause)
                 continue
 
             # A trained source is the same for every shard; others may carry something on from the shard before.

@@ -10,6 +10,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from datafree.bucket import is_url
 from datafree.wording import show
 
 BUILTIN = "builtin:"
@@ -22,6 +23,9 @@ def expand(given: object) -> Path:
     """The absolute path that `given` writes. Raises ValueError, also for a variable that is not set."""
     if not isinstance(given, str) or not given.strip() or "\0" in given:
         raise ValueError(f"{show(given)} is not a path")
+    if is_url(given):
+        protocol = given.partition("://")[0]
+        raise ValueError(f"a {protocol}:// URL is no path: copy what is there to a disk, and give its path")
     if given.startswith(BUILTIN):
         return _expand_builtin(given)
     missing = [name for name in map(_name, _VARIABLE.finditer(given)) if not os.environ.get(name)]

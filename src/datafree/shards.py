@@ -35,7 +35,7 @@ from datafree.errors import RunError
 from datafree.files import remove_asides, room_for, sync, write_whole
 from datafree.kept_recipe import check_same
 from datafree.lock import NAME as LOCK
-from datafree.manifest import RECORD, Record, read_record, sealed, write_index
+from datafree.manifest import RECORD, Record, damages, read_record, sealed, write_index
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task
 from datafree.tasks.labelled import read_names
@@ -50,6 +50,7 @@ class Shards:
 
     def __init__(self, path: Path, recipe: dict[str, Any], is_free: Callable[[str], bool] = lambda key: False) -> None:
         self.path = path
+        self.place = str(path)  # as a user knows it
         self.data = path / "data"
         self.recipe = recipe
         self.carries = False  # whether the source carries something on from one shard to the next
@@ -89,7 +90,7 @@ class Shards:
             (self.path / "shards").mkdir(exist_ok=True)
             for name, text in (
                 ("recipe.yaml", yaml12.render(self.recipe)),
-                ("environment.json", _json(environment())),
+                ("environment.json", json.dumps(environment()) + "\n"),
                 ("data/classes.txt", "".join(f"{name}\n" for name in class_names)),
             ):
                 if not (self.path / name).exists():
@@ -97,10 +98,10 @@ class Shards:
             self._read_names()
             for part in sorted(self.path.glob(".[0-9]*.part")):
                 number = int(part.name[1:-5])
-                if (part / RECORD).exists() and self._claims.take(_name(number)):
+                if (part / RECORD).exists() and self._claims.take(named(number)):
                     if (part / RECORD).exists():  # still
                         self._settle(part)
-                    self._claims.drop(_name(number))
+                    self._claims.drop(named(number))
             if alone:
                 remove_asides(self.path, self.data, self.path / "state", self.path / "shards")
                 self._claims.let_in()
@@ -126,10 +127,10 @@ class Shards:
                 if number in self._counts:
                     continue
                 tried += 1
-                if self._claims.take(_name(number)):
-                    if not (self.path / "shards" / f"{_name(number)}.json").exists():
+                if self._claims.take(named(number)):
+                    if not (self.path / "shards" / f"{named(number)}.json").exists():
                         return number
-                    self._claims.drop(_name(number))  # made since `look`
+                    self._claims.drop(named(number))  # made since `look`
                     self.look()
                 if self.carries:  # one after the other
                     break
@@ -137,7 +138,7 @@ class Shards:
 
     def leave(self, number: int) -> None:
         """Leave a claimed shard to others."""
-        self._claims.drop(_name(number))
+        self._claims.drop(named(number))
 
     @contextmanager
     def alone_at(self, what: str) -> Iterator[bool]:
@@ -160,14 +161,14 @@ class Shards:
 
     def write(self, number: int, task: Task, batch: Batch, state: dict[str, Any] | None = None) -> None:
         """Add a shard. `state`: what the source goes on from after it, where it carries something on."""
-        part = self.path / f".{_name(number)}.part"
+        part = self.path / f".{named(number)}.part"
         assert batch.targets is not None and self.class_names is not None
         with _writing(self.path):
             shutil.rmtree(part, ignore_errors=True)
             try:
                 entries = []
                 for index, (image, target) in enumerate(zip(batch.images.cpu(), batch.targets.cpu(), strict=True)):
-                    name = f"{_name(number)}/{index:05}"
+                    name = f"{named(number)}/{index:05}"
                     entries.append(task.write_example(part / "data", name, image, target, self.class_names))
                 files = sorted(file for file in (part / "data").rglob("*") if file.is_file())
                 record = {
@@ -178,21 +179,21 @@ class Shards:
                     "entries": [entry for entry in entries if entry is not None],
                 }
                 if state is not None:  # before the shard: a shard is never there without what comes after it
-                    self.save_state(_before(number + 1), state)
-                write_whole(part / RECORD, _json(record).encode())
+                    self.save_state(state_for(number + 1), state)
+                write_whole(part / RECORD, (json.dumps(record) + "\n").encode())
             finally:
                 if not (part / RECORD).exists():
                     shutil.rmtree(part, ignore_errors=True)
             self._settle(part)
-            self._claims.drop(_name(number))
+            self._claims.drop(named(number))
 
     def state_before(self, number: int) -> Any:
         """What the source goes on from for a shard; None where it carries nothing on. Raises RunError if it is gone."""
         if not self.carries or number == 0:
             return None
-        if (state := self.load_state(_before(number))) is None:
+        if (state := self.load_state(state_for(number))) is None:
             raise RunError(
-                f"shard {_name(number)} of {self.path} is gone, and what its source had learnt by then, too: it cannot "
+                f"shard {named(number)} of {self.path} is gone, and what its source had learnt by then, too: it cannot "
                 "be made again alone; choose another --out"
             )
         return state
@@ -216,6 +217,14 @@ class Shards:
         if problem is not None:
             raise problem
         return None
+
+    def keep(self, write: Callable[[Path], None]) -> None:
+        """Have `write` write files that belong to the set into the folder it is given. Raises what it raises."""
+        write(self.path)
+
+    def damages(self) -> Iterator[tuple[str, str]]:
+        """Every file that is not as it was written: its name below `place`, and what is wrong."""
+        return damages(self.path)
 
     def finish(self) -> None:
         """Write what is about the whole set: for boxes annotations.json and data.yaml, and index.json at last.
@@ -246,17 +255,17 @@ class Shards:
             folders.add(place.parent)
         for folder in folders:
             sync(folder)
-        (part / RECORD).replace(self.path / "shards" / f"{_name(record['shard'])}.json")
+        (part / RECORD).replace(self.path / "shards" / f"{named(record['shard'])}.json")
         sync(self.path / "shards")
         shutil.rmtree(part)
         for file in (self.path / "state").glob("before-*.pt"):
-            if file.name <= _before(record["shard"]):
+            if file.name <= state_for(record["shard"]):
                 file.unlink()
         self._note(record)
 
     def _note(self, record: Record) -> None:
         self._counts[record["shard"]] = record["images"]
-        self._known.add(_name(record["shard"]))
+        self._known.add(named(record["shard"]))
         self.carries |= record["carries"]
 
 
@@ -280,14 +289,11 @@ def _means_something(entry: Path) -> bool:
     return entry.name != "shards" or not entry.is_dir() or any(entry.iterdir())
 
 
-def _name(number: int) -> str:
+def named(number: int) -> str:
+    """What a shard is called."""
     return f"{number:05}"
 
 
-def _before(number: int) -> str:
+def state_for(number: int) -> str:
     """The file of what the source goes on from for a shard."""
-    return f"before-{_name(number)}.pt"
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content) + "\n"
+    return f"before-{named(number)}.pt"

@@ -13,15 +13,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datafree import modes
+from datafree.bucket_shards import BucketShards
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.job import save_artefacts
 from datafree.loop import Progress
 from datafree.making import Work
-from datafree.manifest import damages, hashes, read_record
+from datafree.manifest import hashes, read_record
 from datafree.networks.load import has_weights
 from datafree.prepare import prepare, with_student
 from datafree.recipe import Recipe, dump
@@ -36,7 +38,7 @@ _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "de
 class Made:
     """What a data set has come to."""
 
-    path: Path  # of the set itself, in its task's layout
+    path: Path | str  # of the set itself, in its task's layout; a URL where it is one
     images: int
     shards: int
     notes: list[str]
@@ -44,7 +46,7 @@ class Made:
 
 def synthesize(
     recipe: Recipe,
-    out: Path,
+    out: Path | str,
     images: int,
     *,
     stop: Callable[[], str | None] = lambda: None,
@@ -53,6 +55,7 @@ def synthesize(
 ) -> Made:
     """Make a data set of at least `images` images, in whole shards, in `out`/data; or go on with it, or add to it.
 
+    `out` is a directory or, as a text, the URL of a folder in an object store (see `bucket`).
     Images have 8 bits a channel; their targets are those they were made to show or, where the source has none, the
     teacher's answers (`Task.pseudo_targets`). `stop` is asked before each shard and each update of a warm-up: a reason
     to stop raises Interrupted. Raises DatafreeError. Shards that are whole stay good whatever happens.
@@ -60,12 +63,17 @@ def synthesize(
     source = recipe.source
     require_number(recipe)
     trains = trains_first(source)
-    with contextlib.closing(Shards(out, dump(recipe), _is_free(source))) as shards:
+    with contextlib.closing(_opened(recipe, out)) as shards:
         return _fill(shards, recipe, images, trains=trains, stop=stop, log=log, say=say)
 
 
+def _opened(recipe: Recipe, out: Path | str) -> Shards | BucketShards:
+    given = dump(recipe), _is_free(recipe.source)
+    return Shards(out, *given) if isinstance(out, Path) else BucketShards(out, *given)
+
+
 def _fill(
-    shards: Shards,
+    shards: Shards | BucketShards,
     recipe: Recipe,
     images: int,
     *,
@@ -74,11 +82,12 @@ def _fill(
     log: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> Made:
-    task, training, source, out = recipe.task, recipe.training, recipe.source, shards.path
+    task, training, source = recipe.task, recipe.training, recipe.source
     names = shards.class_names or class_names(recipe)
     notes: list[str] = []
+    trained = partial(save_artefacts, source)  # its networks, as files
     if shards.count:
-        say(f"going on with {out}, which holds {shards.images:,} images")
+        say(f"going on with {shards.place}, which holds {shards.images:,} images")
     if shards.images < images:
         device = modes.choose_device(training.device)
         dtype = modes.choose_precision(training.precision, device)
@@ -104,11 +113,12 @@ def _fill(
                 stop=stop,
                 log=log,
                 watch=Watch(device),
+                say=say,
             )
             try:
                 if trains:
                     work.train()
-                    save_artefacts(source, out)  # before sampling, which moves a generator's running statistics
+                    shards.keep(trained)  # before sampling, which moves a generator's running statistics
                 work.make(images, trained=trains)
             except NotFinite as fault:
                 raise TrainingError(
@@ -116,7 +126,7 @@ def _fill(
                     "(and choose another --out)"
                 ) from fault
         if not trains:
-            save_artefacts(source, out)
+            shards.keep(trained)
         notes += source.notes()
         if work.answered:
             notes.append("the source's images have no targets: they were written with the teacher's answers")
@@ -125,27 +135,28 @@ def _fill(
     return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
 
 
-def verify(recipe: Recipe, out: Path, *, say: Callable[[str], None] = lambda line: None) -> Made:
+def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lambda line: None) -> Made:
     """Compare every file of a made data set with what was written; says a line for each that is not the same.
 
-    Changes nothing. Raises RunError for a directory that holds no set of this recipe, DataError for damaged files.
+    Changes nothing. Raises RunError for a place that holds no set of this recipe, DataError for damaged files.
     """
-    shards = Shards(out, dump(recipe), _is_free(recipe.source))
-    if not shards.count:
-        raise RunError(f"{out} holds no made data set; give the --out of one")
-    bad = 0
-    for name, what in damages(out):
-        say(f"{out / name}: {what}")
-        bad += 1
-    if bad:
-        raise DataError(
-            f"{bad:,} of {sum(1 for _ in hashes(out)):,} files of {out} are damaged or missing; to have a shard made "
-            "again remove its shards/NNNNN.json, a file of no shard itself, and run the command without --verify"
-        )
-    index = out / "index.json"
-    finished = index.exists() and read_record(index)["images"] == shards.images
-    notes = [] if finished else ["the set is not finished; the command without --verify goes on"]
-    return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
+    with contextlib.closing(_opened(recipe, out)) as shards:
+        if not shards.count:
+            raise RunError(f"{shards.place} holds no made data set; give the --out of one")
+        bad = 0
+        for name, what in shards.damages():
+            say(f"{shards.place}/{name}: {what}")
+            bad += 1
+        if bad:
+            raise DataError(
+                f"{bad:,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or missing; "
+                "to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, and run the "
+                "command without --verify"
+            )
+        index = shards.path / "index.json"
+        finished = index.exists() and read_record(index)["images"] == shards.images
+        notes = [] if finished else ["the set is not finished; the command without --verify goes on"]
+        return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
 
 
 def require_number(recipe: Recipe) -> None:
