@@ -363,6 +363,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # three commands start, and one server answers them
 @pytest.mark.filterwarnings("default")  # of the server's libraries
 def test_three_commands_make_one_set_on_s3_though_one_is_killed(tmp_path: Path, s3: str) -> None:
     recipe = recipe_for(tmp_path, DIODE, "detection")
