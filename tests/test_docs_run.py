@@ -39,6 +39,7 @@ NOT_RUN = {
     "ruff": "a submission's checks",
     "mypy": "a submission's checks",
     "mkdocs": "a submission's checks",
+    "aws": "the store's own command",
     ".": "enters an environment",
 }
 # Pages whose commands take a second or two; those of the others take minutes.
@@ -48,6 +49,7 @@ SHORTER = {  # of a command's words
     "--images 10000": "--images 4",
     "--images 1000": "--images 4",
     "training.steps=500": "training.steps=2",
+    "s3://bucket": "memory://bucket",
     "--data DIR": "--data labelled",
     "--data /path/to/labelled": "--data labelled",
     " RECIPE": " tiny.yaml",
