@@ -1,7 +1,7 @@
 """What several tests share: small images on disk, real pretrained data where it is at hand."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,15 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST
 def short_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's networks are timed by a single pass: tests make hundreds of runs, and none looks at the seconds."""
     monkeypatch.setattr("datafree.report.measure.TIMED", 0.0)
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything in float64, also what networks answer: where rounding has no time to grow."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

@@ -217,6 +217,7 @@ def test_each_claims_what_no_other_is_at_and_sees_what_it_has_made(memory: str) 
     with closing(begun(memory)) as one, closing(begun(memory)) as other:
         assert [one.claim(6), other.claim(6), other.claim(6), one.claim(6)] == [0, 1, 2, 3]
         assert one.claim(4) is None and other.claim(4) is None
+        assert one.if_killed == " (for 2 minutes, should one have been killed)"
         one.write(0, DETECTION, batch_of(DETECTION, 2))
         assert (one.images, other.images) == (2, 0)
         assert other.claim(4) is None  # 1 is missing, and its own

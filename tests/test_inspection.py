@@ -18,7 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from datafree import estimate, options
 from datafree.errors import DatafreeError, NetworkError
-from datafree.estimate import TeacherCost, cost_of_run
+from datafree.estimate import TeacherCost, calibration, run_cost
 from datafree.inspection import Inspection, inspect_teacher
 from datafree.inspection_text import inspection_text
 from datafree.kept import watched_memory
@@ -422,7 +422,7 @@ def test_a_run_is_estimated_by_its_updates_iterations_and_images(monkeypatch: py
     task = Classification(num_classes=5, image_size=(16, 16))
     teacher, student = Normalized(resnet(5, depth=8, width=2)), Normalized(resnet(5, depth=8, width=2))
     source, training = Clocked(), Training(steps=10, batch_size=64, device="cpu", optimizer="sgd")
-    found = cost_of_run(
+    with calibration(
         task=task,
         teacher=teacher,
         student=student,
@@ -430,7 +430,8 @@ def test_a_run_is_estimated_by_its_updates_iterations_and_images(monkeypatch: py
         training=training,
         known=TeacherCost(images=4, forward=0.0, backward=0.0, kept=0),
         dtype=torch.float32,
-    )
+    ) as calibrated:
+        found = run_cost(calibrated)
     assert found.updates == 3 + 3  # the warm-up; steps 0, 4 and 8
     assert found.update == pytest.approx(0.1 * 32 + 0.01 * 32 * 50)
     assert found.step == pytest.approx(0.02 * 64)
@@ -448,7 +449,7 @@ def test_methods_of_every_kind_can_be_estimated(method: str, photos: Callable[..
         task = Detection(num_classes=2, image_size=(64, 64))
         network = build_network(NetworkSpec(network="datafree/yolov3?variant=tiny&width=0.0625"), num_classes=2)
         given |= {"stages": [{"scale": 0.5, "iterations": 2}, {"iterations": 3}], "bn_weight": 0.0}
-    found = cost_of_run(
+    with calibration(
         task=task,
         teacher=Normalized(network),
         student=Normalized(copy.deepcopy(network)),
@@ -456,7 +457,8 @@ def test_methods_of_every_kind_can_be_estimated(method: str, photos: Callable[..
         training=Training(steps=6, batch_size=2, device="cpu"),
         known=TeacherCost(images=2, forward=0.0, backward=0.0, kept=0),
         dtype=torch.float32,
-    )
+    ) as calibrated:
+        found = run_cost(calibrated)
     assert found.seconds > 0
     assert math.isfinite(found.seconds)
     assert found.updates == {"cmi": 6, "degan": 4, "diode": 4, "mixed": 0, "zskt": 2}[method]

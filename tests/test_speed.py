@@ -4,7 +4,7 @@ In float64 rounding has no time to grow, so that the switches alone are seen; wh
 tolerance that docs/scale.md states.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,6 @@ SWITCHES = [field.name for field in fields(Speed)]
 # Beside cgdd, which uses all that is switched, each way of making images.
 OTHERS = [("cmi", "classification"), ("fast", "detection"), ("inversion", "segmentation"), ("diode", "detection")]
 OFF = Speed(**dict.fromkeys(SWITCHES, False))
-
-
-@pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything in float64, also what networks answer."""
-    monkeypatch.setattr(Tensor, "float", Tensor.double)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class Rig:

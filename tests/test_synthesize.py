@@ -326,8 +326,7 @@ def test_a_process_that_has_nothing_to_do_asks_less_and_less_often(
     assert synthesize(recipe_for(tmp_path, INVERSION), tmp_path / "out", 5, say=lines.append).images == 5
     assert slept == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.0, 3.0])
     assert [line for line in lines if "waiting" in line] == [
-        "other processes are at all shards that are missing: waiting for them (in a bucket for two minutes, should one "
-        "have been killed)"
+        "other processes are at all shards that are missing: waiting for them"
     ]
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from datafree.bucket import Bucket, in_words
 from datafree.errors import RunError
-from datafree.leases import Leases
+from datafree.leases import EXPIRES, Leases
 from datafree.manifest import INDEX, read_record, records
 from datafree.shards import Shards, named, state_for
 from datafree.sources.base import Batch
@@ -42,6 +42,7 @@ class BucketShards:
         self.place = self._bucket.url
         self.data = f"{self.place}/data"
         self._leases = Leases(self._bucket)
+        self.if_killed = f" (for {EXPIRES / 60:.0f} minutes, should one have been killed)"
         self._states: dict[str, str] = {}  # those that the mirror has, and which they are
         self._folder = tempfile.TemporaryDirectory(prefix="datafree-", ignore_cleanup_errors=True)
         self.path = Path(self._folder.name) / "set"  # the mirror

@@ -47,9 +47,7 @@ class RunCost:
     step: float  # seconds each
     seconds: float  # of all of them
     memory: int  # bytes at the peak
-    work: list[
-        Work
-    ]  # the same taken apart: each part of the source, before the student's first step and after; the student
+    work: list[Work]  # the same taken apart: each part of the source before the student's steps and beside them; those
     assumed: list[str]
 
 
@@ -78,26 +76,6 @@ def cost_of_teacher(network: nn.Module, size: tuple[int, int], device: torch.dev
     return TeacherCost(images=count, forward=forward, backward=each, kept=math.ceil(memory.peak / count))
 
 
-def cost_of_run(
-    *,
-    task: Task,
-    teacher: nn.Module,
-    student: nn.Module,
-    source: ImageSource,
-    training: Training,
-    known: TeacherCost,
-    dtype: torch.dtype,
-) -> RunCost:
-    """Time updates of a small form of `source` and steps of `student`, which are changed by it; `source` is not.
-
-    `known` is the teacher's cost. Raises DatafreeError where the source refuses the teacher or its own options.
-    """
-    with calibration(
-        task=task, teacher=teacher, student=student, source=source, training=training, known=known, dtype=dtype
-    ) as calibrated:
-        return run_cost(calibrated)
-
-
 @contextmanager
 def calibration(
     *,
@@ -110,7 +88,10 @@ def calibration(
     dtype: torch.dtype,
     keep: Callable[[Batch], None] | None = None,
 ) -> Iterator[Calibration]:
-    """Within it, a run made small is at hand, the teacher frozen. Raises DatafreeError as `cost_of_run`."""
+    """Within it a run made small is at hand, the teacher frozen; `student` is changed by it, `source` is not.
+
+    `known` is the teacher's cost. Raises DatafreeError where the source refuses the teacher or its own options.
+    """
     with modes.frozen(teacher):
         yield Calibration(
             task=task,
@@ -126,7 +107,7 @@ def calibration(
 
 
 def run_cost(calibrated: Calibration) -> RunCost:
-    """What updates and steps cost, and memory."""
+    """What updates of the source and steps of the student cost, and memory."""
     training = calibrated.training
     work = calibrated.updates(range(-calibrated.source.warmup, training.steps))
     step = calibrated.step()

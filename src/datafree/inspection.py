@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datafree import modes
 from datafree.batch_size import with_batch_size
 from datafree.errors import DatafreeError, NetworkError
-from datafree.estimate import RunCost, TeacherCost, cost_of_run, cost_of_teacher, size_of
+from datafree.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost, size_of
 from datafree.networks.detectors import Predictions
 from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.load import build_network, has_weights
@@ -243,7 +243,7 @@ def _cost_of_run(
     plan, _ = with_student(replace(plan, task=task))
     plan, _ = with_batch_size(plan, None, NOTHING_GIVEN, device, dtype)
     student = prepare(plan.student, task, "student", device, dtype, speed=plan.training.speed)
-    return cost_of_run(
+    with calibration(
         task=task,
         teacher=teacher,
         student=student,
@@ -251,4 +251,5 @@ def _cost_of_run(
         training=plan.training,
         known=cost,
         dtype=dtype,
-    )
+    ) as calibrated:
+        return run_cost(calibrated)

@@ -30,7 +30,6 @@ from datafree.shards import Shards
 from datafree.sources.base import Batch
 
 SAMPLED = 256  # images of a shard that is sampled, at least
-_KILLED = "(in a bucket for two minutes, should one have been killed)"  # see `leases`; locks end at once
 TRAINED = "trained.pt"  # the source after its warm-up, or on the way there
 
 
@@ -58,7 +57,7 @@ class Work:
                     self._train()
             if not trained:
                 if pause == PAUSE:
-                    self.say(f"another process trains the source: waiting for it {_KILLED}")
+                    self.say(f"another process trains the source: waiting for it{self.shards.if_killed}")
                 if reason := self.stop():
                     raise Interrupted(f"stopped while another process trains the source ({reason})")
                 time.sleep(pause)
@@ -115,7 +114,9 @@ class Work:
                 )
             if (number := shards.claim(images)) is None:  # other processes are at what is missing
                 if seen < 0:
-                    self.say(f"other processes are at all shards that are missing: waiting for them {_KILLED}")
+                    self.say(
+                        f"other processes are at all shards that are missing: waiting for them{self.shards.if_killed}"
+                    )
                 pause, seen = longer(pause) if shards.images == seen else PAUSE, shards.images
                 time.sleep(pause)
                 continue

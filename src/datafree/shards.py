@@ -51,6 +51,7 @@ class Shards:
     def __init__(self, path: Path, recipe: dict[str, Any], is_free: Callable[[str], bool] = lambda key: False) -> None:
         self.path = path
         self.place = str(path)  # as a user knows it
+        self.if_killed = ""  # what is to be said of waiting for others: a dead one's locks end with it
         self.data = path / "data"
         self.recipe = recipe
         self.carries = False  # whether the source carries something on from one shard to the next
