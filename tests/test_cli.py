@@ -230,6 +230,29 @@ def test_a_loss_that_is_not_finite_is_exit_code_3(datafree: Datafree) -> None:
 # Stopping and going on.
 
 
+def test_what_is_wrong_for_all_processes_the_first_says_at_once_and_others_only_if_it_has_not_ended_them(
+    datafree: Datafree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # put back afterwards: the second's goes nowhere
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert datafree("distill", "nowhere.yaml").err.startswith("error: there is no file nowhere.yaml")
+        assert len(waits) == int(rank)
+    sys.stdout.close()
+
+
+@pytest.mark.parametrize("verb", [["distill"], ["synthesize", "--out", "set", "--images", "8"]])
+def test_a_recipes_fault_is_said_once_before_any_process_is_started(
+    datafree: Datafree, monkeypatch: pytest.MonkeyPatch, verb: list[str]
+) -> None:
+    monkeypatch.setattr(cli, "launch", lambda count, arguments: pytest.fail("processes were started"))
+    code, _, err = datafree(verb[0], "tiny.yaml", "training.steps=0", *verb[1:], "--processes", "2")
+    assert code == 2 and err == "error: training.steps: 0 is too small; it must be 1 or more\n"
+
+
 def test_max_time_stops_with_75_and_repeating_the_command_gets_there(datafree: Datafree) -> None:
     # The second is over before the first step or soon after it; each call does one step at least.
     arguments = ["distill", "tiny.yaml", "training.steps=100000", "--max-time", "1s", "--quiet"]

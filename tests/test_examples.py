@@ -72,6 +72,7 @@ def test_torchvision(example: Callable[[str], ModuleType], tmp_path: Path) -> No
     assert "torchvision/shufflenet_v2_x1_0" in result.paths["student.json"].read_text()  # a smaller one of the family
 
 
+@pytest.mark.thorough
 def test_timm(example: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = weights_of(timm.create_model("test_resnet", num_classes=4), tmp_path / "t.safetensors", 32)
     monkeypatch.setattr(timm.data, "resolve_model_data_config", lambda network: {**LOOK, "input_size": (3, 32, 32)})
@@ -83,6 +84,7 @@ def test_timm(example: Callable[[str], ModuleType], tmp_path: Path, monkeypatch:
 LOOK = {"mean": (0.25, 0.5, 0.75), "std": (0.5, 0.25, 0.125)}
 
 
+@pytest.mark.thorough
 def test_smp(example: Callable[[str], ModuleType], tmp_path: Path, photos: Callable[..., Path]) -> None:
     import segmentation_models_pytorch as smp
 

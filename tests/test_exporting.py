@@ -268,6 +268,7 @@ def in_libraries() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 
 
 @pytest.mark.timeout(600)  # it imports all the libraries once more
+@pytest.mark.thorough
 def test_student_loads_where_datafree_cannot_be_imported(tmp_path: Path) -> None:
     code, wanted = BLOCKER, {}
     for name, (network, task) in in_libraries().items():

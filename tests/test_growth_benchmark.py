@@ -27,6 +27,7 @@ def growth() -> Iterator[ModuleType]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.thorough
 def test_a_run_is_traced_from_its_warm_up_to_its_last_step(growth: ModuleType, tmp_path: Path) -> None:
     cell = growth.run_cell("steps/cgdd/20", "run", tmp_path / "run")
     steps = [point[0] for point in cell["trace"]]

@@ -17,14 +17,12 @@ from datafree.scoring import evaluate_run
 from datafree.sources import SOURCES
 from recipes import load, sources, write_teacher
 from small_runs import SMALL, assert_same, everything, labelled, recipe_for, stop_after
+from thorough import some
 
-RARE = {(method, "agreement") for method in SOURCES} - {("noise", "agreement"), ("cgdd", "agreement")}
-# That the student is kept which agrees most is the loop's matter: for two of the sources here, for all among the slow.
-BROKEN = [
-    pytest.param(method, select, marks=[pytest.mark.slow] if (method, select) in RARE else [])
-    for method in SOURCES
-    for select in ("last", "agreement")
-]
+BROKEN = some(
+    [(method, select) for method in SOURCES for select in ("last", "agreement")],
+    *[("folder", "last"), ("degan", "last"), ("fast", "last"), ("diode", "last"), ("cgdd", "agreement")],
+)
 
 
 @pytest.mark.parametrize(("method", "select"), BROKEN)
@@ -221,6 +219,7 @@ def test_diverging_run_stops_and_keeps_the_last_good_state(tmp_path: Path, photo
         assert all(torch.isfinite(v).all() for v in saved.values() if v.is_floating_point())
 
 
+@pytest.mark.thorough
 def test_memory_of_a_run_does_not_grow_with_its_steps(tmp_path: Path, photos: Callable[..., Path]) -> None:
     """Tensors alive at a late step are those alive at an early one."""
     import gc

@@ -58,10 +58,13 @@ def worker_of(launcher: int) -> int:
     raise AssertionError("there is no worker")
 
 
+@pytest.mark.thorough
 def test_a_fault_of_the_user_ends_all_with_its_own_exit_code(tmp_path: Path) -> None:
-    process = datafree(tmp_path, "distill", "nowhere.yaml", "--processes", "2")
+    (tmp_path / "torn.safetensors").write_bytes(b"torn")  # which is found by whoever reads it, not in the recipe
+    torn = "teacher.weights=torn.safetensors"
+    process = datafree(tmp_path, "distill", str(written(tmp_path)), torn, "--processes", "2")
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 2 and "there is no file nowhere.yaml" in said
+    assert process.returncode == 2 and said.count("torn.safetensors") == 1, said
 
 
 @SLOW

@@ -18,7 +18,7 @@ from datafree.cli_looks import inspect, list_, plan
 from datafree.cli_options import Compress, MaxTime, Named, Overrides, Processes, Quiet, Student, StudentCode, TaskCode
 from datafree.demos import DEMO_TEXT, DEMOS, demo_table
 from datafree.errors import DatafreeError, Interrupted, RecipeError
-from datafree.launch import launch, launched
+from datafree.launch import first, launch, launched, let_the_first_speak
 from datafree.overrides import student_overrides
 from datafree.stopping import Stop, parse_time, stopping
 from datafree.tables import percent, score_table, table
@@ -40,12 +40,13 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: runs a verb, turns every DatafreeError into its lines and its exit code."""
-    if launched() and os.environ.get("RANK") != "0":
+    if launched() and not first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # of several processes the first gives the results
     sys.path.append(str(Path.cwd()))  # "mymodule:thing" beside the user is found; last, so that it shadows nothing
     try:
         app()
     except DatafreeError as error:
+        let_the_first_speak()
         for line in error_lines(error):
             print(line, file=sys.stderr)
         sys.exit(error.exit_code)
@@ -89,12 +90,12 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Distil a student as a recipe says. The same command goes on with a run that was stopped."""
-    if processes > 1 and not launched():
-        raise typer.Exit(launch(processes, sys.argv[1:]))
+    changes = [*(overrides or []), *student_overrides(student, compress)]
+    _share(processes, recipe, changes)
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.recipe import load_recipe
 
-        loaded = load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)])
+        loaded = load_recipe(recipe, changes)
         outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet)
     if outcome.already_finished:
         print("this run had finished before; its result:", file=sys.stderr)
@@ -103,6 +104,16 @@ def distill(
         print(score_table(outcome.scores))
     for note in outcome.notes:
         print(f"note: {note}")
+
+
+def _share(processes: int, recipe: str, overrides: list[str]) -> None:
+    """Leave the work to as many processes as the user wants, if this is none of them already."""
+    if processes == 1 or launched():
+        return
+    from datafree.recipe import load_recipe
+
+    load_recipe(recipe, overrides)  # what is wrong with it is said at once, and once
+    raise typer.Exit(launch(processes, sys.argv[1:]))
 
 
 @app.command()
@@ -147,8 +158,7 @@ def synthesize(
     quiet: Quiet = False,
 ) -> None:
     """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
-    if processes > 1 and not launched():
-        raise typer.Exit(launch(processes, sys.argv[1:]))
+    _share(processes, recipe, overrides or [])
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.bucket import placed
         from datafree.progress import display

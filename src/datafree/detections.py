@@ -1,6 +1,8 @@
 """What a detector finds in an image: its predictions, thinned out by non-maximum suppression.
 
 B images, L locations, C classes, N detections of one image.
+
+torchvision is imported where it is used: that takes seconds, which only who looks for boxes has to wait.
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
 
 from datafree.networks.detectors import Predictions
 
@@ -41,6 +42,8 @@ def detect(outputs: Predictions, *, least: float, overlap: float, most: int, siz
     A location may be found as several classes (multi-label). Within a class, of two boxes whose IoU is above `overlap`
     only the surer stays. Boxes with a side below a pixel are none.
     """
+    from torchvision.ops import batched_nms
+
     height, width = size
     found = []
     for scores, boxes in zip(outputs.scores.detach(), outputs.boxes.detach(), strict=True):
@@ -62,6 +65,8 @@ def agreement(ours: Sequence[Detections], theirs: Sequence[Detections], overlap:
 
     Pairs are made greedily, ours surest first. 1 where neither finds anything.
     """
+    from torchvision.ops import box_iou
+
     pairs = total = 0
     for one, other in zip(ours, theirs, strict=True):
         total += len(one.labels) + len(other.labels)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from datafree.errors import DatafreeError
 
 _KNOWN = (2, 3, 75)  # exit codes that mean something: a worker's is the command's
+_PATIENCE = 3.0  # seconds that the others leave the first for its last words; longer than a launcher takes to notice
 
 
 def launched() -> bool:
     """Whether this process was started by a launcher, beside others."""
     return "WORLD_SIZE" in os.environ
+
+
+def first() -> bool:
+    """Whether this process is the first of those that a launcher started."""
+    return os.environ.get("RANK") == "0"
+
+
+def let_the_first_speak() -> None:
+    """What all processes find, the first says: its end ends the others. What it does not find, they say later."""
+    if launched() and not first():
+        time.sleep(_PATIENCE)
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
@@ -30,6 +44,7 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         raise DatafreeError("this torch was built without torch.distributed; leave out --processes") from error
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCHELASTIC_ERROR_FILE", os.devnull)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a worker's own line says what was wrong
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

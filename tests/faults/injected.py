@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 from safetensors.torch import load_file
 from torch import nn
 
 from datafree import checkpoint
 from datafree.learning import Learner
 from datafree.sources.base import Batch, ImageSource
-
-
-def some(every: Iterable[str], *by_default: str) -> list[ParameterSet]:
-    """All as parameters of a test; those that are not in the default run are marked."""
-    return [pytest.param(one, marks=[] if one in by_default else [pytest.mark.faults]) for one in every]
-
 
 Spoil = Callable[[Learner, ImageSource], Callable[[], None]]  # does it, answers what takes it back after the step
 

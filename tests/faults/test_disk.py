@@ -46,7 +46,7 @@ def fill(disk: Path, leave: int) -> Path:
     return stuff
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 def test_a_full_disk_keeps_the_last_state_says_what_it_needs_and_the_same_command_goes_on(
     tmp_path: Path, small_disk: Path
 ) -> None:
@@ -84,7 +84,7 @@ def refusing(times: int) -> tuple[Write, list[int]]:
     return full, refused
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 def test_a_disk_that_is_full_for_a_while_costs_a_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_recipe(recipe_for(tmp_path, {"method": "noise"}, save_every=2), tmp_path / "unbroken")
     full, refused = refusing(2)

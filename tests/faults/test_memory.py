@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from injected import some
 from torch import Tensor, nn
 
 from datafree import memory
@@ -23,6 +22,7 @@ from datafree.sources.base import Batch
 from datafree.tasks.classification import Classification
 from datafree.training import Training
 from small_runs import labelled, recipe_for
+from thorough import some
 
 Refusal = Callable[[int], Exception]
 REFUSALS: dict[str, Refusal] = {

@@ -8,7 +8,6 @@ from pathlib import Path
 import injected
 import pytest
 import torch
-from injected import some
 
 from datafree import checkpoint, modes
 from datafree.errors import Interrupted, TrainingError
@@ -19,6 +18,7 @@ from datafree.prepare import prepare
 from datafree.sources.noise import Noise
 from recipes import sources
 from small_runs import SMALL, assert_same, everything, recipe_for, stop_after
+from thorough import some
 
 # What is spoilt in the student's half of step 7, and what is seen of it: a generator's weights in its next images.
 PLACES: dict[str, tuple[injected.Spoil, str]] = {
@@ -87,7 +87,7 @@ def test_an_optimisers_moment_gone_bad_is_not_saved(tmp_path: Path, monkeypatch:
     assert injected.bad_numbers(tmp_path / "run") == []
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 def test_an_average_of_the_source_gone_bad_is_found(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "cgdd"}, save_every=4)
     recipe.source.update_every = 1
@@ -144,7 +144,7 @@ def test_a_step_that_went_wrong_can_be_repeated_from_what_was_kept(tmp_path: Pat
     assert not (loss.isfinite() and gradients.norm().isfinite())
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 def test_a_run_stopped_between_two_faults_remembers_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_for(tmp_path, {"method": "noise"}, rollbacks=1)
     injected.at_step(monkeypatch, recipe.source, 7, injected.in_student)
@@ -154,7 +154,7 @@ def test_a_run_stopped_between_two_faults_remembers_the_first(tmp_path: Path, mo
         run_recipe(recipe_for(tmp_path, {"method": "noise"}, rollbacks=1), tmp_path / "run")
 
 
-@pytest.mark.faults
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["degan", "dfad", "zskt", "dafl", "cgdd", "fast"])
 def test_the_pace_is_in_every_rate_of_a_source(method: str, tmp_path: Path, photos: Callable[..., Path]) -> None:
     """At half the pace the first step of Adam is half as long, at none there is no step."""

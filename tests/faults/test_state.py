@@ -118,6 +118,7 @@ def test_a_state_of_a_later_version_is_refused(tmp_path: Path) -> None:
         run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run")
 
 
+@pytest.mark.thorough
 def test_killed_at_any_call_of_a_save_the_state_or_the_one_before_is_whole(tmp_path: Path) -> None:
     folder, state = tmp_path / "state", tmp_path / "state" / "state.pt"
     for step in (1, 2):

@@ -15,6 +15,7 @@ import pytest
 from datafree.report.page import write_page, write_report
 from datafree.report.watch import make_server
 from run_directories import write_run
+from thorough import some
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -77,7 +78,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {**written, "comparison": write_report(runs, folder / "comparison.html")}
 
 
-@pytest.mark.parametrize("name", [*KINDS, "comparison"])
+@pytest.mark.parametrize("name", some([*KINDS, "comparison"], "classification", "comparison"))
 def test_a_page_is_whole_and_fits(pages: dict[str, Path], visit: Any, name: str) -> None:
     for width, scheme in zip(WIDTHS, ("dark", "light"), strict=True):
         visited = visit(pages[name].as_uri(), width, scheme)
@@ -155,6 +156,7 @@ def test_the_page_can_be_walked_without_seeing_it(pages: dict[str, Path], visit:
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
+@pytest.mark.thorough
 def test_the_live_page_loads_itself_again(tmp_path: Path, visit: Any) -> None:
     run = write_run(tmp_path, finished=False)
     server = make_server(run, 0)

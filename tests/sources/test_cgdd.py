@@ -267,6 +267,7 @@ def test_a_generator_that_collapses_is_put_back_and_the_user_is_told() -> None:
     assert_one_update_is(rig, 40, ["target", "balance", "bn", "activation", "adversarial"], scale=0.5)
 
 
+@pytest.mark.thorough
 def test_on_collapse_says_what_happens() -> None:
     rig = Rig(on_collapse="stop")
     for step in range(10):
@@ -342,6 +343,7 @@ def test_restarts_are_told_during_the_run_and_in_its_notes(
     assert sum("had collapsed at step" in note for note in outcome.notes) == 2
 
 
+@pytest.mark.thorough
 def test_a_broken_run_that_learns_labels_and_attention_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     options = {"label_weight": 0.5, "match_weight": 100.0, "steps": 10}
     states = []

@@ -188,7 +188,9 @@ def _build_imported(spec: NetworkSpec, allow_import: bool) -> nn.Module:
 
 def adapted(network: nn.Module) -> nn.Module:
     """A network of the user's as it is used: a detection model of torchvision's adapted, any other itself."""
-    from datafree.networks.torchvision_detectors import adapt, is_torchvision_detector  # imports torchvision
+    if "torchvision" not in sys.modules:  # which takes seconds to import; who made a model of its has done so
+        return network
+    from datafree.networks.torchvision_detectors import adapt, is_torchvision_detector
 
     return adapt(network) if is_torchvision_detector(network) else network
 

@@ -17,7 +17,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import generalized_box_iou_loss
 
 from datafree.boxes import Labelled
 from datafree.errors import NetworkError
@@ -127,6 +126,8 @@ class YoloDetector(Detector):
         all cells and anchors. No region is ignored, a positive's objectness is 1. Without a positive only the second
         term is left. DIODE (Chawla et al., WACV 2021), as in its public settings.
         """
+        from torchvision.ops import generalized_box_iou_loss  # takes seconds, see datafree.detections
+
         device = heads[0].device
         labels = torch.cat([ids for ids, _ in targets]).to(device)  # (N,)
         boxes = torch.cat([corners for _, corners in targets]).to(device)  # (N, 4)

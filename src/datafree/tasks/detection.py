@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from datafree import boxes, losses
 from datafree.augment import Move
@@ -154,6 +153,8 @@ class Detection(Task[Predictions]):
 
         Fits: the highest IoU, above 1/2; a mean over detections, weighted by their scores.
         """
+        from torchvision.ops import box_iou  # takes seconds, see datafree.detections
+
         ours, theirs, weights = [], [], []
         for index, seen in enumerate(found):
             if not len(seen.labels):
