@@ -326,6 +326,7 @@ def test_synthesize_without_images_or_with_another_recipes_set_is_exit_code_2(da
     assert "made holds the data set of another recipe (training.seed: 1 here, 0" in other.err
 
 
+@pytest.mark.thorough
 def test_synthesize_stops_with_75_and_repeating_the_command_gets_there(datafree: Datafree) -> None:
     arguments = ["synthesize", "tiny.yaml", "--out", "made", "--images", "1000000", "--max-time", "1s", "--quiet"]
     first, second = datafree(*arguments), datafree(*arguments)

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from datafree import cli
 from datafree.errors import DataError, Interrupted, RecipeError, TrainingError
 from datafree.tasks.base import Scores
@@ -33,6 +35,7 @@ def test_error_lines() -> None:
     assert cli.error_lines(Interrupted("stopped at step 3")) == ["stopped at step 3"]
 
 
+@pytest.mark.thorough
 def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
     code = "import sys; from datafree.cli import main; sys.argv = ['datafree', 'list']; main()"
     reading, writing = os.pipe()

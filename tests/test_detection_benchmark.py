@@ -200,7 +200,7 @@ def test_labelled_images_are_in_memory_at_the_tasks_size(benchmark: ModuleType) 
     assert len(benchmark.load_boxes(pair.test, task, None)) == len(whole)
 
 
-@pytest.mark.parametrize("cell", some(CELLS, "example/onebox_fp", "example-fastestdet/fast"))
+@pytest.mark.parametrize("cell", some(CELLS, "example/onebox_fp"))
 def test_every_row_runs_and_is_scored(benchmark: ModuleType, trained: Path, cell: str) -> None:
     assert benchmark.run_one((cell, 0), "smoke", trained, 1000.0) == 0
     found = json.loads((trained / "seed0" / cell / "cell.json").read_text())
@@ -225,6 +225,7 @@ def test_a_cell_whose_time_is_up_goes_on_and_keeps_its_clock(
     assert json.loads((folder / "cell.json").read_text())["seconds"] > 600
 
 
+@pytest.mark.thorough
 def test_a_row_goes_on_from_what_its_run_directory_keeps_of_it(
     benchmark: ModuleType, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

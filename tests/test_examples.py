@@ -59,6 +59,7 @@ def check(result: datafree.Result, classes: int, size: tuple[int, int]) -> None:
     assert answer.shape[:2] == (2, classes)
 
 
+@pytest.mark.thorough
 def test_torchvision(example: Callable[[str], ModuleType], tmp_path: Path) -> None:
     weights = weights_of(torchvision.models.shufflenet_v2_x1_5(num_classes=4), tmp_path / "t.safetensors", 32)
     result = example("torchvision_classifier").main(

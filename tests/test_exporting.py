@@ -297,6 +297,7 @@ def test_libraries_networks_export_to_onnx(tmp_path: Path, name: str) -> None:
 
 
 @needs_onnx
+@pytest.mark.thorough
 def test_classifier_of_a_real_run_is_exported_with_its_provenance(tmp_path: Path) -> None:
     args = {"depth": 8, "width": 4}
     spec = NetworkSpec(network="datafree/resnet", args=args, weights=tmp_path / "teacher.safetensors")

@@ -21,7 +21,7 @@ from thorough import some
 
 BROKEN = some(
     [(method, select) for method in SOURCES for select in ("last", "agreement")],
-    *[("folder", "last"), ("degan", "last"), ("fast", "last"), ("diode", "last"), ("cgdd", "agreement")],
+    *[("folder", "last"), ("degan", "last"), ("cgdd", "agreement")],
 )
 
 
@@ -38,7 +38,7 @@ def test_broken_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert_same(everything(tmp_path / "unbroken"), everything(tmp_path / "broken"))
 
 
-@pytest.mark.parametrize("method", ["degan", "dfad"])
+@pytest.mark.parametrize("method", some(["degan", "dfad"], "degan"))
 def test_bf16_run_learns_nearly_what_an_fp32_run_learns(
     method: str, tmp_path: Path, photos: Callable[..., Path]
 ) -> None:

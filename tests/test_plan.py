@@ -200,7 +200,7 @@ def planned(recipe: Recipe, **options: Any) -> Plan:
     return plan(recipe, **options)
 
 
-@pytest.mark.parametrize("method", some(["cmi", "cgdd"], "cgdd"))
+@pytest.mark.parametrize("method", some(["cmi", "cgdd"]))
 def test_a_run_leaves_on_the_disk_what_was_planned(
     tmp_path: Path, untimed: None, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -88,7 +88,7 @@ def distance(method: str, kind: str, folder: Path, photos: Path, steps: int) -> 
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize(("method", "kind"), some(SHORT, ("cgdd", "classification"), ("folder", "detection")))
+@pytest.mark.parametrize(("method", "kind"), some(SHORT, ("cgdd", "classification")))
 def test_two_processes_learn_what_one_learns(
     method: str, kind: str, tmp_path: Path, photos: Callable[..., Path]
 ) -> None:

@@ -64,6 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
     return run, export_run(run, int8=True, data=folder / "data")
 
 
+@pytest.mark.thorough
 def test_int8_file_is_about_a_quarter_of_the_float_one(exported: tuple[Path, Exported]) -> None:
     sizes = exported[1].sizes
     assert 3.3 < sizes["student.onnx"] / sizes["student.int8.onnx"] < 4.2

@@ -251,7 +251,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", some(METHODS, "cmi", "folder"))
+@pytest.mark.parametrize("method", some(METHODS, "cmi"))
 def test_a_set_made_in_pieces_equals_one_made_at_once(
     method: str, tmp_path: Path, photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_state_that_holds_code_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.thorough
 def test_a_damaged_state_falls_back_to_the_one_before_and_ends_with_the_same_bits(
     tmp_path: Path,
 ) -> None:

@@ -72,6 +72,7 @@ def test_it_has_batchnorm_and_no_dropout() -> None:
     assert not any("Dropout" in kind.__name__ for kind in kinds)
 
 
+@pytest.mark.thorough
 def test_export_answers_as_the_network_does_for_another_batch_and_size() -> None:
     torch.manual_seed(0)
     network = unet(3, width=4, depth=3)

@@ -333,6 +333,7 @@ def test_gains_weigh_the_terms() -> None:
     assert yolov3(3, width=0.01, loss_gains=[1, 2, 3]).loss_gains == (1.0, 2.0, 3.0)
 
 
+@pytest.mark.thorough
 def test_a_narrow_tiny_learns_four_images_from_scratch() -> None:
     torch.manual_seed(0)
     shown = [

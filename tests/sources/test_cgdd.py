@@ -252,6 +252,7 @@ def collapse(rig: Rig, updates: int) -> None:
         rig.source.update(rig.student, step)
 
 
+@pytest.mark.thorough
 def test_a_generator_that_collapses_is_put_back_and_the_user_is_told() -> None:
     rig = Rig(**WEIGHTS)
     for step in range(10):

@@ -42,6 +42,7 @@ def frequencies(source: Degan, teacher: nn.Module) -> torch.Tensor:
     return teacher(source.held_out(32)).softmax(1).mean((0, 2, 3))
 
 
+@pytest.mark.thorough
 def test_weighted_diversity_brings_every_class_into_the_images(photos: Callable[..., Path]) -> None:
     folder = photos()
     plain, teacher = trained(folder, 60, diversity_weight=0.0, lr=2e-3)
