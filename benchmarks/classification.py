@@ -1,6 +1,7 @@
 """Classification: every method with one teacher and one student, CGDD's ablations and the baselines, over seeds.
 
     python benchmarks/classification.py --size cpu --jobs 2          # Fashion-MNIST
+    python benchmarks/classification.py --size long --jobs 2         # the same, the two best methods for much longer
     python benchmarks/classification.py --size cifar --jobs 2        # CIFAR-10 as JPEG copies, a pretrained teacher
     python benchmarks/classification.py --size paper --max-time 9m   # on a GPU, in pieces: again until it is done
 
