@@ -49,7 +49,7 @@ GROUPS = (
     *(f"{pair}/{method}" for pair in PAIRS for method in PAIRS[pair].rows),
     "pixels/resnet50",
     "switches/resnet34-18",
-    "agreement/fashion-demo",
+    "agreement/fashion-cgdd",
 )
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # of a processor, that matter for speed
 TINY = NetworkSpec(network="datafree/resnet", args={"depth": 8, "width": 4})

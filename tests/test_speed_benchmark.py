@@ -218,7 +218,7 @@ def test_all_forms_of_an_iteration_on_pixels_have_one_gradient(speed: ModuleType
         ("small/folder", ["student_step"]),
         ("pixels/resnet50", ["plain", "frozen", "channels_last", "fused_statistics", "bf16"]),
         ("switches/resnet34-18", ["channels_last", "fused_statistics", "fused_optimizers"]),
-        pytest.param("agreement/fashion-demo", ["on", "off"], marks=pytest.mark.slow),
+        pytest.param("agreement/fashion-cgdd", ["on", "off"], marks=pytest.mark.slow),
     ],
 )
 def test_every_kind_of_group_has_its_rows(
@@ -278,7 +278,7 @@ def test_what_is_there_is_written_with_its_command_rows_and_tables(
         "small/cgdd": {"small/cgdd/update": {**ratio("over_floor"), "images_per_second": 99.6, "in_networks": 0.9}},
         "pixels/resnet50": {"pixels/resnet50/bf16": {**ratio("times_as_fast"), "images_per_second": 5.0}},
         "switches/resnet34-18": {"switches/resnet34-18/channels_last": ratio("times_as_long_without")},
-        "agreement/fashion-demo": {"agreement/fashion-demo/on": {"seconds": 61.2, "steps": 400, "agreement": 0.81}},
+        "agreement/fashion-cgdd": {"agreement/fashion-cgdd/on": {"seconds": 61.2, "steps": 400, "agreement": 0.81}},
     }
     for group, rows in groups.items():
         file = tmp_path / f"{group}.json"
@@ -297,4 +297,4 @@ def test_what_is_there_is_written_with_its_command_rows_and_tables(
     assert "| small/cgdd/update | 1.05 (1.00–1.10) | 99.6 | 90 % | 500 |" in lines
     assert "| pixels/resnet50/bf16 | 1.05 (1.00–1.10) | 5 |" in lines
     assert "| switches/resnet34-18/channels_last | 1.05 (1.00–1.10) |" in lines
-    assert "| agreement/fashion-demo/on | 61 | 400 | 81 % |" in lines
+    assert "| agreement/fashion-cgdd/on | 61 | 400 | 81 % |" in lines

@@ -103,7 +103,7 @@ def test_a_generator_forced_to_one_image_is_called_collapsed(tmp_path: Path, mon
 def test_varied_images_that_the_teacher_knows_are_not_called_collapsed(tmp_path: Path) -> None:
     recipe = load_recipe(
         "fashion-demo",
-        ["training.steps=2", "training.save_every=1", "training.batch_size=8", "training.match_weight=0"],
+        ["training.steps=2", "training.save_every=1", "training.batch_size=8"],
     )
     recipe = replace(recipe, data=None, source=Dataset(path=recipe.data or Path()))
     said: list[str] = []
