@@ -83,6 +83,7 @@ def test_two_processes_stop_at_a_signal_go_on_and_end_as_if_unbroken(tmp_path: P
             process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=300)
         assert process.returncode == (75 if turn == 0 else 0), said
+        assert said.count("stopped at step") == (turn == 0), said  # one of them speaks
     students = {name: load_file(run / "student.safetensors") for name, run in runs.items()}
     for name, value in students["unbroken"].items():
         assert torch.equal(value, students["broken"][name])

@@ -40,12 +40,14 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: runs a verb, turns every DatafreeError into its lines and its exit code."""
-    if launched() and not first():
+    if not first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # of several processes the first gives the results
     sys.path.append(str(Path.cwd()))  # "mymodule:thing" beside the user is found; last, so that it shadows nothing
     try:
         app()
     except DatafreeError as error:
+        if isinstance(error, Interrupted) and not first():
+            sys.exit(error.exit_code)  # all processes stop together, and the first says why
         let_the_first_speak()
         for line in error_lines(error):
             print(line, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -20,14 +21,15 @@ def launched() -> bool:
 
 
 def first() -> bool:
-    """Whether this process is the first of those that a launcher started."""
-    return os.environ.get("RANK") == "0"
+    """Whether this process was started alone, or is the first of those that a launcher started."""
+    return not launched() or os.environ.get("RANK") == "0"
 
 
 def let_the_first_speak() -> None:
     """What all processes find, the first says: its end ends the others. What it does not find, they say later."""
-    if launched() and not first():
-        time.sleep(_PATIENCE)
+    if not first():
+        with contextlib.suppress(KeyboardInterrupt):  # who wants it to end now is told now
+            time.sleep(_PATIENCE)
 
 
 def launch(count: int, arguments: Sequence[str]) -> int:
