@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from datafree.errors import Interrupted
+from results import commit
 
 TIME_UP = 75  # exit status: run the same command again
 LEAST = 5  # seconds: with less left, no further cell is started
@@ -37,7 +38,7 @@ def is_done(work: Path, cell: Cell) -> bool:
 
 
 def measure(cell: Cell, work: Path, max_time: float, run: Callable[[Stop], dict[str, float]]) -> int:
-    """Run a cell in this process and leave its JSON file: {metrics, seconds, peak_memory_mib}.
+    """Run a cell in this process and leave its JSON file: {metrics, seconds, peak_memory_mib, commit}.
 
     `run` gets what to ask whether to stop, and returns metrics as fractions, or raises Interrupted. Returns the
     process's exit status: TIME_UP if time (`max_time` seconds) was up before the cell's end.
@@ -57,6 +58,7 @@ def measure(cell: Cell, work: Path, max_time: float, run: Callable[[Stop], dict[
         "metrics": metrics,
         "seconds": before + time.monotonic() - began,
         "peak_memory_mib": peak_memory_mib(),
+        "commit": commit(),
     }
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / ".cell.json"

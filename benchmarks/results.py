@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from datetime import date
 from pathlib import Path
@@ -24,7 +25,8 @@ def write_results(
 ) -> Path:
     """Write benchmarks/results/BENCHMARK-SIZE.json.
 
-    `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed. `hardware`: what else is to be said of it.
+    `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed, with the `commit` that it was measured at
+    where that is known; else it is the file's, that of the writing. `hardware`: what else is to be said of it.
     """
     here = environment()
     content = {
@@ -48,8 +50,10 @@ def _row(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
         values = [round(cell["metrics"][metric], 6) for cell in cells]
         spread = round(stdev(values), 6) if len(values) > 1 else None
         metrics[metric] = {"mean": round(mean(values), 6), "std": spread, "values": values}
+    commits = [cell["commit"] for cell in cells if "commit" in cell]
     return {
         "name": name,
+        **({"commits": list(dict.fromkeys(commits))} if commits else {}),
         "metrics": metrics,
         "seconds": round(mean(cell["seconds"] for cell in cells), 1),
         "peak_memory_mib": round(max(cell["peak_memory_mib"] for cell in cells), 1),
@@ -71,10 +75,12 @@ def write_table(page: str, name: str, table: str, *, section: str | None = None)
 
 
 def commit() -> str:
-    """The commit that was measured, marked if the tree differs from it."""
+    """The commit that is measured, marked if the tree differs from it; "unknown" outside a clone."""
+    if shutil.which("git") is None:
+        return "unknown"
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
 
     dirty = git("status", "--porcelain", "--", "../src", "../benchmarks/*.py")
-    return git("rev-parse", "HEAD") + (" (changed)" if dirty else "")
+    return (git("rev-parse", "HEAD") or "unknown") + (" (changed)" if dirty else "")

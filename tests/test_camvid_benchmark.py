@@ -55,18 +55,18 @@ def test_results_are_written_in_the_one_form(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(results, "HERE", tmp_path)
     cells = [{"metrics": {"miou": m}, "seconds": 2.0, "peak_memory_mib": 100.0 * m} for m in (1.0, 3.0)]
-    path = results.write_results("camvid", "cpu", {"noise": cells}, command="python benchmarks/camvid.py")
+    measured = [{**cell, "commit": "12ab"} for cell in cells]
+    rows = {"noise": cells, "gan": measured}
+    path = results.write_results("camvid", "cpu", rows, command="python benchmarks/camvid.py")
     content = json.loads(path.read_text())
     assert path.name == "camvid-cpu.json"
     assert {"benchmark", "size", "command", "commit", "hardware", "versions", "date", "rows"} == set(content)
-    assert content["rows"] == [
-        {
-            "name": "noise",
-            "metrics": {"miou": {"mean": 2.0, "std": 1.414214, "values": [1.0, 3.0]}},
-            "seconds": 2.0,
-            "peak_memory_mib": 300.0,
-        }
-    ]
+    row = {
+        "metrics": {"miou": {"mean": 2.0, "std": 1.414214, "values": [1.0, 3.0]}},
+        "seconds": 2.0,
+        "peak_memory_mib": 300.0,
+    }
+    assert content["rows"] == [{"name": "noise", **row}, {"name": "gan", "commits": ["12ab"], **row}]
 
 
 @pytest.mark.slow

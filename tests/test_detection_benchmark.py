@@ -207,7 +207,7 @@ def test_every_row_runs_and_is_scored(benchmark: ModuleType, trained: Path, cell
     assert 0 <= found["metrics"]["ap"] <= found["metrics"]["ap50"] <= 1
     assert ("agreement" in found["metrics"]) == (not cell.endswith("labels"))
     assert found["metrics"]["images"] >= 8  # two steps of four
-    assert found["seconds"] > 0 and found["peak_memory_mib"] > 0
+    assert found["seconds"] > 0 and found["peak_memory_mib"] > 0 and found["commit"]
     assert not (trained / "seed0" / cell / "state").exists()
 
 
