@@ -34,10 +34,6 @@ from pairs import SEEDS, Results, Row, Size, average, markdown, missing_path, pe
 from students import Pictures, Work, build_source, learn_answers, run_row
 from supervised import LabelledImages, train_detector
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-sys.path.append(str(EXAMPLES))  # rows name fastestdet:make
-
-
 # One cell.
 
 

@@ -6,6 +6,7 @@ allows and was found on small detectors. Boxes for generators (`fast`, `cgdd`) a
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ BCCD = Pair(
 )
 
 # COCO: FastestDet with its author's weights, and a student of the same architecture from scratch.
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # specs name fastestdet:make
 
 
 def fastestdet(num_classes: int = 80, **options: Any) -> NetworkSpec:

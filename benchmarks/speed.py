@@ -10,7 +10,7 @@ another, on batches of the same sizes, by copies of the networks in the same mod
 optimisers, data and the loop. Both are timed in turns; the student's steps in the training loop itself. `over_floor`
 is the median over rounds of the ratios (`_low`, `_high`: quartiles), `images_per_second` those that an update puts out
 or the student learns from. Updates of many iterations are timed with a few of them; their images per second are scaled
-to all.
+to all, but for DIODE, which is given few: `image_iterations_per_second` counts each image as often as it was changed.
 
 pixels/resnet50 and switches/PAIR: what each speed-up is worth (speed_forms.py). agreement/RECIPE: seconds until student
 and teacher agree, with all of them and with none. All ratios are of one process and one run.
@@ -177,7 +177,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     kinds: tuple[tuple[str, str, Callable[[Metrics], list[str]]], ...] = (
         (
             "over_floor",
-            "networks / method / step | over bare passes | images a second | in networks | MB",
+            "networks / method / step | over bare passes | images a second | x iterations | in networks | MB",
             _floor,
         ),
         ("times_as_fast", "pixels | times as fast | images a second", _speed),
@@ -200,14 +200,15 @@ def _ratio(found: Metrics, key: str) -> str:
     return f"{found[key]:.2f} ({found[key + '_low']:.2f}–{found[key + '_high']:.2f})"
 
 
-def _rate(found: Metrics) -> str:
-    each = found["images_per_second"]
+def _rate(found: Metrics, key: str = "images_per_second") -> str:
+    each = found[key]
     return f"{each:,.0f}" if each >= 100 else f"{each:.3g}"
 
 
 def _floor(found: Metrics) -> list[str]:
     own = f"{100 * found['in_networks']:.0f} %" if "in_networks" in found else "–"
-    return [_rate(found), own, f"{found['memory']:.0f}"]
+    changed = _rate(found, "image_iterations_per_second") if "image_iterations_per_second" in found else "–"
+    return [_rate(found), changed, own, f"{found['memory']:.0f}"]
 
 
 def _speed(found: Metrics) -> list[str]:

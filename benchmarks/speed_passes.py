@@ -94,6 +94,12 @@ class Rig:
         return step_passes(self.method, self.source, self.batch)
 
     @property
+    def iterations(self) -> int:
+        """Of the update that is timed, on each image; 0 where images are not optimised in many."""
+        stages = getattr(self.source, "stages", None)
+        return sum(stage.iterations for stage in stages) if stages else getattr(self.source, "iterations", 0)
+
+    @property
     def batch(self) -> int:
         """The student's."""
         assert isinstance(self.training.batch_size, int)

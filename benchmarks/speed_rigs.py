@@ -29,7 +29,7 @@ from datafree.speed import ALL_ON, Speed
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task
 from datafree.training import Training
-from detection_rows import ANCHORS, yolo
+from detection_rows import ANCHORS, FASTESTDET_SIZE, SSDLITE, fastestdet, yolo
 from pairs import Row
 from speed_passes import Rig
 
@@ -128,6 +128,26 @@ PAIRS = {
         rows=rows(diode={"stages": [Stage(iterations=6, jitter=16)], "seen_every": 0}),
         options={"distill": "boxes"},
     ),
+    "retinanet": Pair(  # ResNet-50 with a feature pyramid
+        task="detection",
+        num_classes=3,
+        image_size=(128, 160),
+        teacher=NetworkSpec(network="torchvision/retinanet_resnet50_fpn"),
+        student=SSDLITE,
+        batch_size={"cpu": 2, "cuda": 32},
+        rows=rows(diode={"stages": [Stage(iterations=6, jitter=16)], "seen_every": 0}),
+        options={"distill": "boxes"},
+    ),
+    "fastestdet": Pair(
+        task="detection",
+        num_classes=80,
+        image_size=FASTESTDET_SIZE,
+        teacher=fastestdet(),
+        student=fastestdet(),
+        batch_size={"cpu": 8, "cuda": 64},
+        rows=rows(diode={"stages": [Stage(iterations=20, jitter=40)], "seen_every": 0}),
+        options={"distill": "heads"},
+    ),
 }
 # For the tests: everything small.
 QUICK = {
@@ -169,7 +189,8 @@ QUICK = {
         ),
     ),
 }
-QUICK["yolov3"] = replace(QUICK["yolov3-tiny"], rows=rows(diode=QUICK["yolov3-tiny"].rows["diode"].source))
+for _pair in ("yolov3", "retinanet", "fastestdet"):
+    QUICK[_pair] = replace(QUICK["yolov3-tiny"], rows=rows(diode=QUICK["yolov3-tiny"].rows["diode"].source))
 QUICK["deeplabv3"] = replace(QUICK["unet"], rows=rows(degan={"width": 4}, inversion={}))
 
 

@@ -116,7 +116,11 @@ def measure_update(rig: Rig, rounds: int, stop: Stop = never) -> Metrics:
     parts = {"whole": rig.update, "floor": lambda: rig.floor(rig.update_floor)}
     with modes.frozen(rig.networks["teacher"]):
         seconds = in_turns(parts, rig.device, rounds, stop)
-    return metrics(seconds["whole"], seconds["floor"], rig.source.batch_size * rig.share)
+    found = metrics(seconds["whole"], seconds["floor"], rig.source.batch_size * rig.share)
+    if rig.iterations:
+        each = rig.source.batch_size * rig.iterations
+        found["image_iterations_per_second"] = each / statistics.median(seconds["whole"])
+    return found
 
 
 # Where the time goes.

@@ -177,6 +177,16 @@ def test_updates_of_many_iterations_are_cut_short_and_scaled(speed: ModuleType, 
     assert (fast.source.iterations, fast.share) == (5, 1.0)
 
 
+def test_changes_of_images_are_counted_each(speed: ModuleType, tmp_path: Path) -> None:
+    from speed_timing import measure_update  # beside benchmarks/speed.py
+
+    rig = speed.make_rig(speed.QUICK["fastestdet"], "diode", tmp_path, CPU)  # two iterations
+    rig.attach()
+    found = measure_update(rig, 1)
+    assert found["image_iterations_per_second"] == pytest.approx(2 * found["images_per_second"])
+    assert speed.make_rig(speed.QUICK["small"], "dafl", tmp_path, CPU).iterations == 0
+
+
 def test_cmi_remembers_as_many_images_as_at_the_end_of_its_run(speed: ModuleType, tmp_path: Path) -> None:
     rig = speed.make_rig(speed.PAIRS["small"], "cmi", tmp_path, CPU)
     assert (rig.source.iterations, rig.share) == (10, 0.25)
@@ -276,6 +286,13 @@ def test_what_is_there_is_written_with_its_command_rows_and_tables(
 
     groups = {
         "small/cgdd": {"small/cgdd/update": {**ratio("over_floor"), "images_per_second": 99.6, "in_networks": 0.9}},
+        "fastestdet/diode": {
+            "fastestdet/diode/update": {
+                **ratio("over_floor"),
+                "images_per_second": 1.5,
+                "image_iterations_per_second": 30.0,
+            }
+        },
         "pixels/resnet50": {"pixels/resnet50/bf16": {**ratio("times_as_fast"), "images_per_second": 5.0}},
         "switches/resnet34-18": {"switches/resnet34-18/channels_last": ratio("times_as_long_without")},
         "agreement/fashion-cgdd": {"agreement/fashion-cgdd/on": {"seconds": 61.2, "steps": 400, "agreement": 0.81}},
@@ -294,7 +311,8 @@ def test_what_is_there_is_written_with_its_command_rows_and_tables(
     assert set(written["how"]["hardware"]["flags"]) >= {"avx512_bf16", "amx_bf16"}
     assert written["table"][:2] == ("results.md", "speed-cpu")
     lines = written["table"][2].splitlines()
-    assert "| small/cgdd/update | 1.05 (1.00–1.10) | 99.6 | 90 % | 500 |" in lines
+    assert "| small/cgdd/update | 1.05 (1.00–1.10) | 99.6 | – | 90 % | 500 |" in lines
+    assert "| fastestdet/diode/update | 1.05 (1.00–1.10) | 1.5 | 30 | – | 500 |" in lines
     assert "| pixels/resnet50/bf16 | 1.05 (1.00–1.10) | 5 |" in lines
     assert "| switches/resnet34-18/channels_last | 1.05 (1.00–1.10) |" in lines
     assert "| agreement/fashion-cgdd/on | 61 | 400 | 81 % |" in lines
