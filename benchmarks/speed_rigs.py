@@ -24,7 +24,7 @@ from datafree.prepare import prepare
 from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, Mixed, Noise
 from datafree.sources.base import Batch
-from datafree.sources.diode import Stage
+from datafree.sources.stages import Stage
 from datafree.speed import ALL_ON, Speed
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task

@@ -25,7 +25,7 @@ from datafree.networks.yolov3 import yolov3
 from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, ImageSource
 from datafree.sources.base import Batch, Setting
-from datafree.sources.diode import Stage
+from datafree.sources.stages import Stage
 from datafree.tasks import TASKS, Task
 from datafree.tasks.base import synthetic_batch
 from thorough import some

@@ -22,7 +22,7 @@ from datafree.networks.yolov3 import yolov3
 from datafree.recipe import load_recipe, to_yaml
 from datafree.sources import Diode, Mixed
 from datafree.sources.base import Batch, Setting
-from datafree.sources.diode import Stage
+from datafree.sources.stages import Stage
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 from recipes import changed, fault, load, write
@@ -429,6 +429,28 @@ def test_a_layer_that_explodes_is_seen_in_the_log(teacher: Normalized) -> None:
     source = Diode(batch_size=4, stages=one_stage())
     assert made(teacher, source)[1]["bn_worst"] > 100 * usual
     assert source.notes() == []
+
+
+def test_images_that_stay_noise_are_told_of_once_and_others_not(trained: Normalized) -> None:
+    def told(teacher: Normalized, **options: Any) -> tuple[dict[str, Tensor], list[str]]:
+        source, said = Diode(batch_size=4, stages=one_stage(iterations=30, lr=0.1), **PLAIN, **options), list[str]()
+        kept: list[Batch] = []
+        modes.seed_everything(0)
+        setting = Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=kept.append, say=said.append)
+        source.attach(setting)
+        source.update(teacher, -2)
+        return source.update(teacher, -1), said
+
+    logs, said = told(trained)
+    assert logs["bn"] < logs["bn_began"] and said == []
+    network = cells()
+    for _ in range(50):
+        network(torch.randn(8, 3, *SIZE).clamp(0, 1))  # it knows nothing but what all images begin as
+    logs, said = told(frozen(network), tv_l1_weight=3.0)
+    assert logs["bn"] > logs["bn_began"]
+    (line,) = said
+    assert line.startswith("note: the first stage ends further from the teacher's BatchNorm statistics (")
+    assert "source.tv_l1_weight=3, ten times or more" in line
 
 
 def test_a_momentum_mixes_in_the_iterations_before_of_the_same_stage(

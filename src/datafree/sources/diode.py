@@ -26,50 +26,10 @@ from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare, detector_of
 from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.stages import Stage, published_stages
 from datafree.sources.stock import Stock
 from datafree.sources.verifier import ap50, build_verifier, first_answer
 from datafree.tasks.detection import Detection
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One pass over a batch's pixels, at one size."""
-
-    scale: float = 1.0  # of task.image_size
-    iterations: int = 1500
-    lr: float = 0.002  # Adam's, in pixel values
-    lr_end: float = 0.0005  # of the cosine
-    beta1: float = 0.9  # both 0: every step is lr times the gradient's sign
-    beta2: float = 0.999
-    jitter: int = 40  # pixels: the batch is rolled by up to this, each iteration
-    detection_weight: float = 1.0  # of the detector's own training loss on the boxes
-    first_bn_weight: float = 0.0  # of the first BatchNorm layer's distance, on top of bn_weight
-    bn_layers: int = 0  # the first so many of the backbone's count; 0 = all
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale <= 1:
-            raise DataError(f"scale is {self.scale}; give a share of task.image_size, above 0 and up to 1")
-        if self.iterations < 1:
-            raise DataError(f"iterations is {self.iterations}; it must be at least 1")
-
-
-def published_stages() -> list[Stage]:
-    """160 pixels from noise, then 320: half the task's image_size, then all of it.
-
-    Of the 52 BatchNorm layers of Darknet-53 all count in the first, all but the last in the second.
-    """
-    first = Stage(
-        scale=0.5,
-        iterations=2500,
-        lr=0.2,
-        lr_end=0.0,
-        beta1=0.0,
-        beta2=0.0,
-        jitter=20,
-        detection_weight=0.5,
-        first_bn_weight=2.0,
-    )
-    return [first, Stage(bn_layers=51)]
 
 
 @final
@@ -129,6 +89,7 @@ class Diode(ImageSource):
             raise DataError("source.method=diode makes images for task.kind=detection alone; for others: inversion")
         self._setting, self._task = setting, setting.task
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self._noise_said = False
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
         for number, stage in enumerate(self.stages):  # faults that would else be seen after hours
             try:
@@ -159,6 +120,7 @@ class Diode(ImageSource):
             size = self._size_of(stage)
             images, targets, terms = self._run(_resized(images, size), targets, stage, size, look=index == 0)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
+        self._compare_with_noise(logs)
         images = _resized(images, self._task.image_size)  # where no stage is of that size
         self._stock.add(images, targets)
         logs["boxes"] = boxes.present(targets).float().sum(1).mean()
@@ -174,7 +136,7 @@ class Diode(ImageSource):
         task, teacher = replace(self._task, image_size=size), self._setting.teacher
         match = self._statistics_of(stage)
         current = boxes.at_size(targets, self._task.image_size, size)
-        terms: dict[str, Tensor] = {}  # of the latest iteration; nothing else is kept from one to the next
+        terms: dict[str, Tensor] = {}  # of the latest iteration (bn_began: the first); nothing else is kept
 
         def loss(x: Tensor, iteration: int) -> Tensor:
             nonlocal current
@@ -195,6 +157,7 @@ class Diode(ImageSource):
             if match is not None:
                 distances = torch.stack(list(match.terms().values()))
                 terms["bn"], terms["bn_first"] = distances.sum(), distances[0]
+                terms.setdefault("bn_began", terms["bn"].detach())
                 terms["bn_worst"] = distances.max() / distances.median().clamp_min(1e-12)  # tells a layer that explodes
                 total = total + self.bn_weight * terms["bn"] + stage.first_bn_weight * terms["bn_first"]
                 match.remember()
@@ -215,6 +178,17 @@ class Diode(ImageSource):
             self._exploding[name] = max(ratio, self._exploding.get(name, 0.0))
         targets = boxes.at_size(current, size, self._task.image_size)
         return made, targets, {name: value.detach() for name, value in terms.items()}
+
+    def _compare_with_noise(self, logs: dict[str, Tensor]) -> None:
+        """Say once, and early, what else is only seen in the pictures: that images have stayed noise."""
+        if "bn" not in logs or self._noise_said or logs["bn"] <= logs["bn_began"]:
+            return
+        self._noise_said = True
+        self._setting.say(
+            f"note: the first stage ends further from the teacher's BatchNorm statistics ({logs['bn']:.3g}) than the "
+            f"noise it began with ({logs['bn_began']:.3g}): the images are noise, of which a student learns little; "
+            f"raise source.tv_l1_weight={self.tv_l1_weight:g}, ten times or more"
+        )
 
     def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
         """What watches the backbone's BatchNorm layers; None where there are none or they weigh nothing."""
