@@ -187,7 +187,7 @@ class Diode(ImageSource):
         self._setting.say(
             f"note: the first stage ends further from the teacher's BatchNorm statistics ({logs['bn']:.3g}) than the "
             f"noise it began with ({logs['bn_began']:.3g}): the images are noise, of which a student learns little; "
-            f"raise source.tv_l1_weight={self.tv_l1_weight:g}, ten times or more"
+            f"raise source.tv_l1_weight={self.tv_l1_weight:g} to {max(10 * self.tv_l1_weight, 100):g} or more"
         )
 
     def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
