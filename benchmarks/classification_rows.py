@@ -160,13 +160,16 @@ def public_resnet(depth: int) -> NetworkSpec:
     return NetworkSpec(network="datafree/resnet", args={"depth": depth}, weights=weights, **COLOUR)
 
 
+# This teacher's distance to the statistics is 180 at first and 45 after 100 updates (Fashion-MNIST's: 23 and 5). With
+# that pair's weights the generator never shows what its labels say: the loss on them stays above 4; with these 0.3.
+CIFAR_CGDD = without(CGDD, update_every=4, target_weight=1.0, bn_weight=1.0)
 CIFAR = Pair(
     images="cifar10",
     side=32,
     teacher=public_resnet(20),
     student=NetworkSpec(network="datafree/resnet", args={"depth": 20, "width": 8}, **COLOUR),
     training={"steps": 2000, "batch_size": 128, "lr": 2e-3, "weight_decay": 0.0},
-    rows={"teacher": CPU_ROWS["teacher"], "cgdd": without(CGDD, update_every=4), "noise": CPU_ROWS["noise"]},
+    rows={"teacher": CPU_ROWS["teacher"], "cgdd": CIFAR_CGDD, "noise": CPU_ROWS["noise"]},
 )
 
 # CIFAR-10 on a GPU: the published settings (docs/methods.md), the student's schedule that of CMI's comparison. The
