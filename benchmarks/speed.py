@@ -39,7 +39,7 @@ import cells
 from datafree import modes
 from datafree.errors import Interrupted
 from datafree.networks.load import NetworkSpec
-from results import write_results, write_table
+from results import commit, write_results, write_table
 from speed_forms import measure_agreement, measure_pixels, measure_switches
 from speed_rigs import FROM_A_BANK, PAIRS, QUICK, READ, make_rig
 from speed_timing import Metrics, Stop, measure_step, measure_update, never, profiled
@@ -101,7 +101,7 @@ def run_group(group: str, work: Path, rounds: int, device: torch.device, stop: S
     except Interrupted as error:
         print(f"{error}; the same command goes on", flush=True)
         return False
-    taken = {"seconds": time.perf_counter() - began, "peak_memory_mib": _peak(device)}
+    taken = {"seconds": time.perf_counter() - began, "peak_memory_mib": _peak(device), "commit": commit()}
     file = _file_of(work, group)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".part")
