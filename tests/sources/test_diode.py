@@ -432,25 +432,28 @@ def test_a_layer_that_explodes_is_seen_in_the_log(teacher: Normalized) -> None:
 
 
 def test_images_that_stay_noise_are_told_of_once_and_others_not(trained: Normalized) -> None:
-    def told(teacher: Normalized, **options: Any) -> tuple[dict[str, Tensor], list[str]]:
-        source, said = Diode(batch_size=4, stages=one_stage(iterations=30, lr=0.1), **PLAIN, **options), list[str]()
-        kept: list[Batch] = []
-        modes.seed_everything(0)
-        setting = Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=kept.append, say=said.append)
-        source.attach(setting)
-        source.update(teacher, -2)
-        return source.update(teacher, -1), said
+    def variation(images: Tensor) -> float:
+        """Mean absolute differences to the neighbours right, below and in both diagonals."""
+        right, down = images.diff(dim=-1).abs().mean(), images.diff(dim=-2).abs().mean()
+        falling = (images[..., 1:, 1:] - images[..., :-1, :-1]).abs().mean()
+        rising = (images[..., 1:, :-1] - images[..., :-1, 1:]).abs().mean()
+        return float(right + down + falling + rising)
 
-    logs, said = told(trained)
-    assert logs["bn"] < logs["bn_began"] and said == []
-    network = cells()
-    for _ in range(50):
-        network(torch.randn(8, 3, *SIZE).clamp(0, 1))  # it knows nothing but what all images begin as
-    logs, said = told(frozen(network), tv_l1_weight=3.0)
-    assert logs["bn"] > logs["bn_began"]
-    (line,) = said
-    assert line.startswith("note: the first stage ends further from the teacher's BatchNorm statistics (")
-    assert line.endswith("raise source.tv_l1_weight=3 to 100 or more")
+    def told(**stage: Any) -> tuple[Tensor, list[str]]:
+        source = Diode(batch_size=4, stages=one_stage(iterations=30, **stage), **PLAIN, tv_l1_weight=1000.0)
+        said, kept = list[str](), list[Batch]()
+        modes.seed_everything(0)
+        setting = Setting(task=make_task(), teacher=trained, steps=9, batch_size=4, keep=kept.append, say=said.append)
+        source.attach(setting)
+        for _ in range(2):
+            source.update(trained, -1)
+        return kept[0].images, said
+
+    images, said = told(lr=0.1)
+    assert variation(images) < 0.3 and said == []
+    images, (line,) = told(lr=0.001)
+    assert line.startswith("note: after the first stage the images are still noise (total variation ")
+    assert f"variation {variation(images):.2g}; it began at 1.6" in line and "tv_l1_weight=1000 to 10000" in line
 
 
 def test_a_momentum_mixes_in_the_iterations_before_of_the_same_stage(
@@ -490,7 +493,7 @@ def test_a_teacher_without_batchnorm_goes_without_the_term_and_says_so() -> None
     assert "detection" in logs
     assert not any(name.startswith("bn") for name in logs)
     Diode(batch_size=2, stages=one_stage(), bn_weight=0.0).attach(setting)
-    assert len(said) == 1  # nothing is off that was not on
+    assert sum("bn_weight" in line for line in said) == 1  # nothing is off that was not on
 
 
 # Boxes that the detector sees.

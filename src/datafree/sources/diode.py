@@ -118,9 +118,11 @@ class Diode(ImageSource):
         logs: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
             size = self._size_of(stage)
+            before = images
             images, targets, terms = self._run(_resized(images, size), targets, stage, size, look=index == 0)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
-        self._compare_with_noise(logs)
+            if index == 0:
+                self._compare_with_noise(before, images)
         images = _resized(images, self._task.image_size)  # where no stage is of that size
         self._stock.add(images, targets)
         logs["boxes"] = boxes.present(targets).float().sum(1).mean()
@@ -136,7 +138,7 @@ class Diode(ImageSource):
         task, teacher = replace(self._task, image_size=size), self._setting.teacher
         match = self._statistics_of(stage)
         current = boxes.at_size(targets, self._task.image_size, size)
-        terms: dict[str, Tensor] = {}  # of the latest iteration (bn_began: the first); nothing else is kept
+        terms: dict[str, Tensor] = {}  # of the latest iteration; nothing else is kept from one to the next
 
         def loss(x: Tensor, iteration: int) -> Tensor:
             nonlocal current
@@ -157,7 +159,6 @@ class Diode(ImageSource):
             if match is not None:
                 distances = torch.stack(list(match.terms().values()))
                 terms["bn"], terms["bn_first"] = distances.sum(), distances[0]
-                terms.setdefault("bn_began", terms["bn"].detach())
                 terms["bn_worst"] = distances.max() / distances.median().clamp_min(1e-12)  # tells a layer that explodes
                 total = total + self.bn_weight * terms["bn"] + stage.first_bn_weight * terms["bn_first"]
                 match.remember()
@@ -179,15 +180,16 @@ class Diode(ImageSource):
         targets = boxes.at_size(current, size, self._task.image_size)
         return made, targets, {name: value.detach() for name, value in terms.items()}
 
-    def _compare_with_noise(self, logs: dict[str, Tensor]) -> None:
-        """Say once, and early, what else is only seen in the pictures: that images have stayed noise."""
-        if "bn" not in logs or self._noise_said or logs["bn"] <= logs["bn_began"]:
+    def _compare_with_noise(self, noise: Tensor, images: Tensor) -> None:
+        """Say once, and early, what else is only seen in the pictures: the first stage has left much of its noise."""
+        began, ended = (float(losses.total_variation(x)[0]) for x in (noise, images))
+        if self._noise_said or ended < began / 2:  # where all is well it is a tenth
             return
         self._noise_said = True
         self._setting.say(
-            f"note: the first stage ends further from the teacher's BatchNorm statistics ({logs['bn']:.3g}) than the "
-            f"noise it began with ({logs['bn_began']:.3g}): the images are noise, of which a student learns little; "
-            f"raise source.tv_l1_weight={self.tv_l1_weight:g} to {max(10 * self.tv_l1_weight, 100):g} or more"
+            f"note: after the first stage the images are still noise (total variation {ended:.2g}; it began at "
+            f"{began:.2g}), of which a student learns little; raise source.tv_l1_weight={self.tv_l1_weight:g} to "
+            f"{max(10 * self.tv_l1_weight, 100):g} or more, or the stage's iterations"
         )
 
     def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
