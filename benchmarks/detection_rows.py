@@ -82,9 +82,9 @@ def yolo(width: float, anchors: list[list[int]]) -> NetworkSpec:
 
 SSDLITE = NetworkSpec(network="torchvision/ssdlite320_mobilenet_v3_large", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
-# Weights: total variation and the first layer's statistics have to hold down the noise that images begin with and Adam's
-# steps add. Where the deep layers drown them, no statistics are met: with tv_l1_weight 10, bn_weight 1, first_bn_weight 1
-# the distance rises from 71, noise's, to 105 (docs/methods/diode.md).
+# Weights: total variation and the first layer's statistics have to hold down the noise that images begin with and that
+# Adam's steps add. Where the deep layers drown them, no statistics are met: with tv_l1_weight 10, bn_weight 1 and
+# first_bn_weight 1 the distance rises from 71, noise's, to 105 (docs/methods/diode.md).
 DIODE = Row(
     method="diode",
     source={

@@ -189,7 +189,7 @@ class Diode(ImageSource):
         self._setting.say(
             f"note: after the first stage the images are still noise (total variation {ended:.2g}; it began at "
             f"{began:.2g}), of which a student learns little; raise source.tv_l1_weight={self.tv_l1_weight:g} to "
-            f"{max(10 * self.tv_l1_weight, 100):g} or more, or the stage's iterations"
+            f"{max(10 * self.tv_l1_weight, 100):g} or more, or the stage's first_bn_weight or iterations"
         )
 
     def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
