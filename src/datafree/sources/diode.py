@@ -183,7 +183,7 @@ class Diode(ImageSource):
     def _compare_with_noise(self, noise: Tensor, images: Tensor) -> None:
         """Say once, and early, what else is only seen in the pictures: the first stage has left much of its noise."""
         began, ended = (float(losses.total_variation(x)[0]) for x in (noise, images))
-        if self._noise_said or ended < began / 2:  # where all is well it is a tenth
+        if self._noise_said or not ended > began / 2:  # where all is well it is a tenth; NaN is for others to tell
             return
         self._noise_said = True
         self._setting.say(
