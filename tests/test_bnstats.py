@@ -15,9 +15,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from datafree import bnstats, modes
-from datafree.bnstats import StatisticsMatch, batchnorm_layers, moments, plain_moments, require_batchnorm
+import datafree.moments
+from datafree import modes
+from datafree.bnstats import StatisticsMatch, batchnorm_layers, require_batchnorm
 from datafree.errors import NetworkError
+from datafree.moments import is_line, moments, normalised, plain_moments
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 
@@ -116,7 +118,7 @@ def test_gradient_in_bf16_is_off_by_roundings_only(offset: float, tolerance: flo
 def test_plain_form_serves_where_torch_has_no_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
     x = maps()
     fused, fused_gradient = moments(x), gradient(moments, x)
-    monkeypatch.setattr(bnstats, "_FUSED", False)
+    monkeypatch.setattr(datafree.moments, "_FUSED", False)
     monkeypatch.delattr(torch, "batch_norm_update_stats")
     torch.testing.assert_close(moments(x), fused)
     torch.testing.assert_close(gradient(moments, x), fused_gradient, rtol=1e-5, atol=1e-6)
@@ -134,6 +136,62 @@ def test_a_single_value_a_channel_has_variance_zero() -> None:
     mean, var = moments(torch.full((1, 3, 1, 1), 2.0))
     assert mean.tolist() == [2, 2, 2]
     assert var.tolist() == [0, 0, 0]
+
+
+# A frozen layer's answer with its moments.
+
+
+def that_has_seen_data(layer: nn.Module) -> nn.Module:
+    """The layer, of 6 channels, with statistics, weight and bias of its own; frozen."""
+    torch.manual_seed(1)
+    for tensor in layer.state_dict().values():
+        if tensor.ndim:
+            tensor.uniform_(0.5, 1.5)
+    return layer.eval().requires_grad_(False)
+
+
+FROZEN = {
+    "affine": lambda: that_has_seen_data(nn.BatchNorm2d(6)),
+    "plain": lambda: that_has_seen_data(nn.BatchNorm2d(6, affine=False)),
+    "torchvision": lambda: that_has_seen_data(FrozenBatchNorm2d(6)),
+}
+
+
+@pytest.mark.parametrize("kind", FROZEN)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_frozen_layers_answer_moments_and_gradient_equal_its_own(kind: str, memory: torch.memory_format) -> None:
+    layer, x = FROZEN[kind](), maps().to(memory_format=memory)
+    assert is_line(layer, x)
+
+    def all_used(answer: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        weights = torch.linspace(-1, 2, 6)
+        return (answer * torch.linspace(0, 1, answer.numel()).view_as(answer)).sum() + (weights * mean * var).sum()
+
+    ours, own = x.clone().requires_grad_(), x.clone().requires_grad_()
+    got, wanted = normalised(layer, ours), (layer(own), *plain_moments(own))
+    torch.testing.assert_close(got, wanted)
+    all_used(*got).backward()
+    all_used(*wanted).backward()
+    assert ours.grad is not None
+    torch.testing.assert_close(ours.grad, own.grad, rtol=1e-5, atol=1e-5)
+    assert got[0].is_contiguous(memory_format=memory)
+    assert ours.grad.is_contiguous(memory_format=memory)
+
+
+@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 1, 2)])
+def test_gradient_through_a_frozen_layer_passes_gradcheck(used: tuple[int, ...]) -> None:
+    layer = FROZEN["affine"]().double()
+    x = maps(dtype=torch.float64, batch=2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: tuple(normalised(layer, x)[i] for i in used), (x,))
+
+
+def test_layers_that_do_more_or_learn_answer_for_themselves() -> None:
+    x = maps()
+    assert not is_line(FROZEN["affine"]().train(), x)
+    assert not is_line(FROZEN["affine"]().requires_grad_(), x)
+    assert not is_line(FROZEN["affine"](), x.bfloat16())
+    for layer in (timm.layers.BatchNormAct2d(6), nn.SyncBatchNorm(6), nn.BatchNorm1d(6)):
+        assert not is_line(that_has_seen_data(layer), x)
 
 
 # The distance.
@@ -240,7 +298,7 @@ def test_watching_changes_nothing_in_the_network_and_leaves_no_hook_also_after_a
         network(torch.rand(2, 3, 16, 16))
     with pytest.raises(RuntimeError), match.watching():
         network(torch.rand(2, 4, 16, 16))
-    assert not any(module._forward_pre_hooks for module in network.modules())
+    assert not any("forward" in vars(module) for module in network.modules())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 

@@ -173,9 +173,14 @@ def test_total_variation_sums_four_directions() -> None:
         ]
         mean += sum(map(abs, found)) / len(found)
         norm += math.sqrt(sum(v * v for v in found))
-    ours = losses.total_variation(images)
-    assert [v.item() for v in ours] == pytest.approx([mean, norm], rel=1e-9)
-    assert [v.item() for v in losses.total_variation(torch.full((1, 3, 8, 8), 0.3))] == [0.0, 0.0]
+    assert losses.total_variation_l1(images).item() == pytest.approx(mean, rel=1e-9)
+    assert losses.total_variation_l2(images).item() == pytest.approx(norm, rel=1e-9)
+
+
+def test_total_variation_of_smooth_images_keeps_its_figures_in_float32() -> None:
+    row = torch.linspace(0.4, 0.6, 320)  # 0.2 in 319 steps to the right and on both diagonals; none down
+    found = losses.total_variation_l1(row.expand(8, 3, 320, 320).clone())
+    assert found.item() == pytest.approx(3 * 0.2 / 319, rel=1e-4)
 
 
 @pytest.mark.parametrize("weights", [(75.0, 0.0), (0.0, 0.5), (1.0, 0.5)])
@@ -196,12 +201,14 @@ def test_total_variation_has_the_gradient_of_its_formula(
     formula = sum(weights[0] * step.abs().mean() + weights[1] * step.square().sum().sqrt() for step in steps)
     assert isinstance(formula, torch.Tensor)
     (expected,) = torch.autograd.grad(formula, images)
-    used = [weight * value for weight, value in zip(weights, losses.total_variation(images), strict=True) if weight]
-    (found,) = torch.autograd.grad(torch.stack(used).sum(), images)
+    ours = weights[0] * losses.total_variation_l1(images) + weights[1] * losses.total_variation_l2(images)
+    (found,) = torch.autograd.grad(ours, images)
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_total_variation_of_flat_images_has_no_gradient_and_no_nan() -> None:
     images = torch.full((1, 3, 8, 8), 0.3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(sum(losses.total_variation(images), torch.zeros(())), images)
+    values = [losses.total_variation_l1(images), losses.total_variation_l2(images)]
+    assert [value.item() for value in values] == [0.0, 0.0]
+    (gradient,) = torch.autograd.grad(torch.stack(values).sum(), images)
     assert torch.equal(gradient, torch.zeros_like(images))

@@ -10,7 +10,7 @@ B images, K channels, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from datafree import processes
 from datafree.errors import NetworkError
+from datafree.moments import is_line, moments, normalised
 from datafree.networks.normalized import bare
 
 WITHOUT_BATCHNORM = ("dfad", "zskt", "dafl", "cgdd (its BatchNorm term off)")  # what a teacher without any can use
@@ -49,57 +50,21 @@ def require_batchnorm(network: nn.Module, method: str) -> None:
         )
 
 
-def moments(x: Tensor, *, fused: bool = True) -> tuple[Tensor, Tensor]:
-    """(K,) mean and (K,) biased variance of x (B, K, ...) over all but the channels, in float32 (float64 stays so).
-
-    `fused`: four-dimensional inputs take one pass forward and one backward; otherwise as `plain_moments`. A bfloat16 x
-    then has its gradient rounded by bfloat16's step, times the mean over the standard deviation where that is above 1.
-    """
-    return _Moments.apply(x) if fused and x.ndim == 4 and _FUSED else plain_moments(x)
-
-
-def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """What `moments` computes, in plain operations: its reference."""
-    dims = [d for d in range(x.ndim) if d != 1]
-    var, mean = torch.var_mean(x.to(_wide(x)), dims, correction=0)
-    return mean, var
-
-
-class _Moments(torch.autograd.Function):
-    """Mean and variance by BatchNorm's own kernel; the gradient is one multiply-add. No double backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        # Statistics in float32 make the kernel accumulate a bf16 x in float32.
-        keep = torch.zeros(x.shape[1], device=x.device, dtype=_wide(x))
-        mean, var = torch.batch_norm_update_stats(x, keep, keep.clone(), 0.0)
-        ctx.save_for_backward(x, mean)
-        return mean, var
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
-        x, mean = ctx.saved_tensors
-        count = x.numel() // x.shape[1]
-        scale = 2 * grad_var / count
-        shift = grad_mean / count - scale * mean
-        return torch.addcmul(_as_map(shift, x), x, _as_map(scale, x))
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _as_map(values: Tensor, like: Tensor) -> Tensor:
-    return values.to(like.dtype)[None, :, None, None]
-
-
-# An aten function that is not documented: where a release has it not, the plain form serves.
-_FUSED = hasattr(torch, "batch_norm_update_stats")
-
-
 def _lies_in(name: str, module: str) -> bool:
     return f"{name}.".startswith(f"{module}.")
+
+
+@contextmanager
+def _answering(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Within it, the layer answers by `forward`; its hooks are called as ever."""
+    had = layer.__dict__.get("forward")  # of its own, where somebody else has done the same
+    layer.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del layer.__dict__["forward"]
+        if had is not None:
+            layer.__dict__["forward"] = had
 
 
 @dataclass(kw_only=True)
@@ -148,18 +113,24 @@ class StatisticsMatch:
     def watching(self) -> Iterator[None]:
         """Within it, a forward pass of the network records its layers' statistics."""
         self._now = {}
-        handles = [layer.register_forward_pre_hook(self._recorder(name)) for name, layer in self.layers.items()]
-        try:
+        with ExitStack() as stack:
+            for name, layer in self.layers.items():
+                stack.enter_context(_answering(layer, self._recorder(name, layer, layer.forward)))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _recorder(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._now[name] = processes.pooled(*moments(inputs[0], fused=self.fused))
+    def _recorder(self, name: str, layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The layer's forward pass, that records the moments of its input under `name`."""
 
-        return record
+        def recorded(x: Tensor, *rest: Any, **options: Any) -> Any:
+            if self.fused and is_line(layer, x):
+                answer, mean, var = normalised(layer, x)
+            else:
+                mean, var = moments(x, fused=self.fused)
+                answer = forward(x, *rest, **options)
+            self._now[name] = processes.pooled(mean, var)
+            return answer
+
+        return recorded
 
     def terms(self) -> dict[str, Tensor]:
         """Layer -> its scalar distance in the pass just watched, clipped but not weighted, in the order of the pass."""

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree import health, modes, processes
-from datafree.bnstats import batchnorm_layers, plain_moments
+from datafree.bnstats import batchnorm_layers
 from datafree.features import last_layers
+from datafree.moments import plain_moments
 from datafree.networks.normalized import bare
 from datafree.tasks.base import OutputsT, Task
 

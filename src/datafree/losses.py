@@ -131,49 +131,56 @@ def competition_loss(student: Tensor, teacher: Tensor, temperature: float = 3.0)
     return 1 - js_divergence(*soft).mean()
 
 
-def total_variation(images: Tensor) -> tuple[Tensor, Tensor]:
-    """How rough images (B, 3, H, W) are: the mean |difference|, and the 2-norm of the differences.
+def total_variation_l1(images: Tensor) -> Tensor:
+    """How rough images (B, 3, H, W) are: the mean |difference| of neighbours, summed over four directions.
 
-    Each summed over four directions (right, down and both diagonals), as in DeepInversion's and DIODE's code.
+    Right, down and both diagonals, as in DeepInversion's and DIODE's code. No double backward.
     """
-    means, norms = _Variation.apply(images)
-    return means, norms
+    value: Tensor = _VariationL1.apply(images)
+    return value
+
+
+def total_variation_l2(images: Tensor) -> Tensor:
+    """The same with the 2-norm of all differences of a direction in place of their mean."""
+    value: Tensor = _VariationL2.apply(images)
+    return value
 
 
 class _Variation(torch.autograd.Function):
-    """Both sums with their gradients written out: autograd would fill a whole image for each of eight slices."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        means, norms = [], []
-        for one, other in _neighbours(images):
-            difference = one - other
-            norms.append(torch.linalg.vector_norm(difference))
-            means.append(difference.abs_().mean())
-        kept = torch.stack(norms)
-        ctx.save_for_backward(images, kept)
-        return torch.stack(means).sum(), kept.sum()
+    """A value whose gradient is made with it; autograd would fill a whole image for each of eight slices."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_means: Tensor | None, of_norms: Tensor | None) -> Tensor | None:
-        images, norms = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        gradient: Tensor = ctx.saved_tensors[0]
+        return gradient * grad
+
+
+class _VariationL1(_Variation):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
         gradient = torch.zeros_like(images)
-        if of_means is not None:
-            for (one, other), (to_one, to_other) in zip(_neighbours(images), _neighbours(gradient), strict=True):
-                sign = (one - other).sign_()
-                to_one.add_(sign, alpha=1 / sign.numel())
-                to_other.sub_(sign, alpha=1 / sign.numel())
-            gradient *= of_means
-        if of_norms is not None:
-            slopes = torch.where(norms > 0, of_norms / norms, 0.0)
-            pairs = zip(_neighbours(images), _neighbours(gradient), slopes.unbind(), strict=True)
-            for (one, other), (to_one, to_other), slope in pairs:
-                step = (one - other).mul_(slope)
-                to_one.add_(step)
-                to_other.sub_(step)
-        return gradient
+        for (one, other), (to_one, to_other) in zip(_neighbours(images), _neighbours(gradient), strict=True):
+            sign = (one - other).sign_()
+            to_one.add_(sign, alpha=1 / sign.numel())
+            to_other.sub_(sign, alpha=1 / sign.numel())
+        ctx.save_for_backward(gradient)
+        return (images * gradient).sum()  # |d| is d times its sign: no second look at the differences
+
+
+class _VariationL2(_Variation):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        gradient, norms = torch.zeros_like(images), []
+        for (one, other), (to_one, to_other) in zip(_neighbours(images), _neighbours(gradient), strict=True):
+            step = one - other
+            norm = torch.linalg.vector_norm(step)
+            step *= torch.where(norm > 0, 1 / norm, 0.0)
+            to_one += step
+            to_other -= step
+            norms.append(norm)
+        ctx.save_for_backward(gradient)
+        return torch.stack(norms).sum()
 
 
 def _neighbours(images: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:

@@ -21,7 +21,7 @@ class Speed:
     """Which speed-ups are on. What forward passes compute in is `training.precision`."""
 
     channels_last: bool = True  # networks keep the channels of a pixel side by side, as convolution kernels want them
-    fused_statistics: bool = True  # of BatchNorm inputs: one pass forward and one back instead of several
+    fused_statistics: bool = True  # of BatchNorm inputs: one pass forward and one back, in float32 with the layer's own
     fused_optimizers: bool = True  # a step of Adam or SGD in one pass over the weights
 
     def laid_out(self, network: NetworkT) -> NetworkT:

@@ -151,11 +151,12 @@ class Diode(ImageSource):
             # L(X) = w_det L_det + w_tv1 TV1 + w_tv2 TV2 + w_bn sum_l R_l + w_first R_1
             terms["detection"] = task.target_loss(outputs, moved_targets)
             total = stage.detection_weight * terms["detection"]
-            if self.tv_l1_weight or self.tv_l2_weight:
-                terms["tv_l1"], terms["tv_l2"] = losses.total_variation(moved)
+            if self.tv_l1_weight:
+                terms["tv_l1"] = losses.total_variation_l1(moved)
                 total = total + self.tv_l1_weight * terms["tv_l1"]
-                if self.tv_l2_weight:  # else its way back would cost for nothing
-                    total = total + self.tv_l2_weight * terms["tv_l2"]
+            if self.tv_l2_weight:
+                terms["tv_l2"] = losses.total_variation_l2(moved)
+                total = total + self.tv_l2_weight * terms["tv_l2"]
             if match is not None:
                 distances = torch.stack(list(match.terms().values()))
                 terms["bn"], terms["bn_first"] = distances.sum(), distances[0]
@@ -182,7 +183,7 @@ class Diode(ImageSource):
 
     def _compare_with_noise(self, noise: Tensor, images: Tensor) -> None:
         """Say once, and early, what else is only seen in the pictures: the first stage has left much of its noise."""
-        began, ended = (float(losses.total_variation(x)[0]) for x in (noise, images))
+        began, ended = (float(losses.total_variation_l1(x)) for x in (noise, images))
         if self._noise_said or not ended > began / 2:  # where all is well it is a tenth; NaN is for others to tell
             return
         self._noise_said = True

@@ -84,9 +84,12 @@ class Inversion(ImageSource):
             terms["target"] = task.target_loss(outputs, moved_targets)
             terms["bn"] = self._match.distance()
             total = self.target_weight * terms["target"] + self.bn_weight * terms["bn"]
-            if self.tv_l1_weight or self.tv_l2_weight:
-                terms["tv_l1"], terms["tv_l2"] = losses.total_variation(moved)
-                total = total + self.tv_l1_weight * terms["tv_l1"] + self.tv_l2_weight * terms["tv_l2"]
+            if self.tv_l1_weight:
+                terms["tv_l1"] = losses.total_variation_l1(moved)
+                total = total + self.tv_l1_weight * terms["tv_l1"]
+            if self.tv_l2_weight:
+                terms["tv_l2"] = losses.total_variation_l2(moved)
+                total = total + self.tv_l2_weight * terms["tv_l2"]
             if self.l2_weight:
                 terms["l2"] = torch.linalg.vector_norm(moved - 0.5)
                 total = total + self.l2_weight * terms["l2"]
