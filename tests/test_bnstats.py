@@ -190,7 +190,8 @@ def test_layers_that_do_more_or_learn_answer_for_themselves() -> None:
     assert not is_line(FROZEN["affine"]().train(), x)
     assert not is_line(FROZEN["affine"]().requires_grad_(), x)
     assert not is_line(FROZEN["affine"](), x.bfloat16())
-    for layer in (timm.layers.BatchNormAct2d(6), nn.SyncBatchNorm(6), nn.BatchNorm1d(6)):
+    of_the_batch = nn.BatchNorm2d(6, track_running_stats=False)
+    for layer in (of_the_batch, timm.layers.BatchNormAct2d(6), nn.SyncBatchNorm(6), nn.BatchNorm1d(6)):
         assert not is_line(that_has_seen_data(layer), x)
 
 

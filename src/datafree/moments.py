@@ -5,7 +5,7 @@ B images, K channels, H x W pixels.
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def normalised(layer: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normalised(layer: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What a layer that `is_line` answers to x (B, K, H, W), and the moments (K,), (K,) of x.
 
     One function for both, since their gradients to x are one multiply-add each: written into the same tensor, they
@@ -44,7 +44,7 @@ def normalised(layer: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor
     return answer, mean, var
 
 
-def is_line(layer: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
+def is_line(layer: nn.Module, x: Tensor) -> bool:
     """Whether `layer` multiplies and adds a constant for each channel of x and nothing more, so `normalised` can do it.
 
     That is BatchNorm, torch's or torchvision's frozen kind, by its running statistics, with nothing to learn. Kinds
@@ -52,7 +52,8 @@ def is_line(layer: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
     """
     kind = type(layer)
     if kind is nn.BatchNorm2d:
-        fixed = not layer.training and not any(p.requires_grad for p in layer.parameters())
+        learns = layer.training or any(p.requires_grad for p in layer.parameters())
+        fixed = layer.running_mean is not None and not learns
     else:  # by name: its module takes seconds to import, and who has such a layer has done so
         fixed = (kind.__module__, kind.__qualname__) == ("torchvision.ops.misc", "FrozenBatchNorm2d")
     return fixed and _FUSED and x.ndim == 4 and x.dtype in (torch.float32, torch.float64)
