@@ -13,7 +13,7 @@ from torch import nn
 
 from datafree import memory
 from datafree.errors import TrainingError
-from datafree.finite import NotFinite
+from datafree.finite import ANSWERED, NotFinite
 from datafree.memory import OutOfMemory
 from datafree.sources.base import ImageSource
 from datafree.training import Training
@@ -38,9 +38,7 @@ class Coping:
         """
         if self.rollbacks >= training.rollbacks:
             tried = f" after going back {self.rollbacks} times, each at half the rates" if self.rollbacks else ""
-            raise TrainingError(
-                f"{fault}{tried}; the state of step {good} is kept{kept}: lower training.lr or the source's weights"
-            )
+            raise TrainingError(f"{fault}{tried}; the state of step {good} is kept{kept}: {way_out(fault)}")
         self.rollbacks += 1
         self.pace /= 2
         return self._note(
@@ -84,6 +82,13 @@ class Coping:
         """Put back what `state_dict` returned."""
         self.rollbacks, self.pace, self.parts = state["rollbacks"], state["pace"], state["parts"]
         self.history = list(state["history"])
+
+
+def way_out(fault: NotFinite, rate: str = "training.lr") -> str:
+    """What to do about numbers that are not finite again and again."""
+    if fault.what == ANSWERED:  # what it was shown was seen before
+        return "the images are finite, so look into the teacher's weights and code, or set training.precision=fp32"
+    return f"lower {rate} or the source's weights"
 
 
 def too_large(source: ImageSource, student: nn.Module, step: int) -> TrainingError:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 
 from datafree import modes, processes
 from datafree.networks.detectors import Predictions
+
+SHOWN = "the images that the teacher is shown"
+ANSWERED = "the teacher's answers"
 
 
 class NotFinite(Exception):
@@ -65,6 +69,20 @@ class Watch:
         if floats:
             self._names.append(what)
             self._totals.append(_total(floats))
+
+    @contextmanager
+    def answers_of(self, teacher: nn.Module) -> Iterator[None]:
+        """Within it, every pass of the teacher is seen: what it is shown, then what it answers."""
+
+        def seen(module: nn.Module, shown: tuple[Tensor, ...], answer: Any) -> None:
+            self.see(SHOWN, shown)
+            self.see(ANSWERED, answer_tensors(answer))
+
+        handle = teacher.register_forward_hook(seen)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def look(self, *, wait: bool = False) -> None:
         """Read what is known of all that was seen; `wait`: of all of it. Raises NotFinite for the first that is bad."""

@@ -17,7 +17,7 @@ from datafree.errors import RunError
 from datafree.loop import Chosen, Progress, distill
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import load_weights, save_weights
-from datafree.prepare import NOTHING_GIVEN, Given, prepare, require_weights, with_student
+from datafree.prepare import NOTHING_GIVEN, Given, prepare, require_gradients, require_weights, with_student
 from datafree.recipe import Recipe, dump
 from datafree.report.keeper import page_kept
 from datafree.report.measure import measure
@@ -100,6 +100,7 @@ def _carry_out(
     labelled = task.open_labelled(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     teacher = processes.share(prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, training.speed))
+    require_gradients(recipe.source, teacher, task, recipe.teacher.network)
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
     student = processes.share(prepare(recipe.student, task, "student", device, dtype, given.student, training.speed))
     if run.finished:

@@ -62,7 +62,6 @@ class Learner:
         with torch.no_grad(), features.watched(bare(self.teacher), self.pairs) as taught:
             answers = self.teacher(images)
         self.watch.keep(answers=answer_tensors(answers))
-        self.watch.see("the teacher's answers", answer_tensors(answers))
         with features.watched(bare(self.student), self.pairs.values()) as learnt:
             outputs = self.student(images)
         share = len(images) / n

@@ -72,11 +72,15 @@ def distill(
     """
     device, dtype = next(student.parameters()).device, _dtype_of(student)
     coping, watch = Coping(), Watch(device)
-    with modes.frozen(teacher):
+    with modes.frozen(teacher), watch.answers_of(teacher):
         source.attach(training.setting(task, teacher, device, dtype, say, pace=lambda: coping.pace))
         pairs: Mapping[str, str] = {}  # teacher's layer -> student's, whose attention maps are compared
-        if training.match_weight:
+        if training.match_weight or training.match:  # what was named is looked for in any case
             pairs = features.chosen_pairs(teacher, student, synthetic_batch(task.image_size, device), training.match)
+        if not training.match_weight:
+            if training.match:
+                say("note: training.match has no effect, training.match_weight is 0")
+            pairs = {}
         optimizer = training.make_optimizer(student)
         learner = Learner(
             task=task,

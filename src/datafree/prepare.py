@@ -12,6 +12,7 @@ from torch import nn
 
 from datafree import modes
 from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.detectors import Predictions
 from datafree.networks.live import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network
 from datafree.networks.normalized import Normalized, bare
@@ -20,6 +21,7 @@ from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.networks.program import Program
 from datafree.networks.siblings import AUTO, choose_student
 from datafree.recipe import Recipe
+from datafree.sources.base import ImageSource
 from datafree.speed import ALL_ON, Speed
 from datafree.tasks.base import Task, synthetic_batch
 
@@ -86,8 +88,8 @@ def prepare(
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
     speed.laid_out(network.to(device))
-    look = synthetic_batch(task.image_size, device)
     try:
+        look = synthetic_batch(task.image_size, device)
         with torch.no_grad(), modes.frozen(network):
             outputs = network(look)
         if what == "student":  # some networks answer otherwise while they train
@@ -103,4 +105,25 @@ def prepare(
             f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {reason}"
         ) from error
     task.check(outputs, f"{what} {spec.network}")
+    answered = len(outputs.scores if isinstance(outputs, Predictions) else outputs)
+    if answered != len(look):
+        raise NetworkError(f"the {what} {spec.network} answers {answered} images, but was asked {len(look)}")
     return network
+
+
+def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, name: str) -> None:
+    """Raise NetworkError if `source` learns through the teacher and no gradient comes back to the teacher's images.
+
+    Such a source would run to its end and know nothing of the teacher. `name` is the teacher's, for the message.
+    """
+    if not source.needs_gradients or not (source.warmup or source.update_every):
+        return
+    look = synthetic_batch(task.image_size, next(teacher.parameters()).device).requires_grad_()
+    with torch.enable_grad(), modes.frozen(teacher):
+        outputs = teacher(look)
+    answers = outputs.heads if isinstance(outputs, Predictions) else [outputs]
+    if not any(answer.requires_grad for answer in answers):
+        raise NetworkError(
+            f"no gradient comes back through the teacher {name} to its images (a detach() or no_grad() in its code?), "
+            "and the source learns by it; those that do without are folder, dataset and noise"
+        )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from datafree import modes
 from datafree.bucket_shards import BucketShards
+from datafree.coping import way_out
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.job import save_artefacts
@@ -25,7 +26,7 @@ from datafree.loop import Progress
 from datafree.making import Work
 from datafree.manifest import hashes, read_record
 from datafree.networks.load import has_weights
-from datafree.prepare import prepare, with_student
+from datafree.prepare import prepare, require_gradients, with_student
 from datafree.recipe import Recipe, dump
 from datafree.runs import FREE_KEYS
 from datafree.shards import Shards
@@ -97,11 +98,13 @@ def _fill(
                 "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
             )
         teacher = prepare(recipe.teacher, task, "teacher", device, dtype, speed=training.speed)
+        require_gradients(source, teacher, task, recipe.teacher.network)
         modes.seed_everything(training.seed)  # here, so that the first weights of all others depend on the seed alone
         named = with_student(recipe)[0].student
         student = prepare(named, task, "student", device, dtype, speed=training.speed).train()
         finished: list[Batch] = []
-        with modes.frozen(teacher):
+        watch = Watch(device)
+        with modes.frozen(teacher), watch.answers_of(teacher):
             source.attach(training.setting(task, teacher, device, dtype, say, keep=finished.append))
             shards.begin(names)
             work = Work(
@@ -112,7 +115,7 @@ def _fill(
                 shards=shards,
                 stop=stop,
                 log=log,
-                watch=Watch(device),
+                watch=watch,
                 say=say,
             )
             try:
@@ -122,8 +125,7 @@ def _fill(
                 work.make(images, trained=trains)
             except NotFinite as fault:
                 raise TrainingError(
-                    f"{fault}; what was saved before is good: lower source.lr or the source's weights "
-                    "(and choose another --out)"
+                    f"{fault}; what was saved before is good: {way_out(fault, 'source.lr')} (and choose another --out)"
                 ) from fault
         if not trains:
             shards.keep(trained)

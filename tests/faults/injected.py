@@ -24,6 +24,11 @@ def spoil_weight(network: nn.Module) -> None:
     next(network.parameters()).data.fill_(math.nan)
 
 
+def spoil_answers(teacher: nn.Module) -> Callable[[], None]:
+    """Have the teacher answer what is no number, from within, before anybody sees it; answers what takes it back."""
+    return teacher.register_forward_hook(lambda module, given, answer: answer * math.nan, prepend=True).remove
+
+
 def in_generator(learner: Learner, source: ImageSource) -> Callable[[], None]:
     spoil_weight(source.artefacts()["generator"])
     return lambda: None
@@ -49,7 +54,7 @@ def in_generators_average(learner: Learner, source: ImageSource) -> Callable[[],
 
 
 def in_teachers_answer(learner: Learner, source: ImageSource) -> Callable[[], None]:
-    return learner.teacher.register_forward_hook(lambda module, given, answer: answer * math.nan).remove
+    return spoil_answers(learner.teacher)
 
 
 def in_gradient(learner: Learner, source: ImageSource) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import injected
 import pytest
 import torch
+from torch import nn
 
 from datafree import checkpoint, modes
 from datafree.errors import Interrupted, TrainingError
@@ -15,6 +16,7 @@ from datafree.finite import NotFinite, Watch
 from datafree.job import run_recipe
 from datafree.networks.small import unet
 from datafree.prepare import prepare
+from datafree.sources.dfad import Dfad
 from datafree.sources.noise import Noise
 from recipes import sources
 from small_runs import SMALL, assert_same, everything, recipe_for, stop_after
@@ -75,6 +77,25 @@ def test_a_fault_that_comes_again_ends_the_run_with_code_3_and_the_last_good_sta
     state = checkpoint.read(tmp_path / "run" / "state" / "state.pt")
     assert (state["step"], state["coping"]["rollbacks"]) == (5, 2)  # a stopped run does not forget them
     assert not (tmp_path / "run" / "student.safetensors").exists()
+
+
+def test_a_teacher_that_answers_no_numbers_to_a_sources_images_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(tmp_path, {"method": "dfad"}, rollbacks=1)
+    update = Dfad.update
+
+    def spoilt(source: Dfad, student: nn.Module, step: int) -> dict[str, torch.Tensor]:
+        mend = injected.spoil_answers(source._setting.teacher) if step == 5 else lambda: None
+        try:
+            return update(source, student, step)
+        finally:
+            mend()
+
+    monkeypatch.setattr(Dfad, "update", spoilt)
+    with pytest.raises(TrainingError, match="not finite at step 5: the teacher's answers after") as error:
+        run_recipe(recipe, tmp_path / "run")
+    assert str(error.value).endswith("look into the teacher's weights and code, or set training.precision=fp32")
 
 
 def test_an_optimisers_moment_gone_bad_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

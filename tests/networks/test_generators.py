@@ -42,6 +42,14 @@ def test_impossible_size_is_refused_with_one_that_works(size: tuple[int, int], l
 
 
 @pytest.mark.parametrize(
+    ("size", "nearest"), [((2000, 2000), "1024 x 1024"), ((29, 29), "28 x 28"), ((130, 128), "128 x 128")]
+)
+def test_the_size_that_is_named_is_the_nearest(size: tuple[int, int], nearest: str) -> None:
+    with pytest.raises(NetworkError, match=f"the nearest is {nearest}$"):
+        coarse_grid(size, 7)
+
+
+@pytest.mark.parametrize(
     ("size", "grid"),
     [
         ((28, 28), (7, 7, 2)),

@@ -243,10 +243,10 @@ def test_images_from_the_bank_come_with_the_labels_they_were_made_for() -> None:
 # The guard.
 
 
-def collapse(rig: Rig, updates: int) -> None:
+def collapse(rig: Rig, updates: int, first: int = 0) -> None:
     """Updates of a generator that is forced to make the same image of everything."""
     last: Any = rig.generator.to_image  # type: ignore[union-attr]
-    for step in range(updates):
+    for step in range(first, first + updates):
         with torch.no_grad():
             last.weight.zero_()
         rig.source.update(rig.student, step)
@@ -266,6 +266,21 @@ def test_a_generator_that_collapses_is_put_back_and_the_user_is_told() -> None:
     assert "source.adversarial_weight now times 0.5" in line
     assert rig.source.notes() == [line.removeprefix("warning: ")]
     assert_one_update_is(rig, 40, ["target", "balance", "bn", "activation", "adversarial"], scale=0.5)
+
+
+def test_where_no_adversarial_term_is_at_work_the_rate_is_lowered_and_named() -> None:
+    rig = Rig(**WEIGHTS)
+    for step in range(-40, -30):
+        rig.source.update(rig.student, step)
+    collapse(rig, 30, first=-30)
+    (line,) = rig.said
+    assert "source.lr now times 0.5" in line
+    rates: list[float] = []
+    step_of, optimizer = rig.source._maker.optimizer.step, rig.source._maker.optimizer
+    optimizer.step = lambda: (rates.append(optimizer.param_groups[0]["lr"]), step_of())  # type: ignore[assignment, method-assign]
+    rig.source.update(rig.student, -1)
+    rig.source.update(rig.student, 0)
+    assert rates == [rig.source.lr / 2, rig.source.lr]
 
 
 @pytest.mark.thorough

@@ -20,17 +20,34 @@ def coarse_grid(size: tuple[int, int], least: int = 4) -> tuple[int, int, int]:
     Square powers of two start at 4 x 4 as DCGAN does; 96 x 128 starts at 6 x 8. Raises NetworkError for a size
     that does not halve down to a short side of 4 to 15 cells.
     """
-    height, width = size
-    doublings = 0
-    while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= least:
-        height, width, doublings = height // 2, width // 2, doublings + 1
-    if min(size) < 16 or max(size) > 1024 or min(height, width) >= 16 or doublings < 2:
-        nearest = [min(512, max(32, round(side / 32) * 32)) for side in size]
+    height, width, doublings = _halved(size, least)
+    if not _can_be_made(size, least):
+        nearest = _nearest(size, least)
         raise NetworkError(
             f"a generator cannot make {size[0]} x {size[1]} pixels: both sides must be multiples of the same power of "
             f"two (such as 128 x 128 or 96 x 128); the nearest is {nearest[0]} x {nearest[1]}"
         )
     return height, width, doublings
+
+
+def _halved(size: tuple[int, int], least: int) -> tuple[int, int, int]:
+    height, width = size
+    doublings = 0
+    while height % 2 == 0 and width % 2 == 0 and min(height, width) // 2 >= least:
+        height, width, doublings = height // 2, width // 2, doublings + 1
+    return height, width, doublings
+
+
+def _can_be_made(size: tuple[int, int], least: int) -> bool:
+    height, width, doublings = _halved(size, least)
+    return min(size) >= 16 and max(size) <= 1024 and min(height, width) < 16 and doublings >= 2
+
+
+def _nearest(size: tuple[int, int], least: int) -> tuple[int, int]:
+    """Of all sizes that can be made, the one whose sides differ least from these."""
+    sides = range(16, 1025, 4)  # two doublings at least
+    made = ((height, width) for height in sides for width in sides if _can_be_made((height, width), least))
+    return min(made, key=lambda one: abs(one[0] - size[0]) + abs(one[1] - size[1]))
 
 
 class Generator(nn.Module):

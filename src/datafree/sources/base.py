@@ -57,6 +57,7 @@ class ImageSource(ABC):
     serves: ClassVar[type[Any]] = Task  # the tasks it makes images for: this one, or all
     finishes: ClassVar[bool] = False  # whether each update finishes a batch of images, for `Setting.keep` or a bank
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
+    needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
 
     warmup: int = 0  # updates before the student's first step
     update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up

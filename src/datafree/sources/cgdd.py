@@ -67,7 +67,6 @@ class Cgdd(ImageSource):
             setting=setting,
             generator=ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes),
             beta1=self.beta1,
-            what="source.adversarial_weight" if self.adversarial_weight else "source.lr",
             on_collapse=self.on_collapse,
             restarts=self.restarts,
         )
@@ -79,11 +78,15 @@ class Cgdd(ImageSource):
         if self.activation_weight:
             look = synthetic_batch(task.image_size, setting.device)
             self._deepest = list(features.last_layers(teacher, look).values())[-1:]
+            if not self._deepest:
+                setting.say("note: the teacher has no feature maps; source.activation_weight is off")
         if self.bn_weight and not self._match.layers:
             setting.say("note: the teacher has no BatchNorm statistics; source.bn_weight is off")
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         task, guard = self._setting.task, self._maker.guard
+        adversarial = self.adversarial_weight > 0 and step >= 0
+        guard.what = "source.adversarial_weight" if adversarial else "source.lr"
         targets = task.sample_targets(self.batch_size, self._setting.device)
         images = self._make(targets)
 
@@ -101,14 +104,14 @@ class Cgdd(ImageSource):
             loss = loss + self.activation_weight * terms["activation"]
 
         # What the student does not know yet. Bounded and masked, so that it cannot run away.
-        if self.adversarial_weight and step >= 0:
+        if adversarial:
             with modes.looked_through(student, self.student_mode):
                 student_probs = task.class_probs(student(images))
             terms["adversarial"] = losses.decision_adversarial_loss(student_probs, probs)
             loss = loss + self.adversarial_weight * guard.caution * terms["adversarial"]
 
         lr = self.lr * (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2
-        self._maker.step(loss, lr if self.adversarial_weight else lr * guard.caution)
+        self._maker.step(loss, lr if adversarial else lr * guard.caution)
         self._match.remember()
         if step >= 0 and guard.healthy:  # the warm-up's images are not worth remembering, nor a collapse's
             self._bank.add(images, targets)

@@ -80,7 +80,7 @@ class Fast(ImageSource):
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
         self._guard = Guard(
             parts={"generator": self._generator, "optimizer": self._optimizer},
-            what="source.adversarial_weight",
+            what="source.generator_lr",  # see `update`
             say=setting.say,
             on_collapse=self.on_collapse,
             restarts=self.restarts,
@@ -94,7 +94,10 @@ class Fast(ImageSource):
         targets = task.sample_targets(self.batch_size, device)
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
         copied = copy.deepcopy(self._generator).train()
-        pace = self._setting.pace()
+        adversarial = self.adversarial_weight > 0 and step >= 0
+        guard = self._guard
+        guard.what = "source.adversarial_weight" if adversarial else "source.generator_lr"
+        pace = self._setting.pace() * (1.0 if adversarial else guard.caution)
         self._optimizer.param_groups[0]["lr"] = self.generator_lr * self.iterations * pace
         groups: list[dict[str, Any]] = [{"params": copied.parameters()}, {"params": [z], "lr": self.latent_lr * pace}]
         optimizer = self._setting.speed.adam(groups, self.generator_lr * pace, (self.beta1, 0.999))
@@ -110,11 +113,11 @@ class Fast(ImageSource):
                 outputs = teacher(moved)
             terms = {"target": task.target_loss(outputs, moved_targets), "bn": self._match.distance()}
             loss = self.target_weight * terms["target"] + self.bn_weight * terms["bn"]
-            if self.adversarial_weight and step >= 0:
+            if adversarial:
                 with modes.looked_through(student, "eval"):
                     student_probs = task.class_probs(student(moved))
                 terms["adversarial"] = losses.decision_kl_loss(student_probs, task.class_probs(outputs))
-                loss = loss + self.adversarial_weight * self._guard.caution * terms["adversarial"]
+                loss = loss + self.adversarial_weight * guard.caution * terms["adversarial"]
             best.offer(loss, images, outputs)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -127,7 +130,7 @@ class Fast(ImageSource):
         images, outputs = best.kept
         self._stock.add(images, targets)
         logs = {name: value.detach() for name, value in terms.items()}  # of the last step
-        return logs | self._guard.after(step, task, images, outputs)
+        return logs | guard.after(step, task, images, outputs)
 
     def _learn(self, copied: nn.Module, gradients: list[Tensor]) -> None:
         """The meta-generator's step, as its code has it: by the copy's summed gradients, or towards the copy.

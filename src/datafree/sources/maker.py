@@ -21,13 +21,13 @@ from datafree.sources.base import Setting
 class Maker:
     """A generator that is being trained by Adam: makes images, takes steps, is put back when it collapses.
 
-    What is minimised stays in the source; so does where `guard.caution` goes (a rate, or the weight of a term).
+    What is minimised stays in the source; so does where `guard.caution` goes: the rate, or the weight of a term, which
+    is then to be `guard.what`.
     """
 
     setting: Setting
     generator: Generator | ResizeGenerator  # is moved to the setting's device
     beta1: float = 0.9  # Adam's
-    what: str = "source.lr"  # the option that the source scales by `guard.caution`, for the guard's message
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
     restarts: int = 3  # at most
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -38,7 +38,7 @@ class Maker:
         self.optimizer = self.setting.speed.adam(self.generator.parameters(), 1e-3, (self.beta1, 0.999))  # see `step`
         self.guard = Guard(
             parts={"generator": self.generator, "optimizer": self.optimizer},
-            what=self.what,
+            what="source.lr",
             say=self.setting.say,
             on_collapse=self.on_collapse,
             restarts=self.restarts,

@@ -160,10 +160,10 @@ def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_clas
     if outputs.ndim != dims:
         raise NetworkError(f"the {what} answers {tuple(outputs.shape)}, but the task needs logits {wanted}")
     if outputs.shape[1] != num_classes:
-        raise NetworkError(
-            f"the {what} answers {outputs.shape[1]} classes, but the task has {num_classes}; "
-            f"set task.num_classes={outputs.shape[1]} or choose another {what}"
-        )
+        way = f"give its last layer {num_classes}"
+        if not what.startswith("student"):  # which has to follow the task
+            way = f"set task.num_classes={outputs.shape[1]}, or choose another network"
+        raise NetworkError(f"the {what} answers {outputs.shape[1]} classes, but the task has {num_classes}; {way}")
     if not torch.isfinite(outputs).all():
         raise NetworkError(f"the {what} answers numbers that are not finite; its weights may be damaged")
     sums = outputs.float().sum(1)
