@@ -279,6 +279,17 @@ def test_a_layer_that_cannot_be_matched_is_one_line(tmp_path: Path, match: dict[
     assert not (tmp_path / "run").exists()
 
 
+def test_layers_that_are_named_without_a_weight_are_said_to_be_of_no_effect(tmp_path: Path) -> None:
+    sections, said = content(tmp_path), list[str]()
+    sections["training"] |= {"match_weight": 0.0, "match": {"layer3": "layer2"}}
+    run = run_recipe(load(tmp_path, sections), tmp_path / "run", say=said.append).run
+    assert "note: training.match has no effect, training.match_weight is 0" in said
+    assert not any("attention" in line for line in (run / "metrics.jsonl").read_text().splitlines())
+    sections["training"]["match"] = {"layer4": "layer3"}
+    with pytest.raises(NetworkError, match="no layer 'layer4' in the teacher"):
+        run_recipe(load(tmp_path, sections), tmp_path / "other")
+
+
 def test_networks_with_nothing_to_pair_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "flat_for_matching.py").write_text(FLAT)
     monkeypatch.chdir(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -35,10 +36,10 @@ class Answering(nn.Module):
 
 
 def prepared(
-    change: Callable[[Tensor], Tensor] = lambda y: y, *, what: str = "teacher", task: Classification = TASK
+    change: Callable[[Tensor], Tensor] = lambda y: y, *, what: str = "teacher", task: Classification = TASK, **more: Any
 ) -> Normalized:
     spec = NetworkSpec(network="mine:net")
-    return prepare(spec, task, what, torch.device("cpu"), torch.float32, given=Answering(change))
+    return prepare(spec, task, what, torch.device("cpu"), torch.float32, given=Answering(change), **more)
 
 
 def test_answers_about_fewer_images_than_were_asked_are_refused() -> None:
@@ -58,6 +59,16 @@ def test_classes_too_many_are_told_with_a_way_that_helps() -> None:
         prepared(task=wrong)
     with pytest.raises(NetworkError, match=r"the student mine:net answers 4 .* has 3; give its last layer 3$"):
         prepared(what="student", task=wrong)
+
+
+def test_answers_between_0_and_1_are_taken_for_logits_but_not_silently() -> None:
+    said: list[str] = []
+    prepared(lambda y: 3 * y - 2, say=said.append)
+    prepared(torch.zeros_like, say=said.append)  # an untrained head
+    assert said == []
+    prepared(torch.sigmoid, say=said.append)
+    (line,) = said
+    assert line.startswith("note: what the teacher mine:net answers") and "a sigmoid, take it off" in line
 
 
 class Asking(Noise):

@@ -78,17 +78,33 @@ def attention_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor],
 
 @torch.no_grad()
 def last_layers(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str]:
-    """(h, w) -> the bare network's layer whose output was the last of that size in a forward pass: its stages' ends.
+    """(h, w) -> the bare network's layer that ends its stage of that size: the last with such a map in a forward pass.
 
-    Largest maps first. Left out: maps of a single cell, those not of the images' shape (a transformer's tokens), and
-    what ends in an answer of class maps: logits are no features, in whatever size, nor are a detector's heads.
+    Largest maps first. Of a layer that is called several times the last call counts, as in `watched`. One inside a
+    module that brings the next smaller size, such as the first block of the next stage, counts only where no layer
+    before that module has the size. Left out: maps of a single cell, those not of the images' shape (a transformer's
+    tokens), what an adaptive pooling enlarged, and what ends in class maps, whether they are the answer or are pooled
+    to it: logits are no features, in whatever size, nor are a detector's heads.
     """
-    seen: list[tuple[str, torch.Size]] = []
+    height, width = images.shape[-2:]
+    maps: dict[str, torch.Size] = {}  # layer -> its map (B, K, h, w), in the order of their last calls
+    enlarged: set[torch.Size] = set()
+    map_is_last = False  # of the layers with weights, the last one answers a map
 
-    def recorder(name: str) -> Callable[[nn.Module, object, object], None]:
-        def record(layer: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4:
-                seen.append((name, output.shape))
+    def recorder(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def record(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            nonlocal map_is_last
+            maps.pop(name, None)
+            is_map = isinstance(output, Tensor) and output.ndim == 4
+            if any(parameter.ndim > 1 for parameter in layer.parameters(recurse=False)):  # not those of a norm
+                map_is_last = is_map
+            if not isinstance(output, Tensor) or not is_map:
+                return
+            h, w = size = output.shape[2:]
+            if isinstance(layer, (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)) and _enlarges(inputs, output):
+                enlarged.add(size)
+            if size not in enlarged and abs(h * width - w * height) <= 2 * max(height, width):  # but for rounding
+                maps[name] = output.shape
 
         return record
 
@@ -102,15 +118,45 @@ def last_layers(network: nn.Module, images: Tensor) -> dict[tuple[int, int], str
     finally:
         for handle in handles:
             handle.remove()
-    while seen and isinstance(answer, Tensor) and answer.ndim == 4 and seen[-1][1][1] == answer.shape[1]:
-        seen.pop()
-    height, width = images.shape[-2:]
+    steps = _steps_around(maps)
+    while maps and isinstance(answer, Tensor) and (answer.ndim == 4 or map_is_last):
+        name, shape = maps.popitem()
+        if shape[1] != answer.shape[1]:
+            maps[name] = shape
+            break
     found: dict[tuple[int, int], str] = {}
-    for name, (_, _, h, w) in seen:
-        same_shape = abs(h * width - w * height) <= 2 * max(height, width)  # but for rounding
-        if (h, w) != (1, 1) and same_shape:
+    for name, (_, _, h, w) in maps.items():
+        before = found.get((h, w), name)
+        if (h, w) != (1, 1) and all(before.startswith(step) for step in steps[name]):
             found[h, w] = name
     return dict(sorted(found.items(), reverse=True))
+
+
+def _enlarges(inputs: tuple[object, ...], output: Tensor) -> bool:
+    """Whether the first of `inputs` is a map (B, K, h, w) of fewer cells than `output`."""
+    return bool(inputs) and isinstance(inputs[0], Tensor) and inputs[0].shape[2:].numel() < output.shape[2:].numel()
+
+
+def _steps_around(maps: Mapping[str, torch.Size]) -> dict[str, list[str]]:
+    """Layer -> those modules around it, as "name.", that bring the next size below its own.
+
+    A module with sizes in between is none of them: it holds several stages, in which each has an end.
+    """
+    cells = {name: shape[2:].numel() for name, shape in maps.items()}
+    around = {name: [name[:i] for i, letter in enumerate(name) if letter == "."] for name in maps}
+    inside: dict[str, set[int]] = {}
+    for name, modules in around.items():
+        for module in modules:
+            inside.setdefault(module, set()).add(cells[name])
+    return {
+        name: [
+            f"{module}."
+            for module in modules
+            if cells.get(module, cells[name]) < cells[name]
+            and not any(cells[module] < between < cells[name] for between in inside[module])
+        ]
+        for name, modules in around.items()
+    }
 
 
 def pair_layers(teacher: nn.Module, student: nn.Module, images: Tensor, most: int = 3) -> dict[str, str]:

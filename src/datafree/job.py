@@ -99,10 +99,13 @@ def _carry_out(
     # Everything that can be wrong is looked at before the first file is written.
     labelled = task.open_labelled(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
-    teacher = processes.share(prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, training.speed))
+    speed = training.speed
+    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed, say)
     require_gradients(recipe.source, teacher, task, recipe.teacher.network)
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
-    student = processes.share(prepare(recipe.student, task, "student", device, dtype, given.student, training.speed))
+    student = prepare(recipe.student, task, "student", device, dtype, given.student, speed)
+    for network in (teacher, student):
+        processes.share(network)
     if run.finished:
         load_weights(bare(student), run.path / "student.safetensors")
         return _read_outcome(run, student)

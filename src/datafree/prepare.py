@@ -5,10 +5,11 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datafree import modes
 from datafree.errors import DatafreeError, NetworkError
@@ -77,11 +78,13 @@ def prepare(
     dtype: torch.dtype,
     given: nn.Module | None = None,
     speed: Speed = ALL_ON,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Normalized:
     """The network of a recipe's section `what`, "teacher" or "student", after a look whether it answers as is needed.
 
-    `given`: the network itself, where it was given as an object; it is moved to `device`. Raises NetworkError if it
-    cannot take the task's image size or answers in another form.
+    `given`: the network itself, where it was given as an object; it is moved to `device`. `say` is told of answers that
+    may not be what they look like. Raises NetworkError if it cannot take the task's image size or answers in another
+    form.
     """
     built = build_network(spec, num_classes=task.num_classes) if given is None else adapted(given)
     if what == "student" and isinstance(bare(built), Program):
@@ -108,6 +111,11 @@ def prepare(
     answered = len(outputs.scores if isinstance(outputs, Predictions) else outputs)
     if answered != len(look):
         raise NetworkError(f"the {what} {spec.network} answers {answered} images, but was asked {len(look)}")
+    if isinstance(outputs, Tensor) and outputs.min() >= 0 and outputs.max() <= 1 and outputs.min() < outputs.max():
+        say(
+            f"note: what the {what} {spec.network} answers to a first image lies all between 0 and 1; if its last "
+            "layer is a sigmoid, take it off: logits are needed"
+        )
     return network
 
 
