@@ -362,6 +362,27 @@ def test_its_gradient_shrinks_with_its_value_and_that_of_the_others_stays() -> N
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [1e3, 1e18, 1e22])
+def test_a_layer_beyond_what_float32_holds_counts_as_the_limit_and_has_no_slope(factor: float) -> None:
+    def three(scale: float) -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = [layer for _ in range(3) for layer in (nn.Conv2d(3, 3, 3, bias=False), nn.BatchNorm2d(3))]
+        network = nn.Sequential(*layers).eval().requires_grad_(False)
+        network[4].weight *= scale  # type: ignore[operator]
+        return network
+
+    match, images = StatisticsMatch(network=three(factor), clip=10.0), torch.rand(4, 3, 16, 16)
+    distance, gradient = grads(match, images)
+    first, second, third = match.terms().values()
+    assert third == 10 * max(first, second)  # the median of three is the second in size
+    assert distance == first + second + third
+    assert list(match.clipped()) == ["5"]
+    assert torch.isfinite(gradient).all()
+    if factor > 1e4:  # no slope is left: that of the others alone
+        alone = StatisticsMatch(network=three(1.0), count=2)
+        torch.testing.assert_close(gradient, grads(alone, images)[1])
+
+
 def test_nothing_is_clipped_without_a_limit_or_below_it() -> None:
     network, images = exploding(), torch.rand(6, 3, 16, 16)
     plain = StatisticsMatch(network=network)

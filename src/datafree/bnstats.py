@@ -150,8 +150,11 @@ class StatisticsMatch:
         layers: list[Any] = [self.layers[name] for name in self._now]
         found = torch.cat([mean for mean, _ in blended] + [var for _, var in blended])
         kept = torch.cat([layer.running_mean for layer in layers] + [layer.running_var for layer in layers])
-        apart = torch.split(found - kept.float(), 2 * [len(mean) for mean, _ in blended])
-        distances = torch.stack([torch.linalg.vector_norm(part, self.p) for part in apart]).view(2, -1).sum(0)
+        apart = found - kept.float()
+        if self.clip:  # what float32 cannot hold has no slope: one of 0 here, times that of a square, would be none
+            apart = apart.where(apart.detach().isfinite(), torch.inf)
+        parts = torch.split(apart, 2 * [len(mean) for mean, _ in blended])
+        distances = torch.stack([torch.linalg.vector_norm(part, self.p) for part in parts]).view(2, -1).sum(0)
         return self._clipped(distances) if self.clip else distances
 
     def _clipped(self, distances: Tensor) -> Tensor:
@@ -159,7 +162,8 @@ class StatisticsMatch:
         median = values.median()
         over = values > self.clip * median
         self._excess = list(self._now), torch.where(over, values / median, 0.0)  # no look from the host
-        return distances * torch.where(over, self.clip * median / values, 1.0)
+        limit = self.clip * median
+        return torch.where(values.isfinite(), distances * torch.where(over, limit / values, 1.0), limit)
 
     def clipped(self) -> dict[str, float]:
         """The layers clipped when the distance was last taken, and how many times the median they were before."""
