@@ -1,16 +1,22 @@
 """`evaluate` on a run directory: what it needs, and what it will not do for one that is not trusted."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
-from datafree.errors import DatafreeError, NetworkError, RunError, WeightsError
+from datafree.cli import app
+from datafree.errors import DatafreeError, NetworkError, RecipeError, RunError, WeightsError
 from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
 from datafree.networks.small import unet
-from datafree.scoring import evaluate, evaluate_run
+from datafree.recipe import load_recipe
+from datafree.scoring import agreement, agreement_of_run, evaluate, evaluate_run
+from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 from recipes import load, write_teacher
 from small_runs import SMALL, labelled
@@ -45,6 +51,50 @@ def test_perfect_and_opposite_networks_score_one_and_zero(tmp_path: Path) -> Non
     for shift, expected in ((0, 1.0), (1, 0.0)):
         scores = evaluate(Normalized(Reader(shift)), task, data, device=torch.device("cpu"))
         assert scores.values == {"miou": expected, "pixel_accuracy": expected}
+
+
+# Agreement with the teacher on images that nobody has labelled.
+
+
+class Brightest(torch.nn.Module):
+    """Names the brightest of three bands of the image, `shift` further for images that are red at all."""
+
+    def __init__(self, shift: int = 0) -> None:
+        super().__init__()
+        self.shift, self.unused = shift, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bands = torch.stack([part.mean((1, 2, 3)) for part in images.chunk(3, 2)], 1)
+        red = (images[:, 0].amax((1, 2)) > 0.9) & (images[:, 1].amax((1, 2)) < 0.9)
+        return torch.where(red[:, None], bands.roll(self.shift, 1), bands)
+
+
+def test_agreement_is_the_share_of_images_with_the_same_answer(tmp_path: Path) -> None:
+    for i in range(40):
+        image = Image.new("RGB", (18, 12))
+        image.paste((255, 0, 0) if i % 4 == 0 else (255, 255, 255), (0, 4 * (i % 3), 18, 4 * (i % 3) + 4))
+        image.save(tmp_path / f"{i}.png")
+    task, device = Classification(num_classes=3, image_size=(12, 12)), torch.device("cpu")
+    one, other = Normalized(Brightest()), Normalized(Brightest(1))
+    assert agreement(one, one, task, tmp_path, device=device) == 1
+    assert agreement(other, one, task, tmp_path, device=device, batch_size=7) == 30 / 40
+
+
+def test_a_runs_student_is_compared_with_the_teacher_of_a_recipe(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, recipe = labelled(tmp_path / "data") / "images", str(tmp_path / "street.yaml")
+    values = load_file(tmp_path / "teacher.safetensors")
+    last = list(unet(3, **SMALL).state_dict())[-2:]  # of the same network: to the logits
+    save_file(values | {name: -values[name] for name in last}, run / "student.safetensors")
+    assert agreement_of_run(run, photos, load_recipe(recipe)) < 0.9
+    shutil.copy(tmp_path / "teacher.safetensors", run / "student.safetensors")
+    assert agreement_of_run(run, photos, load_recipe(recipe)) == 1
+    words = ["evaluate", str(run), "--images", str(photos)]
+    app([*words, "--teacher", recipe], standalone_mode=False)
+    assert f"agreement with the teacher: 100.0 % on the images of {photos}" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match="--images DIR and --teacher RECIPE"):
+        app(words, standalone_mode=False)
 
 
 def test_evaluation_leaves_the_network_in_its_mode(tmp_path: Path) -> None:

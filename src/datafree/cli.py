@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -121,25 +121,35 @@ def _share(processes: int, recipe: str, overrides: list[str]) -> None:
 @app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run directory with a finished student, or an exported .onnx file.")],
-    data: Annotated[Path, typer.Option(help="A folder of labelled images.")],
+    data: Annotated[Path | None, typer.Option(help="A folder of labelled images.")] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of any images: agreement with --teacher.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="RECIPE", help="The recipe that names the teacher.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     student: StudentCode = None,
     task: TaskCode = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fractions instead of percent.")] = False,
 ) -> None:
-    """Score a run's student on labelled data."""
-    from datafree.scoring import evaluate_run
+    """Score a run's student on labelled data, or compare it with its teacher on images of any kind."""
+    from datafree.recipe import load_recipe
+    from datafree.scoring import agreement_of_run, evaluate_run
 
-    scores = evaluate_run(run, data, device=device, student=student, task=task)
+    if (images is None) != (teacher is None) or (data is None and images is None):
+        raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])
+    code: dict[str, Any] = {"device": device, "student": student, "task": task}
+    scores = {} if data is None else evaluate_run(run, data, **code)
+    agreed = None if images is None or teacher is None else agreement_of_run(run, images, load_recipe(teacher), **code)
     if as_json:
-        content = {who: {"values": score.values, "per_class": score.per_class} for who, score in scores.items()}
-        print(strict_json.render(content))
+        content: dict[str, Any] = {who: {"values": s.values, "per_class": s.per_class} for who, s in scores.items()}
+        print(strict_json.render(content if agreed is None else {**content, "agreement": agreed}))
         return
-    print(score_table(scores))
+    if scores:
+        print(score_table(scores))
     for who, score in scores.items():
         for figure, by_class in score.per_class.items():
             print(f"\n{figure} by class, {who}")
             print(table([[name, percent(value)] for name, value in by_class.items()]))
+    if agreed is not None:
+        print(f"agreement with the teacher: {percent(agreed)} on the images of {images}")
 
 
 @app.command()

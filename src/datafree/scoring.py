@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from datafree import memory, modes
 from datafree.errors import Interrupted, TrainingError
+from datafree.images import fit, list_images, read_image, to_tensor
 from datafree.memory import OutOfMemory
+from datafree.prepare import prepare, require_weights
+from datafree.recipe import Recipe
 from datafree.student import load_onnx, load_student
 from datafree.tasks.base import LabelledData, Scores, Task
 
@@ -52,6 +55,46 @@ def _answered(network: nn.Module, task: Task, images: Tensor) -> Any:
     return task.join([_answered(network, task, half) for half in images.chunk(2)])
 
 
+@torch.no_grad()
+def agreement(
+    student: nn.Module, teacher: nn.Module, task: Task, folder: Path, *, device: torch.device, batch_size: int = 32
+) -> float:
+    """How often two networks give the same answer on images of any kind: all below `folder`, which nobody has labelled.
+
+    The mean over images of `Task.agreement`, a fraction; images are scaled to cover the task's size and cut to it.
+    Raises DataError where there are none, or one cannot be read.
+    """
+    files, found = list_images(folder), 0.0
+    with modes.frozen(student, teacher):
+        for first in range(0, len(files), batch_size):
+            read = [to_tensor(fit(read_image(file), task.image_size)) for file in files[first : first + batch_size]]
+            images = torch.stack(read).to(device)
+            ours, theirs = (_answered(network, task, images) for network in (student, teacher))
+            found += sum(task.agreement(ours[i : i + 1], theirs[i : i + 1]) for i in range(len(images)))
+    return found / len(files)
+
+
+def agreement_of_run(
+    run: Path,
+    folder: Path,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    student: str | nn.Module | None = None,
+    task: str | None = None,
+) -> float:
+    """`agreement` of the student of a run directory, or of an exported ONNX file, with the teacher of `recipe`.
+
+    The recipe is the user's, not the run's own, which may not name files. `student` and `task` as in `load_student`.
+    Raises RunError, NetworkError, WeightsError, DataError.
+    """
+    where = modes.choose_device(device)
+    made, network = _student(run, where, student, task)
+    require_weights(recipe.teacher, made)
+    teacher = prepare(recipe.teacher, made, "teacher", where, torch.float32)
+    return agreement(network, teacher, made, folder, device=where)
+
+
 def evaluate_run(
     run: Path, data: Path, *, device: str = "auto", student: str | nn.Module | None = None, task: str | None = None
 ) -> dict[str, Scores]:
@@ -60,11 +103,15 @@ def evaluate_run(
     `student` and `task` as in `load_student`. Raises RunError, NetworkError, WeightsError, DataError.
     """
     where = modes.choose_device(device)
-    network: nn.Module
-    if run.suffix == ".onnx":
-        made, network = load_onnx(run, task=task)  # computed on the CPU, whatever the device
-    else:
-        loaded = load_student(run, student=student, task=task)
-        made, network = loaded.task, loaded.network.to(where)
+    made, network = _student(run, where, student, task)
     labelled = made.open_labelled(data)
     return {"student": evaluate(network, made, labelled, device=where)}
+
+
+def _student(
+    run: Path, device: torch.device, student: str | nn.Module | None, task: str | None
+) -> tuple[Task, nn.Module]:
+    if run.suffix == ".onnx":
+        return load_onnx(run, task=task)  # computed on the CPU, whatever the device
+    loaded = load_student(run, student=student, task=task)
+    return loaded.task, loaded.network.to(device)
