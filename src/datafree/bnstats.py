@@ -22,7 +22,8 @@ from datafree.errors import NetworkError
 from datafree.moments import is_line, moments, normalised
 from datafree.networks.normalized import bare
 
-WITHOUT_BATCHNORM = ("dfad", "zskt", "dafl", "cgdd (its BatchNorm term off)")  # what a teacher without any can use
+# What a teacher without any can use.
+WITHOUT_BATCHNORM = ("dfad", "zskt", "dafl", "cgdd, and diode for detection (their BatchNorm terms off)")
 
 
 def batchnorm_layers(network: nn.Module) -> dict[str, nn.Module]:
