@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 import timm
 import torch
@@ -163,6 +165,89 @@ def test_stages_of_torchvision_networks_of_different_kinds_are_paired_deepest_fi
     assert [tuple(taught[name].shape[2:]) for name in pairs] == [(2, 2), (4, 4), (8, 8)]
     assert [tuple(learnt[name].shape[2:]) for name in pairs.values()] == [(2, 2), (4, 4), (8, 8)]
     assert attention_loss(learnt, taught, pairs) > 0
+
+
+# Networks that halve the size stage by stage: their layers for images of 64 px, largest maps first.
+STAGE_ENDS = {
+    "torchvision/resnet18": ["relu", "layer1", "layer2", "layer3", "layer4"],
+    "torchvision/resnet50": ["relu", "layer1", "layer2", "layer3", "layer4"],  # one ReLU called thrice in a block
+    "timm/resnet50": ["act1", "layer1", "layer2", "layer3", "layer4"],
+    "torchvision/vgg11_bn": ["features.2", "features.6", "features.13", "features.20", "features.27", "features"],
+    "torchvision/mobilenet_v2": ["features.1", "features.3", "features.6", "features.13", "features"],
+    "torchvision/mnasnet0_5": ["layers.7", "layers.8", "layers.9", "layers.11", "layers"],
+    "timm/convnext_atto": ["stages.0", "stages.1", "stages.2", "norm_pre"],  # the stem is as large as the first stage
+    "torchvision/squeezenet1_1": ["features.1", "features.4", "features.7", "features"],  # 31, 15, 7 and 3 px
+}
+
+
+def built(name: str) -> nn.Module:
+    """On the meta device: names and sizes, without memory or time."""
+    library, _, kind = name.partition("/")
+    with torch.device("meta"):
+        network: nn.Module = (torchvision.models.get_model if library == "torchvision" else timm.create_model)(kind)
+    return network.eval()
+
+
+def sizes_of(network: nn.Module, layers: Iterable[str], side: int = 64) -> list[tuple[int, ...]]:
+    """The sizes of what `watched` records."""
+    names = list(layers)
+    with torch.no_grad(), watched(network, names) as maps:
+        network(images(side).to(next(network.parameters()).device))
+    return [tuple(maps[name].shape[2:]) for name in names]
+
+
+@pytest.mark.parametrize("name", STAGE_ENDS)
+def test_the_ends_of_stages_have_the_size_that_they_are_chosen_for(name: str) -> None:
+    network = built(name)
+    found = last_layers(network, images(64).to("meta"))
+    assert list(found.values()) == STAGE_ENDS[name]
+    assert sizes_of(network, found.values()) == list(found)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"),
+    [
+        ("torchvision/resnet50", "torchvision/resnet18"),
+        ("timm/resnet50", "torchvision/resnet50"),
+        ("torchvision/vgg11_bn", "torchvision/resnet18"),
+        ("timm/convnext_atto", "torchvision/mobilenet_v2"),
+    ],
+)
+def test_stages_of_equal_stride_are_paired(teacher: str, student: str) -> None:
+    theirs, ours = built(teacher), built(student)
+    pairs = pair_layers(theirs, ours, images(64).to("meta"))
+    assert pairs == dict(zip(STAGE_ENDS[teacher][:-4:-1], STAGE_ENDS[student][:-4:-1], strict=True))
+    assert sizes_of(theirs, pairs) == sizes_of(ours, pairs.values()) == [(2, 2), (4, 4), (8, 8)]
+
+
+def test_class_maps_before_a_global_pooling_are_no_features() -> None:
+    pooling = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    scores = nn.Sequential(nn.Conv2d(7, 5, 1), nn.BatchNorm2d(5), nn.ReLU())
+    network = nn.Sequential(nn.Conv2d(3, 7, 3, 2, 1), nn.ReLU(), scores, pooling)
+    assert last_layers(network, images(16)) == {(8, 8): "1"}
+    as_many_features_as_classes = nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.ReLU(), pooling, nn.Linear(5, 5))
+    assert last_layers(as_many_features_as_classes, images(16)) == {(8, 8): "1"}
+
+
+def test_what_an_adaptive_pooling_enlarged_is_no_stage() -> None:
+    features = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1))
+    pooled = nn.Sequential(features, nn.AdaptiveAvgPool2d(7))
+    network = nn.Sequential(pooled, nn.Dropout2d(), nn.Flatten(), nn.Linear(4 * 49, 3))
+    assert last_layers(network, images(16)) == {(8, 8): "0.0.0", (4, 4): "0.0"}
+    assert last_layers(network, images(64)) == {(32, 32): "0.0.0", (16, 16): "0.0", (7, 7): "1"}  # made smaller
+
+
+def test_an_activation_that_is_called_last_on_no_map_is_not_chosen() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            answer: Tensor = self.head(self.act(self.act(self.conv(x)).mean((2, 3))))
+            return answer
+
+    assert last_layers(Shared(), images(16)) == {(8, 8): "conv"}
 
 
 @pytest.mark.parametrize("stride", [1, 2])
