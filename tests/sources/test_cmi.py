@@ -1,12 +1,13 @@
 """CMI: images told apart from each other and from all that were made before."""
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
+from datafree import augment, modes
 from datafree.errors import DataError, NetworkError
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import Normalized
@@ -16,7 +17,7 @@ from datafree.sources import cmi as module
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification
 
-SIZE, CLASSES = (32, 32), 4
+SIZE, CLASSES, B = (32, 32), 4, 8
 
 
 def classifier(seed: int) -> nn.Module:
@@ -30,7 +31,7 @@ def classifier(seed: int) -> nn.Module:
 
 def attached(teacher: nn.Module, **options: object) -> Cmi:
     modes.seed_everything(0)
-    source = Cmi(**({"width": 4, "latent": 8, "batch_size": 8, "iterations": 2} | options))  # type: ignore[arg-type]
+    source = Cmi(**({"width": 4, "latent": 8, "batch_size": B, "iterations": 2} | options))  # type: ignore[arg-type]
     task = Classification(num_classes=CLASSES, image_size=SIZE)
     source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
     return source
@@ -67,11 +68,139 @@ def test_a_batch_is_fitted_to_the_teachers_statistics() -> None:
     assert last["bn"] < 0.7 * first["bn"]
 
 
-def test_the_adversarial_term_waits_for_the_students_first_step() -> None:
-    teacher, student = classifier(0), classifier(1)
-    source = attached(teacher)
-    assert "adversarial" not in source.update(student, -1)
-    assert source.update(student, 0)["adversarial"] <= 0
+def looked_at(teacher: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The teacher's logits; R_BN; the channel means of its three stages (B, D)."""
+    distances: list[Tensor] = []
+    means: list[Tensor] = []
+
+    def compare(layer: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), correction=0)
+        distances.append((mean - layer.running_mean).square().sum().sqrt())
+        distances.append((var - layer.running_var).square().sum().sqrt())
+
+    handles = [m.register_forward_hook(compare) for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    for stage in (teacher.network.layer1, teacher.network.layer2, teacher.network.layer3):
+        handles.append(stage.register_forward_hook(lambda layer, inputs, output: means.append(output.mean((2, 3)))))
+    logits = teacher(images)
+    for handle in handles:
+        handle.remove()
+    return logits, torch.stack(distances).sum(), torch.cat(means, 1)
+
+
+def told_apart(parts: Tensor, wholes: Tensor, tau: float) -> Tensor:
+    """(N,) -log of how likely a part is to find its own whole among all, by cosines over tau."""
+    cosines = (parts @ wholes.T) / parts.norm(dim=1)[:, None] / wholes.norm(dim=1)
+    near = (cosines / tau).exp()
+    return -(near.diag() / near.sum(1)).log()
+
+
+class ByHand:
+    """One update of two iterations, on the numbers that a source is going to draw."""
+
+    def __init__(self, source: Cmi, student: nn.Module, weights: dict[str, float], tau: float) -> None:
+        task, teacher = source._setting.task, source._setting.teacher
+        self.head = copy.deepcopy(source._head)
+        self.generator = copy.deepcopy(source._generator).train()
+        student = copy.deepcopy(student).eval()
+        targets = task.sample_targets(B, torch.device("cpu"))
+        module.reinitialise(self.generator)
+        self.z = torch.randn(B, 8).requires_grad_()
+        optimizer = torch.optim.Adam([*self.generator.parameters(), self.z], 1e-3, (0.5, 0.999))
+        head_optimizer = torch.optim.Adam(self.head.parameters(), 1e-3)
+        for _ in range(2):
+            images = self.generator(self.z)
+            moved, _ = augment.shift_and_flip(images, 4)
+            logits, bn, whole = looked_at(teacher, moved)
+            t, s = logits.softmax(1), student(moved).softmax(1)
+            agree = t.argmax(1) == s.argmax(1)
+            assert 0 < agree.sum() < B  # so that the mask tells
+            _, _, part = looked_at(teacher, augment.resized_crop(images))
+            old_part, old_whole = source._remembered[torch.randperm(12)[:5]].chunk(2, 1)
+            parts = self.head(torch.cat([part, old_part]))
+            wholes = self.head(torch.cat([whole, old_whole])).detach()
+            rows = told_apart(parts, wholes, tau)
+            self.terms = {
+                "target": -t[range(B), targets].log().mean(),
+                "bn": bn,
+                "adversarial": -((t * (t / s).log()).sum(1) * agree).mean(),
+                "contrastive": rows[:B].mean() + rows[B:].mean(),
+            }
+            loss = torch.stack([weight * self.terms[name] for name, weight in weights.items()]).sum()
+            optimizer.zero_grad()
+            head_optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            head_optimizer.step()
+
+    def learnt(self) -> list[Tensor]:
+        return [*self.generator.parameters(), *self.head.parameters(), self.z]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("step", [-1, 0])
+def test_generator_latents_and_head_follow_the_papers_loss(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """oh CE + bn R_BN - adv KL(teacher || student) where both agree + cr L_cr; adv from the student's first step on."""
+    weights = {"target": 0.7, "bn": 0.3, "adversarial": 0.5, "contrastive": 0.8}
+    options = {f"{name}_weight": weight for name, weight in weights.items()}
+    source = attached(classifier(0), temperature=0.2, negatives=5, **options)
+    source._remember(torch.rand(12, source._remembered.shape[1]))
+    student = classifier(6).train()  # of one mind with the teacher on some images
+    drawn: list[Tensor] = []
+    draw = ResizeGenerator.draw_latents
+    monkeypatch.setattr(ResizeGenerator, "draw_latents", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    if step < 0:
+        del weights["adversarial"]
+    random = torch.get_rng_state()
+    by_hand = ByHand(source, student, weights, tau=0.2)
+    torch.set_rng_state(random)
+    logs = source.update(student, step)
+    assert set(logs) == set(weights)
+    for name, value in logs.items():
+        torch.testing.assert_close(value, by_hand.terms[name].detach())
+    learnt = [*source._generator.parameters(), *source._head.parameters(), drawn[0]]
+    for ours, theirs in zip(learnt, by_hand.learnt(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+
+
+def test_defaults_are_those_of_the_cifar_10_script() -> None:
+    source = Cmi()
+    assert (source.target_weight, source.bn_weight, source.adversarial_weight) == (1.0, 1.0, 0.5)
+    assert (source.contrastive_weight, source.temperature, source.iterations, source.lr) == (0.8, 0.1, 200, 1e-3)
+
+
+def test_the_student_is_not_asked_before_its_first_step() -> None:
+    class Unasked(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError("asked")
+
+    source = attached(classifier(0), iterations=1)
+    source.update(Unasked(), -1)
+    with pytest.raises(AssertionError, match="asked"):
+        source.update(Unasked(), 0)
+
+
+def test_the_best_of_the_iterations_is_kept_and_its_features_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    off = {"bn_weight": 0.0, "adversarial_weight": 0.0, "contrastive_weight": 0.0}
+    teacher = classifier(0)
+    source = attached(teacher, iterations=4, **off)
+    made: list[Tensor] = []
+    described: list[Tensor] = []
+    height = iter([3.0, 2.0, 1.0, 4.0])  # the third is the lowest
+
+    def loss(task: object, outputs: Tensor, targets: Tensor) -> Tensor:
+        return next(height) + outputs.sum() - outputs.sum().detach()
+
+    forward, describe = ResizeGenerator.forward, module._described
+    monkeypatch.setattr(ResizeGenerator, "forward", lambda *args: made.append(forward(*args)) or made[-1])
+    monkeypatch.setattr(module, "_described", lambda maps: described.append(describe(maps)) or described[-1])
+    monkeypatch.setattr(Classification, "target_loss", loss)
+    source.update(teacher, -1)
+    in_bytes = [(images.detach() * 255).round().byte() for images in made]
+    assert torch.equal(source._stock._bank._kept.images[:B], in_bytes[2])
+    assert not torch.equal(in_bytes[2], in_bytes[3])
+    whole, part = described[4:6]  # two looks an iteration
+    assert torch.equal(source._remembered, torch.cat([part, whole], 1))
 
 
 def test_the_generator_is_drawn_anew_for_each_batch() -> None:

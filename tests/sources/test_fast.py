@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
+from datafree import augment, modes
 from datafree.errors import DataError, NetworkError, TrainingError
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import Normalized
@@ -16,7 +16,7 @@ from datafree.sources import fast as module
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification
 
-SIZE, CLASSES = (32, 32), 4
+SIZE, CLASSES, B = (32, 32), 4, 8
 
 
 def classifier(seed: int) -> nn.Module:
@@ -36,11 +36,104 @@ def attached(source: Fast, teacher: nn.Module, steps: int = 100) -> Fast:
 
 
 def small(**options: object) -> Fast:
-    return Fast(**({"width": 4, "latent": 8, "batch_size": 8} | options))  # type: ignore[arg-type]
+    return Fast(**({"width": 4, "latent": 8, "batch_size": B} | options))  # type: ignore[arg-type]
 
 
 def weights_of(generator: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in generator.parameters()]
+
+
+def moments_and_logits(teacher: nn.Module, images: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Mean and biased variance of each BatchNorm layer's input: found, and kept by the layer; the teacher's answer."""
+    found: list[Tensor] = []
+    kept: list[Tensor] = []
+
+    def look(layer: nn.BatchNorm2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        found.extend([inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), correction=0)])
+        kept.extend([layer.running_mean, layer.running_var])
+
+    handles = [m.register_forward_hook(look) for m in teacher.modules() if isinstance(m, nn.BatchNorm2d)]
+    logits = teacher(images)
+    for handle in handles:
+        handle.remove()
+    return found, kept, logits
+
+
+class ByHand:
+    """The published updates of ten-step Fast-DFKD, but of two steps, on the numbers that a source is going to draw.
+
+    Weights and rates are written out: they are the defaults.
+    """
+
+    def __init__(self, source: Fast, student: nn.Module) -> None:
+        self.task, self.teacher = source._setting.task, source._setting.teacher
+        self.student = copy.deepcopy(student).eval()
+        self.past: list[Tensor] | None = None
+
+    def update(self, generator: nn.Module, adversarial_weight: float) -> None:
+        targets = self.task.sample_targets(B, torch.device("cpu"))
+        self.z = torch.randn(B, 8).requires_grad_()
+        self.copy = copy.deepcopy(generator).train()
+        parameters = list(self.copy.parameters())
+        groups = [{"params": parameters, "lr": 2e-3}, {"params": [self.z], "lr": 0.01}]
+        optimizer = torch.optim.Adam(groups, betas=(0.5, 0.999))
+        self.summed = [torch.zeros_like(p) for p in parameters]
+        for _ in range(2):
+            moved, _ = augment.shift_and_flip(self.copy(self.z), 4)
+            found, kept, logits = moments_and_logits(self.teacher, moved)
+            if self.past is not None:
+                found = [0.1 * now + 0.9 * then for now, then in zip(found, self.past, strict=True)]
+            t, s = logits.softmax(1), self.student(moved).softmax(1)
+            agree = t.argmax(1) == s.argmax(1)
+            assert 0 < agree.sum() < B  # so that the mask tells
+            self.terms = {
+                "target": -t[range(B), targets].log().mean(),
+                "bn": torch.stack([(a - b).square().sum().sqrt() for a, b in zip(found, kept, strict=True)]).sum(),
+                "adversarial": -((t * (t / s).log()).sum(1) * agree).mean(),
+            }
+            target, bn, adversarial = self.terms.values()
+            loss = 0.4 * target + 10.0 * bn + adversarial_weight * adversarial
+            optimizer.zero_grad()
+            loss.backward()
+            for total, parameter in zip(self.summed, parameters, strict=True):
+                total += parameter.grad
+            optimizer.step()
+        self.past = [each.detach() for each in found]
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize(
+    ("meta", "step", "caution"), [("fomaml", -1, 1.0), ("fomaml", 0, 1.0), ("fomaml", 0, 0.5), ("reptile", 0, 1.0)]
+)
+def test_what_an_update_learns_by_is_the_papers_loss(
+    monkeypatch: pytest.MonkeyPatch, meta: str, step: int, caution: float
+) -> None:
+    """oh CE + bn R_BN - adv KL(teacher || student) where both agree; the last from the student's first step on."""
+    student = classifier(6).train()  # of one mind with the teacher on some images
+    source = attached(small(meta=meta, iterations=2, reset_at=0.0), classifier(0))
+    source._guard.caution = caution
+    by_hand = ByHand(source, student)
+    learnt: list[Tensor] = []
+    source._optimizer.register_step_pre_hook(
+        lambda optimizer, *_: learnt.extend(p.grad.clone() for p in optimizer.param_groups[0]["params"])
+    )
+    drawn: list[Tensor] = []
+    draw = ResizeGenerator.draw_latents
+    monkeypatch.setattr(ResizeGenerator, "draw_latents", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    for _ in range(2):  # the second one has past statistics
+        start, random = weights_of(source._generator), torch.get_rng_state()
+        by_hand.update(source._generator, 1.1 * caution if step >= 0 else 0.0)
+        torch.set_rng_state(random)
+        logs = source.update(student, step)
+        went = [a - b.detach() for a, b in zip(start, by_hand.copy.parameters(), strict=True)]
+        torch.testing.assert_close(learnt, by_hand.summed if meta == "fomaml" else went, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(drawn[-1].grad, by_hand.z.grad, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(drawn[-1], by_hand.z, rtol=1e-6, atol=1e-9)
+        names = ["target", "bn"] if step < 0 else ["target", "bn", "adversarial"]
+        assert [name for name in logs if name in by_hand.terms] == names
+        for name in names:
+            torch.testing.assert_close(logs[name], by_hand.terms[name].detach())
+        learnt.clear()
 
 
 def test_a_batch_from_the_learnt_start_costs_less_than_one_from_the_first_start() -> None:
@@ -83,12 +176,15 @@ def test_copies_share_nothing_with_the_meta_generator(monkeypatch: pytest.Monkey
     assert all(p.grad is None for p in source._generator.parameters())
 
 
-def test_the_adversarial_term_waits_for_the_students_first_step() -> None:
+def test_the_student_is_not_asked_before_its_first_step() -> None:
+    class Unasked(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise AssertionError("asked")
+
     source = attached(small(iterations=1), classifier(0))
-    student = classifier(1)
-    assert "adversarial" not in source.update(student, -1)
-    logs = source.update(student, 0)
-    assert logs["adversarial"] <= 0
+    source.update(Unasked(), -1)
+    with pytest.raises(AssertionError, match="asked"):
+        source.update(Unasked(), 0)
 
 
 def test_past_batches_weigh_in_the_statistics_as_much_as_the_momentum_says() -> None:
@@ -135,21 +231,28 @@ def test_reset_draws_the_linear_layer_and_the_batchnorm_after_it_only() -> None:
 
 
 def test_the_best_of_the_steps_is_what_the_bank_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = attached(small(iterations=6, shift=0, latent_lr=0.5, generator_lr=0.2), classifier(0))
-    losses_seen, kept = [], []
-    backward = torch.autograd.backward
+    teacher = classifier(0)
+    source = attached(small(iterations=4, target_weight=1.0, bn_weight=0.0, adversarial_weight=0.0), teacher)
+    made: list[Tensor] = []
+    answers: list[Tensor] = []
+    looked_at: list[tuple[Tensor, Tensor]] = []
+    height = iter([3.0, 2.0, 1.0, 4.0])  # the third is the lowest
 
-    def spy(loss: Tensor) -> None:
-        losses_seen.append(float(loss.detach()))
-        backward(loss)
+    def loss(task: object, outputs: Tensor, targets: Tensor) -> Tensor:
+        answers.append(outputs.detach())
+        return next(height) + outputs.sum() - outputs.sum().detach()
 
-    monkeypatch.setattr(torch.autograd, "backward", spy)
-    monkeypatch.setattr(source._guard, "after", lambda step, task, images, outputs: kept.append(images) or {})
-    teacher = source._setting.teacher
+    forward = ResizeGenerator.forward
+    monkeypatch.setattr(ResizeGenerator, "forward", lambda *args: made.append(forward(*args)) or made[-1])
+    monkeypatch.setattr(Classification, "target_loss", loss)
+    monkeypatch.setattr(source._guard, "after", lambda step, task, *found: looked_at.append(found) or {})
     source.update(teacher, -1)
-    images = source._stock._bank._kept.images
-    assert torch.equal(images[: len(kept[0])], (kept[0] * 255).round().to(torch.uint8))
-    assert min(losses_seen) <= losses_seen[-1]
+    in_bytes = [(images.detach() * 255).round().byte() for images in made]
+    assert torch.equal(source._stock._bank._kept.images[:B], in_bytes[2])
+    assert not torch.equal(in_bytes[2], in_bytes[3])
+    (images, outputs) = looked_at[0]
+    assert torch.equal(images, made[2])
+    assert torch.equal(outputs, answers[2])
 
 
 def test_a_collapse_stops_the_run_and_names_the_weight_to_lower() -> None:
