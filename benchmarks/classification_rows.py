@@ -168,8 +168,14 @@ CIFAR = Pair(
     side=32,
     teacher=public_resnet(20),
     student=NetworkSpec(network="datafree/resnet", args={"depth": 20, "width": 8}, **COLOUR),
-    training={"steps": 2000, "batch_size": 128, "lr": 2e-3, "weight_decay": 0.0},
-    rows={"teacher": CPU_ROWS["teacher"], "cgdd": CIFAR_CGDD, "noise": CPU_ROWS["noise"]},
+    training={"steps": 2000, "batch_size": 128, "lr": 2e-3, "weight_decay": 0.0, "shift": 4, "mixup": 0.5},
+    rows={
+        "teacher": CPU_ROWS["teacher"],
+        "kd_real": CPU_ROWS["kd_real"],
+        "cgdd": CIFAR_CGDD,
+        "fast": without(CPU_ROWS["fast"], width=32, shift=4, target_weight=1.0, bn_weight=3.0),
+        "noise": CPU_ROWS["noise"],
+    },
 )
 
 # CIFAR-10 on a GPU: the published settings (docs/methods.md), the student's schedule that of CMI's comparison. The
