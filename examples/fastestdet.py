@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from datafree.boxes import Labelled
 from datafree.errors import NetworkError
-from datafree.networks.detectors import Detector, Heads, Predictions
+from datafree.networks.detectors import Detector, Heads, Predictions, described
 
 # ---- Part 1: the network and its loss -------------------------------------------------------------------------------
 
@@ -236,6 +236,7 @@ class FastestDetDetector(Detector):
             centres=centres.expand(len(images), -1, -1),
             heads=heads,
             loss=self.loss,
+            decoding=described("FastestDet", cell=CELL),
         )
 
     def loss(self, heads: Heads, targets: list[Labelled]) -> Tensor:

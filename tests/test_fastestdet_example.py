@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,6 +142,15 @@ def test_heads_are_the_raw_tensors_and_everything_is_float32_in_bfloat16_too(exa
         predictions = example.make(3).eval()(torch.rand(1, 3, 64, 64))
     tensors = (predictions.class_logits, predictions.scores, predictions.boxes, predictions.centres)
     assert {tensor.dtype for tensor in (*tensors, *predictions.heads)} == {torch.float32}
+
+
+def test_its_heads_are_taught_raw_among_its_own_kind_alone(example: ModuleType) -> None:
+    heads = random_heads()
+    predictions = example.FastestDetDetector(Fixed(heads))(torch.zeros(2, 3, 64, 96))
+    assert predictions.decoding == (("family", "FastestDet"), ("cell", 16))
+    task = Detection(num_classes=3, image_size=(64, 96))
+    assert task.distill_loss(predictions, predictions) == 0
+    assert task.distill_loss(replace(predictions, decoding=(("family", "other"),)), predictions) > 0
 
 
 def test_certain_answers_have_finite_gradients(example: ModuleType) -> None:

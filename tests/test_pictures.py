@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from datafree.pictures import class_colours, draw_boxes
+from datafree import held_out
+from datafree.pictures import class_colours, draw_boxes, draw_targets
+from datafree.sources.base import Setting
+from datafree.sources.inversion import Inversion
+from datafree.sources.noise import Noise
+from datafree.tasks.classification import Classification
 
 GREY = 0.5
 
@@ -86,3 +91,51 @@ def test_the_images_are_not_touched_and_keep_their_place_in_the_batch() -> None:
     pictures = draw_boxes(images, targets, 3)
     assert torch.equal(images.detach(), before) and not pictures.requires_grad
     assert [bool(((pictures[i] - before[i]).abs() > 0.003).any()) for i in range(3)] == [False, True, False]
+
+
+# Targets of every form.
+
+
+def test_targets_are_drawn_by_their_form() -> None:
+    images = torch.full((2, 3, 64, 96), GREY)
+    boxes = torch.tensor([[[3, 10, 20, 50, 44], [-1, 0, 0, 0, 0]], [[1, 2, 2, 90, 60], [2, 5, 5, 20, 20]]]).float()
+    drawn = draw_targets(images, boxes, 12)
+    assert drawn is not None and torch.equal(drawn, draw_boxes(images, boxes, 12))
+    masks = torch.zeros(2, 64, 96, dtype=torch.int64)
+    masks[0, 10:], masks[1, :, 50:] = 4, 255  # 255 is of no class
+    drawn = draw_targets(images, masks, 12)
+    assert drawn is not None
+    for index, y, x, colour in ((0, 5, 5, class_colours(12)[0]), (0, 30, 5, class_colours(12)[4]), (1, 5, 60, None)):
+        assert torch.equal(drawn[index, :, y, x], torch.zeros(3) if colour is None else colour)
+    drawn = draw_targets(images, torch.tensor([3, 11]), 12)
+    assert drawn is not None and drawn.shape == images.shape
+    for picture, label in zip(drawn, (3, 11), strict=True):
+        torch.testing.assert_close(picture[:, 0, 0], class_colours(12)[label], atol=1 / 255, rtol=0)
+        assert (
+            changed(picture)[:10, :14].any() and not changed(picture)[14:].any() and not changed(picture)[:, 20:].any()
+        )
+    assert torch.equal(images, torch.full_like(images, GREY))
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(2, 4), torch.zeros(2, 3, 4), torch.zeros(2, 9, 9, dtype=torch.int64)])
+def test_targets_of_another_form_are_not_drawn(targets: Tensor) -> None:
+    assert draw_targets(torch.zeros(2, 3, 64, 96), targets, 12) is None
+
+
+def test_held_out_images_stand_over_what_they_were_meant_to_show_where_that_is_known() -> None:
+    torch.manual_seed(0)
+    task = Classification(num_classes=4, image_size=(24, 32))
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.eval().requires_grad_(False)
+    for source, known in ((Inversion(iterations=1, batch_size=32), True), (Noise(), False)):
+        source.attach(Setting(task=task, teacher=network, steps=1, batch_size=4))
+        source.update(network, -1)
+        images, targets = source.held_out(8), source.held_out_targets(8)
+        for trained in (False, True):
+            before = torch.get_rng_state()
+            shown = held_out.picture(task, network, network, source, trained=trained)
+            assert torch.equal(torch.get_rng_state(), before)
+            assert shown is not None and shown.shape[1] == 26 * (2 + known + trained) + 4
+            assert torch.equal(shown[:, 2:26, 2:34], images[0].float())
+            second = task.draw(images, network(images)) if targets is None else draw_targets(images, targets, 4)
+            assert second is not None and torch.equal(shown[:, 28:52, 2:34], second[0])

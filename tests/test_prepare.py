@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from datafree import modes
+from datafree.api import distill
+from datafree.boxes import Labelled
 from datafree.errors import NetworkError
+from datafree.networks.detectors import Detector, Heads, Predictions
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
 from datafree.prepare import prepare, require_gradients
@@ -19,6 +23,7 @@ from datafree.sources.base import ImageSource
 from datafree.sources.cgdd import Cgdd
 from datafree.sources.noise import Noise
 from datafree.tasks.classification import Classification
+from datafree.tasks.detection import Detection
 
 TASK = Classification(num_classes=4, image_size=(16, 16))
 
@@ -90,3 +95,125 @@ def test_a_teacher_that_gives_no_gradient_is_refused_where_one_is_needed(cut: Ca
         require_gradients(source, teacher, TASK, name)
     require_gradients(Cgdd(), prepared(), TASK, name)
     assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+# ---- A detector's own loss ------------------------------------------------------------------------------------------
+
+
+class Cells(Detector):
+    """A detector of one location for each cell of 8 x 8 pixels, with any loss."""
+
+    backbone = "0"
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__(nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4), nn.Conv2d(4, 4 + 2, 1)))
+        self.given = loss
+
+    def forward(self, images: Tensor) -> Predictions:
+        raw = self.network(images)  # (B, 4 + C, h, w)
+        rows = raw.flatten(2).mT
+        corners = 8 * rows[..., :4]
+        return Predictions(
+            class_logits=rows[..., 4:],
+            scores=rows[..., 4:].sigmoid(),
+            boxes=torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:].exp()], -1),
+            centres=corners[..., :2],
+            heads=(raw,),
+            loss=self.given,
+        )
+
+
+def squares(heads: Heads, targets: list[Labelled]) -> Tensor:
+    assert [len(labels) for labels, _ in targets] == [1, 0]
+    return heads[0].square().mean()
+
+
+def raising(heads: Heads, targets: list[Labelled]) -> Tensor:
+    raise ValueError("no such\nthing")
+
+
+def looped(heads: Heads, targets: list[Labelled]) -> Tensor:
+    """Of boxes alone, by a stack that fails for images without."""
+    return torch.stack([torch.stack([box.sum() * heads[0].mean() for box in found]) for _, found in targets]).sum()
+
+
+FAULTY: dict[str, tuple[Any, str]] = {
+    "dict": (
+        lambda heads, targets: {"box": heads[0].mean(), "class": heads[0].sum()},
+        r"gives a dict with the keys \['box', 'class'\] \(add up its values\); a tensor of shape \(\) with a finite",
+    ),
+    "vector": (lambda heads, targets: heads[0].mean((1, 2, 3)), r"gives a tensor of shape \(2,\); a tensor of shape"),
+    "None": (lambda heads, targets: None, "gives None; a tensor"),
+    "float": (lambda heads, targets: heads[0].mean().item(), "gives a float; a tensor"),
+    "nan": (lambda heads, targets: heads[0].mean() * torch.nan, "gives nan; a tensor"),
+    "raises": (raising, r"raises ValueError: no such; "),
+    "no box": (looped, "raises RuntimeError: stack expects a non-empty TensorList; "),
+    "no function": (None, "raises TypeError: 'NoneType' object is not callable; "),
+    "detached": (
+        lambda heads, targets: heads[0].detach().mean(),
+        r"no gradient \(a detach\(\), no_grad\(\) or item\(\)",
+    ),
+    "whole number": (lambda heads, targets: heads[0].mean().round().long(), "no gradient"),
+}
+BOXES = Detection(num_classes=2, image_size=(32, 32))
+
+
+def detector(loss: Any, what: str = "teacher", task: Detection = BOXES) -> Normalized:
+    return prepare(NetworkSpec(network="mine:net"), task, what, torch.device("cpu"), torch.float32, given=Cells(loss))
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_student_whose_loss_does_not_serve_is_refused(fault: str) -> None:
+    loss, line = FAULTY[fault]
+    with pytest.raises(NetworkError, match=f"^the loss of the student mine:net, asked about a box .*{line}") as caught:
+        detector(loss, "student")
+    assert "\n" not in str(caught.value) and "task.distill=heads does without" in str(caught.value)
+    detector(loss, "student", Detection(num_classes=2, image_size=(32, 32), distill="heads"))
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_teacher_whose_loss_does_not_serve_is_refused_where_it_is_learnt_by(fault: str) -> None:
+    loss, line = FAULTY[fault]
+    teacher = detector(loss)
+    sources: list[ImageSource] = [SOURCES["diode"](warmup=1), SOURCES["fast"]()]
+    for source in sources:
+        with pytest.raises(NetworkError, match=f"^the loss of the teacher mine:net, asked .*{line}") as caught:
+            require_gradients(source, teacher, BOXES, "mine:net")
+        assert "\n" not in str(caught.value) and "folder, dataset and noise" in str(caught.value)
+    unlearned: list[ImageSource] = [Noise(), Asking(warmup=3)]
+    for source in unlearned:
+        require_gradients(source, teacher, BOXES, "mine:net")
+
+
+def test_a_look_at_a_loss_leaves_random_numbers_and_networks_as_they_were() -> None:
+    def drawing(heads: Heads, targets: list[Labelled]) -> Tensor:
+        return squares(heads, targets) * torch.rand(())
+
+    torch.manual_seed(0)
+    Cells(drawing)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    student = detector(drawing, "student")
+    assert torch.equal(torch.rand(3), expected)
+    before = torch.get_rng_state()
+    require_gradients(SOURCES["diode"](warmup=1), student, BOXES, "mine:net")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in student.parameters())
+    assert student.training and all(norm.num_batches_tracked == 0 for norm in student.modules() if hasattr(norm, "eps"))
+
+
+def test_a_run_with_a_faulty_loss_ends_in_a_line_before_any_work(tmp_path: Path) -> None:
+    faulty, good = Cells(FAULTY["dict"][0]), Cells(lambda heads, targets: heads[0].square().mean())
+    sections: dict[str, Any] = {
+        "task": {"kind": "detection", "num_classes": 2, "image_size": (32, 32), "distill": "boxes"},
+        "source": {"method": "noise"},
+        "training": {"steps": 1, "batch_size": 2, "device": "cpu"},
+    }
+    with pytest.raises(NetworkError, match=r"the loss of the student .* gives a dict with the keys"):
+        distill(teacher=good, student=faulty, out=tmp_path / "run", **sections)
+    assert distill(teacher=faulty, student=good, out=tmp_path / "asked", **sections).run == tmp_path / "asked"
+    stage = {"iterations": 1}
+    sections["source"] = {"method": "diode", "warmup": 1, "batch_size": 2, "stages": [stage]}
+    with pytest.raises(NetworkError, match=r"the loss of the teacher .* gives a dict with the keys"):
+        distill(teacher=faulty, student=good, out=tmp_path / "learnt", **sections)
+    assert not list((tmp_path / "learnt").glob("*.safetensors"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import bnstats, modes
+from datafree import modes, moments
 from datafree.errors import Interrupted, RunError
 from datafree.job import run_recipe
 from datafree.lowest import Lowest
@@ -150,10 +150,11 @@ def test_what_is_off_is_used_nowhere(method: str, photos: Callable[..., Path], m
 
         return act
 
-    kept = bnstats._Moments.apply
     for kind in (torch.optim.Adam, torch.optim.SGD):
         monkeypatch.setattr(kind, "step", counted(kind.step))
-    monkeypatch.setattr(bnstats._Moments, "apply", lambda x: statistics.append(x) or kept(x))
+    for function in (moments._Moments, moments._Normalised):
+        apply = function.apply
+        monkeypatch.setattr(function, "apply", lambda x, *rest, apply=apply: statistics.append(x) or apply(x, *rest))
     kind_of_task = "detection" if method == "diode" else "classification"
     handle = torch.nn.modules.module.register_module_forward_hook(convolved)
     try:

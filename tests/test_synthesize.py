@@ -27,11 +27,13 @@ from datafree import shards as shards_module
 from datafree import synthesize as synthesize_module
 from datafree.boxes import unpack
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
+from datafree.images import to_tensor
 from datafree.loop import Progress
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.networks.weights import save_weights
 from datafree.networks.yolov3 import yolov3
+from datafree.pictures import class_colours, draw_targets
 from datafree.recipe import Recipe
 from datafree.shards import Shards
 from datafree.sources.base import Batch
@@ -122,16 +124,71 @@ def save_that_fails(at: str, error: BaseException) -> Callable[..., None]:
     """For `Image.Image.save`: raises at files whose path ends so."""
     save = Image.Image.save
 
-    def saves(image: Image.Image, file: Path) -> None:
-        if file.as_posix().endswith(at):
+    def saves(image: Image.Image, file: Any, *args: Any, **options: Any) -> None:
+        if isinstance(file, Path) and file.as_posix().endswith(at):
             raise error
-        save(image, file)
+        save(image, file, *args, **options)
 
     return saves
 
 
 def pixels(images: Tensor) -> Tensor:
     return (images * 255).round().to(torch.uint8)
+
+
+# What is said of it.
+
+
+def test_what_each_update_logged_is_in_its_shards_record_and_its_mean_in_the_notes(tmp_path: Path) -> None:
+    logged: list[dict[str, float]] = []
+
+    def log(progress: Progress) -> None:
+        logged.append(dict(progress.values))
+
+    out, recipe = tmp_path / "out", recipe_for(tmp_path, DIODE, "detection")
+    synthesize(recipe, out, 3, log=log)
+    made = synthesize(recipe, out, 9, log=log)  # goes on
+    records = [json.loads((out / "shards" / f"0000{number}.json").read_text()) for number in range(3)]
+    assert [record["figures"] for record in records] == logged
+    assert {"teacher_ap50", "bn_worst", "boxes"} <= logged[0].keys()
+    noise, note = made.notes
+    assert noise.startswith("after the first stage the images are still noise")
+    assert note.startswith("means over 3 of 3 shards: teacher_ap50 ")
+    for name in logged[0]:
+        assert f"{name} {sum(figures[name] for figures in logged) / 3:.3g}" in note
+    assert synthesize(recipe, out, 9).notes == [note]  # it is finished: nothing is made
+
+
+@pytest.mark.parametrize("figures", [None, [], {"bn": "high", "b\nn": 1.0, "boxes": 10**400, "tv_l1": float("nan")}])
+def test_records_without_sound_figures_are_left_out_of_the_means(figures: Any, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "out", recipe_for(tmp_path, DIODE, "detection")
+    synthesize(recipe, out, 6)
+    for number, wanted in ((1, "means over 1 of 2 shards: teacher_ap50 "), (0, "")):
+        file = out / "shards" / f"0000{number}.json"
+        record = json.loads(file.read_text())
+        file.write_text(json.dumps(record | {"figures": figures}))
+        assert "".join(synthesize(recipe, out, 6).notes)[: len(wanted) or None] == wanted
+
+
+@pytest.mark.parametrize("kind", list(SIZE))
+def test_the_first_images_are_shown_with_their_targets(kind: str, tmp_path: Path) -> None:
+    source = DIODE if kind == "detection" else INVERSION
+    out, recipe = tmp_path / "out", recipe_for(tmp_path, {**source, "batch_size": 20}, kind)
+    made = synthesize(recipe, out, 40)
+    (height, width), data = SIZE[kind], recipe.task.open_labelled(Path(made.path))
+    shown = to_tensor(Image.open(out / "shards" / "preview.png"))
+    assert shown.shape == (3, 4 * (height + 2) + 6, 8 * (width + 2) + 2)  # two bands of images and targets
+    images = {pixels(data[index][0]).numpy().tobytes(): data[index][1] for index in range(40)}
+    for index in range(16):
+        top, left = 2 + index // 8 * (2 * height + 6), 2 + index % 8 * (width + 2)
+        image, below = (shown[:, y : y + height, left : left + width] for y in (top, top + height + 2))
+        target = images[pixels(image).numpy().tobytes()]
+        if kind == "segmentation":
+            assert torch.equal(pixels(below), pixels(class_colours(3)[target].movedim(-1, 0)))
+        else:
+            wanted = draw_targets(image[None], target[None], 3)
+            assert wanted is not None and torch.equal(pixels(below), pixels(wanted[0]))
+            assert not torch.equal(below, image)
 
 
 # What is written.
@@ -202,7 +259,8 @@ def test_a_generator_is_trained_first_and_every_sample_shows_its_preset_class(tm
     _, labels = next(recipe.task.open_labelled(outcome.path).batches(12))
     assert torch.bincount(labels).tolist() == [4, 4, 4]  # rounds of classes: two a shard, of a batch each
     assert (tmp_path / "out" / "generator.safetensors").is_file()
-    assert len({digest for name, digest in everything(tmp_path / "out").items() if name.endswith(".png")}) == 12
+    assert len({digest for name, digest in everything(outcome.path).items() if name.endswith(".png")}) == 12
+    assert outcome.notes == []  # no update made a shard: there are no figures
 
 
 def test_images_without_targets_get_the_teachers_answers(tmp_path: Path) -> None:
@@ -284,12 +342,12 @@ def makes(recipe: Recipe, out: Path, images: int, dies_at: str | None = None) ->
     if dies_at is not None:
         save = Image.Image.save
 
-        def saves(image: Image.Image, file: Path) -> None:
-            if file.as_posix().endswith(dies_at):
+        def saves(image: Image.Image, file: Any, *args: Any, **options: Any) -> None:
+            if isinstance(file, Path) and file.as_posix().endswith(dies_at):
                 os.kill(os.getpid(), signal.SIGKILL)
-            save(image, file)
+            save(image, file, *args, **options)
 
-        Image.Image.save = saves  # type: ignore[method-assign, assignment]
+        Image.Image.save = saves  # type: ignore[method-assign]
     synthesize(recipe, out, images)
 
 

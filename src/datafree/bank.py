@@ -61,6 +61,12 @@ class Bank:
             return None
         return self._held.at(slice(0, min(n, self._held.count)))[0]
 
+    def held_out_targets(self, n: int) -> Tensor | None:
+        """The targets of `held_out(n)`; None while there are none."""
+        if not self._held.count:
+            return None
+        return self._held.at(slice(0, min(n, self._held.count)))[1]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything, the cursors too."""
         return {"added": self.added, "kept": self._kept.state_dict(), "held": self._held.state_dict()}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from datafree import modes
 from datafree.checkup import checkup
-from datafree.pictures import grid
+from datafree.pictures import draw_targets, grid
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task
 
@@ -23,11 +23,16 @@ def signals(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSou
 
 @torch.no_grad()
 def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource, *, trained: bool) -> Tensor | None:
-    """What the source makes, what the teacher sees in it, and (once it is trained) what the student sees."""
+    """What the source makes, what the teacher sees in it, and (once it is trained) what the student sees.
+
+    Between the images and the teacher's answers, what they were meant to show, where the source says it.
+    """
     images = source.held_out(SHOWN)
     if not len(images):
         return None
-    rows = [images, task.draw(images, teacher(images))]
+    targets = source.held_out_targets(SHOWN)
+    wanted = None if targets is None else draw_targets(images, targets, task.num_classes)
+    rows = [images, *([] if wanted is None else [wanted]), task.draw(images, teacher(images))]
     if trained:
         with modes.frozen(student):
             rows.append(task.draw(images, student(images)))

@@ -100,7 +100,8 @@ def _carry_out(
     labelled = task.open_labelled(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     speed = training.speed
-    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed, say)
+    remarks: list[str] = []
+    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed, remarks.append)
     require_gradients(recipe.source, teacher, task, recipe.teacher.network)
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
     student = prepare(recipe.student, task, "student", device, dtype, given.student, speed)
@@ -111,8 +112,8 @@ def _carry_out(
         return _read_outcome(run, student)
     if run.saved is not None:
         say(f"going on with {run.path} at step {run.saved['step']}")
-    for warning in run.warnings:
-        say(warning)
+    for line in (*remarks, *run.warnings):
+        say(line)
     chosen = distill(
         task=task,
         teacher=teacher,

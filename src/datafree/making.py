@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import memory, modes
+from datafree.bucket import Bucket
 from datafree.bucket_shards import BucketShards
 from datafree.claims import PAUSE, longer
 from datafree.coping import SOURCE_UPDATE, too_large
@@ -26,6 +27,7 @@ from datafree.finite import Watch
 from datafree.loop import SAVED_WITHIN, Progress
 from datafree.memory import OutOfMemory
 from datafree.recipe import Recipe
+from datafree.set_files import PREVIEW, write_preview
 from datafree.shards import Shards
 from datafree.sources.base import Batch
 
@@ -130,7 +132,7 @@ class Work:
             if state is not None:
                 source.load_state_dict(state)
             modes.seed_everything(_seed(self.recipe.training.seed, "shard", number))
-            batch, values = self._batch(number)
+            batch = self._batch(number)
             if trained:
                 before = _new(batch, before)
 
@@ -146,9 +148,17 @@ class Work:
                     at, shards.carries = -1, True
                     shards.leave(number)
                     continue
+            if number == 0:
+                self._preview(batch)
             shards.write(number, self.recipe.task, batch, after)
             done, rate = min(shards.images, images), (shards.images - had) / (time.perf_counter() - began)
-            self.log(Progress(phase="images", step=done, first=0, last=images, rate=rate, values=_as_numbers(values)))
+            self.log(Progress(phase="images", step=done, first=0, last=images, rate=rate, values=batch.figures))
+
+    def _preview(self, batch: Batch) -> None:
+        """A picture of the first shard. Before the shard, which is thus never there without."""
+        shards = self.shards
+        if write_preview(shards.path, self.recipe.task, batch) and isinstance(shards, BucketShards):
+            Bucket(shards.place).put({PREVIEW: shards.path / PREVIEW})
 
     def _updated(self, step: int) -> dict[str, Tensor]:
         """An update of the source, looked at. Raises NotFinite, or TrainingError with a batch size that fits."""
@@ -166,8 +176,8 @@ class Work:
         self.watch.look(wait=True)
         return values
 
-    def _batch(self, number: int) -> tuple[Batch, dict[str, Tensor]]:
-        """The images of a shard as they are written, their targets; and what the update logs."""
+    def _batch(self, number: int) -> Batch:
+        """The images of a shard as they are written, their targets; and what the update logs, if one made them."""
         source, size = self.recipe.source, self.recipe.training.batch
         values: dict[str, Tensor] = {}
         if source.finishes:
@@ -185,7 +195,7 @@ class Work:
             self.answered = True
             with torch.no_grad():
                 targets = [self.recipe.task.pseudo_targets(self.teacher(part)) for part in torch.split(images, size)]
-        return Batch(images=images, targets=torch.cat(targets)), values
+        return Batch(images=images, targets=torch.cat(targets), figures=_as_numbers(values))
 
 
 def _new(batch: Batch, before: set[bytes]) -> set[bytes]:

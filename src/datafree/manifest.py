@@ -1,8 +1,9 @@
 """What a made data set says about itself: a record of each shard, an index of the whole. Read one shard at a time.
 
 A record is shards/NNNNN.json: {"shard": number, "images": count, "carries": whether the source carried something on,
-"files": {path below data/: SHA-256}, "entries": [what `Task.write_example` answered for each image, if anything]}. The
-index is index.json: {"images", "shards", "files"}, these being about all images, such as classes.txt.
+"files": {path below data/: SHA-256}, "entries": [what `Task.write_example` answered for each image, if anything],
+"figures": {what the update that made it logged}}. The index is index.json: {"images", "shards", "files"}, these being
+about all images, such as classes.txt.
 """
 
 from __future__ import annotations

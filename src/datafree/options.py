@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import AllowInfNan, ConfigDict, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
@@ -61,9 +61,19 @@ class Family:
 Families = tuple[Family, ...]
 
 
+@runtime_checkable
+class NamesFiles(Protocol):
+    """An object that names files by more than its fields of type Path."""
+
+    def located(self) -> Any:
+        """The same with these paths as `paths.expand` reads them. Raises Invalid."""
+
+
 def build(kind: type[Any], given: object, families: Families = (), inherited: Mapping[str, Any] | None = None) -> Any:
     """The dataclass `kind` made from the section `given`. `inherited` fills options that are not given.
 
+    Paths besides fields of type Path are expanded where there are `families`, as a recipe has them: what a run's own
+    files say in such places is not the user's word, and must not be filled with their variables.
     Raises Invalid with every fault of the section and of those nested in it.
     """
     if not isinstance(given, Mapping):
@@ -94,7 +104,10 @@ def build(kind: type[Any], given: object, families: Families = (), inherited: Ma
     if faults:
         raise Invalid(faults)
     try:
-        return kind(**values)
+        made = kind(**values)
+        return made.located() if families and isinstance(made, NamesFiles) else made
+    except Invalid:
+        raise
     except (DatafreeError, ValueError, TypeError) as error:  # its own checks, on all options together
         raise Invalid([Fault((), str(error))]) from error
 

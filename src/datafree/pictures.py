@@ -1,4 +1,4 @@
-"""Pictures for people: boxes drawn into images, grids of images with the teacher's answer beside them.
+"""Pictures for people: targets drawn into images, grids of images with the teacher's answer beside them.
 
 B images, C classes, M rows of targets, H x W pixels.
 """
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from datafree.boxes import present
 from datafree.images import to_image, to_tensor
+
+_Colour = tuple[int, int, int]
+_Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def class_colours(count: int) -> Tensor:
@@ -33,8 +36,7 @@ def draw_boxes(images: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     """
     colours = class_colours(num_classes)
     colours[:1] = 0.9  # an outline of dark grey would be lost in most images
-    thick = max(1, round(min(images.shape[2:]) / 160))  # pixels
-    font = ImageFont.load_default(max(8, 7 * thick))
+    thick, font = _pen(images)
     drawn = []
     for image, rows, wanted in zip(images, targets.detach().float().cpu(), present(targets).cpu(), strict=True):
         picture = to_image(image)
@@ -44,18 +46,63 @@ def draw_boxes(images: Tensor, targets: Tensor, num_classes: int) -> Tensor:
         for label, *edges in boxes[area.argsort(descending=True)].tolist():
             left, top, right, bottom = map(round, edges)
             right, bottom = max(left, right - 1), max(top, bottom - 1)  # the last pixels inside
-            red, green, blue = (round(255 * value) for value in colours[int(label)].tolist())
-            colour, contrast = (red, green, blue), "black" if 2 * red + 5 * green + blue > 700 else "white"
+            colour, contrast = _inks(colours[int(label)])
             draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=contrast)
             draw.rectangle((left, top, right, bottom), outline=colour, width=thick)
             if thick > 1 and min(right - left, bottom - top) > 6 * thick:
                 draw.rectangle((left + thick, top + thick, right - thick, bottom - thick), outline=contrast)
             _, _, width, height = map(round, font.getbbox(str(int(label)), anchor="lt"))
             if right - left > 3 * width and bottom - top > 3 * height:
-                draw.rectangle((left, top, left + width + 2 * thick, top + height + 2 * thick), fill=colour)
-                draw.text((left + thick, top + thick), str(int(label)), fill=contrast, font=font, anchor="lt")
+                _badge(draw, left, top, str(int(label)), colour, contrast, font, thick)
         drawn.append(to_tensor(picture))
     return torch.stack(drawn).to(images.device)
+
+
+def draw_targets(images: Tensor, targets: Tensor, num_classes: int) -> Tensor | None:
+    """(B, 3, H, W) in [0, 1]: what images are meant to show, by the form of their targets; None of another form.
+
+    Boxes (B, M, 5) as outlines; masks (B, H, W) in their colours, black where they are of no class; labels (B,) as ids
+    in the images' corners.
+    """
+    if targets.is_floating_point():
+        return draw_boxes(images, targets, num_classes) if targets.shape[2:] == (5,) else None
+    if targets.ndim == 1:
+        return _draw_labels(images, targets, num_classes)
+    if targets.shape[1:] != images.shape[2:]:
+        return None
+    known = (targets >= 0) & (targets < num_classes)
+    colours = class_colours(num_classes).to(targets.device)[torch.where(known, targets, 0)]  # (B, H, W, 3)
+    return (colours * known[..., None]).movedim(-1, 1)
+
+
+def _draw_labels(images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    colours, (thick, font), drawn = class_colours(num_classes), _pen(images), []
+    for image, label in zip(images, labels.tolist(), strict=True):
+        picture = to_image(image)
+        _badge(ImageDraw.Draw(picture), 0, 0, str(label), *_inks(colours[label]), font, thick)
+        drawn.append(to_tensor(picture))
+    return torch.stack(drawn).to(images.device)
+
+
+def _pen(images: Tensor) -> tuple[int, _Font]:
+    """Pixels of a line in such images, and a font."""
+    thick = max(1, round(min(images.shape[2:]) / 160))
+    return thick, ImageFont.load_default(max(8, 7 * thick))
+
+
+def _inks(colour: Tensor) -> tuple[_Colour, str]:
+    """A colour in [0, 1] as Pillow has it, and what is readable on it."""
+    red, green, blue = (round(255 * value) for value in colour.tolist())
+    return (red, green, blue), "black" if 2 * red + 5 * green + blue > 700 else "white"
+
+
+def _badge(
+    draw: ImageDraw.ImageDraw, left: int, top: int, text: str, colour: _Colour, contrast: str, font: _Font, thick: int
+) -> None:
+    """A text on a patch of colour."""
+    _, _, width, height = map(round, font.getbbox(text, anchor="lt"))
+    draw.rectangle((left, top, left + width + 2 * thick, top + height + 2 * thick), fill=colour)
+    draw.text((left + thick, top + thick), text, fill=contrast, font=font, anchor="lt")
 
 
 def grid(rows: list[Tensor], columns: int = 8, gap: int = 2) -> Tensor:

@@ -5,13 +5,13 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
+from datafree import boxes, modes
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.detectors import Predictions
 from datafree.networks.live import is_live
@@ -25,6 +25,7 @@ from datafree.recipe import Recipe
 from datafree.sources.base import ImageSource
 from datafree.speed import ALL_ON, Speed
 from datafree.tasks.base import Task, synthetic_batch
+from datafree.wording import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,8 @@ def prepare(
     """The network of a recipe's section `what`, "teacher" or "student", after a look whether it answers as is needed.
 
     `given`: the network itself, where it was given as an object; it is moved to `device`. `say` is told of answers that
-    may not be what they look like. Raises NetworkError if it cannot take the task's image size or answers in another
-    form.
+    may not be what they look like. Raises NetworkError if it cannot take the task's image size, answers in another
+    form, or is a detector that is to learn boxes by a loss that does not serve.
     """
     built = build_network(spec, num_classes=task.num_classes) if given is None else adapted(given)
     if what == "student" and isinstance(bare(built), Program):
@@ -97,15 +98,13 @@ def prepare(
             outputs = network(look)
         if what == "student":  # some networks answer otherwise while they train
             with torch.no_grad(), modes.looked_through(network, "train"):
-                network(look)
+                learning = network(look)
     except DatafreeError as error:
         raise NetworkError(f"{what} {spec.network}: {error}") from error
     except Exception as error:  # whatever a network of anyone's raises
         height, width = task.image_size
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
         raise NetworkError(
-            f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {reason}"
+            f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {_reason(error)}"
         ) from error
     task.check(outputs, f"{what} {spec.network}")
     answered = len(outputs.scores if isinstance(outputs, Predictions) else outputs)
@@ -116,22 +115,74 @@ def prepare(
             f"note: what the {what} {spec.network} answers to a first image lies all between 0 and 1; if its last "
             "layer is a sigmoid, take it off: logits are needed"
         )
+    if what == "student" and isinstance(learning, Predictions) and getattr(task, "distill", None) != "heads":
+        parts = tuple(head.detach().clone().requires_grad_() for head in learning.heads)
+        learning = replace(learning, heads=parts)
+        why = "it learns boxes by this (task.distill=heads does without, where its heads are its teacher's)"
+        with torch.enable_grad(), modes.looked_through(network, "train"):
+            _require_loss(learning, parts, task, f"the student {spec.network}", "heads", why)
     return network
 
 
 def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, name: str) -> None:
     """Raise NetworkError if `source` learns through the teacher and no gradient comes back to the teacher's images.
 
-    Such a source would run to its end and know nothing of the teacher. `name` is the teacher's, for the message.
+    Such a source would run to its end and know nothing of the teacher. From a detector's own loss one has to come back,
+    too. `name` is the teacher's, for the message.
     """
     if not source.needs_gradients or not (source.warmup or source.update_every):
         return
     look = synthetic_batch(task.image_size, next(teacher.parameters()).device).requires_grad_()
+    why = "the source learns by it; those that do without are folder, dataset and noise"
     with torch.enable_grad(), modes.frozen(teacher):
         outputs = teacher(look)
-    answers = outputs.heads if isinstance(outputs, Predictions) else [outputs]
-    if not any(answer.requires_grad for answer in answers):
-        raise NetworkError(
-            f"no gradient comes back through the teacher {name} to its images (a detach() or no_grad() in its code?), "
-            "and the source learns by it; those that do without are folder, dataset and noise"
-        )
+        answers = outputs.heads if isinstance(outputs, Predictions) else [outputs]
+        if not any(answer.requires_grad for answer in answers):
+            raise NetworkError(
+                f"no gradient comes back through the teacher {name} to its images (a detach() or no_grad() in its "
+                f"code?), and {why}"
+            )
+        if isinstance(outputs, Predictions):
+            _require_loss(outputs, [look], task, f"the teacher {name}", "images", why)
+
+
+def _require_loss(outputs: Predictions, leaves: Sequence[Tensor], task: Task, whose: str, to: str, why: str) -> None:
+    """Raise NetworkError unless a detector's own loss is a finite number with a gradient to one of `leaves`.
+
+    `outputs` are about two images, of which the first is said to show a box, the second none. `to` names the leaves;
+    `why` says what needs this.
+    """
+    height, width = task.image_size
+    one = torch.tensor([[0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height]], device=outputs.scores.device)
+    ids = torch.zeros(1, dtype=torch.int64, device=one.device)
+    targets = boxes.pack([(ids, one), (ids[:0], one[:0])], 1)
+    asked = f"the loss of {whose}, asked about a box in one image and none in another,"
+    before = modes.random_state()  # some draw which locations they learn from
+    try:
+        loss: object = outputs.own_loss(targets)
+        number = isinstance(loss, Tensor) and loss.ndim == 0 and bool(loss.isfinite())
+        if isinstance(loss, Tensor) and number and loss.requires_grad:
+            torch.autograd.backward(loss)
+    except Exception as error:  # whatever a loss of anyone's raises
+        raise NetworkError(f"{asked} raises {_reason(error)}; {why}") from error
+    finally:
+        modes.set_random_state(before)
+    if not number:
+        raise NetworkError(f"{asked} gives {_named(loss)}; a tensor of shape () with a finite number is needed: {why}")
+    if all(leaf.grad is None for leaf in leaves):
+        raise NetworkError(f"{asked} gives its {to} no gradient (a detach(), no_grad() or item() in its code?): {why}")
+
+
+def _named(loss: object) -> str:
+    """What a loss is that is no finite number."""
+    if isinstance(loss, Tensor):
+        return f"{loss.item()}" if loss.ndim == 0 else f"a tensor of shape {tuple(loss.shape)}"
+    if isinstance(loss, Mapping):
+        return f"a dict with the keys {show(sorted(map(str, loss)))} (add up its values)"
+    return "None" if loss is None else f"a {type(loss).__name__}"
+
+
+def _reason(error: Exception) -> str:
+    """An exception of anyone's code on one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from datafree.loop import Progress
 
 QUIET_FOR = 10.0  # seconds between lines, at first; later a twentieth of the time already spent
-FIGURES = 4  # shown; metrics.jsonl holds all of them
-FIRST = ("loss", "class_balance", "pixel_diversity")  # of these, where they are logged
+FIGURES = 4  # shown; a run's metrics.jsonl holds all that are logged, a data set's records all of their shards
+FIRST = ("loss", "class_balance", "pixel_diversity", "teacher_ap50", "verifier_ap50")  # of these, where they are logged
 
 
 class Display(Protocol):
@@ -127,7 +127,7 @@ def describe(progress: Progress) -> str:
 
 
 def figures(values: Mapping[str, float]) -> str:
-    """The few figures that matter: the loss, what tells a collapse, then the others in their order."""
+    """The few figures that matter: the loss, what tells a collapse or bad images, then the others in their order."""
     names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
     return ", ".join(f"{name} {values[name]:.3g}" for name in names[:FIGURES])
 

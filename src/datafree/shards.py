@@ -5,7 +5,8 @@
       environment.json   versions, hardware, when it began
       data/              the data set: the task's `open_labelled` and other trainers read it
         classes.txt      the classes' names, in the order of their ids
-      shards/NNNNN.json  one for each whole shard: how many images, the SHA-256 of each file
+      shards/NNNNN.json  one for each whole shard: how many images, the SHA-256 of each file, what its update logged
+      shards/preview.png images of the first shard, their targets drawn (`set_files`)
       state/             what the source goes on from, with checksums
       index.json         written last: how many images, the files that are about all of them
       .lock              held by those that write here, shared among them
@@ -32,10 +33,11 @@ from datafree.claims import FOLDER as CLAIMS
 from datafree.claims import Claims
 from datafree.environment import environment
 from datafree.errors import RunError
-from datafree.files import remove_asides, room_for, sync, write_whole
+from datafree.files import remove_asides, sync, write_whole
 from datafree.kept_recipe import check_same
 from datafree.lock import NAME as LOCK
 from datafree.manifest import RECORD, Record, damages, read_record, sealed, write_index
+from datafree.set_files import writing
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task
 from datafree.tasks.labelled import read_names
@@ -83,7 +85,7 @@ class Shards:
         `class_names`: in the order of the ids; where the set was begun with others, those stay. Other processes may be
         at the set: then only what the dead have left is brought in order. Raises RunError.
         """
-        with _writing(self.path):
+        with writing(self.path):
             alone = self._claims.enter()
             if (self.path / "recipe.yaml").exists():  # another process may have begun it meanwhile
                 self._check_same()
@@ -118,7 +120,7 @@ class Shards:
 
         None when other processes are at all that are missing: `look` again later. Raises RunError.
         """
-        with _writing(self.path):
+        with writing(self.path):
             self.look()
             size = max(self._counts.values(), default=1)
             missing = -(-(images - self.images) // size)  # shards, as far as can be told
@@ -144,7 +146,7 @@ class Shards:
     @contextmanager
     def alone_at(self, what: str) -> Iterator[bool]:
         """Within it, no other process is at `what`, if it yields True; else another is. Raises RunError."""
-        with _writing(self.path):
+        with writing(self.path):
             mine = self._claims.take(what)
         try:
             yield mine
@@ -164,7 +166,7 @@ class Shards:
         """Add a shard. `state`: what the source goes on from after it, where it carries something on."""
         part = self.path / f".{named(number)}.part"
         assert batch.targets is not None and self.class_names is not None
-        with _writing(self.path):
+        with writing(self.path):
             shutil.rmtree(part, ignore_errors=True)
             try:
                 entries = []
@@ -178,6 +180,7 @@ class Shards:
                     "carries": state is not None,
                     "files": {file.relative_to(part / "data").as_posix(): sealed(file) for file in files},
                     "entries": [entry for entry in entries if entry is not None],
+                    "figures": batch.figures,
                 }
                 if state is not None:  # before the shard: a shard is never there without what comes after it
                     self.save_state(state_for(number + 1), state)
@@ -202,7 +205,7 @@ class Shards:
     def save_state(self, name: str, state: dict[str, Any], *, keep: bool = False) -> None:
         """Write state/NAME (tensors and plain values only); to `keep` the one before, as state/previous-NAME."""
         file = self.path / "state" / name
-        with _writing(self.path):
+        with writing(self.path):
             checkpoint.write(file, {"state": state}, file.with_name(f"previous-{name}") if keep else None)
 
     def load_state(self, name: str) -> Any:
@@ -235,7 +238,7 @@ class Shards:
         assert self.class_names is not None
         with self.alone_at("index") as mine:
             if mine:
-                with _writing(self.path):
+                with writing(self.path):
                     write_index(self.path, self.class_names)
 
     def _check_same(self) -> None:
@@ -268,19 +271,6 @@ class Shards:
         self._counts[record["shard"]] = record["images"]
         self._known.add(named(record["shard"]))
         self.carries |= record["carries"]
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """One line for a full disk, lost permissions and the like."""
-    try:
-        yield
-    except OSError as error:
-        need = f" ({room_for(path / 'data', error.size)})" if isinstance(error, checkpoint.NoRoom) else ""
-        raise RunError(
-            f"cannot write into {path}: {error.strerror or error}{need}; its whole shards are good: mend that, and the "
-            "same command goes on"
-        ) from error
 
 
 def _means_something(entry: Path) -> bool:

@@ -24,11 +24,12 @@ from datafree.finite import NotFinite, Watch
 from datafree.job import save_artefacts
 from datafree.loop import Progress
 from datafree.making import Work
-from datafree.manifest import hashes, read_record
+from datafree.manifest import hashes, read_record, records
 from datafree.networks.load import has_weights
 from datafree.prepare import prepare, require_gradients, with_student
 from datafree.recipe import Recipe, dump
 from datafree.runs import FREE_KEYS
+from datafree.set_files import means
 from datafree.shards import Shards
 from datafree.sources.base import Batch, ImageSource
 
@@ -134,6 +135,8 @@ def _fill(
             notes.append("the source's images have no targets: they were written with the teacher's answers")
     shards.begin(names)
     shards.finish()
+    if figures := means(records(shards.path)):  # of a bucket, its mirror's
+        notes.append(figures)
     return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
 
 

@@ -1,4 +1,4 @@
-"""Another architecture learns a detector without data, by the command: RetinaNet teaches SSDLite."""
+"""Another architecture learns a detector without data, by the command: RetinaNet teaches SSDLite, anchors others."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from datafree import cli
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare
 from datafree.networks.weights import save_weights
+from datafree.networks.yolov3 import yolov3
 
 
 def small_retinanet() -> torch.nn.Module:
@@ -64,6 +65,38 @@ def test_a_small_retinanet_teaches_a_small_ssdlite(
     assert losses[-1] < 0.8 * losses[0]
     learnt, fresh = load_file("run/student.safetensors"), small_ssdlite().state_dict()
     assert learnt.keys() == fresh.keys() and not all(torch.equal(learnt[name], fresh[name]) for name in learnt)
+
+
+OTHER_ANCHORS = """\
+task: {{kind: detection, num_classes: 3, image_size: [64, 64], distill: {distill}, least_taught: 0.01}}
+teacher:
+  network: datafree/yolov3
+  args: {{width: 0.1, anchors: [[10, 20], [14, 36], [24, 30], [30, 30], [36, 36], [40, 24]]}}
+  weights: teacher.safetensors
+student: {{network: datafree/yolov3, args: {{width: 0.1}}}}
+source: {{method: noise}}
+training: {{steps: 2, batch_size: 4, log_every: 1, device: cpu}}
+"""
+
+
+def test_a_student_of_other_anchors_learns_boxes_and_never_raw_heads(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_weights(bare(yolov3(3, width=0.1)), tmp_path / "teacher.safetensors")
+    logged = {}
+    for distill in ("auto", "boxes"):
+        (tmp_path / "cross.yaml").write_text(OTHER_ANCHORS.format(distill=distill))
+        logged[distill] = [line["loss"] for line in distilled(tmp_path, capfd, monkeypatch) if "loss" in line]
+        (tmp_path / "run").rename(tmp_path / distill)
+    assert logged["auto"] == logged["boxes"] and len(logged["auto"]) == 2
+    (tmp_path / "cross.yaml").write_text(OTHER_ANCHORS.format(distill="heads"))
+    monkeypatch.setattr(sys, "argv", ["datafree", "distill", "cross.yaml", "--out", "run", "--quiet"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "task.distill=heads" in line]
+    assert "differ in anchors, (30.0, 30.0) of the teacher's and (81.0, 82.0) of the student's" in line
+    assert "use task.distill=boxes" in line and "Traceback" not in line
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+import json
 import math
 import struct
 import weakref
@@ -16,11 +18,15 @@ from numpy.typing import NDArray
 from test_load import refusal, same
 from torch import Tensor, nn
 
-from datafree.errors import WeightsError
+from datafree.errors import RecipeError, WeightsError
 from datafree.networks.darknet import Darknet
 from datafree.networks.darknet_cfg import parse_cfg, read_cfg
 from datafree.networks.darknet_weights import load_darknet_weights, save_darknet_weights
+from datafree.networks.libraries import _DATAFREE
+from datafree.networks.load import FILES, NetworkSpec, build_network
 from datafree.networks.yolov3 import cfg_text
+from datafree.options import Invalid, build
+from datafree.recipe import Recipe, dump, load_recipe
 
 Array = NDArray[np.float64]
 
@@ -425,3 +431,90 @@ def test_images_that_are_no_multiples_of_the_coarsest_cell_are_refused() -> None
     assert "images of 14 x 5 pixels" in line
     assert "multiples of 4" in line
     assert "input_size: [16, 4] resizes them" in line
+
+
+# A cfg's path, as a recipe writes paths.
+
+
+def with_cfg(folder: Path, **networks: object) -> Recipe:
+    teacher = {"network": "datafree/yolov3", **networks}
+    content = {
+        "task": {"kind": "detection", "num_classes": 2, "image_size": [32, 32]},
+        "teacher": teacher,
+        "student": {"network": "datafree/yolov3", "args": {"width": 0.0625}},
+        "source": {"method": "noise"},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(content))
+    return load_recipe(str(folder / "recipe.yaml"))
+
+
+@pytest.mark.parametrize("given", ["~/a.cfg", "$PLACE/a.cfg", "${PLACE}/../nets/a.cfg", "a.cfg"])
+@pytest.mark.parametrize("in_name", [True, False])
+def test_a_recipes_cfg_is_a_path_like_any_other(
+    given: str, in_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "nets"
+    home.mkdir()
+    (home / "a.cfg").write_text(cfg_text(2, width=0.0625))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PLACE", str(home))
+    monkeypatch.chdir(home)
+    named = {"network": f"datafree/yolov3?cfg={given}"} if in_name else {"args": {"cfg": given}}
+    recipe = with_cfg(tmp_path, **named)
+    monkeypatch.chdir(tmp_path)
+    assert dump(recipe)["teacher"]["args"] == {"cfg": str(home / "a.cfg")}
+    assert build_network(recipe.teacher, num_classes=2)
+
+
+def test_a_cfg_of_an_unset_variable_or_of_no_text_is_a_fault_of_its_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    with pytest.raises(RecipeError) as caught:
+        with_cfg(tmp_path, args={"cfg": "$NO_SUCH/a.cfg"})
+    assert caught.value.problems == ["teacher.args.cfg: '$NO_SUCH/a.cfg': the variable NO_SUCH is not set"]
+    with pytest.raises(RecipeError, match=r"teacher\.args\.cfg: 3 is not a path"):
+        with_cfg(tmp_path, args={"cfg": 3})
+    assert with_cfg(tmp_path, args={"cfg": None}).teacher.args == {"cfg": None}
+
+
+def test_a_recipes_cfg_is_not_expanded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder's name may hold a $, as long as it is not written in the recipe."""
+    folder = tmp_path / "a$NO_SUCH"
+    folder.mkdir()
+    (folder / "a.cfg").write_text(cfg_text(2, width=0.0625))
+    monkeypatch.chdir(folder)
+    assert build_network(with_cfg(tmp_path, args={"cfg": "a.cfg"}).teacher, num_classes=2)
+
+
+def test_a_cfg_outside_recipes_is_found_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.cfg").write_text(cfg_text(2, width=0.0625))
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    assert build_network(NetworkSpec(network="datafree/yolov3?cfg=$PLACE/a.cfg"), num_classes=2)
+    assert build_network(NetworkSpec(network="datafree/yolov3", args={"cfg": tmp_path / "a.cfg"}), num_classes=2)
+    text = refusal(lambda: build_network(NetworkSpec(network="datafree/yolov3?cfg=$NO_SUCH/a.cfg"), num_classes=2))
+    assert text == "cfg: '$NO_SUCH/a.cfg': the variable NO_SUCH is not set"
+
+
+def test_other_networks_and_a_runs_own_files_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "a secret")
+    section = {"network": "datafree/yolov3", "args": {"cfg": "$SECRET"}}
+    recorded = build(NetworkSpec, section)  # as `datafree.student` reads it
+    assert recorded.args == {"cfg": "$SECRET"}
+    text = refusal(lambda: build_network(recorded, num_classes=2, allow_import=False))
+    assert "never done" in text and "a secret" not in text
+    own = NetworkSpec(network="mine:net", args={"cfg": "$SECRET"})
+    assert own.located() == own
+    with pytest.raises(Invalid, match=r"args\.cfg: 3 is not a path"):
+        NetworkSpec(network="datafree/yolov3", args={"cfg": 3}).located()
+
+
+def test_every_path_that_our_networks_take_is_known_to_be_one() -> None:
+    taken = {
+        name
+        for make in _DATAFREE.values()
+        for name, parameter in inspect.signature(make).parameters.items()
+        if "Path" in str(parameter.annotation)
+    }
+    assert taken == set(FILES)

@@ -438,6 +438,37 @@ def test_what_is_saved_fits_the_plain_model(family: str, tmp_path: Path) -> None
         assert torch.equal(value, network.state_dict()[name])
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in TWO_STAGE])
+def test_heads_are_told_by_their_anchors_and_boxes(family: str) -> None:
+    task = Detection(num_classes=CLASSES, image_size=(SIZE, SIZE), distill="heads")
+    teacher, student = model(family).eval(), model(family).eval()
+
+    def difference() -> str:
+        with torch.no_grad():
+            said, other = adapt(student)(images()), adapt(teacher)(images())
+        try:
+            assert task.distill_loss(said, other) == 0
+        except NetworkError as error:
+            return str(error)
+        return ""
+
+    assert difference() == ""
+    generator, coder = student.anchor_generator, student.box_coder
+    if isinstance(generator, AnchorGenerator):
+        generator.sizes = tuple((2 * size, *more) for size, *more in generator.sizes)
+        generator.cell_anchors = [anchors * 2 for anchors in generator.cell_anchors]
+    else:
+        generator.scales = [scale / 2 for scale in generator.scales]
+    assert " of anchors, " in difference()
+    student.anchor_generator = teacher.anchor_generator
+    if family == "fcos":
+        coder.normalize_by_size = False
+        assert "normalize_by_size of box_coder, True of the teacher's and False of" in difference()
+    else:
+        coder.weights = (1.0, 1.0, 1.0, 1.0 + coder.weights[-1])
+        assert "weights of box_coder, " in difference()
+
+
 def test_other_networks_are_refused() -> None:
     assert not is_torchvision_detector(nn.Conv2d(3, 1, 1))
     with pytest.raises(NetworkError, match="a Conv2d is none of"):

@@ -21,6 +21,7 @@ from datafree.networks.darknet_weights import load_darknet_weights, save_darknet
 from datafree.networks.detectors import Predictions
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.yolov3 import ANCHORS, YoloDetector, cfg_text, yolov3
+from datafree.tasks.detection import Detection
 
 # --- the published networks ---
 
@@ -412,3 +413,38 @@ def test_a_cfg_that_does_not_fit_is_refused_by_its_name(
     path = tmp_path / "a.cfg"
     path.write_text(text)
     assert f"cfg {path}: {expected}" in refusal(lambda: yolov3(cfg=path, **args))  # type: ignore[arg-type]
+
+
+# --- what its heads mean ---
+
+GARMENTS = ((10, 20), (14, 36), (24, 30), (30, 30), (36, 36), (40, 24))  # of the built-in example
+
+
+def test_the_same_weights_with_other_anchors_are_not_taught_by_raw_heads() -> None:
+    """Their heads are equal to the last bit, and their boxes far apart."""
+    torch.manual_seed(0)
+    teacher, student = yolov3(3, width=0.1, anchors=GARMENTS).eval(), yolov3(3, width=0.1).eval()
+    student.load_state_dict(teacher.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        said, other = teacher(images), student(images)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(said.heads, other.heads, strict=True))
+    assert (said.boxes - other.boxes).abs().max() > 100
+    task = Detection(num_classes=3, image_size=(64, 64))
+    assert task.distill_loss(other, said) > 0
+    assert task.distill_loss(said, said) == 0
+    task = Detection(num_classes=3, image_size=(64, 64), distill="heads")
+    line = refusal(lambda: task.distill_loss(other, said))
+    assert "differ in anchors, (30.0, 30.0) of the teacher's and (81.0, 82.0) of the student's: give both" in line
+
+
+def test_heads_mean_the_same_at_any_width_and_of_a_cfg(tmp_path: Path) -> None:
+    (tmp_path / "mine.cfg").write_text(cfg_text(3, anchors=GARMENTS))
+    wide, narrow = yolov3(3, width=0.2, anchors=GARMENTS), yolov3(3, width=0.1, anchors=GARMENTS)
+    by_cfg = yolov3(3, cfg=tmp_path / "mine.cfg")
+    assert wide.decoding == narrow.decoding == by_cfg.decoding == wide.eval()(torch.rand(1, 3, 32, 32)).decoding
+    assert dict(wide.decoding)["anchors"][0] == ((30, 30), (36, 36), (40, 24))  # type: ignore[index]
+    assert dict(wide.decoding)["strides"] == (32, 16)
+    text = cfg_text(3, anchors=GARMENTS).replace("num=6", "num=6\nscale_x_y=1.05")
+    assert YoloDetector(Darknet(parse_cfg(text))).decoding != wide.decoding  # centres are stretched, as in YOLOv4
+    assert YoloDetector(published("tiny")).decoding == ()  # on "meta" there are no anchors

@@ -15,6 +15,7 @@ from torch import nn
 
 from datafree.errors import DataError, Interrupted
 from datafree.job import run_recipe
+from datafree.networks.yolov3 import yolov3
 from datafree.recipe import Recipe
 from datafree.shards import Shards
 from datafree.sources.base import Batch, Setting
@@ -178,6 +179,32 @@ def test_a_made_set_of_every_task_is_read(task: Task, tmp_path: Path) -> None:
             torch.testing.assert_close(
                 target, wanted[: len(target)] if isinstance(task, Detection) else wanted, atol=2e-3, rtol=0
             )
+
+
+def test_a_made_set_without_a_box_is_learnt_from_but_scores_nothing(tmp_path: Path) -> None:
+    task = Detection(num_classes=2, image_size=(32, 32), max_boxes=2)
+    shards = Shards(tmp_path, {})
+    shards.begin(["cat", "dog"])
+    empty = torch.tensor([-1.0, 0, 0, 0, 0]).expand(6, 2, 5)
+    shards.write(0, task, Batch(images=torch.rand(6, 3, 32, 32), targets=empty))
+    shards.finish()
+    with pytest.raises(DataError, match="has no box in any of its 6 images"):
+        task.open_labelled(tmp_path / "data")
+    source = attached(tmp_path, task=task)
+    batch = source.sample(4)
+    assert batch.targets is not None and batch.targets[..., 0].eq(-1).all() and len(source.held_out(4)) == 1
+    detector = yolov3(2, width=0.0625)
+    task.target_loss(detector(batch.images), batch.targets).backward()  # that nothing is there can be learnt
+    assert source.notes() == []
+
+
+def test_boxes_without_area_are_said_to_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0 0.5\n")
+    source = attached(tmp_path, task=Detection(num_classes=2, image_size=(8, 8)), hold_out=0)
+    assert source.notes() == [f"{tmp_path}: 1 boxes without area, the first in a.png, left out"]
 
 
 def stop_after(calls: int) -> Callable[[], str | None]:

@@ -1,8 +1,10 @@
 """DIODE: what its objective is, where boxes go in it, the published numbers; and that images show their boxes."""
 
+import copy
 import gc
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -343,7 +345,8 @@ def test_the_defaults_are_the_published_settings() -> None:
     assert (first.detection_weight, second.detection_weight) == (0.5, 1.0)
     assert (first.lr, first.lr_end, second.lr, second.lr_end) == (0.2, 0.0, 0.002, 0.0005)
     assert (first.beta1, first.beta2, second.beta1, second.beta2) == (0.0, 0.0, 0.9, 0.999)
-    assert (source.bn_weight, source.bn_norm, source.bn_clip, source.bn_momentum) == (0.1, 2, 0, 0)
+    assert (source.bn_weight, source.bn_norm, source.bn_momentum) == (0.1, 2, 0)
+    assert source.bn_clip == 100  # ours: of what explodes only
     assert (source.tv_l1_weight, source.tv_l2_weight) == (75, 0)
     assert (source.brightness, source.contrast, source.erase) == (0.2, 0.1, 0.5)
     assert (source.cutout, source.zoom, source.shift, source.tiles) == (0, (1, 1), 0, 0)  # none of them published
@@ -411,24 +414,61 @@ def test_images_are_of_the_tasks_size_where_no_stage_is(teacher: Normalized, loo
 # The distance to BatchNorm statistics.
 
 
-def test_layers_that_were_clipped_stand_in_the_notes_also_after_resuming(teacher: Normalized) -> None:
-    source = Diode(batch_size=4, stages=one_stage(), bn_clip=1.0)
-    assert made(teacher, source)[1]["bn_worst"] <= 1.001
-    (note,) = source.notes()
-    assert "above source.bn_clip=1 times the median, and clipped: body." in note
-    again = Diode(batch_size=4, stages=one_stage(), bn_clip=1.0)
-    again.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4))
+def test_noise_and_layers_that_were_clipped_stand_in_the_notes_once_also_after_resuming(teacher: Normalized) -> None:
+    def attached() -> Diode:
+        said.clear()
+        source = Diode(batch_size=4, stages=one_stage(), bn_clip=1.0)
+        source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4, say=said.append))
+        return source
+
+    said: list[str] = []
+    source = attached()
+    for _ in range(2):
+        assert source.update(teacher, -1)["bn_worst"] <= 1.001
+    noise, clipped = source.notes()
+    assert said == [f"note: {noise}"] and noise.startswith("after the first stage the images are still noise (")
+    assert "above source.bn_clip=1 times the median, and clipped: body." in clipped
+    again = attached()
     assert again.notes() == []
     again.load_state_dict(source.state_dict())
-    assert again.notes() == [note]
+    assert again.notes() == [noise, clipped]
+    again.update(teacher, -1)
+    assert said == [] and again.notes()[0] == noise
 
 
-def test_a_layer_that_explodes_is_seen_in_the_log(teacher: Normalized) -> None:
-    usual = made(teacher, Diode(batch_size=4, stages=one_stage()))[1]["bn_worst"]
-    probe(teacher).network.body[4].running_mean += 1e4
+def test_a_state_from_before_noise_was_noted_is_gone_on_with(teacher: Normalized) -> None:
     source = Diode(batch_size=4, stages=one_stage())
-    assert made(teacher, source)[1]["bn_worst"] > 100 * usual
+    source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4))
+    source.update(teacher, -1)
+    state = source.state_dict()
+    del state["noise"]
+    source.load_state_dict(state)
     assert source.notes() == []
+
+
+def test_shards_of_a_data_set_carry_no_note_from_one_to_the_next(teacher: Normalized) -> None:
+    source, states = Diode(batch_size=4, stages=one_stage(), bn_clip=1.0), list[Any]()
+    source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=lambda batch: None))
+    for _ in range(2):
+        states.append(source.state_dict())
+        source.update(teacher, -1)
+        source.load_state_dict(states[0])  # as a shard that does not go on from another begins
+    assert [len(note) > 0 for note in source.notes()] == [True, True]
+    assert states[0].keys() == states[1].keys() == {"stock"}
+
+
+def test_a_layer_that_explodes_is_seen_in_the_log_and_by_default_clipped(teacher: Normalized) -> None:
+    source = Diode(batch_size=4, stages=one_stage())
+    usual = made(teacher, source)[1]["bn_worst"]
+    assert usual < 10
+    assert not any("clipped" in note for note in source.notes())
+    probe(teacher).network.body[4].running_mean += 1e4
+    published = Diode(batch_size=4, stages=one_stage(), bn_clip=0.0)
+    assert made(teacher, published)[1]["bn_worst"] > 100 * usual
+    assert not any("clipped" in note for note in published.notes())
+    source = Diode(batch_size=4, stages=one_stage())
+    assert made(teacher, source)[1]["bn_worst"] == pytest.approx(100)
+    assert "above source.bn_clip=100 times the median, and clipped: body.4 (" in source.notes()[-1]
 
 
 def test_images_that_stay_noise_are_told_of_once_and_others_not(trained: Normalized) -> None:
@@ -489,6 +529,7 @@ def test_a_teacher_without_batchnorm_goes_without_the_term_and_says_so() -> None
     source = Diode(batch_size=2, stages=one_stage(first_bn_weight=2.0))
     source.attach(setting)
     assert said == ["note: source.bn_weight is off: the teacher has no BatchNorm statistics"]
+    assert source.notes() == [said[0].removeprefix("note: ")]
     logs = source.update(teacher, -1)
     assert "detection" in logs
     assert not any(name.startswith("bn") for name in logs)
@@ -563,6 +604,32 @@ def test_what_is_seen_becomes_a_target_of_the_student(seer: Normalized, monkeypa
         assert made(seer, strict)[1]["boxes"] == 1
 
 
+class SeerOfTwo(Seer):
+    """Sees two boxes of class 2, and the first of them again a little beside it."""
+
+    seen = torch.tensor([[40.0, 8.0, 60.0, 28.0], [41.0, 8.0, 61.0, 28.0], [22.0, 4.0, 36.0, 18.0]])
+
+    def decoded(self, raw: Tensor) -> Predictions:
+        said = super().decoded(raw)
+        sure = torch.zeros(said.scores.shape[1], 1)
+        sure[:3, 0] = torch.tensor([0.9, 0.8, 0.7])
+        places = torch.zeros(said.boxes.shape[1:])
+        places[:3] = self.seen
+        scores = (sure * torch.eye(self.classes)[2]).expand_as(said.scores)
+        return replace(said, scores=scores, boxes=places + said.boxes * 0)
+
+
+def test_all_boxes_that_are_seen_count_and_each_once(teacher: Normalized, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = fixed_boxes(monkeypatch, [1, 4, 4, 20, 20])
+    source = Diode(batch_size=2, stages=one_stage(), seen_from=0)
+    batch, _ = made(frozen(SeerOfTwo(probe(teacher).network)), source)
+    assert batch.targets is not None
+    for targets in batch.targets:
+        labels, found = boxes.unpack(targets[None])[0]
+        assert labels.tolist() == [1, 2, 2]
+        assert torch.allclose(found, torch.stack([rows[0, 0, 1:], *SeerOfTwo.seen[[0, 2]]]))
+
+
 def test_seen_boxes_of_a_smaller_stage_are_kept_at_the_tasks_size(
     seer: Normalized, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,6 +679,26 @@ def test_finished_batches_go_to_whoever_keeps_them_and_nothing_stays(teacher: No
     assert all(batch.images.min() >= 0 and batch.images.max() <= 1 for batch in kept)
 
 
+def test_boxes_of_held_out_images_are_those_they_were_made_for(
+    teacher: Normalized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, drawn = Diode(batch_size=20, stages=one_stage()), list[Tensor]()
+    sample = Detection.sample_targets
+
+    def noted(*args: Any) -> Tensor:
+        drawn.append(sample(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(Detection, "sample_targets", noted)
+    source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4))
+    assert source.held_out_targets(8) is None  # noise
+    for _ in range(2):
+        source.update(teacher, -1)
+    found = source.held_out_targets(8)
+    assert len(source.held_out(8)) == 2
+    assert found is not None and torch.equal(found, torch.cat(drawn)[[15, 31]])
+
+
 def test_nothing_is_kept_from_one_iteration_to_the_next(teacher: Normalized) -> None:
     alive: list[int] = []
 
@@ -654,13 +741,26 @@ def test_tiles_are_four_images_with_their_boxes(teacher: Normalized) -> None:
             assert (box - corner).tolist() == pytest.approx([index / 2, index / 2 + 2, index / 2 + 10, index / 2 + 8])
 
 
-def test_tiles_of_a_data_set_that_is_written_are_said_to_be_off(teacher: Normalized) -> None:
-    said: list[str] = []
-    setting = Setting(
-        task=make_task(), teacher=teacher, steps=9, batch_size=4, say=said.append, keep=lambda batch: None
-    )
-    Diode(batch_size=2, stages=one_stage(), tiles=0.5).attach(setting)
-    assert said == ["note: source.tiles is off: a data set keeps images as they are made"]
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_batch_of_a_data_set_has_its_share_of_tiles_of_itself(teacher: Normalized, share: float) -> None:
+    plain, logs = made(teacher, Diode(batch_size=6, stages=one_stage()))
+    batch, as_tiled = made(teacher, Diode(batch_size=6, stages=one_stage(), tiles=share))
+    assert plain.targets is not None and batch.targets is not None
+    count, (height, width) = round(6 * share), SIZE
+    assert torch.equal(batch.images[count:], plain.images[count:])
+    assert torch.equal(batch.targets[count:], plain.targets[count:])
+    assert logs == as_tiled  # how well images show their boxes is asked before
+    small = F.avg_pool2d(plain.images, 2)
+    for image, (labels, found) in zip(batch.images[:count], boxes.unpack(batch.targets), strict=False):
+        shown = []
+        for y, x in ((0, 0), (0, width // 2), (height // 2, 0), (height // 2, width // 2)):
+            part = image[:, y : y + height // 2, x : x + width // 2]
+            (index,) = [i for i in range(6) if torch.equal(small[i], part)]
+            shown.append(index)
+            box = plain.targets[index, 0, 1:] / 2 + torch.tensor([x, y, x, y])
+            (at,) = [i for i in range(4) if torch.allclose(found[i], box, atol=1e-4)]
+            assert labels[at] == plain.targets[index, 0, 0]
+        assert len(set(shown)) == 4 == len(found)
 
 
 # The verifier.
@@ -688,11 +788,22 @@ def test_a_verifier_scores_the_same_images_that_are_made_without_it(trained: Nor
 
 
 def test_a_verifiers_ap50_is_its_own(trained: Normalized, tmp_path: Path) -> None:
-    save_weights(probe(trained).network, tmp_path / "same.safetensors")
-    spec = NetworkSpec(network="test_diode:cells", weights=tmp_path / "same.safetensors")
+    other = copy.deepcopy(probe(trained).network)
+    with torch.no_grad():
+        other.head[-1].weight += 0.1 * torch.randn(
+            other.head[-1].weight.shape, generator=torch.Generator().manual_seed(0)
+        )
+    save_weights(other, tmp_path / "other.safetensors")
+    spec = NetworkSpec(network="test_diode:cells", weights=tmp_path / "other.safetensors")
     stage = Stage(iterations=20, lr=0.1, beta1=0.0, beta2=0.0, jitter=4)
-    _, logs = made(trained, Diode(batch_size=8, stages=[stage], verifier=spec, tv_l1_weight=1.0))
-    assert logs["verifier_ap50"] == logs["teacher_ap50"] > 0
+    batch, logs = made(trained, Diode(batch_size=8, stages=[stage], verifier=spec, tv_l1_weight=1.0))
+    assert batch.targets is not None
+    for who, network in (("teacher", trained), ("verifier", frozen(Cells(other)))):
+        metric = make_task().new_metric()
+        with torch.no_grad():
+            metric.update(network(batch.images), batch.targets)
+        assert logs[f"{who}_ap50"].item() == pytest.approx(metric.compute().values["ap50"])
+    assert 0 < logs["verifier_ap50"] != logs["teacher_ap50"] > 0
 
 
 @pytest.mark.parametrize(

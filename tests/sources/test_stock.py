@@ -60,3 +60,15 @@ def test_what_is_held_out_is_never_drawn() -> None:
     made.add(images, torch.zeros(16, dtype=torch.int64))
     assert torch.equal(made.held_out(4), torch.ones(1, 3, *SIZE))
     assert made.sample(200).images.max() == 0
+
+
+def test_held_out_images_come_with_their_targets() -> None:
+    made = stock(shift=0)
+    assert made.held_out_targets(4) is None  # noise shows nothing
+    for first in (0, 40):
+        labels = torch.arange(first, first + 40)
+        made.add((labels / 100)[:, None, None, None].expand(-1, 3, *SIZE), labels)
+    for n in (1, 3, 4, 8):  # of 5 that are held out
+        shown, targets = made.held_out(n), made.held_out_targets(n)
+        assert targets is not None and targets.dtype == torch.int64
+        assert (shown[:, 0, 0, 0] * 100).round().long().tolist() == targets.tolist() == [15, 31, 47, 63, 79][:n]

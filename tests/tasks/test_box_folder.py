@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from datafree.errors import DataError
 from datafree.tasks import box_folder
 from datafree.tasks.box_files import coco_json, read_coco, read_yolo, yolo_line, yolo_text
 from datafree.tasks.box_folder import BoxFolder
+from datafree.tasks.unlabelled import NothingToScore
 
 NAMES = ["cell", "dog", "owl"]
 Boxes = dict[str, list[tuple[float, ...]]]
@@ -304,11 +307,99 @@ def test_an_unreadable_image_is_skipped_and_named(tmp_path: Path) -> None:
         assert [line.removeprefix("images/") for line in folder.skipped] == ["b.png: not an image of a known kind"]
 
 
-def test_an_image_of_another_size_than_its_boxes_is_refused(tmp_path: Path) -> None:
+def test_images_of_other_sizes_than_their_boxes_are_refused_when_they_are_opened(tmp_path: Path) -> None:
     put_coco(tmp_path)
+    put_image(tmp_path / "images" / "b.png", size=(40, 20))  # height and width confused
+    line = refusal(tmp_path)
+    assert line.endswith("b.png has 20 x 40 pixels, but its boxes are of one of 40 x 20; make them equal")
     put_image(tmp_path / "images" / "a.png", size=(10, 20))
-    with pytest.raises(DataError, match=r"a\.png has 20 x 10 pixels, but its boxes are of one of 40 x 20"):
-        list(opened(tmp_path).batches(2))
+    line = refusal(tmp_path)
+    assert (
+        "a.png has 20 x 10 pixels, but its boxes are of one of 40 x 20 (by their headers, 1 others differ, too); make"
+        in line
+    )
+
+
+def test_an_image_that_is_changed_after_opening_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    folder = opened(put_coco(tmp_path))
+    put_image(tmp_path / "images" / "a.png", size=(10, 20))
+    with pytest.raises(DataError, match=r"a\.png has 20 x 10 pixels, but its boxes are of one of 40 x 20; make"):
+        list(folder.batches(2))
+
+
+def test_sound_images_are_opened_without_being_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes: Boxes = {f"{index}.png": [(0, 1, 1, 5, 5)] for index in range(50)}  # for more than one thread
+    put_coco(tmp_path, boxes=boxes)
+    monkeypatch.setattr(box_folder.images, "read_image", lambda path: pytest.fail(f"{path} is decoded"))
+    assert len(opened(tmp_path)) == 50
+
+
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    """A camera's JPEG and a PNG that lie on their side; the PNG says so behind its pixels, in no header."""
+    boxes: Boxes = {"a.jpg": BOXES["a.png"], "b.png": []}
+    made = content(boxes)
+    for name in boxes:
+        put_image(tmp_path / name, size=(40, 20))
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.jpg", exif=exif)
+    assert "b.png has 20 x 40" in refusal(put_coco(tmp_path, made, boxes={}))
+    png = (tmp_path / "b.png").read_bytes()
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "b.png").write_bytes(png[:-12] + chunk + png[-12:])  # before IEND
+    folder = opened(tmp_path)
+    assert [tuple(folder[index][0].shape) for index in range(2)] == [(3, 20, 40)] * 2
+    made["images"][0] |= {"width": 20, "height": 40}  # as it is stored
+    made["annotations"] = made["annotations"][:1]
+    assert "a.jpg has 40 x 20 pixels, but its boxes are of one of 20 x 40" in refusal(
+        put_coco(tmp_path, made, boxes={})
+    )
+
+
+# Without a box there is nothing to score; the images are there all the same.
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo"])
+def test_data_without_boxes_are_refused_but_can_be_had(tmp_path: Path, form: str) -> None:
+    boxes: Boxes = {"a.png": [], "b.png": []}
+    if form == "coco":
+        put_coco(tmp_path, boxes=boxes)
+    else:
+        put_yolo(tmp_path, boxes=boxes)
+        for name in "ab":
+            (tmp_path / "labels").mkdir(exist_ok=True)
+            (tmp_path / "labels" / f"{name}.txt").write_text("")
+    with pytest.raises(NothingToScore, match="has no box in any of its 2 images; give data with boxes") as caught:
+        opened(tmp_path)
+    data = caught.value.data
+    assert len(data) == 2 and data.class_names[2] in ("owl", "class 2") and data.skipped == []
+    image, targets = data[1]
+    assert image.shape == (3, 20, 40) and targets.tolist() == [[-1, 0, 0, 0, 0]]
+
+
+def test_boxes_that_are_all_without_area_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    boxes: Boxes = {"a.png": [], "b.png": [(0, 5, 5, 5, 9), (1, 3, 3, 9, 3)], "c.png": [(1, 40, 3, 40.8, 9)]}
+    coco = put_coco(tmp_path / "coco", boxes=boxes)
+    wanted = (
+        f"has no box to score: all 3 boxes are without area, the first {coco}, annotation 1 (of 'b.png'); give data"
+    )
+    assert f"{coco.parent} {wanted}" in refusal(coco.parent)
+    yolo = put_yolo(tmp_path / "yolo", boxes=boxes)
+    label = yolo / "labels" / "b.txt"
+    label.write_text("\n\n" + label.read_text())
+    assert f"all 3 boxes are without area, the first {label}, line 3; give data" in refusal(yolo)
+    made = content(boxes)
+    made["annotations"][0] |= {"bbox": [5, 5, 3, 4], "iscrowd": 1}
+    made["annotations"][1] |= {"id": "second"}
+    line = refusal(put_coco(tmp_path / "coco", made, boxes=boxes))
+    assert (
+        "2 of its boxes are without area, the first" in line
+        and "annotation 'second' (of 'b.png'), and the others" in line
+    )
+    for annotation in made["annotations"]:
+        annotation.pop("id")
+    assert "annotation 2 (of 'b.png')" in refusal(put_coco(tmp_path / "coco", made, boxes=boxes))
 
 
 # What is refused, each as one line.

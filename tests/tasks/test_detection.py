@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datafree import augment, boxes
 from datafree.boxes import Labelled
 from datafree.errors import DataError, NetworkError
-from datafree.networks.detectors import Detector, Heads, Predictions
+from datafree.networks.detectors import Detector, Heads, Predictions, described, joined
 from datafree.networks.normalized import Normalized, bare
 from datafree.tasks import TASKS
 from datafree.tasks.detection import Detection
@@ -161,6 +161,77 @@ def test_equal_heads_of_a_first_stage_alone_are_not_compared_raw(sure: Predictio
     assert make_task().distill_loss(sure, first_stage) > 0  # the loss on boxes, which is not 0 for its own answer
     with pytest.raises(NetworkError, match=r"before its second stage"):
         make_task(distill="heads").distill_loss(sure, first_stage)
+
+
+ONE = described("mine", anchors=[[(8, 16), (32, 32)], [(64, 64)]], stride=16)
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (
+            described("mine", anchors=[[(8, 16), (40, 32)], [(64, 64)]], stride=16),
+            "differ in anchors, (32, 32) of the teacher's and (40, 32) of the student's: give both the same, or use",
+        ),
+        (
+            described("mine", anchors=[[(8, 16), (32, 32)], [(64, 64)]], stride=8),
+            "stride, 16 of the teacher's and 8 of",
+        ),
+        (described("yours", anchors=ONE[1][1], stride=16), "family, 'mine' of the teacher's and 'yours' of"),
+        (ONE[:-1], "stride, 16 of the teacher's and 'nothing' of the"),
+    ],
+)
+def test_equal_heads_that_mean_other_boxes_are_not_compared_raw(other: Any, line: str, sure: Predictions) -> None:
+    """Under "auto" the teacher's detections are learnt, though the raw difference is 0."""
+    teacher, student = replace(sure, decoding=ONE), replace(sure, decoding=other)
+    assert make_task(distill="heads").distill_loss(teacher, teacher) == 0
+    torch.manual_seed(0)
+    expected = make_task(distill="boxes").distill_loss(student, teacher)
+    torch.manual_seed(0)
+    assert make_task().distill_loss(student, teacher) == expected > 0
+    with pytest.raises(NetworkError, match=r"^task\.distill=heads needs heads that mean the same boxes") as caught:
+        make_task(distill="heads").distill_loss(student, teacher)
+    assert line in str(caught.value) and str(caught.value).endswith("or use task.distill=boxes")
+    assert "\n" not in str(caught.value)
+    moved = replace(student, heads=tuple(head + 1 for head in student.heads))
+    assert make_task().disagreement(moved, teacher) == 0  # of `class_probs`, which are the same
+    assert make_task().disagreement(replace(moved, decoding=ONE), teacher) == 1
+
+
+def test_heads_of_which_nothing_is_known_are_compared_by_their_shapes(sure: Predictions) -> None:
+    known = replace(sure, decoding=ONE)
+    for student, teacher in ((sure, sure), (sure, known), (known, sure)):
+        assert (
+            make_task().distill_loss(student, teacher) == make_task(distill="heads").distill_loss(student, teacher) == 0
+        )
+
+
+def test_how_heads_are_decoded_goes_wherever_predictions_go(sure: Predictions) -> None:
+    known = replace(sure, decoding=ONE)
+    others = [known[:1], known[torch.tensor([0])], known.floats(), known.detach(), known.each(torch.clone)]
+    others += [joined([known, known]), known.where(torch.tensor(True), known), known.scaled(1.0, 1.0)]
+    assert all(other.decoding == ONE for other in others)
+    twice = known.scaled(2.0, 2.0)
+    assert make_task().distill_loss(twice, known.scaled(2.0, 2.0)) == 0
+    assert make_task().distill_loss(twice, known) > 0  # the same heads mean boxes of other sizes
+    assert sure.scaled(2.0, 2.0).decoding == ()
+
+
+def test_a_decoding_is_of_plain_values_and_what_objects_hold_of_them() -> None:
+    class Coder:
+        def __init__(self) -> None:
+            self.weights, self.anchors, self._hidden = [1.0, 2.0], torch.zeros(3), 7
+
+    made = described("mine", coder=Coder(), sizes=[[8], [16]], stride=None)
+    assert dict(made) == {
+        "family": "mine",
+        "coder": "Coder",
+        "weights of coder": (1.0, 2.0),
+        "anchors of coder": None,
+        "sizes": ((8,), (16,)),
+        "stride": "NoneType",
+    }
+    assert hash(made) == hash(described("mine", coder=Coder(), sizes=[[8], [16]], stride=None))
 
 
 def test_target_loss_is_the_detectors_own_without_degenerate_boxes() -> None:

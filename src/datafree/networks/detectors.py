@@ -22,7 +22,7 @@ B images, L locations (cells x anchors, or proposals), C classes, M rows of targ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -33,6 +33,7 @@ from datafree.boxes import Labelled, unpack
 
 Heads = tuple[Tensor, ...]
 Loss = Callable[[Heads, list[Labelled]], Tensor]
+Decoding = tuple[tuple[str, Hashable], ...]  # names of settings and what they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class Predictions:
     # pixels, N >= 0, none degenerate. A function of its arguments alone: heads may be a part of a batch or several.
     loss: Loss
     whole: bool = True  # who has these heads has the whole answer: two-stage detectors have more behind them
+    # What makes boxes of heads besides their shapes (`described` makes it): equal heads are equal answers where this is
+    # equal, too. Empty: not known, and equal shapes are taken at their word.
+    decoding: Decoding = ()
 
     def own_loss(self, targets: Tensor) -> Tensor:
         """The detector's training loss for targets (B, M, 5): a scalar with gradients to whatever made the heads."""
@@ -76,7 +80,10 @@ class Predictions:
         def loss(heads: Heads, targets: list[Labelled]) -> Tensor:
             return self.loss(heads, [(labels, boxes / four) for labels, boxes in targets])
 
-        return replace(self, boxes=self.boxes * four, centres=self.centres * factors, loss=loss)
+        decoding = self.decoding
+        if decoding and (width, height) != (1, 1):  # anchors are pixels of what the network sees
+            decoding = (*decoding, ("scale by input_size", (width, height)))
+        return replace(self, boxes=self.boxes * four, centres=self.centres * factors, loss=loss, decoding=decoding)
 
     def where(self, chosen: Tensor, other: Predictions) -> Predictions:
         """These if the scalar `chosen` is true, else the `other` ones, of the same shapes and detector."""
@@ -116,7 +123,32 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
         heads=tuple(cat(heads) for heads in zip(*(part.heads for part in parts), strict=True)),
         loss=parts[0].loss,
         whole=parts[0].whole,
+        decoding=parts[0].decoding,
     )
+
+
+def described(family: str, **parts: object) -> Decoding:
+    """`Predictions.decoding` of a detector: its family's name, and all else that turns its heads into boxes.
+
+    A part is a number, a word or a sequence of such; or an object, which stands for its class and those of its public
+    attributes that are such. Tensors are none: to read them makes the host wait for the device, at every pass.
+    """
+    found: list[tuple[str, Hashable]] = [("family", family)]
+    for name, part in parts.items():
+        if isinstance(part, int | float | str | list | tuple):
+            found.append((name, _plain(part)))
+            continue
+        found.append((name, type(part).__name__))
+        held = getattr(part, "__dict__", {}).items()
+        found += [(f"{key} of {name}", _plain(value)) for key, value in held if key[0] != "_" and key != "training"]
+    return tuple(found)
+
+
+def _plain(value: object) -> Hashable:
+    """The value with tuples for lists, and None for whatever is no number, word or sequence."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(each) for each in value)
+    return value if isinstance(value, int | float | str) else None
 
 
 class Detector(nn.Module, ABC):

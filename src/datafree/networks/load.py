@@ -11,7 +11,7 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
 from datafree.networks.program import SUFFIX, Program
 from datafree.networks.weights import load_weights
+from datafree.options import Fault, Invalid
 from datafree.wording import show
 
 
@@ -63,6 +64,18 @@ class NetworkSpec:
         self.network, self.args = name, {**self.args, **given}
         if self.is_program and (self.args or self.weights is not None):
             raise NetworkError(f"{show(self.network)} is a program and holds its weights: leave args and weights out")
+
+    def located(self) -> NetworkSpec:
+        """The same with the arguments that name files as absolute paths, as a recipe's. Raises Invalid."""
+        args, faults = dict(self.args), []
+        for key in _files_in(self):
+            try:
+                args[key] = paths.shorten(paths.expand(args[key]))
+            except ValueError as error:
+                faults.append(Fault(("args", key), str(error)))
+        if faults:
+            raise Invalid(faults)
+        return replace(self, args=args)
 
     @property
     def is_own_code(self) -> bool:
@@ -108,7 +121,13 @@ def _without_query(network: str) -> tuple[str, dict[str, Any]]:
     return name, args
 
 
-FILES = ("cfg",)  # arguments that name a file to read
+FILES = ("cfg",)  # arguments that name a file to read: all of our networks' that are of type Path
+
+
+def _files_in(spec: NetworkSpec) -> list[str]:
+    """The arguments by which one of our networks is to read a file; any other network takes them as they are."""
+    ours = spec.network.startswith("datafree/")
+    return [key for key in FILES if spec.args.get(key) is not None] if ours else []
 
 
 def has_weights(spec: NetworkSpec) -> bool:
@@ -143,11 +162,20 @@ def build_network(spec: NetworkSpec, *, num_classes: int, allow_import: bool = T
         if not allow_import:
             refuse_files(spec.network, spec.args)
         args = {key: value for key, value in spec.args.items() if allow_import or key not in PRETRAINED}
+        args |= {key: _file(key, spec.args[key]) for key in _files_in(spec)}
         network = build_from_library(spec.network, args, num_classes=num_classes, channels=spec.channels)
     if spec.weights is not None:
         load = load_darknet_weights if spec.weights.suffix == ".weights" else load_weights
         load(bare(network), spec.weights)
     return network
+
+
+def _file(key: str, given: object) -> Path:
+    """The file that an argument names. One that a recipe has named is absolute by now, and not expanded once more."""
+    try:
+        return Path(given) if isinstance(given, str | Path) and Path(given).is_absolute() else paths.expand(given)
+    except ValueError as error:
+        raise NetworkError(f"{key}: {error}") from error
 
 
 def refuse_files(network: str, args: Mapping[str, Any]) -> None:

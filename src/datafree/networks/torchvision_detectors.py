@@ -29,7 +29,7 @@ from torchvision.ops import box_iou
 
 from datafree.boxes import Labelled
 from datafree.errors import NetworkError
-from datafree.networks.detectors import Detector, Heads, Predictions
+from datafree.networks.detectors import Decoding, Detector, Heads, Predictions, described
 
 _Losses = Callable[[list[dict[str, Tensor]], dict[str, Tensor], list[Tensor]], dict[str, Tensor]]
 
@@ -62,9 +62,9 @@ class SSDDetector(Detector):
 
     def forward(self, images: Tensor) -> Predictions:
         network: Any = self.network
-        outputs, anchors, _ = _one_stage(network, images)
+        outputs, anchors, _, decoding = _one_stage("SSD", network, images)
         boxes = _decoded(network.box_coder, outputs["bbox_regression"], anchors)
-        return _predictions(outputs, anchors, outputs["cls_logits"].softmax(-1), boxes, self._losses)
+        return _predictions(outputs, anchors, outputs["cls_logits"].softmax(-1), boxes, self._losses, decoding)
 
     def _losses(
         self, targets: list[dict[str, Tensor]], outputs: dict[str, Tensor], anchors: list[Tensor]
@@ -73,8 +73,7 @@ class SSDDetector(Detector):
         nothing = torch.full((len(anchors[0]),), -1, dtype=torch.int64, device=anchors[0].device)
         found = [target["boxes"] for target in targets]
         matched = [network.proposal_matcher(box_iou(b, anchors[0])) if len(b) else nothing for b in found]
-        terms: dict[str, Tensor] = network.compute_loss(targets, outputs, anchors, matched)
-        return terms
+        return dict(network.compute_loss(targets, outputs, anchors, matched))
 
 
 @final
@@ -85,9 +84,9 @@ class RetinaNetDetector(Detector):
 
     def forward(self, images: Tensor) -> Predictions:
         network: Any = self.network
-        outputs, anchors, _ = _one_stage(network, images)
+        outputs, anchors, _, decoding = _one_stage("RetinaNet", network, images)
         boxes = _decoded(network.box_coder, outputs["bbox_regression"], anchors)
-        return _predictions(outputs, anchors, outputs["cls_logits"].sigmoid(), boxes, network.compute_loss)
+        return _predictions(outputs, anchors, outputs["cls_logits"].sigmoid(), boxes, network.compute_loss, decoding)
 
 
 @final
@@ -101,12 +100,12 @@ class FCOSDetector(Detector):
 
     def forward(self, images: Tensor) -> Predictions:
         network: Any = self.network
-        outputs, anchors, cells = _one_stage(network, images)
+        outputs, anchors, cells, decoding = _one_stage("FCOS", network, images)
         boxes = network.box_coder.decode(outputs["bbox_regression"], anchors.expand_as(outputs["bbox_regression"]))
         # sqrt(sigmoid(class) * sigmoid(centre-ness)), by logarithms: the root's slope at a product of 0 is infinite
         sure = (F.logsigmoid(outputs["cls_logits"]) + F.logsigmoid(outputs["bbox_ctrness"])) / 2
         losses = partial(network.compute_loss, num_anchors_per_level=cells)
-        return _predictions(outputs, anchors, sure.exp(), boxes, losses)
+        return _predictions(outputs, anchors, sure.exp(), boxes, losses, decoding)
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class FasterRCNNDetector(Detector):
         with _held(norms, "track_running_stats", False):
             logits, offsets = self._second_stage(maps, proposals, frame)
         answer = self._pairs(logits, offsets, proposals, most)
-        return Predictions(**answer, heads=heads, loss=partial(self._loss, frame), whole=False)
+        return Predictions(**answer, heads=heads, loss=partial(self._loss, frame), whole=False, decoding=())
 
     def _first_stage(self, heads: Heads, frame: _Frame) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Objectness (B A, 1) and deltas (B A, 4) of all anchors, and each image's proposals (P or fewer, 4)."""
@@ -226,16 +225,18 @@ _ADAPTERS: dict[type[nn.Module], Callable[[nn.Module], Detector]] = {
 }
 
 
-def _one_stage(network: Any, images: Tensor) -> tuple[dict[str, Tensor], Tensor, list[int]]:
-    """A one-stage model's raw outputs by name (B, L, ...), its anchors (L, 4), and how many cells each level has."""
+def _one_stage(family: str, network: Any, images: Tensor) -> tuple[dict[str, Tensor], Tensor, list[int], Decoding]:
+    """A one-stage model's raw outputs by name (B, L, ...), anchors (L, 4), how many cells a level has, and decoding."""
     padded = _padded(network, images)
     maps = list(_features(network, padded).values())
     outputs = {name: values.float() for name, values in network.head(maps).items()}
-    return outputs, _anchors(network.anchor_generator, padded, maps), [m.shape[-2] * m.shape[-1] for m in maps]
+    strides = [(padded.shape[-2] / m.shape[-2], padded.shape[-1] / m.shape[-1]) for m in maps]
+    decoding = described(family, strides=strides, anchors=network.anchor_generator, box_coder=network.box_coder)
+    return outputs, _anchors(network.anchor_generator, padded, maps), [m[0, 0].numel() for m in maps], decoding
 
 
 def _predictions(
-    outputs: Mapping[str, Tensor], anchors: Tensor, scores: Tensor, boxes: Tensor, losses: _Losses
+    outputs: Mapping[str, Tensor], anchors: Tensor, scores: Tensor, boxes: Tensor, losses: _Losses, decoding: Decoding
 ) -> Predictions:
     """A one-stage model's answer. `scores` (B, L, C + 1) have background's column, or the unused one, still."""
     names = tuple(outputs)
@@ -251,6 +252,7 @@ def _predictions(
         centres=_middles(anchors).expand(boxes.shape[0], -1, -1),
         heads=tuple(outputs.values()),
         loss=loss,
+        decoding=decoding,
     )
 
 
@@ -259,8 +261,7 @@ def _as_torchvision(targets: list[Labelled]) -> list[dict[str, Tensor]]:
 
 
 def _padded(network: Any, images: Tensor) -> Tensor:
-    divisor = network.transform.size_divisible
-    down, right = (-side % divisor for side in images.shape[-2:])
+    down, right = (-side % network.transform.size_divisible for side in images.shape[-2:])
     return F.pad(images, (0, right, 0, down)) if down or right else images
 
 

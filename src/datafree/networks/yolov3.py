@@ -23,7 +23,7 @@ from datafree.errors import NetworkError
 from datafree.networks.darknet import Darknet
 from datafree.networks.darknet_cfg import parse_cfg, read_cfg
 from datafree.networks.darknet_layers import Head
-from datafree.networks.detectors import Detector, Heads, Predictions
+from datafree.networks.detectors import Decoding, Detector, Heads, Predictions, described
 from datafree.wording import show
 
 Variant = Literal["tiny", "full", "spp"]
@@ -94,6 +94,7 @@ class YoloDetector(Detector):
     def __init__(self, network: Darknet, loss_gains: Sequence[float] = GAINS) -> None:
         super().__init__(network)
         self.loss_gains = tuple(float(gain) for gain in loss_gains)
+        self.decoding = _decoding(network.heads)  # once, since anchors may come to lie on a GPU
 
     def forward(self, images: Tensor) -> Predictions:
         """Box centres are sigmoid + cell, in cells; sides are anchors times exp (arXiv 1804.02767, section 2.1).
@@ -116,6 +117,7 @@ class YoloDetector(Detector):
             centres=torch.cat(centres, 1),
             heads=tuple(heads),
             loss=self.loss,
+            decoding=self.decoding,
         )
 
     def loss(self, heads: Heads, targets: list[Labelled]) -> Tensor:
@@ -150,6 +152,16 @@ class YoloDetector(Detector):
                 classes = F.one_hot(labels[n], head.classes).to(found.dtype)
                 total = total + class_gain * F.binary_cross_entropy_with_logits(found[:, 5:], classes)
         return total
+
+
+def _decoding(heads: Sequence[Head]) -> Decoding:
+    """What turns raw heads into boxes, besides their shapes; () where values are none yet (device "meta")."""
+    if any(head.anchors.is_meta for head in heads):
+        return ()
+    anchors = [[[float(f"{side:.6g}") for side in pair] for pair in head.anchors.tolist()] for head in heads]
+    return described(
+        "yolo", anchors=anchors, strides=[head.stride for head in heads], stretch=[head.stretch for head in heads]
+    )
 
 
 def _cells(values: Tensor) -> Tensor:

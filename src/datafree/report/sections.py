@@ -128,28 +128,29 @@ def pictures(seen: Seen) -> tuple[list[Picture], list[list[Picture]]]:
     room, found, pairs = strips.BUDGET, [], []
     size = _image_size(seen)
     files = strips.chosen(seen.samples)
+    warmup = number(mapping(seen.recipe.get("source")).get("warmup")) or 0
     for file in files:
         image = strips.read_picture(file)
         if image is None:
             seen.missing.append(f"samples/{file.name}: cannot be shown")
             continue
-        rows = strips.rows_in(image, size) if size else None
-        trained = "the teacher's answer below each, then the student's" if rows != 2 else "the teacher's answer below"
+        rows = strips.titles(strips.rows_in(image, size) if size else None, trained=int(file.stem) > warmup)
+        below = ", ".join(strips.MEANING[title] for title in rows[1:])
         caption = f"update {int(file.stem):,}"
-        picture = strips.inline(image, f"Made images at {caption}; {trained}", caption, room=room // len(files))
+        picture = strips.inline(image, f"Made images at {caption}; below: {below}", caption, room=room // len(files))
         if picture is not None:
             found.append(picture)
             room -= len(picture.uri) * 3 // 4 // len(files)
     kind = mapping(seen.recipe.get("task")).get("kind")
     last = strips.read_picture(files[-1]) if files else None
     if last is not None and size and kind in ("segmentation", "detection"):
+        titles = strips.titles(strips.rows_in(last, size), trained=int(files[-1].stem) > warmup)
         for index, column in enumerate(strips.cells(last, size)[:SIDE_BY_SIDE]):
-            titles = ("image", "teacher", "student")[: len(column)]
             large = [
                 strips.inline(cell, f"{title} of example {index + 1}", title, room=20_000)
                 for title, cell in zip(titles, column, strict=True)
             ]
-            if len(column) == 3 and all(large):
+            if "student" in titles and all(large):
                 pairs.append([picture for picture in large if picture])
     return found, pairs
 

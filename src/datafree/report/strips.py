@@ -18,6 +18,7 @@ PIXELATED = 500  # pixels: a picture that is not wider is enlarged with its pixe
 WIDEST = 1200  # pixels of a picture in the page
 BUDGET = 520_000  # bytes of all pictures of a page, before base64
 MOST = 6  # pictures from early to late
+MEANING = {"wanted": "what it was to show", "teacher": "the teacher's answer", "student": "the student's"}  # of rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,14 @@ def rows_in(image: Image.Image, size: tuple[int, int]) -> int | None:
     height, width = size
     rows, rest = divmod(image.height - 2 * GAP, height + GAP)
     fits = rest == 0 and (image.width - GAP) % (width + GAP) == 0
-    return rows if fits and rows in (2, 3) else None
+    return rows if fits and rows in (2, 3, 4) else None
+
+
+def titles(rows: int | None, *, trained: bool) -> tuple[str, ...]:
+    """What is in the rows of a picture, as `datafree.held_out.picture` lays them out; `trained`: is there a student?"""
+    if rows == 4 or (rows == 3 and not trained):
+        return ("image", "wanted", "teacher", "student")[:rows]
+    return ("image", "teacher", "student")[:rows]
 
 
 def cells(image: Image.Image, size: tuple[int, int]) -> list[list[Image.Image]]:

@@ -24,6 +24,7 @@ class Batch:
 
     images: Tensor
     targets: Tensor | None = None
+    figures: dict[str, float] = field(default_factory=dict)  # what the update logged that made a data set's shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,10 @@ class ImageSource(ABC):
 
         Must not touch any random state: looking at a run may not change it.
         """
+
+    def held_out_targets(self, n: int) -> Tensor | None:
+        """What the images of `held_out(n)` were meant to show, in their order, or None. Touches no random state."""
+        return None
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

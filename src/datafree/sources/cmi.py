@@ -158,6 +158,9 @@ class Cmi(ImageSource):
     def held_out(self, n: int) -> Tensor:
         return self._stock.held_out(n)
 
+    def held_out_targets(self, n: int) -> Tensor | None:
+        return self._stock.held_out_targets(n)
+
     def state_dict(self) -> dict[str, Any]:
         return {  # the generator is drawn anew for each batch
             "head": self._head.state_dict(),

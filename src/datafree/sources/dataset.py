@@ -17,6 +17,8 @@ from datafree.errors import DataError
 from datafree.images import UnreadableImage
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.reader import Place, Reader, kept_back, listed
+from datafree.tasks.base import LabelledData, Task
+from datafree.tasks.unlabelled import NothingToScore
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
 
@@ -42,7 +44,7 @@ class Dataset(ImageSource):
     def attach(self, setting: Setting) -> None:
         self._setting = setting
         made = (self.path / "shards").is_dir() and (self.path / "data").is_dir()
-        self._data = setting.task.open_labelled(self.path / "data" if made else self.path)
+        self._data = _opened(setting.task, self.path / "data" if made else self.path)
         if not len(self._data):
             raise DataError(f"{self.path} holds no images; give a data set that does")
         self._held, learnt = self._split(len(self._data))
@@ -107,10 +109,11 @@ class Dataset(ImageSource):
 
     def notes(self) -> list[str]:
         skipped = self._reader.skipped | self._held_skipped
-        if not skipped:
-            return list(self._remarks)
-        line = f"{len(skipped)} of {len(self._data)} images of {self.path} could not be read"
-        return [*self._remarks, f"{line}: {listed(list(skipped.values()))}"]
+        found = [*self._remarks, *(f"{self.path}: {line}, left out" for line in self._data.skipped)]
+        if skipped:
+            line = f"{len(skipped)} of {len(self._data)} images of {self.path} could not be read"
+            found.append(f"{line}: {listed(list(skipped.values()))}")
+        return found
 
     def _fault(self, error: UnreadableImage) -> str:
         path = error.path
@@ -125,3 +128,11 @@ class Dataset(ImageSource):
         images = torch.stack([image for image, _ in examples])
         targets = torch.stack([target for _, target in examples])
         return Batch(images=images.to(device), targets=targets.to(device))
+
+
+def _opened(task: Task[Any], path: Path) -> LabelledData:
+    """The data at `path`. That nothing is labelled in it is fine: it is learnt from, nothing is scored by it."""
+    try:
+        return task.open_labelled(path)
+    except NothingToScore as error:
+        return error.data

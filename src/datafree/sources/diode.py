@@ -28,6 +28,7 @@ from datafree.networks.normalized import bare, detector_of
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.stages import Stage, published_stages
 from datafree.sources.stock import Stock
+from datafree.sources.tiles import tiled
 from datafree.sources.verifier import ap50, build_verifier, first_answer
 from datafree.tasks.detection import Detection
 
@@ -49,7 +50,7 @@ class Diode(ImageSource):
     tv_l2_weight: float = 0.0  # of their norm
     bn_weight: float = 0.1  # of the distance to the backbone's BatchNorm statistics
     bn_norm: float = 2.0  # p of that distance
-    bn_clip: float = 0.0  # a layer counts at most so many times the median layer; 0 = as it is (published)
+    bn_clip: float = 100.0  # a layer that explodes counts so many times the median layer; 0 = as it is (published)
     bn_momentum: float = 0.0  # share of past iterations' statistics in the distance, for batches below 32 (ours)
     mirror: float = 0.5  # probability that the batch is mirrored, each iteration
     brightness: float = 0.2  # std of what is added to an image, each iteration
@@ -63,7 +64,7 @@ class Diode(ImageSource):
     seen_overlap: float = 0.35  # its IoU with every box of the image is below this
     seen_area: tuple[float, float] = (0.01, 0.85)  # its share of the image, least and most
     drop_unseen: bool = False  # at each look, boxes that no detection confirms are dropped (arXiv 2507.16782)
-    tiles: float = 0.0  # share of the images the student draws that are four images, 2 x 2
+    tiles: float = 0.0  # share of the images, drawn or in a data set, that are four images, 2 x 2
     verifier: NetworkSpec | None = None  # a second detector, of the same classes, whose AP50 on the images is logged
     stages: list[Stage] = field(default_factory=published_stages)
     batch_size: int = 128  # images per update
@@ -89,7 +90,8 @@ class Diode(ImageSource):
             raise DataError("source.method=diode makes images for task.kind=detection alone; for others: inversion")
         self._setting, self._task = setting, setting.task
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
-        self._noise_said = False
+        self._off: list[str] = []  # notes on terms that are off
+        self._noise = ""  # the note on images that are still noise
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
         for number, stage in enumerate(self.stages):  # faults that would else be seen after hours
             try:
@@ -99,9 +101,8 @@ class Diode(ImageSource):
                 raise DataError(f"{at}: {error}; choose it or task.image_size so that it can") from error
             self._statistics_of(stage)
         if not batchnorm_layers(setting.teacher) and any(map(self._weighs_statistics, self.stages)):
-            setting.say("note: source.bn_weight is off: the teacher has no BatchNorm statistics")
-        if self.tiles and setting.keep is not None:
-            setting.say("note: source.tiles is off: a data set keeps images as they are made")
+            self._off.append("source.bn_weight is off: the teacher has no BatchNorm statistics")
+            setting.say(f"note: {self._off[-1]}")
         self._verifier = None if self.verifier is None else build_verifier(self.verifier, self._task, setting)
 
     def _size_of(self, stage: Stage) -> tuple[int, int]:
@@ -124,7 +125,8 @@ class Diode(ImageSource):
             if index == 0:
                 self._compare_with_noise(before, images)
         images = _resized(images, self._task.image_size)  # where no stage is of that size
-        self._stock.add(images, targets)
+        for_set = self._setting.keep is not None  # else tiles are laid when the student draws, each time anew
+        self._stock.add(*(self._tiled(images, targets) if for_set else (images, targets)))
         logs["boxes"] = boxes.present(targets).float().sum(1).mean()
         for who, network in (("teacher", self._setting.teacher), ("verifier", self._verifier)):
             if network is not None and logs["boxes"] > 0:
@@ -184,14 +186,14 @@ class Diode(ImageSource):
     def _compare_with_noise(self, noise: Tensor, images: Tensor) -> None:
         """Say once, and early, what else is only seen in the pictures: the first stage has left much of its noise."""
         began, ended = (float(losses.total_variation_l1(x)) for x in (noise, images))
-        if self._noise_said or not ended > began / 2:  # where all is well it is a tenth; NaN is for others to tell
+        if self._noise or not ended > began / 2:  # where all is well it is a tenth; NaN is for others to tell
             return
-        self._noise_said = True
-        self._setting.say(
-            f"note: after the first stage the images are still noise (total variation {ended:.2g}; it began at "
-            f"{began:.2g}), of which a student learns little; raise source.tv_l1_weight={self.tv_l1_weight:g} to "
+        self._noise = (
+            f"after the first stage the images are still noise (total variation {ended:.2g}; it began at {began:.2g}), "
+            f"of which a student learns little; raise source.tv_l1_weight={self.tv_l1_weight:g} to "
             f"{max(10 * self.tv_l1_weight, 100):g} or more, or the stage's first_bn_weight or iterations"
         )
+        self._setting.say(f"note: {self._noise}")
 
     def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
         """What watches the backbone's BatchNorm layers; None where there are none or they weigh nothing."""
@@ -241,33 +243,41 @@ class Diode(ImageSource):
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
         batch = self._stock.sample(n)
-        count = round(self.tiles * n)
-        if not count or batch.targets is None:
+        if batch.targets is None:
             return batch
-        drawn = torch.randperm(n, device=batch.images.device)
-        order = torch.stack([drawn.roll(shift)[:count] for shift in range(4)], 1)  # four different ones, where n > 3
-        images, targets = batch.images.clone(), batch.targets.clone()
-        images[:count] = augment.mosaic(batch.images, order)
-        targets[:count] = boxes.mosaic(batch.targets, order, self._task.image_size)
+        images, targets = self._tiled(batch.images, batch.targets)
         return Batch(images=images, targets=targets)
+
+    def _tiled(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return tiled(images, targets, round(self.tiles * len(images)), self._task.image_size)
 
     def held_out(self, n: int) -> Tensor:
         return self._stock.held_out(n)
 
+    def held_out_targets(self, n: int) -> Tensor | None:
+        return self._stock.held_out_targets(n)
+
     def state_dict(self) -> dict[str, Any]:
-        return {"stock": self._stock.state_dict(), "exploding": dict(self._exploding)}
+        state: dict[str, Any] = {"stock": self._stock.state_dict()}
+        if self._setting.keep is None:  # in a data set a note would look like something to carry on to the next shard
+            state |= {"exploding": dict(self._exploding), "noise": self._noise}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._stock.load_state_dict(state["stock"])
-        self._exploding = dict(state["exploding"])
+        if self._setting.keep is None:
+            self._exploding = dict(state["exploding"])
+            self._noise = state.get("noise", "")  # older states have none
 
     def notes(self) -> list[str]:
-        """The BatchNorm layers that were clipped."""
+        """Terms that are off, whether images are still noise, the BatchNorm layers that were clipped."""
+        notes = [*self._off, *([self._noise] if self._noise else [])]
         if not self._exploding:
-            return []
+            return notes
         worst = sorted(self._exploding.items(), key=lambda item: -item[1])
         named = ", ".join(f"{name} ({ratio:.1f} times)" for name, ratio in worst[:3])
-        return [f"BatchNorm layers above source.bn_clip={self.bn_clip:g} times the median, and clipped: {named}"]
+        clipped = f"BatchNorm layers above source.bn_clip={self.bn_clip:g} times the median, and clipped: {named}"
+        return [*notes, clipped]
 
 
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -128,6 +128,9 @@ class Inversion(ImageSource):
     def held_out(self, n: int) -> Tensor:
         return self._stock.held_out(n)
 
+    def held_out_targets(self, n: int) -> Tensor | None:
+        return self._stock.held_out_targets(n)
+
     def state_dict(self) -> dict[str, Any]:
         return {"stock": self._stock.state_dict()}
 

@@ -58,6 +58,10 @@ class Stock:
         generator = torch.Generator().manual_seed(self.setting.seed + 1)
         return torch.rand(n, 3, *self.setting.task.image_size, generator=generator).to(self.setting.device)
 
+    def held_out_targets(self, n: int) -> Tensor | None:
+        """What the images of `held_out(n)` show; None while that is noise, or where they came without targets."""
+        return self._bank.held_out_targets(n)
+
     def state_dict(self) -> dict[str, Any]:
         """The bank."""
         return self._bank.state_dict()

@@ -30,6 +30,7 @@ class Annotated:
     file_name: str  # a path below the images' folder: relative, without ".."
     size: tuple[int, int]  # (height, width), pixels
     rows: list[Row]  # boxes inside the image; some may have no area
+    keys: list[int | str]  # of each row the annotation's id, or its place from 1 on where it has none
 
 
 def coco_json(
@@ -105,6 +106,11 @@ def read_yolo(text: str, *, width: int, height: int, num_classes: int, where: st
     return rows
 
 
+def box_lines(text: str) -> list[int]:
+    """The line, from 1 on, of each row that `read_yolo` makes of a label file."""
+    return [number for number, line in enumerate(text.splitlines(), 1) if line.split()]
+
+
 def read_data_yaml(content: object, where: str) -> tuple[list[str] | None, list[str]]:
     """The classes' names of YOLO's data.yaml (None: it has none) and the folder of images it names for scoring.
 
@@ -176,7 +182,7 @@ def _images(entries: list[object], where: str) -> dict[int | str, Annotated]:
         if key in images or name in files:
             raise DataError(f"{what}: the id {show(key)} or the file_name {show(name)} is given twice; keep one")
         files.add(name)
-        images[key] = Annotated(file_name=name, size=size, rows=[])
+        images[key] = Annotated(file_name=name, size=size, rows=[], keys=[])
     return images
 
 
@@ -189,6 +195,7 @@ def _add_boxes(
         what = f"{where}, annotation {place}"
         image, category = _value(entry, "image_id", (int, str), what), _value(entry, "category_id", int, what)
         assert isinstance(entry, dict)  # or it had no such values
+        key: int | str = place
         if "id" in entry:
             key = _value(entry, "id", (int, str), what)
             what = f"{where}, annotation {show(key)}"
@@ -210,6 +217,7 @@ def _add_boxes(
         height, width = shown.size
         which = f"the bbox {show(box)} of {show(shown.file_name)} ({width} x {height} pixels)"
         label = labels[category]
+        shown.keys.append(key)
         shown.rows.append((-2 - label if crowd else label, *_corners(x, y, w, h, shown.size, f"{what}: {which}")))
 
 

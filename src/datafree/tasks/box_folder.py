@@ -6,8 +6,9 @@ B images, M rows of targets, H x W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,13 @@ from torch import Tensor
 
 from datafree import boxes, images, yaml12
 from datafree.errors import DataError
-from datafree.tasks.box_files import read_coco, read_data_yaml, read_yolo
+from datafree.tasks.box_files import Annotated, box_lines, read_coco, read_data_yaml, read_yolo
+from datafree.tasks.box_places import find_annotations, first_three, image_folder, is_file, label_folder, split_folder
 from datafree.tasks.labelled import names_file, read_names, stream
+from datafree.tasks.sizes import check_sizes, other_size
+from datafree.tasks.unlabelled import NothingToScore
 from datafree.wording import one_line, show
 
-_LAYOUT = (
-    "images and a COCO file (annotations.json, instances_*.json, annotations/instances_*.json or "
-    "_annotations.coco.json), or YOLO's images/NAME.png and labels/NAME.txt"
-)
 _MOST_JSON, _MOST_TEXT = 2 * 10**9, 10**7  # bytes that a file may have
 
 Rows = NDArray[np.float32]  # (N, 5) as targets, in pixels of image_size
@@ -36,6 +36,7 @@ class _Item:
     file: Path
     rows: Rows
     size: tuple[int, int] | None  # (height, width) that the boxes are of, where it is said
+    bare: list[str]  # where its boxes without area stand, which are not among the rows
 
 
 _Opened = tuple[list[str], Path, list[_Item]]  # the classes' names, a folder above all images, the images
@@ -53,24 +54,37 @@ class BoxFolder:
     else train is read) or one up, or classes.txt names the classes. A folder that has both is read as COCO.
 
     Images are stretched to `image_size` with their boxes, which leaves the IoU of any two as it is. All annotations are
-    read at once, images as they are asked for. Raises DataError for annotations that cannot be meant.
+    read at once, and of COCO's images the headers, since their sizes are said; images as they are asked for. Raises
+    DataError for annotations that cannot be meant, NothingToScore where no image has a box.
     """
 
     skipped: list[str]  # what is not scored: boxes without area; images that could not be read, as batches are read
     class_names: list[str]  # num_classes names
-    rows: int  # M: the most boxes that any of the images has
+    rows: int  # M: the most boxes that any of the images has, at least 1
 
     def __init__(self, path: Path, *, image_size: tuple[int, int], num_classes: int) -> None:
         self.image_size = image_size  # (height, width), pixels
-        coco, listing = _find(path)
+        coco, listing = find_annotations(path)
         if coco is not None:
-            self.class_names, self._folder, items = _open_coco(coco, image_size, num_classes)
+            self.class_names, self._folder, self._items = _open_coco(coco, image_size, num_classes)
         else:
-            self.class_names, self._folder, items = _open_yolo(path, listing, image_size, num_classes)
-        self._items, self.skipped = _with_area(items)
+            self.class_names, self._folder, self._items = _open_yolo(path, listing, image_size, num_classes)
+        check_sizes([(item.file, item.size) for item in self._items if item.size is not None])
+        bare = [item.file.name for item in self._items for _ in item.bare]
+        self.skipped = [f"{len(bare)} boxes without area, the first in {bare[0]}"] if bare else []
+        self.rows = max(1, *(len(item.rows) for item in self._items))
         if not any((item.rows[:, 0] >= 0).any() for item in self._items):
-            raise DataError(f"{path} has no box in any of its {len(items)} images; give data with boxes")
-        self.rows = max(len(item.rows) for item in self._items)
+            raise NothingToScore(f"{path} {self._what_is_lacking()}; give data with boxes", self)
+
+    def _what_is_lacking(self) -> str:
+        """Why there is no box to score by."""
+        bare = [place for item in self._items for place in item.bare]
+        if not bare:
+            return f"has no box in any of its {len(self)} images"
+        crowds = sum(len(item.rows) for item in self._items)
+        found = f"{len(bare)} of its boxes" if crowds else f"all {len(bare)} boxes"
+        others = ", and the others are crowds" if crowds else ""
+        return f"has no box to score: {found} are without area, the first {bare[0]}{others}"
 
     def __len__(self) -> int:
         return len(self._items)
@@ -79,11 +93,8 @@ class BoxFolder:
         """An image (3, H, W) float32 in [0, 1], its boxes (M, 5). Raises UnreadableImage, DataError."""
         item = self._items[index]
         image = images.read_image(item.file)
-        if item.size is not None and (image.height, image.width) != item.size:
-            raise DataError(
-                f"the image {item.file} has {image.width} x {image.height} pixels, but its boxes are of one of "
-                f"{item.size[1]} x {item.size[0]}; make them equal"
-            )
+        if item.size is not None and (image.height, image.width) != item.size:  # changed since it was opened
+            raise other_size(item.file, (image.height, image.width), item.size)
         targets = torch.zeros(self.rows, 5)
         targets[:, 0] = boxes.NONE
         targets[: len(item.rows)] = torch.from_numpy(item.rows)
@@ -99,28 +110,6 @@ class BoxFolder:
         return stream(self.__getitem__, len(self), batch_size, self.skipped, self._folder)
 
 
-def _find(path: Path) -> tuple[Path | None, Path | None]:
-    """The COCO file at `path`, or YOLO's data.yaml (None: just folders)."""
-    if path.is_file() and path.suffix.lower() == ".json":
-        return path, None
-    if path.is_file() and path.suffix.lower() in (".yaml", ".yml"):
-        return None, path
-    if not path.is_dir():
-        raise DataError(f"{path} is no folder, .json or .yaml; labelled images are expected as {_LAYOUT}")
-    names = ("_annotations.coco.json", "annotations.json", "instances_*.json", "annotations/instances_*.json")
-    found = sorted(file for name in names for file in path.glob(name) if file.is_file())
-    if len(found) > 1:
-        listed = ", ".join(str(file.relative_to(path)) for file in found[:8]) + (", ..." if len(found) > 8 else "")
-        raise DataError(f"{path} has several COCO files ({listed}); give the path of one, such as {found[-1]}")
-    if found:
-        return found[0], None
-    if (path / "data.yaml").is_file():
-        return None, path / "data.yaml"
-    if not (path / "images").is_dir() or not (path / "labels").is_dir():
-        raise DataError(f"{path} holds no labelled images; they are expected as {_LAYOUT}")
-    return None, None
-
-
 def _open_coco(file: Path, size: tuple[int, int], num_classes: int) -> _Opened:
     try:
         content = json.loads(_read(file, _MOST_JSON))
@@ -133,7 +122,7 @@ def _open_coco(file: Path, size: tuple[int, int], num_classes: int) -> _Opened:
         named, names = None, categories
     _check_count(names, num_classes, named or file, named or file.parent / "classes.txt")
     ids = np.array([names.index(category) if category in names else -1 for category in categories])
-    folder = _image_folder(file, [image.file_name for image in annotated])
+    folder = image_folder(file, [image.file_name for image in annotated])
     items = []
     for image in annotated:
         rows = _scaled(image.rows, image.size, size)
@@ -146,34 +135,16 @@ def _open_coco(file: Path, size: tuple[int, int], num_classes: int) -> _Opened:
                 "name; add it there, or remove the box"
             )
         rows[:, 0] = np.where(crowd, -2 - ids[labels], ids[labels])
-        items.append(_Item(file=folder / image.file_name, rows=rows, size=image.size))
+        where = partial(_annotation, file, image)
+        items.append(_item(folder / image.file_name, rows, where, image.size))
     return names, folder, items
-
-
-def _image_folder(file: Path, names: Sequence[str]) -> Path:
-    """Where the images of a COCO file are; raises DataError if some are nowhere."""
-    if not names:
-        raise DataError(f"{file} lists no images; give one that does")
-    split = file.stem.removeprefix("instances_")
-    near = [file.parent, file.parent.parent] if file.parent.name == "annotations" else [file.parent]
-    folders = [folder for base in near for folder in (base / "images" / split, base / split, base / "images", base)]
-    lacking: dict[Path, list[str]] = {}
-    for folder in filter(Path.is_dir, folders):
-        lacking[folder] = [name for name in names if not _is_file(folder / name)]
-        if not lacking[folder]:
-            return folder
-    folder = min(lacking, key=lambda folder: len(lacking[folder]))
-    raise DataError(
-        f"{file} names {len(lacking[folder])} images (of {len(names)}) that are not in {folder}: "
-        f"{_first(lacking[folder])}; put them there, or all images into {near[-1] / 'images'}"
-    )
 
 
 def _open_yolo(path: Path, listing: Path | None, size: tuple[int, int], num_classes: int) -> _Opened:
     if listing is not None:
         root = listing.parent
         names, given = _read_yaml(listing)
-        folder = _split_folder(root, given, listing)
+        folder = split_folder(root, given, listing)
     else:
         root, folder = path, path / "images"
         listing = next((file for file in (path.parent / "data.yaml",) if file.is_file()), None)
@@ -183,21 +154,21 @@ def _open_yolo(path: Path, listing: Path | None, size: tuple[int, int], num_clas
         names = read_names(named) if named else [f"class {label}" for label in range(num_classes)]
     if named is not None:
         _check_count(names, num_classes, named, named)
-    labels = _label_folder(root, folder)
+    labels = label_folder(root, folder)
     files: dict[Path, Path] = {}  # label file -> image
     for file in images.list_images(folder):
         label = labels / file.relative_to(folder).with_suffix(".txt")
         if label in files:
             raise DataError(f"{files[label]} and {file} share the label file {label}; rename or remove one")
         files[label] = file
-    there = set(filter(_is_file, files))
+    there = set(filter(is_file, files))
     if labels != folder:
         there |= {label for label in labels.rglob("*.txt") if label.name != "classes.txt"}
     alone = sorted(str(label.relative_to(labels)) for label in there - files.keys())
     if alone:
         raise DataError(
-            f"{len(alone)} label files (of {len(there)}) in {labels} have no image in {folder}: {_first(alone)}; add "
-            "the images, or remove the labels"
+            f"{len(alone)} label files (of {len(there)}) in {labels} have no image in {folder}: {first_three(alone)}; "
+            "add the images, or remove the labels"
         )
     if not there:
         raise DataError(f"{labels} holds no label files for the images in {folder}; they are expected as NAME.txt")
@@ -205,7 +176,8 @@ def _open_yolo(path: Path, listing: Path | None, size: tuple[int, int], num_clas
     for label, file in files.items():  # an image without a label file has no boxes
         text = _text(label) if label in there else ""
         rows = read_yolo(text, width=size[1], height=size[0], num_classes=num_classes, where=str(label))
-        items.append(_Item(file=file, rows=_scaled(rows, size, size), size=None))
+        where = partial(_line, label, text)
+        items.append(_item(file, _scaled(rows, size, size), where))
     return names, root, items
 
 
@@ -215,28 +187,6 @@ def _read_yaml(file: Path) -> tuple[list[str] | None, list[str]]:
     except ValueError as error:
         raise DataError(str(error).splitlines()[0]) from error
     return read_data_yaml(content, str(file))
-
-
-def _split_folder(root: Path, given: list[str], file: Path) -> Path:
-    """The first of the given folders that is there, and below the data.yaml's."""
-    real = root.resolve()
-    for path in map(Path, given):
-        if path.is_absolute():
-            path = path.relative_to(real) if path.is_relative_to(real) else Path("..")
-        while path.parts[:1] == ("..",) and len(path.parts) > 1:
-            path = Path(*path.parts[1:])  # exporters write ../valid/images for valid/images beside their data.yaml
-        if ".." not in path.parts and (root / path).is_dir():
-            return root / path
-    raise DataError(f"{file}: {show(given[-1])} is no folder below {root}; give one, relative to it")
-
-
-def _label_folder(root: Path, folder: Path) -> Path:
-    """Where the labels of a folder of images are: the last "images" of its path is "labels" there; or beside them."""
-    parts = list(folder.relative_to(root).parts)
-    if "images" not in parts:
-        return folder
-    parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    return root.joinpath(*parts)
 
 
 def _check_count(names: list[str], num_classes: int, file: Path, mend: Path) -> None:
@@ -255,18 +205,18 @@ def _scaled(rows: Sequence[Sequence[float]], size: tuple[int, int], wanted: tupl
     return scaled.astype(np.float32)
 
 
-def _with_area(items: list[_Item]) -> tuple[list[_Item], list[str]]:
-    """The items without boxes of no area, and a line about those."""
-    kept, bare = [], []
-    for item in items:
-        good = (item.rows[:, 3:] > item.rows[:, 1:3]).all(1)
-        bare += [item.file.name] * int((~good).sum())
-        kept.append(replace(item, rows=item.rows[good]))
-    return kept, [f"{len(bare)} boxes without area, the first in {bare[0]}"] if bare else []
+def _item(file: Path, rows: Rows, where: Callable[[int], str], size: tuple[int, int] | None = None) -> _Item:
+    """An image without its boxes of no area; `where` says where a row stands."""
+    good = (rows[:, 3:] > rows[:, 1:3]).all(1)
+    return _Item(file=file, rows=rows[good], size=size, bare=[where(int(row)) for row in np.flatnonzero(~good)])
 
 
-def _first(names: list[str]) -> str:
-    return ", ".join(map(show, names[:3])) + (", ..." if len(names) > 3 else "")
+def _annotation(file: Path, image: Annotated, row: int) -> str:
+    return f"{file}, annotation {show(image.keys[row])} (of {show(image.file_name)})"
+
+
+def _line(label: Path, text: str, row: int) -> str:
+    return f"{label}, line {box_lines(text)[row]}"
 
 
 def _text(file: Path) -> str:
@@ -283,10 +233,3 @@ def _read(file: Path, most: int) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}; make it readable") from error
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that no file system takes
-        return False

@@ -7,6 +7,7 @@ B images, L locations, C classes, M rows of targets, N detections of one image, 
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -27,6 +28,7 @@ from datafree.tasks.base import Task
 from datafree.tasks.box_files import yolo_text
 from datafree.tasks.box_folder import BoxFolder
 from datafree.tasks.labelled import save_image
+from datafree.wording import show
 
 _CELL = 8  # pixels of an image to a cell of its layout
 
@@ -36,12 +38,12 @@ _CELL = 8  # pixels of an image to a cell of its layout
 class Detection(Task[Predictions]):
     """Boxes with classes; rows of `class_probs` are images.
 
-    A student with its teacher's heads learns these (DIODE, Chawla et al., WACV 2021): mean squares of the raw tensors.
-    Any other learns the teacher's detections with its own loss, each drawn with the probability that the teacher gives
-    it, so that on average a detection weighs what it is sure of; and the teacher's classes there.
+    A student with its teacher's heads and anchors learns the heads (DIODE, Chawla et al., WACV 2021): mean squares of
+    the raw tensors. Any other learns the teacher's detections with its own loss, each drawn with the probability that
+    the teacher gives it, so that on average a detection weighs what it is sure of; and the teacher's classes there.
     """
 
-    distill: Literal["auto", "heads", "boxes"] = "auto"  # auto: heads where all shapes are equal, else boxes
+    distill: Literal["auto", "heads", "boxes"] = "auto"  # auto: heads where shapes and anchors are equal, else boxes
     class_weight: float = 1.0  # boxes only: of the KL between the classes of a detection and of the student's own there
     temperature: float = 2.0  # of that KL
     least_taught: float = 0.1  # boxes only: score of the teacher's detections that may be drawn
@@ -129,14 +131,10 @@ class Detection(Task[Predictions]):
         return maps
 
     def distill_loss(self, student: Predictions, teacher: Predictions) -> Tensor:
-        alike = _alike(student, teacher)
-        if self.distill == "heads" and not alike:
-            raise NetworkError(
-                f"task.distill=heads needs equal heads that are the whole answer; the teacher's are {_shapes(teacher)}"
-                f"{'' if teacher.whole else ' before its second stage'}, the student's {_shapes(student)}: use "
-                "task.distill=boxes"
-            )
-        if self.distill == "heads" or (self.distill == "auto" and alike):
+        difference = _difference(student, teacher)
+        if self.distill == "heads" and difference:
+            raise NetworkError(f"task.distill=heads needs {difference}")
+        if self.distill != "boxes" and not difference:
             return losses.heads_loss(student.heads, teacher.heads)
         found = detect(
             teacher, least=self.least_taught, overlap=self.overlap, most=self.max_boxes, size=self.image_size
@@ -189,8 +187,8 @@ class Detection(Task[Predictions]):
         return joined(parts)
 
     def disagreement(self, student: Predictions, teacher: Predictions) -> Tensor:
-        """Of the raw heads where they are alike, else of `class_probs`."""
-        if not _alike(student, teacher):
+        """Of the raw heads where equal ones mean the same boxes, else of `class_probs`."""
+        if _difference(student, teacher):
             return losses.l1_loss(self.class_probs(student), self.class_probs(teacher))
         pairs = zip(student.heads, teacher.heads, strict=True)
         return torch.stack([losses.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
@@ -232,9 +230,35 @@ class Detection(Task[Predictions]):
         return draw_boxes(images, self.pseudo_targets(outputs), self.num_classes)
 
 
-def _alike(student: Predictions, teacher: Predictions) -> bool:
-    """Whether equal heads would make equal answers."""
-    return teacher.whole and [head.shape for head in student.heads] == [head.shape for head in teacher.heads]
+def _difference(student: Predictions, teacher: Predictions) -> str:
+    """Why equal heads would not be equal answers, and the way out, as an error says it; "" where they would be."""
+    if not teacher.whole or [head.shape for head in student.heads] != [head.shape for head in teacher.heads]:
+        return (
+            f"equal heads that are the whole answer; the teacher's are {_shapes(teacher)}"
+            f"{'' if teacher.whole else ' before its second stage'}, the student's {_shapes(student)}: use "
+            "task.distill=boxes"
+        )
+    if not (student.decoding and teacher.decoding):
+        return ""
+    theirs, ours = dict(teacher.decoding), dict(student.decoding)
+    for name in {**theirs, **ours}:
+        one, other = theirs.get(name, "nothing"), ours.get(name, "nothing")
+        if one != other:
+            one, other = _first(one, other)
+            return (
+                f"heads that mean the same boxes, but they differ in {name}, {show(one)} of the teacher's and "
+                f"{show(other)} of the student's: give both the same, or use task.distill=boxes"
+            )
+    return ""
+
+
+def _first(one: Hashable, other: Hashable) -> tuple[Hashable, Hashable]:
+    """Of two different tuples of as many tuples, the first parts that differ, and so on inwards; else the values."""
+    if not (isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other)):
+        return one, other
+    if not all(isinstance(part, tuple) for part in (*one, *other)):
+        return one, other
+    return next(_first(left, right) for left, right in zip(one, other, strict=True) if left != right)
 
 
 def _shapes(outputs: Predictions) -> str:
