@@ -36,12 +36,14 @@ class Pictures(ImageSource):
     """Images in memory, without their labels: what the student would learn from if it had the data."""
 
     images: Tensor  # (N, 1 or 3, H, W) uint8
-    hold_out: int = 64  # images kept back, and at most a tenth
+    hold_out: int = 64  # images kept back, evenly spread, since sets lie class by class; at most a tenth
 
     def attach(self, setting: Setting) -> None:
         self._setting = setting
         held = min(self.hold_out, max(1, len(self.images) // 10))
-        self._held, self._pool = self.images[:held], self.images[held:]
+        chosen = torch.zeros(len(self.images), dtype=torch.bool)
+        chosen[torch.linspace(0, len(self.images) - 1, held).round().long()] = True
+        self._held, self._pool = self.images[chosen], self.images[~chosen]
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         return {}
