@@ -25,6 +25,7 @@ from datafree.sources.noise import Noise
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
 
+CPU = torch.device("cpu")
 TASK = Classification(num_classes=4, image_size=(16, 16))
 
 
@@ -88,13 +89,36 @@ def test_a_teacher_that_gives_no_gradient_is_refused_where_one_is_needed(cut: Ca
     with modes.frozen(teacher):
         for method in ("cgdd", "dafl", "dfad", "zskt", "inversion", "fast", "cmi"):
             with pytest.raises(NetworkError, match="no gradient comes back through the teacher mine:net") as caught:
-                require_gradients(SOURCES[method](), teacher, TASK, name)
+                require_gradients(SOURCES[method](), teacher, TASK, CPU, name)
             assert "folder, dataset and noise" in str(caught.value)
     unlearned: list[ImageSource] = [Noise(), Asking(warmup=3)]
     for source in unlearned:
-        require_gradients(source, teacher, TASK, name)
-    require_gradients(Cgdd(), prepared(), TASK, name)
+        require_gradients(source, teacher, TASK, CPU, name)
+    require_gradients(Cgdd(), prepared(), TASK, CPU, name)
     assert all(parameter.requires_grad for parameter in teacher.parameters())
+
+
+def test_a_teacher_that_no_gradient_can_go_through_is_one_line() -> None:
+    teacher = prepared(lambda y: y.exp().add_(1))  # writes into what the way back needs
+    with pytest.raises(
+        NetworkError, match=r"cannot go through the teacher mine:net: RuntimeError: .*inplace"
+    ) as caught:
+        require_gradients(Cgdd(), teacher, TASK, CPU, "mine:net")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_teacher_of_fixed_numbers_alone_is_taken() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.linspace(-3, 3, 12).view(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.mean((2, 3)) @ self.weight
+
+    spec = NetworkSpec(network="mine:fixed")
+    teacher = prepare(spec, TASK, "teacher", CPU, torch.float32, given=Fixed())
+    require_gradients(Cgdd(), teacher, TASK, CPU, "mine:fixed")
 
 
 # ---- A detector's own loss ------------------------------------------------------------------------------------------
@@ -178,11 +202,11 @@ def test_a_teacher_whose_loss_does_not_serve_is_refused_where_it_is_learnt_by(fa
     sources: list[ImageSource] = [SOURCES["diode"](warmup=1), SOURCES["fast"]()]
     for source in sources:
         with pytest.raises(NetworkError, match=f"^the loss of the teacher mine:net, asked .*{line}") as caught:
-            require_gradients(source, teacher, BOXES, "mine:net")
+            require_gradients(source, teacher, BOXES, CPU, "mine:net")
         assert "\n" not in str(caught.value) and "folder, dataset and noise" in str(caught.value)
     unlearned: list[ImageSource] = [Noise(), Asking(warmup=3)]
     for source in unlearned:
-        require_gradients(source, teacher, BOXES, "mine:net")
+        require_gradients(source, teacher, BOXES, CPU, "mine:net")
 
 
 def test_a_look_at_a_loss_leaves_random_numbers_and_networks_as_they_were() -> None:
@@ -196,7 +220,7 @@ def test_a_look_at_a_loss_leaves_random_numbers_and_networks_as_they_were() -> N
     student = detector(drawing, "student")
     assert torch.equal(torch.rand(3), expected)
     before = torch.get_rng_state()
-    require_gradients(SOURCES["diode"](warmup=1), student, BOXES, "mine:net")
+    require_gradients(SOURCES["diode"](warmup=1), student, BOXES, CPU, "mine:net")
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.requires_grad and parameter.grad is None for parameter in student.parameters())
     assert student.training and all(norm.num_batches_tracked == 0 for norm in student.modules() if hasattr(norm, "eps"))

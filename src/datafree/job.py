@@ -102,7 +102,7 @@ def _carry_out(
     speed = training.speed
     remarks: list[str] = []
     teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed, remarks.append)
-    require_gradients(recipe.source, teacher, task, recipe.teacher.network)
+    require_gradients(recipe.source, teacher, task, device, recipe.teacher.network)
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
     student = prepare(recipe.student, task, "student", device, dtype, given.student, speed)
     for network in (teacher, student):

@@ -124,20 +124,27 @@ def prepare(
     return network
 
 
-def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, name: str) -> None:
+def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, device: torch.device, name: str) -> None:
     """Raise NetworkError if `source` learns through the teacher and no gradient comes back to the teacher's images.
 
-    Such a source would run to its end and know nothing of the teacher. From a detector's own loss one has to come back,
-    too. `name` is the teacher's, for the message.
+    Such a source would run to its end and know nothing of the teacher. From a detector it has to come back by its own
+    loss. `name` is the teacher's, for the message.
     """
     if not source.needs_gradients or not (source.warmup or source.update_every):
         return
-    look = synthetic_batch(task.image_size, next(teacher.parameters()).device).requires_grad_()
+    look = synthetic_batch(task.image_size, device).requires_grad_()
     why = "the source learns by it; those that do without are folder, dataset and noise"
     with torch.enable_grad(), modes.frozen(teacher):
-        outputs = teacher(look)
-        answers = outputs.heads if isinstance(outputs, Predictions) else [outputs]
-        if not any(answer.requires_grad for answer in answers):
+        try:
+            outputs = teacher(look)
+            answers = outputs.heads if isinstance(outputs, Predictions) else [outputs]
+            comes = any(answer.requires_grad for answer in answers)
+            if comes and not isinstance(outputs, Predictions):
+                torch.autograd.backward(outputs.sum())
+                comes = look.grad is not None
+        except Exception as error:  # whatever a network of anyone's raises, such as one that writes into its input
+            raise NetworkError(f"a gradient cannot go through the teacher {name}: {_reason(error)}; {why}") from error
+        if not comes:
             raise NetworkError(
                 f"no gradient comes back through the teacher {name} to its images (a detach() or no_grad() in its "
                 f"code?), and {why}"

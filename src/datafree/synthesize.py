@@ -99,7 +99,7 @@ def _fill(
                 "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
             )
         teacher = prepare(recipe.teacher, task, "teacher", device, dtype, speed=training.speed)
-        require_gradients(source, teacher, task, recipe.teacher.network)
+        require_gradients(source, teacher, task, device, recipe.teacher.network)
         modes.seed_everything(training.seed)  # here, so that the first weights of all others depend on the seed alone
         named = with_student(recipe)[0].student
         student = prepare(named, task, "student", device, dtype, speed=training.speed).train()
