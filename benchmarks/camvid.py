@@ -27,9 +27,9 @@ from datafree.loop import distill
 from datafree.networks.load import NetworkSpec
 from datafree.networks.weights import save_weights
 from datafree.prepare import prepare
-from datafree.runs import Run
 from datafree.scoring import evaluate
 from datafree.sources import Degan, Dfad, Folder, ImageSource, Mixed, Noise
+from datafree.storage.run_directory import Run
 from datafree.tasks.segmentation import Segmentation
 from datafree.training import Training
 from results import write_results, write_table

@@ -38,8 +38,8 @@ from datafree.networks.normalized import Normalized
 from datafree.paths import expand
 from datafree.prepare import prepare
 from datafree.report.strips import cells, read_picture
-from datafree.runs import Run
 from datafree.scoring import evaluate
+from datafree.storage.run_directory import Run
 from datafree.tasks.classification import Classification
 from datafree.verdict import SIGNALS, judge
 from pairs import Results, Row, Size, rows_of, without

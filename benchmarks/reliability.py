@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 
-from datafree.environment import environment
+from datafree.storage.environment import environment
 from reliability_cases import cases, memory, numbers, stops
 from reliability_disks import disks
 from reliability_kills import kills

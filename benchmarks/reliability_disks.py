@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from datafree.errors import RunError
-from datafree.runs import Run
+from datafree.storage.run_directory import Run
 from reliability_cases import run_tests
 from reliability_kills import in_child, wait
 

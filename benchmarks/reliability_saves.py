@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from datafree import manifest
-from datafree.runs import Run
 from datafree.shards import Shards
 from datafree.sources.base import Batch
+from datafree.storage.run_directory import Run
 from datafree.tasks.detection import Detection
 from reliability_kills import in_child, wait
 

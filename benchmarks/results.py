@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from datafree.environment import environment
+from datafree.storage.environment import environment
 
 HERE = Path(__file__).resolve().parent
 

@@ -18,7 +18,7 @@ from datafree import modes
 from datafree.errors import Interrupted
 from datafree.loop import distill
 from datafree.networks.detectors import Predictions
-from datafree.runs import Run
+from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
 from datafree.training import Training
 

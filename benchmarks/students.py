@@ -21,9 +21,9 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import save_weights
 from datafree.paths import expand
 from datafree.prepare import prepare
-from datafree.runs import Run
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
 from datafree.training import Training
 from pairs import PairT, Row

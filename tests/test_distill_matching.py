@@ -24,8 +24,8 @@ from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.networks.weights import load_weights, save_weights
 from datafree.recipe import Recipe
-from datafree.runs import Run
 from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation

@@ -17,9 +17,9 @@ from datafree.networks.load import NetworkSpec
 from datafree.options import plain
 from datafree.paths import builtin_folder, expand
 from datafree.recipe import FAMILIES, Recipe, dump, load_recipe, packaged_recipes, to_yaml
-from datafree.runs import FREE_KEYS
 from datafree.sources import SOURCES, ImageSource
 from datafree.stopping import parse_time
+from datafree.storage.run_directory import FREE_KEYS
 from datafree.tasks import TASKS
 from datafree.training import Training
 from recipes import VALID

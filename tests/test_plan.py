@@ -25,10 +25,10 @@ from datafree.passes import Cost, cost_of, watched_passes
 from datafree.plan import WAIT, Plan, divided, parse_link, plan, rounds, together
 from datafree.plan_text import plan_text
 from datafree.recipe import Recipe, dump, load_recipe
-from datafree.runs import Run
 from datafree.sources.inversion import Inversion
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
+from datafree.storage.run_directory import Run
 from datafree.synthesize import synthesize
 from datafree.training import Training
 from recipes import write

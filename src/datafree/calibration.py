@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from datafree import features, processes
-from datafree.checkpoint import size_of
 from datafree.coping import Coping
 from datafree.finite import Watch
 from datafree.kept import watched_memory
 from datafree.learning import Learner
 from datafree.passes import Cost, cost_of
 from datafree.sources.base import Batch, ImageSource
+from datafree.storage.checkpoint import size_of
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.training import Training
 

@@ -11,7 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
-from datafree.lock import Lock, Taken
+from datafree.storage.lock import Lock, Taken
 
 FOLDER = ".claims"
 PAUSE = 0.2  # seconds between two looks for what other processes have done

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from datafree import strict_json
 from datafree.cli_options import AsJson, Compress, Named, Overrides, Student
 from datafree.errors import RecipeError
 from datafree.overrides import student_overrides
+from datafree.storage import strict_json
 
 
 def inspect(

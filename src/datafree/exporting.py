@@ -25,11 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from datafree import images as image_files
-from datafree import options, strict_json
+from datafree import options
 from datafree.card import Export, Int8, model_card, public
-from datafree.environment import environment
 from datafree.errors import DataError, NetworkError, RunError
-from datafree.files import write_whole
 from datafree.networks.detectors import Predictions
 from datafree.networks.live import is_live
 from datafree.networks.normalized import bare
@@ -38,6 +36,9 @@ from datafree.networks.weights import read_tensors, save_weights
 from datafree.quantize import quantize
 from datafree.recipe import FAMILIES
 from datafree.scoring import evaluate
+from datafree.storage import strict_json
+from datafree.storage.atomic import write_whole
+from datafree.storage.environment import environment
 from datafree.student import CALIBRATION, Record, Student, load_student, read_record
 from datafree.tasks.base import LabelledData, Scores, Task
 from datafree.wording import one_line

@@ -22,10 +22,10 @@ from datafree.recipe import Recipe, dump
 from datafree.report.keeper import page_kept
 from datafree.report.measure import measure
 from datafree.report.reading import MEASURED
-from datafree.runs import Run
 from datafree.scoring import evaluate
-from datafree.shared_run import SharedRun, open_run
 from datafree.sources.base import ImageSource
+from datafree.storage.run_directory import Run
+from datafree.storage.shared_run import SharedRun, open_run
 from datafree.student import describe_teacher, save_calibration
 from datafree.tasks.base import Scores
 from datafree.training import Training

@@ -20,9 +20,9 @@ from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.learning import Learner
 from datafree.memory import OutOfMemory
-from datafree.runs import Run
-from datafree.shared_run import SharedRun
 from datafree.sources.base import ImageSource
+from datafree.storage.run_directory import Run
+from datafree.storage.shared_run import SharedRun
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.training import Training
 from datafree.verdict import Turns

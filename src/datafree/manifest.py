@@ -18,7 +18,7 @@ from typing import Any
 
 from datafree import yaml12
 from datafree.errors import RunError
-from datafree.files import write_whole, written_whole
+from datafree.storage.atomic import write_whole, written_whole
 from datafree.tasks.box_files import coco_json
 
 INDEX = "index.json"  # the whole set's

@@ -17,13 +17,13 @@ from typing import Any
 from datafree import modes
 from datafree.batch_size import with_batch_size
 from datafree.calibration import Calibration, Work
-from datafree.environment import hardware
 from datafree.errors import RecipeError
 from datafree.estimate import calibration, cost_of_teacher, run_cost, size_of
 from datafree.passes import Cost
 from datafree.prepare import NOTHING_GIVEN, prepare, require_weights, with_student
 from datafree.recipe import Recipe
 from datafree.sources.base import Batch
+from datafree.storage.environment import hardware
 from datafree.surroundings import of_run, of_shard
 from datafree.synthesize import require_number, trains_first
 from datafree.tasks.base import LabelledData

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from datafree import checkpoint
 from datafree.errors import RunError
-from datafree.files import room_for, write_whole
 from datafree.images import to_image
 from datafree.manifest import Record
 from datafree.pictures import draw_targets, grid
 from datafree.progress import FIRST
 from datafree.sources.base import Batch
+from datafree.storage import checkpoint
+from datafree.storage.atomic import room_for, write_whole
 from datafree.tasks.base import Task
 
 PREVIEW = "shards/preview.png"

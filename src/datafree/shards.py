@@ -28,17 +28,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datafree import checkpoint, yaml12
+from datafree import yaml12
 from datafree.claims import FOLDER as CLAIMS
 from datafree.claims import Claims
-from datafree.environment import environment
 from datafree.errors import RunError
-from datafree.files import remove_asides, sync, write_whole
 from datafree.kept_recipe import check_same
-from datafree.lock import NAME as LOCK
 from datafree.manifest import RECORD, Record, damages, read_record, sealed, write_index
 from datafree.set_files import writing
 from datafree.sources.base import Batch
+from datafree.storage import checkpoint
+from datafree.storage.atomic import remove_asides, sync, write_whole
+from datafree.storage.environment import environment
+from datafree.storage.lock import NAME as LOCK
 from datafree.tasks.base import Task
 from datafree.tasks.labelled import read_names
 

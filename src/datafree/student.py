@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from datafree import options, yaml12
 from datafree.errors import NetworkError, RunError
-from datafree.files import write_whole
 from datafree.networks.load import NetworkSpec, adapted, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork
@@ -26,6 +25,7 @@ from datafree.networks.pretrained import PRETRAINED
 from datafree.networks.program import Program
 from datafree.networks.weights import load_weights
 from datafree.recipe import FAMILIES, TASK
+from datafree.storage.atomic import write_whole
 from datafree.tasks import TASKS
 from datafree.tasks.base import Scores, Task
 from datafree.wording import show

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree import checkpoint, held_out, modes
+from datafree import held_out, modes
 from datafree.calibration import Calibration, Work
 from datafree.images import to_image
 from datafree.job import save_artefacts
@@ -32,6 +32,7 @@ from datafree.report.measure import measure
 from datafree.scoring import evaluate
 from datafree.shards import Shards
 from datafree.sources.base import Batch
+from datafree.storage import checkpoint
 from datafree.student import save_calibration
 from datafree.synthesize import class_names
 from datafree.tasks.base import LabelledData

@@ -28,10 +28,10 @@ from datafree.manifest import hashes, read_record, records
 from datafree.networks.load import has_weights
 from datafree.prepare import prepare, require_gradients, with_student
 from datafree.recipe import Recipe, dump
-from datafree.runs import FREE_KEYS
 from datafree.set_files import means
 from datafree.shards import Shards
 from datafree.sources.base import Batch, ImageSource
+from datafree.storage.run_directory import FREE_KEYS
 
 _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from datafree import checkpoint
 from datafree.learning import Learner
 from datafree.sources.base import Batch, ImageSource
+from datafree.storage import checkpoint
 
 Spoil = Callable[[Learner, ImageSource], Callable[[], None]]  # does it, answers what takes it back after the step
 

@@ -22,13 +22,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datafree import checkpoint, manifest, yaml12
+from datafree import manifest, yaml12
 from datafree.errors import DatafreeError, RunError
 from datafree.images import UnreadableImage, read_image, read_stored
 from datafree.recipe import load_recipe
-from datafree.runs import Run
 from datafree.shards import Shards
 from datafree.sources.base import Batch
+from datafree.storage import checkpoint
+from datafree.storage.run_directory import Run
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 from recipes import VALID

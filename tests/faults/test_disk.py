@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from datafree import checkpoint
 from datafree.errors import Interrupted, RunError
-from datafree.files import Growing, write_whole
 from datafree.job import run_recipe
-from datafree.runs import Run
+from datafree.storage import checkpoint
+from datafree.storage.atomic import Growing, write_whole
+from datafree.storage.run_directory import Run
 from small_runs import assert_same, everything, recipe_for, stop_after
 
 Write = Callable[..., None]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from datafree import checkpoint, modes
+from datafree import modes
 from datafree.errors import Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.job import run_recipe
@@ -18,6 +18,7 @@ from datafree.networks.small import unet
 from datafree.prepare import prepare
 from datafree.sources.dfad import Dfad
 from datafree.sources.noise import Noise
+from datafree.storage import checkpoint
 from recipes import sources
 from small_runs import SMALL, assert_same, everything, recipe_for, stop_after
 from thorough import some

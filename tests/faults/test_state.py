@@ -15,12 +15,13 @@ import torch
 from dying import die_at
 from safetensors.torch import load_file
 
-from datafree import checkpoint, yaml12
+from datafree import yaml12
 from datafree.errors import Interrupted, RunError
 from datafree.job import run_recipe
-from datafree.lock import Lock
 from datafree.recipe import dump
-from datafree.runs import MIGRATIONS, STATE_VERSION, Run
+from datafree.storage import checkpoint
+from datafree.storage.lock import Lock
+from datafree.storage.run_directory import MIGRATIONS, STATE_VERSION, Run
 from small_runs import assert_same, everything, recipe_for, stop_after
 
 STATES = Path(__file__).parent / "states"

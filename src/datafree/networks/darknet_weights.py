@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import WeightsError
-from datafree.files import write_whole
 from datafree.networks.darknet import Darknet
 from datafree.networks.darknet_layers import Head
+from datafree.storage.atomic import write_whole
 from datafree.wording import one_line
 
 _FLOAT = 4  # bytes

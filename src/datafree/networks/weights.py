@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, WeightsError
-from datafree.files import write_whole
 from datafree.networks.pickles import kind_of
 from datafree.networks.stored import StoredTensor
 from datafree.networks.torchfiles import read_torch_file
 from datafree.networks.weights_index import MAX_BYTES, read_indexed, unique
+from datafree.storage.atomic import write_whole
 from datafree.wording import one_line, show
 
 # Where training scripts keep the weights among other things; plain weights before their moving average,

@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree import modes
 from datafree.checkup import AT_ONCE
-from datafree.environment import hardware
 from datafree.estimate import size_of
 from datafree.networks.normalized import bare
+from datafree.storage.environment import hardware
 from datafree.tasks.base import Task, synthetic_batch
 
 TIMED = 0.15  # seconds that the passes which are timed may take together, one at least

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from datafree import processes
-from datafree.runs import Run
+from datafree.storage.run_directory import Run
 
 
 def open_run(path: Path, recipe: dict[str, Any]) -> Run | SharedRun:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import torch
 
-from datafree.files import written_whole
+from datafree.storage.atomic import written_whole
 
 _LABEL = b"sha256:"
 _SEAL = len(_LABEL) + 64  # bytes of the comment

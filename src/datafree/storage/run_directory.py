@@ -28,14 +28,15 @@ from typing import Any
 
 from torch import Tensor
 
-from datafree import checkpoint, yaml12
-from datafree.environment import environment
+from datafree import yaml12
 from datafree.errors import RunError
-from datafree.eventfile import EventFile
-from datafree.files import Growing, remove_asides, room_for, write_whole
 from datafree.images import to_image
-from datafree.lock import NAME as LOCK
-from datafree.lock import Lock
+from datafree.storage import checkpoint
+from datafree.storage.atomic import Growing, remove_asides, room_for, write_whole
+from datafree.storage.environment import environment
+from datafree.storage.lock import NAME as LOCK
+from datafree.storage.lock import Lock
+from datafree.storage.tensorboard import EventFile
 
 STATE_VERSION = 2
 PATIENCE = 3  # saves in a row that find no room: the last of them ends the run

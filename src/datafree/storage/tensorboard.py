@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datafree.files import Growing
+from datafree.storage.atomic import Growing
 
 
 class EventFile:

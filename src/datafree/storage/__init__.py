@@ -1,0 +1,1 @@
+"""Files of a run: its directory, checkpoints, lock, atomic writes and TensorBoard's event file."""
