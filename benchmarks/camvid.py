@@ -21,11 +21,11 @@ from typing import Any
 from torch import nn
 
 from cells import Stop, measure, read_cells, run_cells, seconds, spread
-from datafree import modes
 from datafree.job import save_artefacts
 from datafree.loop import distill
 from datafree.networks.load import NetworkSpec
 from datafree.networks.weights import save_weights
+from datafree.ops import modes
 from datafree.prepare import prepare
 from datafree.scoring import evaluate
 from datafree.sources import Degan, Dfad, Folder, ImageSource, Mixed, Noise

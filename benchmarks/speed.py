@@ -36,9 +36,9 @@ import torch
 from PIL import Image
 
 import cells
-from datafree import modes
 from datafree.errors import Interrupted
 from datafree.networks.load import NetworkSpec
+from datafree.ops import modes
 from results import commit, write_results, write_table
 from speed_forms import measure_agreement, measure_pixels, measure_switches
 from speed_rigs import FROM_A_BANK, PAIRS, QUICK, READ, make_rig

@@ -20,14 +20,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.bnstats import StatisticsMatch
 from datafree.errors import Interrupted
 from datafree.job import run_recipe
 from datafree.networks.load import NetworkSpec
+from datafree.ops import modes
+from datafree.ops.performance import ALL_ON, Speed
 from datafree.prepare import prepare
 from datafree.recipe import load_recipe
-from datafree.speed import ALL_ON, Speed
 from datafree.tasks.classification import Classification
 from speed_rigs import Pair, make_rig
 from speed_timing import Metrics, Stop, in_turns, never, over

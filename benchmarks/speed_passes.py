@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.errors import Interrupted
 from datafree.loop import distill
 from datafree.networks.detectors import Predictions
+from datafree.ops import modes
 from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
 from datafree.training import Training

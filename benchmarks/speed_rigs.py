@@ -17,15 +17,15 @@ import torch
 from torch import nn
 
 from classification_rows import CPU, SIZES, papers_resnet
-from datafree import modes
 from datafree.networks.generators import Discriminator, Generator, ResizeGenerator
 from datafree.networks.load import NetworkSpec
+from datafree.ops import modes
+from datafree.ops.performance import ALL_ON, Speed
 from datafree.prepare import prepare
 from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, Mixed, Noise
 from datafree.sources.base import Batch
 from datafree.sources.stages import Stage
-from datafree.speed import ALL_ON, Speed
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task
 from datafree.training import Training

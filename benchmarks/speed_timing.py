@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from datafree import modes
 from datafree.errors import Interrupted
+from datafree.ops import modes
 from speed_passes import Rig
 
 Metrics = dict[str, float]

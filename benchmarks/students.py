@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from cells import Cell, Stop, measure
-from datafree import modes, options
+from datafree import options
 from datafree.job import save_artefacts
 from datafree.loop import distill
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import save_weights
+from datafree.ops import modes
 from datafree.paths import expand
 from datafree.prepare import prepare
 from datafree.sources import SOURCES

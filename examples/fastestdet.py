@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree.boxes import Labelled
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Detector, Heads, Predictions, described
+from datafree.ops.boxes import Labelled
 
 # ---- Part 1: the network and its loss -------------------------------------------------------------------------------
 

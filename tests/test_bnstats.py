@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import datafree.moments
 import pytest
 import timm
 import torch
@@ -15,13 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-import datafree.moments
-from datafree import modes
 from datafree.bnstats import StatisticsMatch, batchnorm_layers, require_batchnorm
 from datafree.errors import NetworkError
-from datafree.moments import is_line, moments, normalised, plain_moments
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.ops import modes
+from datafree.ops.moments import is_line, moments, normalised, plain_moments
 
 C = 5
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.networks.yolov3 import yolov3
+from datafree.ops import modes
 from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, ImageSource
 from datafree.sources.base import Batch, Setting

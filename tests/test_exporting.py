@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from datafree import exporting, options
-from datafree.detections import detect
 from datafree.errors import DataError, DatafreeError, NetworkError, RunError
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
@@ -28,6 +27,7 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx
 from datafree.networks.small import unet
 from datafree.networks.weights import save_weights
+from datafree.ops.detections import detect
 from datafree.scoring import evaluate, evaluate_run
 from datafree.student import CALIBRATION, describe_teacher, load_onnx, load_student, save_calibration
 from datafree.tasks.detection import Detection

@@ -16,15 +16,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import modes, options, yaml12
+from datafree import options, yaml12
 from datafree.bnstats import batchnorm_layers
-from datafree.boxes import Labelled, pack
-from datafree.detections import detect
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import read_tensors
+from datafree.ops import modes
+from datafree.ops.boxes import Labelled, pack
+from datafree.ops.detections import detect
 from datafree.scoring import evaluate
 from datafree.tasks.detection import Detection
 

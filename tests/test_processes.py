@@ -14,12 +14,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from datafree import features, modes, processes
+from datafree import features, processes
 from datafree.bnstats import StatisticsMatch
 from datafree.networks.normalized import bare
+from datafree.ops import modes
+from datafree.ops.performance import Speed
 from datafree.sources import SOURCES
 from datafree.sources.base import Setting
-from datafree.speed import Speed
 from datafree.tasks import TASKS
 from test_contract import make_network, make_source, make_task
 from thorough import some

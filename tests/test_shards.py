@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from datafree import manifest
-from datafree.boxes import pack
 from datafree.errors import DataError, RunError
 from datafree.manifest import coco_text, records
+from datafree.ops.boxes import pack
 from datafree.shards import Shards
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task

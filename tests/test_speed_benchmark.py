@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.errors import Interrupted
 from datafree.networks.generators import Discriminator, Generator, ResizeGenerator
 from datafree.networks.load import NetworkSpec
+from datafree.ops import modes
 from datafree.sources import SOURCES
 from datafree.tasks.classification import Classification
 

@@ -28,7 +28,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from datafree import modes
 from datafree.errors import NetworkError, RecipeError
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
@@ -36,6 +35,7 @@ from datafree.loop import Progress
 from datafree.networks.live import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
+from datafree.ops import modes
 from datafree.options import Invalid
 from datafree.prepare import Given, prepare
 from datafree.recipe import make_recipe

@@ -20,12 +20,13 @@ from pathlib import Path
 
 import torch
 
-from datafree import memory, modes, processes, yaml12
+from datafree import memory, processes, yaml12
 from datafree.calibration import Calibration, banks_of
 from datafree.errors import RecipeError
 from datafree.estimate import size_of
 from datafree.free_memory import free_memory
 from datafree.memory import OutOfMemory
+from datafree.ops import modes
 from datafree.prepare import Given, prepare, require_weights, with_student
 from datafree.recipe import Recipe
 from datafree.tables import size as size_shown

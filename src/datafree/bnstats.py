@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from datafree import processes
 from datafree.errors import NetworkError
-from datafree.moments import is_line, moments, normalised
 from datafree.networks.normalized import bare
+from datafree.ops.moments import is_line, moments, normalised
 
 # What a teacher without any can use.
 WITHOUT_BATCHNORM = ("dfad", "zskt", "dafl", "cgdd, and diode for detection (their BatchNorm terms off)")

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import health, modes, processes
+from datafree import health, processes
 from datafree.bnstats import batchnorm_layers
 from datafree.features import last_layers
-from datafree.moments import plain_moments
 from datafree.networks.normalized import bare
+from datafree.ops import modes
+from datafree.ops.moments import plain_moments
 from datafree.tasks.base import OutputsT, Task
 
 AT_ONCE = 16  # images in a pass

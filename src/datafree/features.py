@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import modes, processes
+from datafree import processes
 from datafree.errors import NetworkError
 from datafree.networks.normalized import bare, detector_of
+from datafree.ops import modes
 
 
 @contextmanager

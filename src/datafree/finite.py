@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import modes, processes
+from datafree import processes
 from datafree.networks.detectors import Predictions
+from datafree.ops import modes
 
 SHOWN = "the images that the teacher is shown"
 ANSWERED = "the teacher's answers"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.checkup import checkup
+from datafree.ops import modes
 from datafree.pictures import draw_targets, grid
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree import modes
 from datafree.batch_size import with_batch_size
 from datafree.errors import DatafreeError, NetworkError
 from datafree.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost, size_of
@@ -26,10 +25,11 @@ from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.networks.program import Program
+from datafree.ops import modes
+from datafree.ops.performance import ALL_ON
 from datafree.prepare import NOTHING_GIVEN, prepare, with_student
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
-from datafree.speed import ALL_ON
 from datafree.subject import Fact, Subject, find_subject, input_facts
 from datafree.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.tasks import TASKS

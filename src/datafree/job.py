@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-from datafree import held_out, modes, processes
+from datafree import held_out, processes
 from datafree.batch_size import with_batch_size
 from datafree.errors import RunError
 from datafree.loop import Chosen, Progress, distill
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import load_weights, save_weights
+from datafree.ops import modes
 from datafree.prepare import NOTHING_GIVEN, Given, prepare, require_gradients, require_weights, with_student
 from datafree.recipe import Recipe, dump
 from datafree.report.keeper import page_kept

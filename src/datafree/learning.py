@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datafree import augment, features
+from datafree import features
 from datafree.coping import Coping
 from datafree.finite import Watch, answer_tensors
 from datafree.networks.normalized import bare
+from datafree.ops import augment
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task
 from datafree.training import Training

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree import features, held_out, memory, modes, processes
+from datafree import features, held_out, memory, processes
 from datafree.coping import SOURCE_UPDATE, STUDENT_STEP, Coping
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.learning import Learner
 from datafree.memory import OutOfMemory
+from datafree.ops import modes
 from datafree.sources.base import ImageSource
 from datafree.storage.run_directory import Run
 from datafree.storage.shared_run import SharedRun

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import memory, modes
+from datafree import memory
 from datafree.bucket import Bucket
 from datafree.bucket_shards import BucketShards
 from datafree.claims import PAUSE, longer
@@ -26,6 +26,7 @@ from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.finite import Watch
 from datafree.loop import SAVED_WITHIN, Progress
 from datafree.memory import OutOfMemory
+from datafree.ops import modes
 from datafree.recipe import Recipe
 from datafree.set_files import PREVIEW, write_preview
 from datafree.shards import Shards

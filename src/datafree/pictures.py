@@ -11,8 +11,8 @@ import torch
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from datafree.boxes import present
 from datafree.images import to_image, to_tensor
+from datafree.ops.boxes import present
 
 _Colour = tuple[int, int, int]
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datafree.lowest import Lowest
-from datafree.speed import ALL_ON, Speed
+from datafree.ops.performance import ALL_ON, Speed
 
 
 def optimise(

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datafree import modes
 from datafree.batch_size import with_batch_size
 from datafree.calibration import Calibration, Work
 from datafree.errors import RecipeError
 from datafree.estimate import calibration, cost_of_teacher, run_cost, size_of
+from datafree.ops import modes
 from datafree.passes import Cost
 from datafree.prepare import NOTHING_GIVEN, prepare, require_weights, with_student
 from datafree.recipe import Recipe

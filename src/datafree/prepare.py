@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from datafree import boxes, modes
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.detectors import Predictions
 from datafree.networks.live import is_live
@@ -21,9 +20,10 @@ from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.networks.program import Program
 from datafree.networks.siblings import AUTO, choose_student
+from datafree.ops import boxes, modes
+from datafree.ops.performance import ALL_ON, Speed
 from datafree.recipe import Recipe
 from datafree.sources.base import ImageSource
-from datafree.speed import ALL_ON, Speed
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.wording import show
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import memory, modes
+from datafree import memory
 from datafree.errors import Interrupted, TrainingError
 from datafree.images import fit, list_images, read_image, to_tensor
 from datafree.memory import OutOfMemory
+from datafree.ops import modes
 from datafree.prepare import prepare, require_weights
 from datafree.recipe import Recipe
 from datafree.student import load_onnx, load_student

@@ -18,7 +18,7 @@ from datafree.student import Student
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 
-# One image's detections in numpy; the same as `datafree.detections.detect` finds.
+# One image's detections in numpy; the same as `datafree.ops.detections.detect` finds.
 POST_PROCESS = '''\
 def detections(boxes, scores, size, least={least}, overlap={overlap}, most={most}):
     """Of one image: boxes (L, 4) in pixels, scores (L, C), size (height, width) -> class ids, boxes, scores."""

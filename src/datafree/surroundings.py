@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree import held_out, modes
+from datafree import held_out
 from datafree.calibration import Calibration, Work
 from datafree.images import to_image
 from datafree.job import save_artefacts
@@ -26,6 +26,7 @@ from datafree.loop import SAVED_WITHIN
 from datafree.making import SAMPLED
 from datafree.networks.normalized import bare
 from datafree.networks.weights import save_weights
+from datafree.ops import modes
 from datafree.passes import Cost, cost_of
 from datafree.recipe import Recipe, dump
 from datafree.report.measure import measure

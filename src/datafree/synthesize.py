@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from datafree import modes
 from datafree.bucket_shards import BucketShards
 from datafree.coping import way_out
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
@@ -26,6 +25,7 @@ from datafree.loop import Progress
 from datafree.making import Work
 from datafree.manifest import hashes, read_record, records
 from datafree.networks.load import has_weights
+from datafree.ops import modes
 from datafree.prepare import prepare, require_gradients, with_student
 from datafree.recipe import Recipe, dump
 from datafree.set_files import means

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from datafree import modes
+from datafree.ops import modes
+from datafree.ops.performance import ALL_ON, Speed
 from datafree.sources.base import Batch, Setting
-from datafree.speed import ALL_ON, Speed
 from datafree.tasks.base import Task
 
 

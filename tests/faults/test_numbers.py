@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from datafree import modes
 from datafree.errors import Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.job import run_recipe
 from datafree.networks.small import unet
+from datafree.ops import modes
 from datafree.prepare import prepare
 from datafree.sources.dfad import Dfad
 from datafree.sources.noise import Noise

@@ -18,7 +18,6 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.bnstats import require_batchnorm
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.inspection import inspect_teacher
@@ -26,6 +25,7 @@ from datafree.job import run_recipe
 from datafree.networks import program_file
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.program import Program
+from datafree.ops import modes
 from datafree.student import describe_teacher
 from recipes import load
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from datafree.errors import NetworkError
-from datafree.modes import frozen
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import BasicBlock, resnet
+from datafree.ops.modes import frozen
 
 # As the folder of the public weights states them.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

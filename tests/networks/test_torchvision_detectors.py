@@ -23,15 +23,15 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from datafree import modes
 from datafree.bnstats import batchnorm_layers
-from datafree.boxes import Labelled, pack
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Predictions, joined
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.torchvision_detectors import adapt, is_torchvision_detector
 from datafree.networks.weights import load_weights, save_weights
+from datafree.ops import modes
+from datafree.ops.boxes import Labelled, pack
 from datafree.tasks.detection import Detection
 
 SIZE = 64  # pixels

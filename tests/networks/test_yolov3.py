@@ -12,8 +12,6 @@ from test_load import refusal, same
 from torch import Tensor, nn
 
 from datafree.bnstats import batchnorm_layers
-from datafree.boxes import Labelled, pack
-from datafree.detections import detect
 from datafree.networks.darknet import Darknet
 from datafree.networks.darknet_cfg import parse_cfg
 from datafree.networks.darknet_layers import Shortcut
@@ -21,6 +19,8 @@ from datafree.networks.darknet_weights import load_darknet_weights, save_darknet
 from datafree.networks.detectors import Predictions
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.yolov3 import ANCHORS, YoloDetector, cfg_text, yolov3
+from datafree.ops.boxes import Labelled, pack
+from datafree.ops.detections import detect
 from datafree.tasks.detection import Detection
 
 # --- the published networks ---

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import health, modes
+from datafree import health
 from datafree.errors import Interrupted, TrainingError
 from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.weights import save_weights
+from datafree.ops import modes
 from datafree.recipe import Recipe
 from datafree.sources import Cgdd
 from datafree.sources.base import Setting

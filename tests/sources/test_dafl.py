@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from datafree import modes
 from datafree.networks.normalized import Normalized
+from datafree.ops import modes
 from datafree.sources import Dafl
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from datafree import modes
 from datafree.errors import WeightsError
 from datafree.networks.normalized import Normalized
 from datafree.networks.weights import save_weights
+from datafree.ops import modes
 from datafree.sources import Degan, Folder
 from datafree.sources.base import Setting
 from datafree.tasks.segmentation import Segmentation

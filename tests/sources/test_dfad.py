@@ -4,11 +4,11 @@ import math
 import pytest
 import torch
 
-from datafree import modes
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
+from datafree.ops import modes
 from datafree.sources import Dfad
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification

@@ -13,14 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import augment, boxes, modes, pixels
-from datafree.boxes import Labelled
+from datafree import pixels
 from datafree.errors import DataError, NetworkError
 from datafree.networks.detectors import Detector, Heads, Predictions
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
 from datafree.networks.weights import save_weights
 from datafree.networks.yolov3 import yolov3
+from datafree.ops import augment, boxes, modes
+from datafree.ops.boxes import Labelled
 from datafree.recipe import load_recipe, to_yaml
 from datafree.sources import Diode, Mixed
 from datafree.sources.base import Batch, Setting

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import augment, modes
 from datafree.errors import DataError, NetworkError, TrainingError
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.ops import augment, modes
 from datafree.sources import Fast
 from datafree.sources import fast as module
 from datafree.sources.base import Setting

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import augment, modes, pixels
+from datafree import pixels
 from datafree.bnstats import StatisticsMatch
 from datafree.errors import DataError, NetworkError
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
+from datafree.ops import augment, modes
 from datafree.sources import Inversion
 from datafree.sources.base import Setting
 from datafree.tasks import Task

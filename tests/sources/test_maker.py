@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from datafree import modes
 from datafree.errors import TrainingError
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.ops import modes
 from datafree.sources import Dafl, Dfad, Zskt
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification

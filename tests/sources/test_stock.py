@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from datafree import modes
+from datafree.ops import modes
 from datafree.sources.base import Setting
 from datafree.sources.stock import Stock
 from datafree.tasks import Task

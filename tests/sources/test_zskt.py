@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from datafree import modes
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.ops import modes
 from datafree.sources import Zskt
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification

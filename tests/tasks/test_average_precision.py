@@ -13,10 +13,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from datafree import boxes
-from datafree.detections import detect
 from datafree.errors import DataError
 from datafree.networks.detectors import Predictions
+from datafree.ops import boxes
+from datafree.ops.detections import detect
 from datafree.tasks.average_precision import AveragePrecision
 
 SIZE = (64, 96)

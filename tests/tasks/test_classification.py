@@ -10,8 +10,8 @@ import torch
 import torchmetrics.classification as tm
 from torch import Tensor
 
-from datafree import augment
 from datafree.errors import DataError, NetworkError
+from datafree.ops import augment
 from datafree.pictures import class_colours
 from datafree.tasks.classification import Classification
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import augment, boxes
-from datafree.boxes import Labelled
 from datafree.errors import DataError, NetworkError
 from datafree.networks.detectors import Detector, Heads, Predictions, described, joined
 from datafree.networks.normalized import Normalized, bare
+from datafree.ops import augment, boxes
+from datafree.ops.boxes import Labelled
 from datafree.tasks import TASKS
 from datafree.tasks.detection import Detection
 

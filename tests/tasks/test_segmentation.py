@@ -7,9 +7,9 @@ import pytest
 import torch
 import torchmetrics.classification as tm
 
-from datafree import augment, modes
-from datafree.augment import Move
 from datafree.errors import DataError, NetworkError
+from datafree.ops import augment, modes
+from datafree.ops.augment import Move
 from datafree.tasks.segmentation import Segmentation
 
 C = 6

@@ -29,7 +29,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from datafree.boxes import Labelled, unpack
+from datafree.ops.boxes import Labelled, unpack
 
 Heads = tuple[Tensor, ...]
 Loss = Callable[[Heads, list[Labelled]], Tensor]

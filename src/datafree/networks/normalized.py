@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Detector, Predictions
+from datafree.ops import modes
 
 
 class Normalized(nn.Module):

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
-from datafree.boxes import Labelled
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.detectors import Heads, Predictions
 from datafree.networks.normalized import Normalized
+from datafree.ops import modes
+from datafree.ops.boxes import Labelled
 from datafree.wording import one_line, show
 
 DESCRIPTION = "datafree"  # the entry of a file's metadata that holds `OnnxNetwork.description` as JSON

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.bnstats import batchnorm_layers
 from datafree.networks.first_input import PHOTO_MEAN, UNSURE, Order, Seen, Three, distance, first_input, told_order
 from datafree.networks.libraries import build_from_library
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare
+from datafree.ops import modes
 
 _IMAGENET_STD: Three = (0.229, 0.224, 0.225)
 

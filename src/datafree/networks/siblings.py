@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree import modes
 from datafree.errors import NetworkError
 from datafree.networks.live import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network
 from datafree.networks.normalized import bare
 from datafree.networks.pretrained import PRETRAINED
+from datafree.ops import modes
 from datafree.tasks.base import Task
 from datafree.wording import show
 

@@ -27,9 +27,9 @@ from torchvision.models.detection.rpn import concat_box_prediction_layers
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
-from datafree.boxes import Labelled
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Decoding, Detector, Heads, Predictions, described
+from datafree.ops.boxes import Labelled
 
 _Losses = Callable[[list[dict[str, Tensor]], dict[str, Tensor], list[Tensor]], dict[str, Tensor]]
 

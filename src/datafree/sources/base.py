@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
-from datafree.speed import ALL_ON, Speed
+from datafree.ops import modes
+from datafree.ops.performance import ALL_ON, Speed
 from datafree.tasks.base import Task
 
 

@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import augment, features, losses, modes, processes
+from datafree import features, processes
 from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.errors import DataError
 from datafree.lowest import Lowest
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
+from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.stock import Stock
 from datafree.tasks.base import synthetic_batch

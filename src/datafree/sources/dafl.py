@@ -15,9 +15,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import features, losses
+from datafree import features
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
+from datafree.ops import losses
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.maker import Maker
 from datafree.tasks.base import synthetic_batch

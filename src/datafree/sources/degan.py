@@ -15,9 +15,10 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import losses, modes, processes
+from datafree import processes
 from datafree.networks.generators import Discriminator, Generator
 from datafree.networks.weights import load_weights
+from datafree.ops import losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.folder import Folder
 

@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import augment, boxes, losses, pixels
+from datafree import pixels
 from datafree.bnstats import StatisticsMatch, batchnorm_layers
-from datafree.detections import detect
 from datafree.errors import DataError, NetworkError
 from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare, detector_of
+from datafree.ops import augment, boxes, losses
+from datafree.ops.detections import detect
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.stages import Stage, published_stages
 from datafree.sources.stock import Stock

@@ -17,12 +17,13 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import augment, losses, modes, processes
+from datafree import processes
 from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.errors import DataError
 from datafree.health import Guard
 from datafree.lowest import Lowest
 from datafree.networks.generators import ResizeGenerator
+from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.stock import Stock
 

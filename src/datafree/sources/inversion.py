@@ -15,9 +15,10 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from datafree import augment, losses, modes, pixels
+from datafree import pixels
 from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.errors import DataError
+from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.stock import Stock
 

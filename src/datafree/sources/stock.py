@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree import augment
 from datafree.bank import Bank
+from datafree.ops import augment
 from datafree.sources.base import Batch, Setting
 
 

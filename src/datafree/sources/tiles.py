@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datafree import augment, boxes
+from datafree.ops import augment, boxes
 
 
 @torch.no_grad()

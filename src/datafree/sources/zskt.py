@@ -19,8 +19,8 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import losses, modes
 from datafree.networks.generators import ResizeGenerator
+from datafree.ops import losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.maker import Maker
 

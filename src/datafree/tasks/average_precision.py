@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from datafree.detections import detect
 from datafree.errors import DataError
 from datafree.networks.detectors import Predictions
+from datafree.ops.detections import detect
 from datafree.tasks.base import Scores
 
 Numbers = NDArray[np.float64]

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from datafree.augment import Move
 from datafree.errors import DataError, NetworkError
+from datafree.ops.augment import Move
 
 # What a network answers in a task. A bare `Task` is a task of whatever kind.
 OutputsT = TypeVar("OutputsT", default=Any)

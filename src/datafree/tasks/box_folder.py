@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datafree import boxes, images, yaml12
+from datafree import images, yaml12
 from datafree.errors import DataError
+from datafree.ops import boxes
 from datafree.tasks.box_files import Annotated, box_lines, read_coco, read_data_yaml, read_yolo
 from datafree.tasks.box_places import find_annotations, first_three, image_folder, is_file, label_folder, split_folder
 from datafree.tasks.labelled import names_file, read_names, stream
@@ -102,7 +103,7 @@ class BoxFolder:
         return images.to_tensor(stretched), targets
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (B, 3, H, W) float32 in [0, 1] and targets (B, M, 5), as in `datafree.boxes`.
+        """Yield images (B, 3, H, W) float32 in [0, 1] and targets (B, M, 5), as in `datafree.ops.boxes`.
 
         M is the same for all batches; the last batch may be smaller. Unreadable images are skipped and recorded; raises
         DataError if all are.

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from datafree import losses
-from datafree.augment import Move
 from datafree.errors import DataError, NetworkError
 from datafree.images import to_image, to_tensor
+from datafree.ops import losses
+from datafree.ops.augment import Move
 from datafree.pictures import class_colours
 from datafree.tasks.base import Scores, Task, check_logits
 from datafree.tasks.labelled import save_image

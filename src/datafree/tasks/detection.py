@@ -1,6 +1,6 @@
 """Object detection: boxes with classes.
 
-Outputs are `Predictions` of an adapted detector, targets (B, M, 5) as in `datafree.boxes`.
+Outputs are `Predictions` of an adapted detector, targets (B, M, 5) as in `datafree.ops.boxes`.
 
 B images, L locations, C classes, M rows of targets, N detections of one image, H x W pixels.
 """
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datafree import boxes, losses
-from datafree.augment import Move
-from datafree.detections import Detections, agreement, detect
 from datafree.errors import DataError, NetworkError
 from datafree.images import to_image
 from datafree.networks.detectors import Predictions, joined
+from datafree.ops import boxes, losses
+from datafree.ops.augment import Move
+from datafree.ops.detections import Detections, agreement, detect
 from datafree.pictures import draw_boxes
 from datafree.tasks.average_precision import AveragePrecision
 from datafree.tasks.base import Task

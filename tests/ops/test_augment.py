@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from datafree import augment, modes
-from datafree.augment import Move
+from datafree.ops import augment, modes
+from datafree.ops.augment import Move
 from datafree.tasks.segmentation import Segmentation
 
 H, W = 12, 20

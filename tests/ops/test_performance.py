@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import modes, moments
 from datafree.errors import Interrupted, RunError
 from datafree.job import run_recipe
 from datafree.lowest import Lowest
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
+from datafree.ops import modes, moments
+from datafree.ops.performance import Speed
 from datafree.prepare import prepare
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
-from datafree.speed import Speed
 from datafree.tasks.base import Task
 from datafree.training import Training
 from recipes import VALID, faults, load

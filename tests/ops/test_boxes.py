@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from datafree import augment, boxes, modes
-from datafree.augment import Move
-from datafree.boxes import NONE
-from datafree.detections import Detections
+from datafree.ops import augment, boxes, modes
+from datafree.ops.augment import Move
+from datafree.ops.boxes import NONE
+from datafree.ops.detections import Detections
 
 EMPTY = [NONE, 0, 0, 0, 0]
 

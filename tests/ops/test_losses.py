@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from datafree import losses
+from datafree.ops import losses
 
 C = 5
 

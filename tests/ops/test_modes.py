@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from datafree import modes
 from datafree.errors import DatafreeError
+from datafree.ops import modes
 
 
 def small_network() -> nn.Module:

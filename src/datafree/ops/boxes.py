@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
-    from datafree.augment import Move
-    from datafree.detections import Detections
+    from datafree.ops.augment import Move
+    from datafree.ops.detections import Detections
 
 NONE = -1  # class of a row that holds no box
 LEAST_SIDE = 1.0  # pixels: a box with a shorter side is degenerate and dropped

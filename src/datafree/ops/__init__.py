@@ -1,0 +1,1 @@
+"""Functions of tensors: losses, augmentation, boxes, non-maximum suppression, network modes."""
