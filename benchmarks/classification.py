@@ -32,8 +32,8 @@ from torch import Tensor
 from cells import Cell
 from classification_rows import CLASSES, SIZES, Pair
 from command import ask, make_parser, run
+from datafree.config.paths import expand
 from datafree.networks.normalized import Normalized
-from datafree.paths import expand
 from datafree.scoring import evaluate
 from datafree.sources.base import ImageSource
 from datafree.tasks.classification import Classification

@@ -30,12 +30,12 @@ import torch
 from cells import read_cells, run_cells, seconds
 from classification import FASHION, load_images, make_source, missing_data
 from classification_rows import CLASSES, CPU, Pair
-from datafree import options
 from datafree.checkup import checkup
+from datafree.config import schema
+from datafree.config.paths import expand
 from datafree.images import to_tensor
 from datafree.loop import Progress, distill
 from datafree.networks.normalized import Normalized
-from datafree.paths import expand
 from datafree.prepare import prepare
 from datafree.report.strips import cells, read_picture
 from datafree.scoring import evaluate
@@ -94,7 +94,7 @@ def run_cell(work: Work[Pair], fashion: Path) -> dict[str, float]:
             found = evaluate(student, work.task, some, device=work.device, batch_size=250)
             truth[progress.step] = found.values["top1"]
 
-    described = {"row": work.name, "source": options.plain(work.row.source), "training": asdict(training)}
+    described = {"row": work.name, "source": schema.plain(work.row.source), "training": asdict(training)}
     run = Run(work.folder / work.name, described)
     source = make_source(work.row, work.pair, fashion)
     try:

@@ -20,8 +20,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from datafree import yaml12
 from datafree.claims import Claims
+from datafree.config import yaml
 from datafree.manifest import write_index
 from datafree.shards import Shards
 from results import write_results, write_table
@@ -36,7 +36,7 @@ def write_set(path: Path, shards: int) -> None:
     """A set of so many shards, without its images."""
     (path / "shards").mkdir(parents=True)
     (path / "data").mkdir()
-    (path / "recipe.yaml").write_text(yaml12.render(RECIPE))
+    (path / "recipe.yaml").write_text(yaml.render(RECIPE))
     (path / "data" / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     for number in range(shards):
         digest = hashlib.sha256(str(number).encode()).hexdigest()

@@ -11,8 +11,8 @@ from statistics import mean
 from typing import Any, Generic, Protocol, TypeVar
 
 from cells import spread
+from datafree.config.paths import expand
 from datafree.networks.load import NetworkSpec
-from datafree.paths import expand
 from datafree.sources import SOURCES
 
 Results = dict[str, list[dict[str, Any]]]  # PAIR/NAME -> what each seed's cell has left: {seed, metrics, ...}

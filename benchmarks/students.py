@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from cells import Cell, Stop, measure
-from datafree import options
+from datafree.config import schema
+from datafree.config.paths import expand
 from datafree.job import save_artefacts
 from datafree.loop import distill
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.weights import save_weights
 from datafree.ops import modes
-from datafree.paths import expand
 from datafree.prepare import prepare
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
@@ -138,9 +138,9 @@ def learn_answers(work: Work[PairT], source: ImageSource) -> tuple[Normalized, d
     student = work.fresh(work.student)
     described = {
         "row": work.name,
-        "task": options.plain(work.task),
-        "student": options.plain(work.student),
-        "source": options.plain(work.row.source),
+        "task": schema.plain(work.task),
+        "student": schema.plain(work.student),
+        "source": schema.plain(work.row.source),
         "training": asdict(work.training),
     }
     run = Run(work.folder / work.name, described)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import RecipeError
 from datafree.networks.small import unet
 from datafree.networks.weights import save_weights
@@ -44,7 +44,7 @@ def changed(**sections: Any) -> dict[str, Any]:
 
 def write(folder: Path, content: dict[str, Any] | str, name: str = "street.yaml") -> str:
     file = folder / name
-    file.write_text(content if isinstance(content, str) else yaml12.render(content), encoding="utf-8")
+    file.write_text(content if isinstance(content, str) else yaml.render(content), encoding="utf-8")
     return str(file)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.images import to_image
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
@@ -38,7 +38,7 @@ def write_run(folder: Path, kind: str = "segmentation", *, finished: bool = True
         "source": {"method": "cgdd", "warmup": 10},
         "training": {"steps": 40, "batch_size": 8, "seed": 3},
     }
-    (run / "recipe.yaml").write_text(yaml12.render(recipe), encoding="utf-8")
+    (run / "recipe.yaml").write_text(yaml.render(recipe), encoding="utf-8")
     write_json(
         run / "environment.json",
         {"versions": {"torch": "2.15.0"}, "hardware": {"processor": "one", "accelerator": None}, "began": "2026-11-21"},

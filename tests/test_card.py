@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from datafree import yaml12
 from datafree.card import Export, Int8, model_card, public
+from datafree.config import yaml
 from datafree.errors import NetworkError
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.weights import save_weights
@@ -106,7 +106,7 @@ def test_card_counts_steps_images_and_updates_of_all_parts() -> None:
     assert "1,001 steps on 16 images each, 16,016 images shown. The source was updated 308 times." in card
     assert "Seed 4. Kept: the student of step 900" in card
     block = card.split("```yaml\n")[1].split("```")[0]
-    assert yaml12.parse(block, "card") == {"source": source, "training": training}
+    assert yaml.parse(block, "card") == {"source": source, "training": training}
 
 
 def test_card_says_how_int8_was_made() -> None:
@@ -144,7 +144,7 @@ def test_path_is_shown_by_its_last_two_parts() -> None:
 
 def test_card_begins_as_the_hub_wants_it() -> None:
     front = model_card(small(), record(), Export()).split("---\n")[1]
-    assert yaml12.parse(front, "card") == {
+    assert yaml.parse(front, "card") == {
         "library_name": "datafree",
         "pipeline_tag": "image-segmentation",
         "tags": ["datafree", "knowledge-distillation"],

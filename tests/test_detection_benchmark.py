@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from datafree import options
+from datafree.config import schema
 from datafree.recipe import FAMILIES
 from datafree.sources import SOURCES
 from datafree.tasks.detection import Detection
@@ -89,11 +89,11 @@ def test_every_row_sets_options_that_its_method_its_task_and_its_training_have(
     for size in benchmark.SIZES.values():
         for pair in size.pairs.values():
             for row in pair.rows.values():
-                training = options.build(Training, {**pair.training, **row.training})
+                training = schema.build(Training, {**pair.training, **row.training})
                 task = benchmark.make_task(pair, row)
-                assert options.build(Detection, options.plain(task)) == task
+                assert schema.build(Detection, schema.plain(task)) == task
                 if row.method in SOURCES:
-                    made = options.build(SOURCES[row.method], options.plain(row.source), FAMILIES)
+                    made = schema.build(SOURCES[row.method], schema.plain(row.source), FAMILIES)
                     assert made == benchmark.make_source(row, pair, task)
                     assert any(made.due(step) for step in range(-made.warmup, training.steps)) == (
                         row.method not in ("folder", "noise")

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import cli, yaml12
+from datafree import cli
+from datafree.config import yaml
 from datafree.errors import NetworkError, TrainingError
 from datafree.features import attention_loss, watched
 from datafree.job import run_recipe
@@ -334,7 +335,7 @@ def datafree(
     (tmp_path / "own_for_matching.py").write_text(OWN)
 
     def run(sections: dict[str, Any], *overrides: str) -> tuple[int, str, str]:
-        Path("tiny.yaml").write_text(yaml12.render(sections), encoding="utf-8")
+        Path("tiny.yaml").write_text(yaml.render(sections), encoding="utf-8")
         monkeypatch.setattr(sys, "argv", ["datafree", "distill", "tiny.yaml", *overrides])
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from datafree import cli, yaml12
+from datafree import cli
+from datafree.config import yaml
+from datafree.config.paths import builtin_folder, expand
+from datafree.config.schema import plain
 from datafree.networks.load import NetworkSpec
-from datafree.options import plain
-from datafree.paths import builtin_folder, expand
 from datafree.recipe import FAMILIES, Recipe, dump, load_recipe, packaged_recipes, to_yaml
 from datafree.sources import SOURCES, ImageSource
 from datafree.stopping import parse_time
@@ -72,12 +73,12 @@ def make_what_it_names(content: object, folder: Path) -> None:
 
 def load_block(block: Block, *overrides: str, name: str = "page.yaml") -> Recipe:
     """The block's recipe in the current directory; sections that it leaves out are those of a small valid one."""
-    content = yaml12.parse(block.text, str(block))
+    content = yaml.parse(block.text, str(block))
     assert set(content) <= set(SECTIONS)
     text = block.text
     if not is_complete(content):
-        text += yaml12.render({key: value for key, value in VALID.items() if key not in content})
-    make_what_it_names(yaml12.parse(text, str(block)), Path.cwd())
+        text += yaml.render({key: value for key, value in VALID.items() if key not in content})
+    make_what_it_names(yaml.parse(text, str(block)), Path.cwd())
     Path(name).write_text(text, encoding="utf-8")
     return load_recipe(name, overrides)
 
@@ -99,7 +100,7 @@ def test_every_yaml_block_loads_as_a_recipe(block: Block, empty: Path) -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "docs/recipes.md"])
 def test_the_page_holds_a_complete_recipe(name: str) -> None:
-    assert any(is_complete(yaml12.parse(b.text, str(b))) for b in blocks(ROOT / name, "yaml"))
+    assert any(is_complete(yaml.parse(b.text, str(b))) for b in blocks(ROOT / name, "yaml"))
 
 
 def command_lines() -> list[tuple[Block, list[str]]]:
@@ -153,7 +154,7 @@ def test_every_datafree_command_parses(block: Block, arguments: list[str]) -> No
     if not given["recipe"].endswith(".yaml"):
         assert given["recipe"] in packaged_recipes()
         return
-    on_page = [b for b in blocks(block.page, "yaml") if is_complete(yaml12.parse(b.text, str(b)))]
+    on_page = [b for b in blocks(block.page, "yaml") if is_complete(yaml.parse(b.text, str(b)))]
     load_block(on_page[0], *(given["overrides"] or []), name=given["recipe"])  # the page's own recipe
 
 
@@ -197,7 +198,7 @@ def test_tables_of_options_are_those_of_the_code(name: str, heading: str, kind: 
                 assert cell == ("two" if len(value) == 2 else str(len(value))), option
                 continue
             expected = plain(value, FAMILIES)
-            given = yaml12.parse(cell.strip("`"), option)
+            given = yaml.parse(cell.strip("`"), option)
             is_number = type(expected) in (float, int) or isinstance(value, tuple)
             assert given == (pytest.approx(expected, abs=1e-4) if is_number else expected), option
 

@@ -19,12 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from datafree import cli, yaml12
+from datafree import cli
+from datafree.config import yaml
+from datafree.config.paths import expand
 from datafree.networks.detectors import Detector
 from datafree.networks.load import build_network
 from datafree.networks.small import unet
 from datafree.networks.weights import load_weights, save_weights
-from datafree.paths import expand
 from datafree.recipe import load_recipe
 from recipes import VALID
 from run_directories import write_run
@@ -103,7 +104,7 @@ def shortened(words: list[str]) -> list[str]:
     if words[0] not in ("distill", "synthesize"):
         return words
     name = words[1]
-    content = yaml12.parse(Path(name).read_text("utf-8"), name) if name.endswith(".yaml") else {}
+    content = yaml.parse(Path(name).read_text("utf-8"), name) if name.endswith(".yaml") else {}
     replaced = any(word.startswith("source=") for word in words)
     parts = content.get("source", {}).get("parts")
     warm = [f"source.parts.{index}.warmup=1" for index in range(len(parts))] if parts else ["source.warmup=1"]
@@ -114,9 +115,9 @@ def shortened(words: list[str]) -> list[str]:
 def prepare(page: Path, folder: Path) -> None:
     """What a page's commands name: its recipe, the teacher's weights, photos, labelled images, runs."""
     rng = np.random.default_rng(0)
-    complete = [text for text in blocks(page, "yaml") if {"task", "source"} <= set(yaml12.parse(text, "page"))]
-    text = complete[0] if complete else yaml12.render({**VALID, "training": {"steps": 2}})
-    content = yaml12.parse(text, "page")
+    complete = [text for text in blocks(page, "yaml") if {"task", "source"} <= set(yaml.parse(text, "page"))]
+    text = complete[0] if complete else yaml.render({**VALID, "training": {"steps": 2}})
+    content = yaml.parse(text, "page")
     height, width = content["task"].get("image_size", (32, 32))
     for name in ("my.yaml", "street.yaml", "tiny.yaml"):
         (folder / name).write_text(text, encoding="utf-8")
@@ -135,7 +136,7 @@ def prepare(page: Path, folder: Path) -> None:
         Path(name).touch()
     if not complete:
         content["teacher"]["weights"] = "teacher.safetensors"
-        (folder / "tiny.yaml").write_text(yaml12.render(content), encoding="utf-8")
+        (folder / "tiny.yaml").write_text(yaml.render(content), encoding="utf-8")
     recipe = load_recipe("tiny.yaml")
     torch.manual_seed(0)
     network = build_network(replace(recipe.teacher, weights=None), num_classes=recipe.task.num_classes)

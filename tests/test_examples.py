@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import datafree
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.weights import read_tensors, save_weights
 from datafree.recipe import load_recipe
@@ -125,7 +125,7 @@ def test_own_methods_images_fall_in_contrast_with_the_frequency(example: Callabl
 def espnet_section(text: str) -> dict[str, Any]:
     """The teacher's section in the example's own words."""
     block = text[text.index("    teacher:\n") :].partition("\n\n")[0]
-    section: dict[str, Any] = yaml12.parse(re.sub("^    ", "", block, flags=re.MULTILINE), "espnet.py")["teacher"]
+    section: dict[str, Any] = yaml.parse(re.sub("^    ", "", block, flags=re.MULTILINE), "espnet.py")["teacher"]
     return section
 
 

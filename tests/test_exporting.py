@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from datafree import exporting, options
+from datafree import exporting
+from datafree.config import schema
 from datafree.errors import DataError, DatafreeError, NetworkError, RunError
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
@@ -46,7 +47,7 @@ needs_onnx = pytest.mark.skipif(
 def write_run(run: Path, network: dict[str, Any], task: dict[str, Any] = SEGMENTATION, **more: Any) -> Path:
     """A finished run's directory, its student a random network whose BatchNorm has seen something."""
     run.mkdir(parents=True, exist_ok=True)
-    spec: NetworkSpec = options.build(NetworkSpec, network)
+    spec: NetworkSpec = schema.build(NetworkSpec, network)
     torch.manual_seed(3)
     made = build_network(spec, num_classes=task["num_classes"])
     settle(spec.wrap(made), task["image_size"])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import datafree
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import Interrupted, RunError
 from datafree.networks.resnet import resnet
 from datafree.prepare import prepare
@@ -88,7 +88,7 @@ def test_shipped_teacher_reaches_its_stated_accuracy_through_the_packaged_recipe
 
 def test_recipes_differ_in_the_source_and_what_needs_it() -> None:
     demo, cgdd, noise = (
-        yaml12.parse((PACKAGE / "recipes" / f"fashion-{name}.yaml").read_text(encoding="utf-8"), name)
+        yaml.parse((PACKAGE / "recipes" / f"fashion-{name}.yaml").read_text(encoding="utf-8"), name)
         for name in ("demo", "cgdd", "noise")
     )
     assert (demo["source"]["method"], cgdd["source"]["method"]) == ("fast", "cgdd")

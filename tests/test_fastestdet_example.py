@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import options, yaml12
 from datafree.bnstats import batchnorm_layers
+from datafree.config import schema, yaml
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec, build_network
@@ -299,11 +299,11 @@ def sections() -> dict[str, Any]:
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     block = re.search(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert block is not None
-    return dict(yaml12.parse(block[1], "README.md"))
+    return dict(yaml.parse(block[1], "README.md"))
 
 
 def spec_of(section: dict[str, Any]) -> NetworkSpec:
-    spec: NetworkSpec = options.build(NetworkSpec, section)
+    spec: NetworkSpec = schema.build(NetworkSpec, section)
     return spec
 
 
@@ -316,7 +316,7 @@ def test_the_pages_sections_are_a_detection_task_its_teacher_and_a_student(
     weights.touch()
     content = sections()
     assert content["task"].pop("kind") == "detection"
-    task: Detection = options.build(Detection, content["task"])
+    task: Detection = schema.build(Detection, content["task"])
     teacher, student = spec_of(content["teacher"]), spec_of(content["student"])
     assert teacher.weights == weights
     teacher.weights = None

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from datafree import estimate, options
+from datafree import estimate
+from datafree.config import schema
 from datafree.errors import DatafreeError, NetworkError
 from datafree.estimate import TeacherCost, calibration, run_cost
 from datafree.inspection import Inspection, inspect_teacher
@@ -194,7 +195,7 @@ def test_what_is_said_of_a_method_is_what_it_does(method: str, photos: Callable[
     if method in ("dataset", "diode"):  # one needs a data set, the other is refused with the recipe
         assert said.applies == (method == "dataset")
         return
-    source = options.choose(SOURCE, given, FAMILIES)
+    source = schema.choose(SOURCE, given, FAMILIES)
     setting = Setting(task=task, teacher=Normalized(network), steps=4, batch_size=2)
     if said.applies:
         source.attach(setting)
@@ -454,7 +455,7 @@ def test_methods_of_every_kind_can_be_estimated(method: str, photos: Callable[..
         task=task,
         teacher=Normalized(network),
         student=Normalized(copy.deepcopy(network)),
-        source=options.choose(SOURCE, given, FAMILIES),
+        source=schema.choose(SOURCE, given, FAMILIES),
         training=Training(steps=6, batch_size=2, device="cpu"),
         known=TeacherCost(images=2, forward=0.0, backward=0.0, kept=0),
         dtype=torch.float32,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.recipe import dump
 from small_runs import recipe_for
 
@@ -23,7 +23,7 @@ def written(tmp_path: Path, **training: object) -> Path:
     """A recipe's file: DFAD on a small U-Net, whose generator, teacher and student are all shared."""
     recipe = recipe_for(tmp_path, {"method": "dfad"}, **{"steps": 40, "log_every": 1, "save_every": 5, **training})
     file = tmp_path / "small.yaml"
-    file.write_text(yaml12.render({**dump(recipe), "name": "small"}))
+    file.write_text(yaml.render({**dump(recipe), "name": "small"}))
     return file
 
 
@@ -120,7 +120,7 @@ def machine(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 )
 def test_two_machines_make_one_set_and_one_ends_what_the_other_was_killed_at(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "inversion", "iterations": 60, "batch_size": 4, "warmup": 1})
-    (tmp_path / "small.yaml").write_text(yaml12.render({**dump(recipe), "name": "small"}))
+    (tmp_path / "small.yaml").write_text(yaml.render({**dump(recipe), "name": "small"}))
     sets = {name: tmp_path / name for name in ("alone", "together")}
     words = {name: ["synthesize", "small.yaml", "--out", str(out), "--images", "60"] for name, out in sets.items()}
     _, said = (alone := datafree(tmp_path, *words["alone"])).communicate(timeout=300)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from datafree import paths
+from datafree.config import paths
+from datafree.config.diff import differences
 from datafree.errors import RecipeError
-from datafree.kept_recipe import differences
 from datafree.recipe import dump, load_recipe, packaged_recipes, to_yaml
 from datafree.sources import SOURCES
 from datafree.sources.degan import Degan

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datafree.config.schema import Invalid
 from datafree.errors import NetworkError, RecipeError
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
@@ -36,7 +37,6 @@ from datafree.networks.live import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
-from datafree.options import Invalid
 from datafree.prepare import Given, prepare
 from datafree.recipe import make_recipe
 from datafree.scoring import evaluate as score

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import torch
 
-from datafree import memory, processes, yaml12
+from datafree import memory, processes
 from datafree.calibration import Calibration, banks_of
+from datafree.config import yaml
 from datafree.errors import RecipeError
 from datafree.estimate import size_of
 from datafree.free_memory import free_memory
@@ -59,7 +60,7 @@ def with_batch_size(
 def recorded(file: Path) -> int | None:
     """The batch size in a run's recipe; None where there is none, which whoever opens the run will say."""
     try:
-        training = yaml12.parse(file.read_text(encoding="utf-8"), str(file))["training"]
+        training = yaml.parse(file.read_text(encoding="utf-8"), str(file))["training"]
         size = training["batch_size"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

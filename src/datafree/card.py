@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.networks.detectors import Detector
 from datafree.recipe import TASK
 from datafree.snippets import load_snippet, onnx_snippet
@@ -149,7 +149,7 @@ def _making(record: Record) -> str:
     lines.append(f"Seed {'not recorded' if seed is None else int(seed)}.")
     if record.step is not None:
         lines.append(f"Kept: the student of step {record.step:,}, chosen without labels.")
-    sections = yaml12.render({"source": public(record.source), "training": public(record.training)})
+    sections = yaml.render({"source": public(record.source), "training": public(record.training)})
     return f"{' '.join(lines)}\n\n```yaml\n{sections.rstrip()}\n```"
 
 

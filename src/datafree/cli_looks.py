@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from datafree.cli_options import AsJson, Compress, Named, Overrides, Student
+from datafree.config.overrides import student_overrides
 from datafree.errors import RecipeError
-from datafree.overrides import student_overrides
 from datafree.storage import strict_json
 
 

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree import images as image_files
-from datafree import options
 from datafree.card import Export, Int8, model_card, public
+from datafree.config import schema
 from datafree.errors import DataError, NetworkError, RunError
 from datafree.networks.detectors import Predictions
 from datafree.networks.live import is_live
@@ -103,7 +103,7 @@ def export_run(
             scores[weights.name] = _score(loaded.network, loaded.task, labelled)
         if onnx:
             say("exporting to ONNX")
-            described = {"task": options.plain(loaded.task, FAMILIES), "class_names": loaded.class_names}
+            described = {"task": schema.plain(loaded.task, FAMILIES), "class_names": loaded.class_names}
             size = loaded.task.image_size
             used_opset = write_onnx(loaded.network, float_file, size, described, opset=opset)
             errors = check_onnx(loaded.network, float_file, size)
@@ -199,7 +199,7 @@ def config(student: Student, record: Record, export: Export, sums: Mapping[str, 
         "network": spec.network,
         "args": dict(spec.args),
         "parameters": sum(parameter.numel() for parameter in student.network.parameters()),
-        "task": options.plain(student.task, FAMILIES),
+        "task": schema.plain(student.task, FAMILIES),
         "num_classes": student.task.num_classes,
         "class_names": student.class_names or None,
         "image_size": [height, width],

@@ -8,7 +8,7 @@ import re
 import typing
 from typing import Any, Literal
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.networks.load import network_names
 from datafree.recipe import SOURCE, TASK, packaged_recipes
 from datafree.wording import show
@@ -67,7 +67,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return f"{value:g}"
     if isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
         return f"{len(value)} of them"
-    return yaml12.render(value).removesuffix("\n").removesuffix("\n...")
+    return yaml.render(value).removesuffix("\n").removesuffix("\n...")
 
 
 def _comment(hint: Any, comment: str) -> str:

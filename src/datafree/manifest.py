@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.storage.atomic import write_whole, written_whole
 from datafree.tasks.box_files import coco_json
@@ -136,6 +136,6 @@ def write_index(path: Path, class_names: list[str]) -> None:
     if boxes:
         write_pieces(data / "annotations.json", coco_text(path, class_names))
         listing = {"train": "images", "val": "images", "names": dict(enumerate(class_names))}
-        write_whole(data / "data.yaml", yaml12.render(listing).encode())
+        write_whole(data / "data.yaml", yaml.render(listing).encode())
     about = {file.name: sealed(file) for file in sorted(data.glob("[!.]*")) if file.is_file()}
     write_whole(path / "index.json", (json.dumps({"images": images, "shards": shards, "files": about}) + "\n").encode())

@@ -23,14 +23,14 @@ from typing import Any
 
 import torch
 
-from datafree import options, yaml12
+from datafree.config import schema, yaml
+from datafree.config.overrides import apply_override
+from datafree.config.schema import Families, Family, Fault, Invalid
 from datafree.errors import RecipeError
 from datafree.networks.live import is_live
 from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.pretrained import asks_for_all_weights
 from datafree.networks.program import SUFFIX
-from datafree.options import Families, Family, Fault, Invalid
-from datafree.overrides import apply_override
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.tasks import TASKS
@@ -74,7 +74,7 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     text, file_name, stem = _read(path_or_name)
     try:
-        given = yaml12.parse(text, file_name)
+        given = yaml.parse(text, file_name)
     except ValueError as error:
         raise RecipeError(str(error).splitlines()) from error
     given = {} if given is None else given
@@ -109,12 +109,12 @@ def packaged_recipes() -> dict[str, str]:
 def dump(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe: plain values, every default filled in; as YAML, it loads as an equal recipe."""
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-    return {name: options.plain(value, FAMILIES) for name, value in values.items()}
+    return {name: schema.plain(value, FAMILIES) for name, value in values.items()}
 
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe as YAML."""
-    return yaml12.render(dump(recipe))
+    return yaml.render(dump(recipe))
 
 
 def _read(path_or_name: str) -> tuple[str, str, str]:
@@ -177,10 +177,10 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
             faults.extend(Fault((key, *fault.key), fault.text) for fault in error.faults)
             return None
 
-    task = part("task", lambda section: options.choose(TASK, section, FAMILIES))
+    task = part("task", lambda section: schema.choose(TASK, section, FAMILIES))
     teacher = part("teacher", lambda section: _network(section, None))
     student = part("student", lambda section: _network(section, teacher))
-    source = part("source", lambda section: options.choose(SOURCE, section, FAMILIES))
+    source = part("source", lambda section: schema.choose(SOURCE, section, FAMILIES))
     if task is not None and source is not None and not isinstance(task, source.serves):
         kind, wanted = TASK.name_of(type(task)), TASK.name_of(source.serves)
         others = [name for name, method in SOURCES.items() if isinstance(task, method.serves)]
@@ -188,7 +188,7 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
         faults.append(Fault(("source", "method"), f"{SOURCE.name_of(type(source))} {text}"))
     training = part("training", lambda section: _training(Training, section))
     try:
-        outline = options.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
+        outline = schema.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
         if _NOT_IN_NAMES.search(outline.name) or outline.name[:1] in ("", "-", ".", "_"):
             problem = "cannot name a run directory: letters, digits, '.', '_', '-' only, a letter or digit first"
             faults.append(Fault(("name",), f"{show(outline.name)} {problem}"))
@@ -275,7 +275,7 @@ def _checked(
     """`kind` made from `section`, or Invalid with its faults and those in `more`: (key, what is wrong)."""
     faults = [Fault((key,), text) for key, text in more if text is not None]
     try:
-        made = options.build(kind, section, FAMILIES, inherited)
+        made = schema.build(kind, section, FAMILIES, inherited)
     except Invalid as error:
         faults += error.faults
     if faults:

@@ -28,11 +28,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datafree import yaml12
 from datafree.claims import FOLDER as CLAIMS
 from datafree.claims import Claims
+from datafree.config import yaml
+from datafree.config.diff import check_same
 from datafree.errors import RunError
-from datafree.kept_recipe import check_same
 from datafree.manifest import RECORD, Record, damages, read_record, sealed, write_index
 from datafree.set_files import writing
 from datafree.sources.base import Batch
@@ -93,7 +93,7 @@ class Shards:
             self.look()
             (self.path / "shards").mkdir(exist_ok=True)
             for name, text in (
-                ("recipe.yaml", yaml12.render(self.recipe)),
+                ("recipe.yaml", yaml.render(self.recipe)),
                 ("environment.json", json.dumps(environment()) + "\n"),
                 ("data/classes.txt", "".join(f"{name}\n" for name in class_names)),
             ):

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from datafree import options, yaml12
+from datafree.config import schema, yaml
 from datafree.errors import NetworkError, RunError
 from datafree.networks.load import NetworkSpec, adapted, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
@@ -74,8 +74,8 @@ def load_student(run: Path, *, student: str | nn.Module | None = None, task: str
     section["weights"] = None  # its place is no text to be expanded
     name = None if isinstance(student, nn.Module) else student
     try:
-        recorded: NetworkSpec = options.build(NetworkSpec, {"network": name, **section})
-    except options.Invalid as error:
+        recorded: NetworkSpec = schema.build(NetworkSpec, {"network": name, **section})
+    except schema.Invalid as error:
         raise RunError(f"{file} does not describe a student: {error.faults[0]}") from error
     args = {name: value for name, value in recorded.args.items() if name not in PRETRAINED}
     named = NetworkSpec(network=name or recorded.network)  # what the user names has the last word
@@ -147,8 +147,8 @@ def read_task(section: Mapping[str, Any], task: str | None, where: str) -> Task:
     if task is None and not (isinstance(section["kind"], str) and section["kind"] in TASKS):
         raise RunError(f"{where} names no task of datafree's ({show(section['kind'])}); give yours with --task")
     try:
-        made: Task = options.choose(TASK, section, FAMILIES)
-    except options.Invalid as error:
+        made: Task = schema.choose(TASK, section, FAMILIES)
+    except schema.Invalid as error:
         raise RunError(f"{where} does not describe a task: {error.faults[0]}") from error
     return made
 
@@ -189,7 +189,7 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
         digest, of = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest(), "tensors"
     return {
         "network": Path(spec.network).name if spec.is_program else spec.network,
-        "args": options.plain(spec.args),
+        "args": schema.plain(spec.args),
         "weights": None if file is None else file.name,
         "sha256": digest,
         "sha256_of": of,
@@ -227,6 +227,6 @@ def _read(file: Path) -> Mapping[str, Any]:
         if not file.is_file() or file.stat().st_size > _MAX_BYTES:
             return {}
         text = file.read_text(encoding="utf-8")
-        return mapping(yaml12.parse(text, file.name) if file.suffix == ".yaml" else json.loads(text))
+        return mapping(yaml.parse(text, file.name) if file.suffix == ".yaml" else json.loads(text))
     except (OSError, ValueError, RecursionError):
         return {}

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import NetworkError
 from datafree.networks.first_input import distance
 from datafree.networks.load import NetworkSpec, build_network, network_names
@@ -94,7 +94,7 @@ def _argument(text: str) -> tuple[str, Any]:
     if not key.isidentifier() or not value:
         raise NetworkError(f"--args {show(text)} is not of the form KEY=VALUE (encoder=resnet50)")
     try:
-        return key, yaml12.parse(value, f"--args {key}")
+        return key, yaml.parse(value, f"--args {key}")
     except ValueError as error:
         raise NetworkError(str(error).partition("\n")[0]) from error
 

@@ -22,7 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datafree import manifest, yaml12
+from datafree import manifest
+from datafree.config import yaml
 from datafree.errors import DatafreeError, RunError
 from datafree.images import UnreadableImage, read_image, read_stored
 from datafree.recipe import load_recipe
@@ -102,7 +103,7 @@ def spoilt(draw: st.DrawFn, content: Any, times: int = 3) -> Any:
 @many
 @given(how=changes)
 def test_recipes_of_any_bytes(tmp_path: Path, how: list[tuple[float, int, bytes]]) -> None:
-    check_recipe(tmp_path, changed(yaml12.render(VALID).encode(), how))
+    check_recipe(tmp_path, changed(yaml.render(VALID).encode(), how))
 
 
 @many

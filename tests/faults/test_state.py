@@ -15,7 +15,7 @@ import torch
 from dying import die_at
 from safetensors.torch import load_file
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import Interrupted, RunError
 from datafree.job import run_recipe
 from datafree.recipe import dump
@@ -95,7 +95,7 @@ def test_states_of_older_versions_are_gone_on_with(file: Path, tmp_path: Path) -
     """Each was saved by the code of its time, at step 7 of the run of `recipe_for` with dfad."""
     recipe = recipe_for(tmp_path, {"method": "dfad"})
     (tmp_path / "run" / "state").mkdir(parents=True)
-    (tmp_path / "run" / "recipe.yaml").write_text(yaml12.render(dump(recipe)))
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.render(dump(recipe)))
     shutil.copy(file, tmp_path / "run" / "state" / "state.pt")
     said: list[str] = []
     run_recipe(recipe, tmp_path / "run", say=said.append)

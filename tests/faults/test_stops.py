@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import Interrupted
 from datafree.job import run_recipe
 from datafree.recipe import Recipe, dump
@@ -76,7 +76,7 @@ def test_signals_to_the_command_save_and_leave_with_75_and_twice_at_once(
         values["source"]["warmup"] = 400
         values["training"] |= {"steps": 400, "save_every": 100}
     file = tmp_path / "long.yaml"
-    file.write_text(yaml12.render(values))
+    file.write_text(yaml.render(values))
     out = tmp_path / "run"
     seen: dict[str, Callable[[str], bool]] = {
         "loading": lambda text: True,

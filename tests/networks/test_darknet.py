@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from test_load import refusal, same
 from torch import Tensor, nn
 
+from datafree.config.schema import Invalid, build
 from datafree.errors import RecipeError, WeightsError
 from datafree.networks.darknet import Darknet
 from datafree.networks.darknet_cfg import parse_cfg, read_cfg
@@ -25,7 +26,6 @@ from datafree.networks.darknet_weights import load_darknet_weights, save_darknet
 from datafree.networks.libraries import _DATAFREE
 from datafree.networks.load import FILES, NetworkSpec, build_network
 from datafree.networks.yolov3 import cfg_text
-from datafree.options import Invalid, build
 from datafree.recipe import Recipe, dump, load_recipe
 
 Array = NDArray[np.float64]

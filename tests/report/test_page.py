@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.job import run_recipe
 from datafree.networks.small import unet
@@ -149,7 +149,7 @@ def test_values_of_any_form_are_left_out_and_nothing_raises(tmp_path: Path, name
         cases = [json.dumps({"step": value, "loss": value}) + "\n" for value in odd]
     else:
         text = (run / name).read_text()
-        content = yaml12.parse(text, name) if name.endswith("yaml") else json.loads(text)
+        content = yaml.parse(text, name) if name.endswith("yaml") else json.loads(text)
         cases = [json.dumps(one) for index, value in enumerate(odd) for one in spoilt(content, value)[index::10]]
     for case in cases:
         (run / name).write_text(case)

@@ -20,7 +20,8 @@ import torch
 from pydantic import ConfigDict
 from torch import nn
 
-from datafree import paths, yaml12
+from datafree.config import paths, yaml
+from datafree.config.schema import Fault, Invalid
 from datafree.errors import NetworkError
 from datafree.networks.darknet_weights import load_darknet_weights
 from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
@@ -29,7 +30,6 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
 from datafree.networks.program import SUFFIX, Program
 from datafree.networks.weights import load_weights
-from datafree.options import Fault, Invalid
 from datafree.wording import show
 
 
@@ -113,7 +113,7 @@ def _without_query(network: str) -> tuple[str, dict[str, Any]]:
         if key in args:
             raise NetworkError(f"{show(network)}: {key} is given twice; keep one")
         try:
-            args[key] = yaml12.parse(text, f"{show(network)}, {key}")
+            args[key] = yaml.parse(text, f"{show(network)}, {key}")
         except ValueError as error:
             raise NetworkError(str(error).partition("\n")[0]) from error
         if isinstance(args[key], (dict, list)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.student import mapping, number
 
@@ -114,7 +114,7 @@ def _parse(seen: Seen, name: str, text: str) -> Mapping[str, Any]:
     if not text:
         return {}
     try:
-        content = yaml12.parse(text, name) if name.endswith(".yaml") else json.loads(text)
+        content = yaml.parse(text, name) if name.endswith(".yaml") else json.loads(text)
     except (ValueError, RecursionError):
         seen.missing.append(f"{name}: damaged")
         return {}

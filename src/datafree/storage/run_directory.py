@@ -28,7 +28,7 @@ from typing import Any
 
 from torch import Tensor
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.images import to_image
 from datafree.storage import checkpoint
@@ -104,7 +104,7 @@ class Run:
         return [name for name in names if name != LOCK and not (name.startswith(".recipe.yaml.") and ".part" in name)]
 
     def _check_same(self, recipe: dict[str, Any]) -> None:
-        from datafree.kept_recipe import check_same
+        from datafree.config.diff import check_same
 
         file = self.path / "recipe.yaml"
         if not file.exists():
@@ -157,7 +157,7 @@ class Run:
             if self._put_previous_first:
                 (self.path / "state" / "previous.pt").replace(self.path / "state" / "state.pt")
                 self._put_previous_first = False
-            write_whole(self.path / "recipe.yaml", yaml12.render(self.recipe).encode())
+            write_whole(self.path / "recipe.yaml", yaml.render(self.recipe).encode())
             if not (self.path / "environment.json").exists():
                 self.save_json("environment.json", environment())
             write_whole(self.path / "metrics.jsonl", self._lines_until(index))

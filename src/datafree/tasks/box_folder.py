@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datafree import images, yaml12
+from datafree import images
+from datafree.config import yaml
 from datafree.errors import DataError
 from datafree.ops import boxes
 from datafree.tasks.box_files import Annotated, box_lines, read_coco, read_data_yaml, read_yolo
@@ -184,7 +185,7 @@ def _open_yolo(path: Path, listing: Path | None, size: tuple[int, int], num_clas
 
 def _read_yaml(file: Path) -> tuple[list[str] | None, list[str]]:
     try:
-        content = yaml12.parse(_text(file), str(file))
+        content = yaml.parse(_text(file), str(file))
     except ValueError as error:
         raise DataError(str(error).splitlines()[0]) from error
     return read_data_yaml(content, str(file))

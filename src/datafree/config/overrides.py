@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import RecipeError
 from datafree.wording import show
 
@@ -21,7 +21,7 @@ def apply_override(given: dict[str, Any], override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ValueError(f"the override {show(override)} is not of the form key.sub=value (training.steps=500)")
-    value = yaml12.parse(text, f"the override {show(override)}")
+    value = yaml.parse(text, f"the override {show(override)}")
     at: Any = given
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datafree import yaml12
+from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.wording import show
 
@@ -19,7 +19,7 @@ def check_same(file: Path, recipe: dict[str, Any], is_free: Callable[[str], bool
     `what` the directory holds: "a run", "a data set".
     """
     try:
-        before = yaml12.parse(file.read_text(encoding="utf-8"), str(file))
+        before = yaml.parse(file.read_text(encoding="utf-8"), str(file))
     except (ValueError, OSError) as error:
         raise RunError(f"{file} is damaged ({type(error).__name__}); choose another --out") from error
     changed = [line for line in differences(recipe, before) if not is_free(line.split(":")[0])]

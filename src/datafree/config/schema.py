@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checka
 from pydantic import AllowInfNan, ConfigDict, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
-from datafree import paths
+from datafree.config import paths
+from datafree.config.ranges import out_of_range
 from datafree.errors import DatafreeError
-from datafree.ranges import out_of_range
 from datafree.wording import did_you_mean, show
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datafree import paths
+from datafree.config import paths
 
 
 def test_home_variables_and_relative_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
