@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from datafree import cli, estimate, features, processes
+from datafree import cli, estimate, features
 from datafree.calibration import Work, banks_of
+from datafree.distributed import replicas
 from datafree.errors import RecipeError
 from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
@@ -97,20 +98,20 @@ def pass_of(work: Callable[[], object]) -> tuple[float, float, float]:
 
 
 def test_a_pass_without_gradients_gathers_its_answers() -> None:
-    network = processes.share(nn.Linear(6, 5))
+    network = replicas.share(nn.Linear(6, 5))
     with torch.no_grad():
         assert pass_of(lambda: network(torch.rand(4, 6))) == (4 * 4 * 5, 0, 1)
 
 
 def test_a_pass_back_to_its_images_gathers_these_and_one_to_its_weights_sums_those() -> None:
-    network, images = processes.share(nn.Linear(6, 5)), torch.rand(4, 6, requires_grad=True)
+    network, images = replicas.share(nn.Linear(6, 5)), torch.rand(4, 6, requires_grad=True)
     weights = 4 * (6 * 5 + 5)
     assert pass_of(lambda: network(images).sum().backward()) == (4 * 4 * (5 + 6), weights, 3)
     assert pass_of(lambda: network.requires_grad_(False)(images).sum().backward()) == (4 * 4 * (5 + 6), 0, 2)
 
 
 def test_batchnorm_in_train_mode_sums_twice_forward_and_twice_back() -> None:
-    network = processes.share(nn.Sequential(nn.BatchNorm2d(7), nn.Flatten()))
+    network = replicas.share(nn.Sequential(nn.BatchNorm2d(7), nn.Flatten()))
     images = torch.rand(4, 7, 1, 1)
     answers, weights = 4 * 4 * 7, 4 * 2 * 7
     assert pass_of(lambda: network(images).sum().backward()) == (answers, weights + 4 * 4 * 7, 1 + 1 + 4)
@@ -120,7 +121,7 @@ def test_batchnorm_in_train_mode_sums_twice_forward_and_twice_back() -> None:
 
 
 def test_what_is_looked_at_inside_a_pass_is_exchanged_too() -> None:
-    network = processes.share(nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 5)))
+    network = replicas.share(nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 5)))
 
     def look() -> None:
         with torch.no_grad(), features.watched(network, ["0"]):
@@ -130,7 +131,7 @@ def test_what_is_looked_at_inside_a_pass_is_exchanged_too() -> None:
 
 
 def test_all_of_a_detectors_answer_is_gathered() -> None:
-    network = processes.share(yolov3(2, width=1 / 32)).eval()
+    network = replicas.share(yolov3(2, width=1 / 32)).eval()
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         answer = network(images)
@@ -160,7 +161,7 @@ class Slow(nn.Module):
 def test_a_pass_is_timed_forward_and_back_and_what_is_between_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr("datafree.passes.time.perf_counter", lambda: clock[0])
-    first, second = processes.share(Slow(clock)), processes.share(Slow(clock))
+    first, second = replicas.share(Slow(clock)), replicas.share(Slow(clock))
 
     def work() -> None:
         clock[0] += 1
@@ -328,8 +329,8 @@ def test_a_plan_comes_true_within_a_factor_of_two(tmp_path: Path, name: str, ove
 
 
 def test_the_network_of_a_calibration_is_not_left_with_hooks() -> None:
-    network = processes.share(Normalized(resnet(5, depth=8, width=2)))
+    network = replicas.share(Normalized(resnet(5, depth=8, width=2)))
     images = torch.rand(2, 3, 16, 16, requires_grad=True)
     pass_of(lambda: network(images).sum().backward())
     assert not any(p._backward_hooks for p in network.parameters())
-    assert not processes.listeners
+    assert not replicas.listeners

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 
-from datafree import memory, processes
+from datafree import memory
 from datafree.calibration import Calibration, banks_of
 from datafree.config import yaml
+from datafree.distributed import replicas
 from datafree.errors import RecipeError
 from datafree.estimate import size_of
 from datafree.free_memory import free_memory
@@ -50,10 +51,10 @@ def with_batch_size(
     def decide() -> tuple[int, list[str]]:
         if out is not None and (before := recorded(out / "recipe.yaml")) is not None:
             return before, []
-        with processes.alone():
+        with replicas.alone():
             return found(recipe, given, device, dtype)
 
-    size, lines = processes.of_first(decide)
+    size, lines = replicas.of_first(decide)
     return replace(recipe, training=replace(recipe.training, batch_size=size)), lines
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import processes
+from datafree.distributed import replicas
 from datafree.errors import NetworkError
 from datafree.networks.normalized import bare
 from datafree.ops.moments import is_line, moments, normalised
@@ -128,7 +128,7 @@ class StatisticsMatch:
             else:
                 mean, var = moments(x, fused=self.fused)
                 answer = forward(x, *rest, **options)
-            self._now[name] = processes.pooled(mean, var)
+            self._now[name] = replicas.pooled(mean, var)
             return answer
 
         return recorded

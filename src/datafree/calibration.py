@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from datafree import features, processes
+from datafree import features
 from datafree.coping import Coping
+from datafree.distributed import replicas
 from datafree.finite import Watch
 from datafree.kept import watched_memory
 from datafree.learning import Learner
@@ -73,7 +74,7 @@ class Calibration:
         self._training = replace(training, batch_size=self.timed, lr=1e-12)  # nothing goes wrong by a few more steps
         self.small = self._attached(self.most, self.keep)
         for network in (self.teacher, self.student):
-            processes.share(network)
+            replicas.share(network)
         self.optimizer = training.make_optimizer(self.student.train())
 
     def updates(self, steps: Sequence[int]) -> list[Work]:

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import health, processes
+from datafree import health
 from datafree.bnstats import batchnorm_layers
+from datafree.distributed import replicas
 from datafree.features import last_layers
 from datafree.networks.normalized import bare
 from datafree.ops import modes
@@ -109,7 +110,7 @@ def watched_features(network: nn.Module, images: Tensor) -> Iterator[list[Tensor
             latest: list[Tensor] = []  # an activation may be shared: its last call of a pass is what counts
             hooks = (
                 layer.register_forward_hook(lambda _, __, output: latest.append(output.mean((2, 3)))),
-                network.register_forward_hook(lambda *_: seen.append(processes.collected(latest[-1]))),
+                network.register_forward_hook(lambda *_: seen.append(replicas.collected(latest[-1]))),
                 network.register_forward_hook(lambda *_: latest.clear()),
             )
             for hook in hooks:
@@ -117,7 +118,7 @@ def watched_features(network: nn.Module, images: Tensor) -> Iterator[list[Tensor
         elif linear:
             stack.callback(
                 linear[-1]
-                .register_forward_pre_hook(lambda _, inputs: seen.append(processes.collected(_pooled(inputs[0]))))
+                .register_forward_pre_hook(lambda _, inputs: seen.append(replicas.collected(_pooled(inputs[0]))))
                 .remove
             )
         yield seen
@@ -138,8 +139,8 @@ class Moments:
 
     def add(self, inputs: Tensor) -> None:
         """Count inputs (B, K, ...)."""
-        mean, var = processes.pooled(*plain_moments(inputs))
-        images = processes.images(len(inputs))
+        mean, var = replicas.pooled(*plain_moments(inputs))
+        images = replicas.images(len(inputs))
         share = images / (self.count + images)
         self.count += images
         self.mean = self.mean + share * (mean - self.mean)

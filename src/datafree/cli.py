@@ -18,8 +18,8 @@ from datafree.cli_looks import inspect, list_, plan
 from datafree.cli_options import Compress, MaxTime, Named, Overrides, Processes, Quiet, Student, StudentCode, TaskCode
 from datafree.config.overrides import student_overrides
 from datafree.demos import DEMO_TEXT, DEMOS, demo_table
+from datafree.distributed.launch import first, launch, launched, let_the_first_speak
 from datafree.errors import DatafreeError, Interrupted, RecipeError
-from datafree.launch import first, launch, launched, let_the_first_speak
 from datafree.stopping import Stop, parse_time, stopping
 from datafree.storage import strict_json
 from datafree.tables import percent, score_table, table

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import processes
+from datafree.distributed import replicas
 from datafree.errors import NetworkError
 from datafree.networks.normalized import bare, detector_of
 from datafree.ops import modes
@@ -49,7 +49,7 @@ def _recorder(name: str, outputs: dict[str, Tensor]) -> Callable[[nn.Module, obj
                 f"the layer {name!r} answers a {type(output).__name__}, not a tensor; name another layer"
             )
         outputs[name] = output
-        processes.at_end(lambda: outputs.update({name: processes.collected(output)}))
+        replicas.at_end(lambda: outputs.update({name: replicas.collected(output)}))
 
     return record
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import processes
+from datafree.distributed import replicas
 from datafree.networks.detectors import Predictions
 from datafree.ops import modes
 
@@ -87,7 +87,7 @@ class Watch:
 
     def look(self, *, wait: bool = False) -> None:
         """Read what is known of all that was seen; `wait`: of all of it. Raises NotFinite for the first that is bad."""
-        wait = wait or processes.count() > 1  # all must see it at the same step
+        wait = wait or replicas.count() > 1  # all must see it at the same step
         if self._totals:
             totals, arrived = torch.stack([total.to(self._device) for total in self._totals]), None
             if self._device.type == "cuda":

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from datafree import held_out, processes
+from datafree import held_out
 from datafree.batch_size import with_batch_size
+from datafree.distributed import replicas
 from datafree.errors import RunError
 from datafree.loop import Chosen, Progress, distill
 from datafree.networks.normalized import Normalized, bare
@@ -61,13 +62,13 @@ def run_recipe(
     recipe, chosen = with_student(recipe, given.teacher)
     training = recipe.training
     with contextlib.ExitStack() as held:
-        device = modes.choose_device(held.enter_context(processes.joined(training.device)))
+        device = modes.choose_device(held.enter_context(replicas.joined(training.device)))
         dtype = modes.choose_precision(training.precision, device)
         recipe, sized = with_batch_size(recipe, out, given, device, dtype)
         run = held.enter_context(contextlib.closing(open_run(out, dump(recipe))))
-        if processes.is_first() and not run.finished:
+        if replicas.is_first() and not run.finished:
             log = held.enter_context(page_kept(out, log, say))
-        elif not processes.is_first():
+        elif not replicas.is_first():
             log, say = (lambda progress: None), (lambda line: None)
         for line in (*chosen, *sized):
             say(line)
@@ -77,7 +78,7 @@ def run_recipe(
             given,
             device=device,
             dtype=dtype,
-            stop=lambda: processes.agreed(stop()),
+            stop=lambda: replicas.agreed(stop()),
             log=log,
             say=say,
         )
@@ -107,7 +108,7 @@ def _carry_out(
     modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
     student = prepare(recipe.student, task, "student", device, dtype, given.student, speed)
     for network in (teacher, student):
-        processes.share(network)
+        replicas.share(network)
     if run.finished:
         load_weights(bare(student), run.path / "student.safetensors")
         return _read_outcome(run, student)
@@ -129,7 +130,7 @@ def _carry_out(
 
     # The student, then its scores, then the word that it is done.
     images = recipe.source.held_out(held_out.COMPARED)
-    if processes.is_first():
+    if replicas.is_first():
         save_weights(bare(student), run.path / "student.safetensors")
         save_artefacts(recipe.source, run.path)
         if len(images):

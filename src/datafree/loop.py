@@ -14,8 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree import features, held_out, memory, processes
+from datafree import features, held_out, memory
 from datafree.coping import SOURCE_UPDATE, STUDENT_STEP, Coping
+from datafree.distributed import replicas
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.learning import Learner
@@ -207,7 +208,7 @@ def distill(
                             kept = {name: value.clone() for name, value in student.state_dict().items()}
                             best = {"agreement": agreement, "step": step, "student": kept}
                 overdue = "overdue" if time.monotonic() - saved_at > SAVED_WITHIN else None
-                if compares or processes.agreed(overdue):
+                if compares or replicas.agreed(overdue):
                     watch.look(wait=True)
                     save(must=last)
 

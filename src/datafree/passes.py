@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from datafree import processes
+from datafree.distributed import replicas
 from datafree.finite import answer_tensors
 from datafree.networks.detectors import Predictions
 
@@ -73,7 +73,7 @@ class _Watcher:
         return time.perf_counter()
 
     def before(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if self._inside is None and processes.is_shared(network):
+        if self._inside is None and replicas.is_shared(network):
             self._inside, self._began = network, self.now()
 
     def after(self, network: nn.Module, inputs: tuple[Tensor, ...], outputs: Any) -> None:
@@ -144,11 +144,11 @@ def watched_passes(device: torch.device) -> Iterator[_Watcher]:
     """Within it, passes of shared networks are timed and counted, at some cost to what else is timed."""
     watcher = _Watcher(device)
     hooks = [register_module_forward_pre_hook(watcher.before), register_module_forward_hook(watcher.after)]
-    processes.listeners.append(watcher.look)
+    replicas.listeners.append(watcher.look)
     try:
         yield watcher
     finally:
-        processes.listeners.remove(watcher.look)
+        replicas.listeners.remove(watcher.look)
         for handle in (*hooks, *watcher.handles):
             handle.remove()
 

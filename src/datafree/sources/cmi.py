@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import features, processes
+from datafree import features
 from datafree.bnstats import StatisticsMatch, require_batchnorm
+from datafree.distributed import replicas
 from datafree.errors import DataError
 from datafree.lowest import Lowest
 from datafree.networks.generators import ResizeGenerator
@@ -76,7 +77,7 @@ class Cmi(ImageSource):
         self._setting = setting
         self._match = StatisticsMatch(network=setting.teacher, fused=setting.speed.fused_statistics)
         self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
-        processes.share(setting.speed.laid_out(self._generator.to(setting.device)))
+        replicas.share(setting.speed.laid_out(self._generator.to(setting.device)))
         # The ends of the teacher's stages, as published for ResNet-34; for others its code takes every BatchNorm's
         # input, which for a deep network is some thousands of features an image.
         look = synthetic_batch(setting.task.image_size, setting.device)

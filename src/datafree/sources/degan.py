@@ -15,7 +15,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import processes
+from datafree.distributed import replicas
 from datafree.networks.generators import Discriminator, Generator
 from datafree.networks.weights import load_weights
 from datafree.ops import losses, modes
@@ -56,7 +56,7 @@ class Degan(ImageSource):
         self._generator = Generator(size, self.latent, self.width).to(device)
         self._discriminator = Discriminator(size, self.width).to(device)
         for network in (self._generator, self._discriminator):
-            processes.share(setting.speed.laid_out(network))
+            replicas.share(setting.speed.laid_out(network))
         if self.generator is not None:
             load_weights(self._generator, self.generator)
         betas = (self.beta1, 0.999)

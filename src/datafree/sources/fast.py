@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import processes
 from datafree.bnstats import StatisticsMatch, require_batchnorm
+from datafree.distributed import replicas
 from datafree.errors import DataError
 from datafree.health import Guard
 from datafree.lowest import Lowest
@@ -75,7 +75,7 @@ class Fast(ImageSource):
         fused = setting.speed.fused_statistics
         self._match = StatisticsMatch(network=setting.teacher, momentum=self.bn_momentum, fused=fused)
         self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
-        processes.share(setting.speed.laid_out(self._generator.to(setting.device)))
+        replicas.share(setting.speed.laid_out(self._generator.to(setting.device)))
         meta_lr = self.generator_lr * self.iterations
         self._optimizer = setting.speed.adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999))
         self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree import processes
+from datafree.distributed import replicas
 from datafree.health import Guard
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.sources.base import Setting
@@ -34,7 +34,7 @@ class Maker:
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
-        processes.share(self.setting.speed.laid_out(self.generator.to(self.setting.device)))
+        replicas.share(self.setting.speed.laid_out(self.generator.to(self.setting.device)))
         self.optimizer = self.setting.speed.adam(self.generator.parameters(), 1e-3, (self.beta1, 0.999))  # see `step`
         self.guard = Guard(
             parts={"generator": self.generator, "optimizer": self.optimizer},

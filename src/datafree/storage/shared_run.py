@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from datafree import processes
+from datafree.distributed import replicas
 from datafree.storage.run_directory import Run
 
 
 def open_run(path: Path, recipe: dict[str, Any]) -> Run | SharedRun:
     """The run directory, opened by this process or, of several, by the first. Raises RunError, on all of them."""
-    return Run(path, recipe) if processes.count() == 1 else SharedRun(path, recipe)
+    return Run(path, recipe) if replicas.count() == 1 else SharedRun(path, recipe)
 
 
 class SharedRun:
@@ -24,7 +24,7 @@ class SharedRun:
         """As `Run`."""
         self.path = path
         self._run: Run | None = None
-        self.saved, self.finished, self.warnings = processes.of_first(lambda: self._open(recipe))
+        self.saved, self.finished, self.warnings = replicas.of_first(lambda: self._open(recipe))
 
     def _open(self, recipe: dict[str, Any]) -> tuple[dict[str, Any] | None, bool, list[str]]:
         self._run = Run(self.path, recipe)
@@ -37,11 +37,11 @@ class SharedRun:
 
     def last_state(self) -> dict[str, Any] | None:
         """As `Run.last_state`."""
-        return processes.of_first(lambda: self._first.last_state())
+        return replicas.of_first(lambda: self._first.last_state())
 
     def start(self, index: int, say: Callable[[str], None] = lambda line: None) -> None:
         """As `Run.start`."""
-        processes.of_first(lambda: self._first.start(index, say))
+        replicas.of_first(lambda: self._first.start(index, say))
 
     def log(self, index: int, step: int, values: dict[str, float]) -> None:
         """As `Run.log`."""
@@ -55,11 +55,11 @@ class SharedRun:
 
     def save_state(self, state: dict[str, Any], *, must: bool = False) -> bool:
         """As `Run.save_state`."""
-        return processes.of_first(lambda: self._first.save_state(state, must=must))
+        return replicas.of_first(lambda: self._first.save_state(state, must=must))
 
     def save_fault(self, index: int, content: dict[str, Any]) -> Path | None:
         """As `Run.save_fault`."""
-        return processes.of_first(lambda: self._first.save_fault(index, content))
+        return replicas.of_first(lambda: self._first.save_fault(index, content))
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         """As `Run.save_json`."""

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from datafree import exchange
+from datafree.distributed import collectives
 from datafree.errors import DatafreeError
 from datafree.networks.detectors import Predictions
 from datafree.wording import one_line
@@ -157,7 +157,7 @@ def collected(part: Tensor) -> Tensor:
     """The whole batch's tensor (B, ...) of this process's part, inside a shared pass; else the tensor itself."""
     for tell in listeners:
         tell(part, True)
-    return cast("Tensor", exchange.Collect.apply(part, _passes[-1])) if _passes else part
+    return cast("Tensor", collectives.Collect.apply(part, _passes[-1])) if _passes else part
 
 
 def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return mean, var
     sizes = torch.tensor(_passes[-1], device=mean.device, dtype=mean.dtype)
     shares = (sizes / sizes.sum())[:, None, None]  # every image has as many values
-    parts = cast("Tensor", exchange.Collect.apply(torch.stack([mean, var])[None], [1] * count()))  # (P, 2, K)
+    parts = cast("Tensor", collectives.Collect.apply(torch.stack([mean, var])[None], [1] * count()))  # (P, 2, K)
     whole = (shares * parts).sum(0)
     between = (shares[:, 0] * (parts[:, 0] - whole[0]).square()).sum(0)
     return whole[0], whole[1] + between
@@ -181,14 +181,14 @@ def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
         return forward(network, *inputs, **options)
     sizes = [len(part) for part in torch.arange(batch).tensor_split(count())]
     before = torch.get_rng_state()
-    mine = [cast("Tensor", exchange.Part.apply(whole, sizes)) for whole in inputs]
+    mine = [cast("Tensor", collectives.Part.apply(whole, sizes)) for whole in inputs]
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     _passes.append(sizes)
     try:
         with _WholeBatchNorm():
             if names and torch.is_grad_enabled():
                 held = dict(network.named_parameters())
-                summed = dict(zip(names, exchange.Summed.apply(*(held[name] for name in names)), strict=True))
+                summed = dict(zip(names, collectives.Summed.apply(*(held[name] for name in names)), strict=True))
                 answer = torch.func.functional_call(network, summed, tuple(mine), options)
             else:
                 answer = forward(network, *mine, **options)
@@ -229,10 +229,10 @@ def _batch_norm(
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     dims = [0, *range(2, x.ndim)]
     values = x.numel() // x.shape[1] // len(x) * sum(_passes[-1])  # of a channel, in the whole batch
-    mean = cast("Tensor", exchange.Total.apply(wide.sum(dims))) / values
+    mean = cast("Tensor", collectives.Total.apply(wide.sum(dims))) / values
     view = [1, -1, *[1] * (x.ndim - 2)]
     centred = wide - mean.view(view)
-    var = cast("Tensor", exchange.Total.apply(centred.square().sum(dims))) / values
+    var = cast("Tensor", collectives.Total.apply(centred.square().sum(dims))) / values
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)

@@ -14,8 +14,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from datafree import features, processes
+from datafree import features
 from datafree.bnstats import StatisticsMatch
+from datafree.distributed import replicas
 from datafree.networks.normalized import bare
 from datafree.ops import modes
 from datafree.ops.performance import Speed
@@ -52,8 +53,8 @@ def _process(rank: int, folder: Path, act: Callable[[int], dict[str, Tensor]]) -
 def learnt(method: str, kind: str, photos: Path, steps: int) -> dict[str, Tensor]:
     """The student, and images held out, after some steps of a source and task, with batches that P does not divide."""
     task = make_task(kind)
-    teacher = processes.share(make_network(task, 1).eval().requires_grad_(False))
-    student = processes.share(make_network(task, 2))
+    teacher = replicas.share(make_network(task, 1).eval().requires_grad_(False))
+    student = replicas.share(make_network(task, 2))
     source = make_source(method, photos, task)
     modes.seed_everything(0)
     source.attach(Setting(task=task, teacher=teacher, steps=steps, batch_size=5, speed=PLAIN))
@@ -125,7 +126,7 @@ def made(dropout: float = 0.0) -> Net:
 
 def looked_into(batch: int) -> dict[str, Tensor]:
     """All that a pass gives, forward and backward, with the looks inside."""
-    network = processes.share(made())
+    network = replicas.share(made())
     torch.manual_seed(4)
     images = torch.rand(batch, 3, 8, 8, requires_grad=True)
     match = StatisticsMatch(network=network)
@@ -152,7 +153,7 @@ def test_a_shared_pass_is_the_whole_pass_inside_and_out(batch: int, tmp_path: Pa
 
 def test_a_batch_with_fewer_images_than_processes_is_computed_by_each(tmp_path: Path) -> None:
     def passed() -> dict[str, Tensor]:
-        network = processes.share(made().eval())
+        network = replicas.share(made().eval())
         torch.manual_seed(4)
         answers = network(torch.rand(1, 3, 8, 8))
         torch.autograd.backward(answers.sum())
@@ -166,7 +167,7 @@ def test_a_batch_with_fewer_images_than_processes_is_computed_by_each(tmp_path: 
 
 def test_random_numbers_stay_the_same_on_all_when_parts_draw_unequally_many(tmp_path: Path) -> None:
     def drawn() -> dict[str, Tensor]:
-        network = processes.share(made(dropout=0.5))
+        network = replicas.share(made(dropout=0.5))
         torch.manual_seed(4)
         answers = network(torch.rand(7, 3, 8, 8)).detach()
         return {"answers": answers, "next": torch.rand(5)}
@@ -179,7 +180,7 @@ def test_a_copy_of_a_shared_network_passes_through_itself(tmp_path: Path) -> Non
     def both() -> dict[str, Tensor]:
         import copy
 
-        network = processes.share(made().eval())
+        network = replicas.share(made().eval())
         other = copy.deepcopy(network)
         with torch.no_grad():
             other.head[1].bias.add_(1.0)
@@ -192,19 +193,19 @@ def test_a_copy_of_a_shared_network_passes_through_itself(tmp_path: Path) -> Non
 
 def test_what_one_process_decides_all_hear(tmp_path: Path) -> None:
     def heard(rank: int) -> dict[str, Tensor]:
-        words = [processes.agreed("time is up" if rank == 1 else None), processes.agreed(None)]
-        return {"words": torch.tensor([words == ["time is up", None], processes.is_first() == (rank == 0)])}
+        words = [replicas.agreed("time is up" if rank == 1 else None), replicas.agreed(None)]
+        return {"words": torch.tensor([words == ["time is up", None], replicas.is_first() == (rank == 0)])}
 
     assert all(mine["words"].all() for mine in on_processes(tmp_path, heard))
 
 
 def test_one_process_is_left_as_it_is() -> None:
     network = made()
-    assert processes.share(network) is network and "forward" not in vars(network)
-    assert (processes.count(), processes.rank(), processes.is_first()) == (1, 0, True)
-    assert processes.agreed("a reason") == "a reason"
-    with processes.joined("cpu") as device:
-        assert device == "cpu" and processes.count() == 1
+    assert replicas.share(network) is network and "forward" not in vars(network)
+    assert (replicas.count(), replicas.rank(), replicas.is_first()) == (1, 0, True)
+    assert replicas.agreed("a reason") == "a reason"
+    with replicas.joined("cpu") as device:
+        assert device == "cpu" and replicas.count() == 1
 
 
 def test_processes_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,5 +215,5 @@ def test_processes_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(DatafreeError, match="process 0 of 2 cannot reach the others"), processes.joined("cpu"):
+    with pytest.raises(DatafreeError, match="process 0 of 2 cannot reach the others"), replicas.joined("cpu"):
         pass
