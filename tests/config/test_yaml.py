@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datafree.config import yaml
+from datafree.config import yaml as yaml12
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from datafree.config import yaml
     }.items(),
 )
 def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
-    found = yaml.parse(f"x: {text}", "test")["x"]
+    found = yaml12.parse(f"x: {text}", "test")["x"]
     assert found == value
     assert type(found) is type(value)
 
@@ -53,7 +53,7 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
 )
 def test_what_could_run_repeat_or_explode_is_one_line_that_says_where(text: str, words: str) -> None:
     with pytest.raises(ValueError) as caught:
-        yaml.parse(text, "street.yaml")
+        yaml12.parse(text, "street.yaml")
     assert str(caught.value).startswith("street.yaml")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -61,7 +61,7 @@ def test_what_could_run_repeat_or_explode_is_one_line_that_says_where(text: str,
 
 def test_repeated_keys_are_all_named() -> None:
     with pytest.raises(ValueError) as caught:
-        yaml.parse("a: 1\na: 2\nb: {c: 1, c: 2}\n", "test")
+        yaml12.parse("a: 1\na: 2\nb: {c: 1, c: 2}\n", "test")
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["test, line 2", "test, line 3"]
 
 
@@ -75,15 +75,15 @@ PLAIN = st.recursive(
 
 @given(value=PLAIN)
 def test_what_is_rendered_is_read_back_by_this_and_by_other_readers(value: object) -> None:
-    text = yaml.render(value)
-    assert yaml.parse(text, "test") == value
+    text = yaml12.render(value)
+    assert yaml12.parse(text, "test") == value
     assert yaml.safe_load(text) == value
 
 
 @given(text=st.text(max_size=60))
 def test_any_text_is_plain_values_or_a_value_error(text: str) -> None:
     try:
-        value = yaml.parse(text, "test")
+        value = yaml12.parse(text, "test")
     except ValueError as error:
         assert str(error).startswith("test")
     else:
