@@ -33,7 +33,7 @@ from classification_rows import CLASSES, CPU, Pair
 from datafree.checkup import checkup
 from datafree.config import schema
 from datafree.config.paths import expand
-from datafree.images import to_tensor
+from datafree.data.images import to_tensor
 from datafree.loop import Progress, distill
 from datafree.networks.normalized import Normalized
 from datafree.prepare import prepare

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datafree.data.segmentation_folder import MaskFolder
 from datafree.errors import DataError, Interrupted, RunError, TrainingError
 from datafree.ops import augment, modes
 from datafree.ops.boxes import mosaic as mosaic_boxes
 from datafree.tasks.base import Task
 from datafree.tasks.detection import Detection
-from datafree.tasks.masks import MaskFolder
 
 Optimizer = Literal["adam", "sgd"]
 Decay = Literal["cosine", "step"]

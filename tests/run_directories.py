@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from datafree.config import yaml
-from datafree.images import to_image
+from datafree.data.images import to_image
+from datafree.data.visualize import class_colours, draw_boxes, grid
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.networks.weights import save_weights
-from datafree.pictures import class_colours, draw_boxes, grid
 
 NAMES = ["background", "<script>alert(1)</script>", "a very long name of a class that someone has given " * 2]
 SIZE = (32, 40)

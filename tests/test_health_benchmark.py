@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from datafree.images import to_image
-from datafree.pictures import grid
+from datafree.data.images import to_image
+from datafree.data.visualize import grid
 from datafree.verdict import SIGNALS
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datafree.data.images import to_image
 from datafree.errors import DataError, NetworkError
 from datafree.exporting import Exported, export_run
-from datafree.images import to_image
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.resnet import resnet

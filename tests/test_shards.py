@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 from datafree import manifest
+from datafree.data.coco_yolo import coco_json
 from datafree.errors import DataError, RunError
 from datafree.manifest import coco_text, records
 from datafree.ops.boxes import pack
 from datafree.shards import Shards
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task
-from datafree.tasks.box_files import coco_json
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation

@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from datafree import making
 from datafree import shards as shards_module
 from datafree import synthesize as synthesize_module
+from datafree.data.images import to_tensor
+from datafree.data.visualize import class_colours, draw_targets
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
-from datafree.images import to_tensor
 from datafree.loop import Progress
 from datafree.networks.resnet import resnet
 from datafree.networks.small import unet
 from datafree.networks.weights import save_weights
 from datafree.networks.yolov3 import yolov3
 from datafree.ops.boxes import unpack
-from datafree.pictures import class_colours, draw_targets
 from datafree.recipe import Recipe
 from datafree.shards import Shards
 from datafree.sources.base import Batch

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import images as image_files
 from datafree.card import Export, Int8, model_card, public
 from datafree.config import schema
+from datafree.data import images as image_files
 from datafree.errors import DataError, NetworkError, RunError
 from datafree.networks.detectors import Predictions
 from datafree.networks.live import is_live

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.checkup import checkup
+from datafree.data.visualize import draw_targets, grid
 from datafree.ops import modes
-from datafree.pictures import draw_targets, grid
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from datafree.config import yaml
+from datafree.data.coco_yolo import coco_json
 from datafree.errors import RunError
 from datafree.storage.atomic import write_whole, written_whole
-from datafree.tasks.box_files import coco_json
 
 INDEX = "index.json"  # the whole set's
 RECORD = "record.json"  # the name of a shard's record before the shard is in its place

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree import memory
+from datafree.data.images import fit, list_images, read_image, to_tensor
 from datafree.errors import Interrupted, TrainingError
-from datafree.images import fit, list_images, read_image, to_tensor
 from datafree.memory import OutOfMemory
 from datafree.ops import modes
 from datafree.prepare import prepare, require_weights

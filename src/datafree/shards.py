@@ -32,6 +32,7 @@ from datafree.claims import FOLDER as CLAIMS
 from datafree.claims import Claims
 from datafree.config import yaml
 from datafree.config.diff import check_same
+from datafree.data.labelled import read_names
 from datafree.errors import RunError
 from datafree.manifest import RECORD, Record, damages, read_record, sealed, write_index
 from datafree.set_files import writing
@@ -41,7 +42,6 @@ from datafree.storage.atomic import remove_asides, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.lock import NAME as LOCK
 from datafree.tasks.base import Task
-from datafree.tasks.labelled import read_names
 
 
 class Shards:

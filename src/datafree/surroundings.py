@@ -20,7 +20,7 @@ from torch import Tensor
 
 from datafree import held_out
 from datafree.calibration import Calibration, Work
-from datafree.images import to_image
+from datafree.data.images import to_image
 from datafree.job import save_artefacts
 from datafree.loop import SAVED_WITHIN
 from datafree.making import SAMPLED

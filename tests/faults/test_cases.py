@@ -24,8 +24,8 @@ from PIL import Image
 
 from datafree import manifest
 from datafree.config import yaml
+from datafree.data.images import UnreadableImage, read_image, read_stored
 from datafree.errors import DatafreeError, RunError
-from datafree.images import UnreadableImage, read_image, read_stored
 from datafree.recipe import load_recipe
 from datafree.shards import Shards
 from datafree.sources.base import Batch

@@ -10,9 +10,9 @@ import torch
 import torchmetrics.classification as tm
 from torch import Tensor
 
+from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
 from datafree.ops import augment
-from datafree.pictures import class_colours
 from datafree.tasks.classification import Classification
 
 C = 7

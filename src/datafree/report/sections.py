@@ -175,14 +175,14 @@ def class_names(seen: Seen) -> list[str]:
 
 def colours(seen: Seen) -> list[tuple[int, str, str]]:
     """Id, name and colour of each class in pictures; none where there are too many to tell apart."""
-    from datafree.pictures import class_colours
+    from datafree.data.visualize import class_colours
 
     names = class_names(seen)
     if not 1 < len(names) <= 40 or not seen.samples:
         return []
     values = (255 * class_colours(len(names))).round().int().tolist()
     if mapping(seen.recipe.get("task")).get("kind") == "detection":
-        values[0] = [230, 230, 230]  # as `datafree.pictures.draw_boxes` has it
+        values[0] = [230, 230, 230]  # as `datafree.data.visualize.draw_boxes` has it
     return [(i, name, f"rgb({r} {g} {b})") for i, (name, (r, g, b)) in enumerate(zip(names, values, strict=True))]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-GAP = 2  # pixels between the pictures of a grid, and around it; as `datafree.pictures.grid` lays them out
+GAP = 2  # pixels between the pictures of a grid, and around it; as `datafree.data.visualize.grid` lays them out
 MAX_BYTES = 20_000_000  # of a file
 MAX_SIDE = 8000  # pixels of a picture that is opened
 PIXELATED = 500  # pixels: a picture that is not wider is enlarged with its pixels as squares

@@ -13,12 +13,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from datafree.data.images import UnreadableImage
+from datafree.data.unlabelled import NothingToScore
 from datafree.errors import DataError
-from datafree.images import UnreadableImage
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.reader import Place, Reader, kept_back, listed
 from datafree.tasks.base import LabelledData, Task
-from datafree.tasks.unlabelled import NothingToScore
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
 

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from datafree import images
+from datafree.data import images
+from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
-from datafree.images import UnreadableImage
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.reader import Place, Reader, kept_back, listed
 

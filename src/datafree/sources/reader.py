@@ -9,8 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
+from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
-from datafree.images import UnreadableImage
 
 _READERS = 2  # threads that read ahead; Pillow's decoders let other threads run
 _NAMED = 5  # items that a line names

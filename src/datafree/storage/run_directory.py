@@ -29,8 +29,8 @@ from typing import Any
 from torch import Tensor
 
 from datafree.config import yaml
+from datafree.data.images import to_image
 from datafree.errors import RunError
-from datafree.images import to_image
 from datafree.storage import checkpoint
 from datafree.storage.atomic import Growing, remove_asides, room_for, write_whole
 from datafree.storage.environment import environment

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from datafree.data.classification_folder import LabelFolder
+from datafree.data.images import to_image, to_tensor
+from datafree.data.labelled import save_image
+from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
-from datafree.images import to_image, to_tensor
 from datafree.ops import losses
 from datafree.ops.augment import Move
-from datafree.pictures import class_colours
 from datafree.tasks.base import Scores, Task, check_logits
-from datafree.tasks.labelled import save_image
-from datafree.tasks.labels import LabelFolder
 from datafree.wording import show
 
 

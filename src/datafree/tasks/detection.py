@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datafree.data.coco_yolo import yolo_text
+from datafree.data.detection_folder import BoxFolder
+from datafree.data.images import to_image
+from datafree.data.labelled import save_image
+from datafree.data.visualize import draw_boxes
 from datafree.errors import DataError, NetworkError
-from datafree.images import to_image
 from datafree.networks.detectors import Predictions, joined
 from datafree.ops import boxes, losses
 from datafree.ops.augment import Move
 from datafree.ops.detections import Detections, agreement, detect
-from datafree.pictures import draw_boxes
 from datafree.tasks.average_precision import AveragePrecision
 from datafree.tasks.base import Task
-from datafree.tasks.box_files import yolo_text
-from datafree.tasks.box_folder import BoxFolder
-from datafree.tasks.labelled import save_image
 from datafree.wording import show
 
 _CELL = 8  # pixels of an image to a cell of its layout

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datafree.data.images import to_image
+from datafree.data.labelled import save_image
+from datafree.data.segmentation_folder import MaskFolder
+from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
-from datafree.images import to_image
 from datafree.ops import augment, losses
 from datafree.ops.augment import Move
-from datafree.pictures import class_colours
 from datafree.tasks.base import Scores, Task, check_logits
-from datafree.tasks.labelled import save_image
-from datafree.tasks.masks import MaskFolder
 
 
 @final

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datafree import images
+from datafree.data import images
+from datafree.data.images import UnreadableImage
+from datafree.data.labelled import names_file, read_names, stream
 from datafree.errors import DataError
-from datafree.images import UnreadableImage
-from datafree.tasks.labelled import names_file, read_names, stream
 
 _LAYOUT = "images/NAME.png (or another kind) and masks/NAME.png"
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from datafree.data import detection_folder
+from datafree.data.coco_yolo import coco_json, read_coco, read_yolo, yolo_line, yolo_text
+from datafree.data.detection_folder import BoxFolder
+from datafree.data.unlabelled import NothingToScore
 from datafree.errors import DataError
-from datafree.tasks import box_folder
-from datafree.tasks.box_files import coco_json, read_coco, read_yolo, yolo_line, yolo_text
-from datafree.tasks.box_folder import BoxFolder
-from datafree.tasks.unlabelled import NothingToScore
 
 NAMES = ["cell", "dog", "owl"]
 Boxes = dict[str, list[tuple[float, ...]]]
@@ -330,7 +330,7 @@ def test_an_image_that_is_changed_after_opening_is_refused_when_it_is_read(tmp_p
 def test_sound_images_are_opened_without_being_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes: Boxes = {f"{index}.png": [(0, 1, 1, 5, 5)] for index in range(50)}  # for more than one thread
     put_coco(tmp_path, boxes=boxes)
-    monkeypatch.setattr(box_folder.images, "read_image", lambda path: pytest.fail(f"{path} is decoded"))
+    monkeypatch.setattr(detection_folder.images, "read_image", lambda path: pytest.fail(f"{path} is decoded"))
     assert len(opened(tmp_path)) == 50
 
 
@@ -544,7 +544,7 @@ def test_files_that_are_too_large_or_no_text_are_refused(tmp_path: Path, monkeyp
     (put_yolo(tmp_path / "yolo") / "labels" / "a.txt").write_bytes(b"\xff\xff\xff")
     assert "a.txt is not UTF-8 text" in refusal(tmp_path / "yolo")
     put_coco(tmp_path)
-    monkeypatch.setattr(box_folder, "_MOST_JSON", 100)
+    monkeypatch.setattr(detection_folder, "_MOST_JSON", 100)
     assert "bytes, more than 100; split it" in refusal(tmp_path)
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from datafree.data.segmentation_folder import MaskFolder
 from datafree.errors import DataError
-from datafree.tasks.masks import MaskFolder
 
 RNG = np.random.default_rng(0)
 

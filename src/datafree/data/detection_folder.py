@@ -17,15 +17,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from datafree import images
 from datafree.config import yaml
+from datafree.data import images
+from datafree.data.coco_yolo import Annotated, box_lines, read_coco, read_data_yaml, read_yolo
+from datafree.data.detection_paths import (
+    find_annotations,
+    first_three,
+    image_folder,
+    is_file,
+    label_folder,
+    split_folder,
+)
+from datafree.data.image_sizes import check_sizes, other_size
+from datafree.data.labelled import names_file, read_names, stream
+from datafree.data.unlabelled import NothingToScore
 from datafree.errors import DataError
 from datafree.ops import boxes
-from datafree.tasks.box_files import Annotated, box_lines, read_coco, read_data_yaml, read_yolo
-from datafree.tasks.box_places import find_annotations, first_three, image_folder, is_file, label_folder, split_folder
-from datafree.tasks.labelled import names_file, read_names, stream
-from datafree.tasks.sizes import check_sizes, other_size
-from datafree.tasks.unlabelled import NothingToScore
 from datafree.wording import one_line, show
 
 _MOST_JSON, _MOST_TEXT = 2 * 10**9, 10**7  # bytes that a file may have

@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datafree import images
+from datafree.data import images
+from datafree.data.images import UnreadableImage, fit, list_images, read_image, read_stored, to_image, to_tensor
 from datafree.errors import DataError
-from datafree.images import UnreadableImage, fit, list_images, read_image, read_stored, to_image, to_tensor
 
 RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5  # every pixel different
 

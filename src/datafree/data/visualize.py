@@ -11,7 +11,7 @@ import torch
 from PIL import ImageDraw, ImageFont
 from torch import Tensor
 
-from datafree.images import to_image, to_tensor
+from datafree.data.images import to_image, to_tensor
 from datafree.ops.boxes import present
 
 _Colour = tuple[int, int, int]

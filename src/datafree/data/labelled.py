@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
-from datafree.images import UnreadableImage
 
 
 def stream(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import held_out
-from datafree.pictures import class_colours, draw_boxes, draw_targets
+from datafree.data.visualize import class_colours, draw_boxes, draw_targets
 from datafree.sources.base import Setting
 from datafree.sources.inversion import Inversion
 from datafree.sources.noise import Noise

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from datafree.data.classification_folder import LabelFolder
 from datafree.errors import DataError
 from datafree.tasks.classification import Classification
-from datafree.tasks.labels import LabelFolder
 
 
 def put(root: Path, name: str, value: int = 0, size: tuple[int, int] = (8, 8)) -> None:

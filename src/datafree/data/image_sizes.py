@@ -11,9 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from datafree import images
+from datafree.data import images
+from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
-from datafree.images import UnreadableImage
 
 _THREADS = 8  # for disks on which each file is waited for; on others one is as fast
 _TOGETHER = 16  # files that a thread takes at once

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from datafree import images
+from datafree.data import images
+from datafree.data.labelled import names_file, read_names, stream
 from datafree.errors import DataError
-from datafree.tasks.labelled import names_file, read_names, stream
 
 _LAYOUT = "CLASS/NAME.png (or another kind)"
 

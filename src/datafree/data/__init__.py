@@ -1,0 +1,1 @@
+"""Image files and labelled folders: classes, masks, COCO and YOLO boxes; drawing."""
