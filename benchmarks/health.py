@@ -4,7 +4,7 @@
     python benchmarks/health.py --finished WORK [WORK ...]     # also rank the finished runs of classification.py
 
 The runs are short ones of the classification benchmark's rows (good methods, ablations, baselines, collapses), with
-the same teacher and student. At each of four points of a run its signals are logged (`datafree.checkup`), and the
+the same teacher and student. At each of four points of a run its signals are logged (`datafree.health.signals`), and the
 student is scored there on 2,000 of Fashion-MNIST's test images, which nothing but this script sees. Two questions:
 
 - over runs: does a signal, at the end of a run, rank runs as their accuracy does (of different methods and seeds)?
@@ -30,10 +30,11 @@ import torch
 from cells import read_cells, run_cells, seconds
 from classification import FASHION, load_images, make_source, missing_data
 from classification_rows import CLASSES, CPU, Pair
-from datafree.checkup import checkup
 from datafree.config import schema
 from datafree.config.paths import expand
 from datafree.data.images import to_tensor
+from datafree.health.signals import checkup
+from datafree.health.verdict import SIGNALS, judge
 from datafree.loop import Progress, distill
 from datafree.networks.normalized import Normalized
 from datafree.prepare import prepare
@@ -41,7 +42,6 @@ from datafree.report.strips import cells, read_picture
 from datafree.scoring import evaluate
 from datafree.storage.run_directory import Run
 from datafree.tasks.classification import Classification
-from datafree.verdict import SIGNALS, judge
 from pairs import Results, Row, Size, rows_of, without
 from results import write_results, write_table
 from students import Work, run_row

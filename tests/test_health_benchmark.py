@@ -14,7 +14,7 @@ import torch
 
 from datafree.data.images import to_image
 from datafree.data.visualize import grid
-from datafree.verdict import SIGNALS
+from datafree.health.verdict import SIGNALS
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are only in the repository")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from datafree.checkup import checkup
 from datafree.data.visualize import draw_targets, grid
+from datafree.health.signals import checkup
 from datafree.ops import modes
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task
@@ -16,7 +16,7 @@ SHOWN = 8  # images in a picture
 
 
 def signals(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> dict[str, float]:
-    """What held-out images say without labels, as `datafree.checkup.checkup`. Empty without images."""
+    """What held-out images say without labels, as `datafree.health.signals.checkup`. Empty without images."""
     images = source.held_out(COMPARED)
     return checkup(task, teacher, student, images) if len(images) else {}
 

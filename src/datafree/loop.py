@@ -19,6 +19,7 @@ from datafree.coping import SOURCE_UPDATE, STUDENT_STEP, Coping
 from datafree.distributed import replicas
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
+from datafree.health.verdict import Turns
 from datafree.learning import Learner
 from datafree.memory import OutOfMemory
 from datafree.ops import modes
@@ -27,7 +28,6 @@ from datafree.storage.run_directory import Run
 from datafree.storage.shared_run import SharedRun
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.training import Training
-from datafree.verdict import Turns
 
 SAVED_WITHIN = 600  # seconds: the state is saved at least so often, however long `save_every` steps take
 

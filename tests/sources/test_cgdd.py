@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import health
 from datafree.errors import Interrupted, TrainingError
+from datafree.health import guard
 from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
@@ -322,13 +322,13 @@ def forced_collapse(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def force(healthy: int) -> None:
         looks: list[int] = []
 
-        def fault(guard: health.Guard, found: dict[str, float]) -> str | None:
+        def fault(guard: guard.Guard, found: dict[str, float]) -> str | None:
             looks.append(1)
             return None if len(looks) <= healthy else "the test says so"
 
-        monkeypatch.setattr(health.Guard, "_fault", fault)
-        made = health.Guard.__init__
-        monkeypatch.setattr(health.Guard, "__init__", lambda self, **options: made(self, **{"every": 1, **options}))
+        monkeypatch.setattr(guard.Guard, "_fault", fault)
+        made = guard.Guard.__init__
+        monkeypatch.setattr(guard.Guard, "__init__", lambda self, **options: made(self, **{"every": 1, **options}))
 
     return force
 

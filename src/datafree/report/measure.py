@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree.checkup import AT_ONCE
 from datafree.estimate import size_of
+from datafree.health.signals import AT_ONCE
 from datafree.networks.normalized import bare
 from datafree.ops import modes
 from datafree.storage.environment import hardware

@@ -18,13 +18,13 @@ from markupsafe import Markup
 
 from datafree import __version__
 from datafree.errors import RunError
+from datafree.health.verdict import SIGNALS, judge
 from datafree.report import sections
 from datafree.report.charts import SHOWN, line_chart
 from datafree.report.reading import Seen, Series, read_run
 from datafree.report.strips import Picture
 from datafree.storage.atomic import write_whole
 from datafree.tables import readable
-from datafree.verdict import SIGNALS, judge
 
 PAGE = "report.html"  # in a run directory
 

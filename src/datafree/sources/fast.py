@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.distributed import replicas
 from datafree.errors import DataError
-from datafree.health import Guard
+from datafree.health.guard import Guard
 from datafree.lowest import Lowest
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.distributed import replicas
-from datafree.health import Guard
+from datafree.health.guard import Guard
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.sources.base import Setting
 

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import health
 from datafree.bnstats import batchnorm_layers
 from datafree.distributed import replicas
 from datafree.features import last_layers
+from datafree.health import guard
 from datafree.networks.normalized import bare
 from datafree.ops import modes
 from datafree.ops.moments import plain_moments
@@ -44,7 +44,7 @@ def checkup(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) 
     """
     with modes.frozen(teacher, student), watched_features(teacher, images) as seen, watched_moments(teacher) as moments:
         answers = _answers(task, teacher, images)
-        found = {f"held_out_{name}": float(value) for name, value in health.signals(task, images, answers).items()}
+        found = {f"held_out_{name}": float(value) for name, value in guard.signals(task, images, answers).items()}
         if seen and len(images) > 1:
             found["held_out_feature_diversity"] = float(diversity(torch.cat(seen)))
         if moments:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from datafree.health.verdict import SIGNALS, State, Turns, judge
 from datafree.job import run_recipe
 from datafree.networks.generators import ResizeGenerator
 from datafree.recipe import load_recipe
 from datafree.sources.dataset import Dataset
-from datafree.verdict import SIGNALS, State, Turns, judge
 from recipes import changed, load, write_teacher
 
 GOOD = {

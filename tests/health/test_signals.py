@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import checkup as module
-from datafree.checkup import Moments, calibration_gap, checkup, corrupted, diversity, statistics_distance
+from datafree.health import signals as module
+from datafree.health.signals import Moments, calibration_gap, checkup, corrupted, diversity, statistics_distance
+from datafree.health.verdict import SIGNALS
 from datafree.tasks.classification import Classification
-from datafree.verdict import SIGNALS
 
 TASK = Classification(num_classes=3, image_size=(16, 16))
 
