@@ -23,8 +23,8 @@ from torch import nn
 from cells import Stop, measure, read_cells, run_cells, seconds, spread
 from datafree.job import save_artefacts
 from datafree.loop import distill
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec
-from datafree.networks.weights import save_weights
 from datafree.ops import modes
 from datafree.prepare import prepare
 from datafree.scoring import evaluate

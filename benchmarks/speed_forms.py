@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree.bnstats import StatisticsMatch
 from datafree.errors import Interrupted
 from datafree.job import run_recipe
+from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed

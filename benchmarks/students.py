@@ -17,9 +17,9 @@ from datafree.config import schema
 from datafree.config.paths import expand
 from datafree.job import save_artefacts
 from datafree.loop import distill
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.weights import save_weights
 from datafree.ops import modes
 from datafree.prepare import prepare
 from datafree.sources import SOURCES

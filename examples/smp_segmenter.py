@@ -14,7 +14,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 
 import datafree
-from datafree.networks.weights import load_weights
+from datafree.networks.checkpoints.weights import load_weights
 from datafree.sources import Degan, Folder, Mixed
 
 

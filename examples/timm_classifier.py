@@ -14,7 +14,7 @@ from typing import Any
 import timm
 
 import datafree
-from datafree.networks.weights import load_weights
+from datafree.networks.checkpoints.weights import load_weights
 
 
 def main(

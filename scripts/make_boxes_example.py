@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datafree.data.coco_yolo import coco_json
+from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare
-from datafree.networks.weights import load_weights
 from datafree.ops import boxes
 from datafree.scoring import evaluate
 from datafree.tasks.detection import Detection

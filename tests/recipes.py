@@ -12,8 +12,8 @@ import torch
 
 from datafree.config import yaml
 from datafree.errors import RecipeError
-from datafree.networks.small import unet
-from datafree.networks.weights import save_weights
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.unet import unet
 from datafree.recipe import Recipe, load_recipe
 from datafree.sources import SOURCES
 

@@ -12,9 +12,9 @@ import torch
 from datafree.config import yaml
 from datafree.data.images import to_image
 from datafree.data.visualize import class_colours, draw_boxes, grid
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
-from datafree.networks.weights import save_weights
+from datafree.networks.unet import unet
 
 NAMES = ["background", "<script>alert(1)</script>", "a very long name of a class that someone has given " * 2]
 SIZE = (32, 40)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from datafree.networks.weights import save_weights
-from datafree.networks.yolov3 import yolov3
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.recipe import Recipe
 from datafree.sources import SOURCES
 from datafree.tasks.detection import Detection

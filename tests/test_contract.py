@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
-from datafree.networks.yolov3 import yolov3
+from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, ImageSource

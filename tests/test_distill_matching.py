@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from datafree import cli
 from datafree.config import yaml
 from datafree.errors import NetworkError, TrainingError
-from datafree.features import attention_loss, watched
 from datafree.job import run_recipe
 from datafree.loop import distill
+from datafree.networks.checkpoints.weights import load_weights, save_weights
+from datafree.networks.features import attention_loss, watched
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
-from datafree.networks.weights import load_weights, save_weights
+from datafree.networks.unet import unet
 from datafree.recipe import Recipe
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.storage.run_directory import Run

@@ -22,10 +22,10 @@ from PIL import Image
 from datafree import cli
 from datafree.config import yaml
 from datafree.config.paths import expand
+from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.detectors import Detector
 from datafree.networks.load import build_network
-from datafree.networks.small import unet
-from datafree.networks.weights import load_weights, save_weights
+from datafree.networks.unet import unet
 from datafree.recipe import load_recipe
 from recipes import VALID
 from run_directories import write_run

@@ -14,10 +14,10 @@ from torch import nn
 
 import datafree
 from datafree.errors import DataError, Interrupted, RunError, TrainingError
+from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.load import build_network
 from datafree.networks.normalized import Normalized
-from datafree.networks.small import unet
-from datafree.networks.weights import load_weights
+from datafree.networks.unet import unet
 from datafree.recipe import load_recipe
 from datafree.scoring import evaluate
 from datafree.tasks.detection import Detection

@@ -19,8 +19,8 @@ from torch import nn
 
 import datafree
 from datafree.config import yaml
+from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.networks.load import NetworkSpec, build_network
-from datafree.networks.weights import read_tensors, save_weights
 from datafree.recipe import load_recipe
 from datafree.sources.base import Setting
 from datafree.tasks import Classification

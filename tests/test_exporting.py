@@ -22,12 +22,12 @@ from datafree.config import schema
 from datafree.errors import DataError, DatafreeError, NetworkError, RunError
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.detectors import Detector, Predictions
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx
-from datafree.networks.small import unet
-from datafree.networks.weights import save_weights
+from datafree.networks.unet import unet
 from datafree.ops.detections import detect
 from datafree.scoring import evaluate, evaluate_run
 from datafree.student import CALIBRATION, describe_teacher, load_onnx, load_student, save_calibration

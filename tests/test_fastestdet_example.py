@@ -16,13 +16,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree.bnstats import batchnorm_layers
 from datafree.config import schema, yaml
 from datafree.errors import NetworkError
+from datafree.networks.batchnorm import batchnorm_layers
+from datafree.networks.checkpoints.weights import read_tensors
 from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.weights import read_tensors
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled, pack
 from datafree.ops.detections import detect

@@ -23,10 +23,10 @@ from datafree.estimate import TeacherCost, calibration, run_cost
 from datafree.inspection import Inspection, inspect_teacher
 from datafree.inspection_text import inspection_text
 from datafree.kept import watched_memory
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.networks.weights import save_weights
 from datafree.recipe import FAMILIES, SOURCE
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting

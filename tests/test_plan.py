@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from datafree import cli, estimate, features
+from datafree import cli, estimate
 from datafree.calibration import Work, banks_of
 from datafree.distributed import replicas
 from datafree.errors import RecipeError
 from datafree.job import run_recipe
+from datafree.networks import features
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.networks.yolov3 import yolov3
 from datafree.passes import Cost, cost_of, watched_passes
 from datafree.plan import WAIT, Plan, divided, parse_link, plan, rounds, together
 from datafree.plan_text import plan_text

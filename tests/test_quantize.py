@@ -13,10 +13,10 @@ from torch import Tensor
 from datafree.data.images import to_image
 from datafree.errors import DataError, NetworkError
 from datafree.exporting import Exported, export_run
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.resnet import resnet
-from datafree.networks.weights import save_weights
 from datafree.student import save_calibration
 
 pytest.importorskip("onnx")

@@ -13,7 +13,7 @@ from datafree.cli import app
 from datafree.errors import DatafreeError, NetworkError, RecipeError, RunError, WeightsError
 from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
-from datafree.networks.small import unet
+from datafree.networks.unet import unet
 from datafree.recipe import load_recipe
 from datafree.scoring import agreement, agreement_of_run, evaluate, evaluate_run
 from datafree.tasks.classification import Classification

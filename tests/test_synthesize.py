@@ -29,10 +29,10 @@ from datafree.data.images import to_tensor
 from datafree.data.visualize import class_colours, draw_targets
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
 from datafree.loop import Progress
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
-from datafree.networks.weights import save_weights
-from datafree.networks.yolov3 import yolov3
+from datafree.networks.unet import unet
 from datafree.ops.boxes import unpack
 from datafree.recipe import Recipe
 from datafree.shards import Shards
@@ -53,7 +53,7 @@ ARGS: dict[str, dict[str, Any]] = {
 NETWORKS = {
     "classification": "datafree/resnet",
     "segmentation": "datafree/unet",
-    "detection": "datafree.networks.yolov3:yolov3",
+    "detection": "datafree.networks.darknet.yolov3:yolov3",
 }
 INVERSION = {"method": "inversion", "iterations": 2, "batch_size": 5, "warmup": 1}
 DIODE = {"method": "diode", "stages": [{"iterations": 2}], "batch_size": 3, "warmup": 1, "seen_every": 0}

@@ -33,7 +33,7 @@ from datafree.errors import NetworkError, RecipeError
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
 from datafree.loop import Progress
-from datafree.networks.live import live_name
+from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes

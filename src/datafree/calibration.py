@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from datafree import features
 from datafree.coping import Coping
 from datafree.distributed import replicas
 from datafree.finite import Watch
 from datafree.kept import watched_memory
 from datafree.learning import Learner
+from datafree.networks import features
 from datafree.passes import Cost, cost_of
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage.checkpoint import size_of

@@ -28,11 +28,11 @@ from datafree.card import Export, Int8, model_card, public
 from datafree.config import schema
 from datafree.data import images as image_files
 from datafree.errors import DataError, NetworkError, RunError
+from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.networks.detectors import Predictions
-from datafree.networks.live import is_live
+from datafree.networks.instances import is_live
 from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
-from datafree.networks.weights import read_tensors, save_weights
 from datafree.quantize import quantize
 from datafree.recipe import FAMILIES
 from datafree.scoring import evaluate

@@ -20,11 +20,11 @@ from datafree.batch_size import with_batch_size
 from datafree.errors import DatafreeError, NetworkError
 from datafree.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost, size_of
 from datafree.networks.detectors import Predictions
+from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
-from datafree.networks.program import Program
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON
 from datafree.prepare import NOTHING_GIVEN, prepare, with_student

@@ -16,8 +16,8 @@ from datafree.batch_size import with_batch_size
 from datafree.distributed import replicas
 from datafree.errors import RunError
 from datafree.loop import Chosen, Progress, distill
+from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.weights import load_weights, save_weights
 from datafree.ops import modes
 from datafree.prepare import NOTHING_GIVEN, Given, prepare, require_gradients, require_weights, with_student
 from datafree.recipe import Recipe, dump

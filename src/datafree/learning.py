@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datafree import features
 from datafree.coping import Coping
 from datafree.finite import Watch, answer_tensors
+from datafree.networks import features
 from datafree.networks.normalized import bare
 from datafree.ops import augment
 from datafree.sources.base import Batch

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree import features, held_out, memory
+from datafree import held_out, memory
 from datafree.coping import SOURCE_UPDATE, STUDENT_STEP, Coping
 from datafree.distributed import replicas
 from datafree.errors import DataError, Interrupted, TrainingError
@@ -22,6 +22,7 @@ from datafree.finite import NotFinite, Watch
 from datafree.health.verdict import Turns
 from datafree.learning import Learner
 from datafree.memory import OutOfMemory
+from datafree.networks import features
 from datafree.ops import modes
 from datafree.sources.base import ImageSource
 from datafree.storage.run_directory import Run

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.detectors import Predictions
-from datafree.networks.live import is_live
+from datafree.networks.exported.program import Program
+from datafree.networks.families import AUTO, choose_student
+from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
-from datafree.networks.program import Program
-from datafree.networks.siblings import AUTO, choose_student
 from datafree.ops import boxes, modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.recipe import Recipe

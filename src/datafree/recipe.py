@@ -27,10 +27,10 @@ from datafree.config import schema, yaml
 from datafree.config.overrides import apply_override
 from datafree.config.schema import Families, Family, Fault, Invalid
 from datafree.errors import RecipeError
-from datafree.networks.live import is_live
+from datafree.networks.exported.program import SUFFIX
+from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.pretrained import asks_for_all_weights
-from datafree.networks.program import SUFFIX
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.tasks import TASKS

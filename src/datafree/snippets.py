@@ -11,7 +11,7 @@ from typing import Any
 
 from datafree.errors import NetworkError
 from datafree.networks.detectors import Detector
-from datafree.networks.live import class_of, is_live
+from datafree.networks.instances import class_of, is_live
 from datafree.networks.load import NetworkSpec
 from datafree.networks.pretrained import PRETRAINED
 from datafree.student import Student

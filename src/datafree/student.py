@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from datafree.config import schema, yaml
 from datafree.errors import NetworkError, RunError
+from datafree.networks.checkpoints.weights import load_weights
+from datafree.networks.exported.program import Program
 from datafree.networks.load import NetworkSpec, adapted, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.pretrained import PRETRAINED
-from datafree.networks.program import Program
-from datafree.networks.weights import load_weights
 from datafree.recipe import FAMILIES, TASK
 from datafree.storage.atomic import write_whole
 from datafree.tasks import TASKS

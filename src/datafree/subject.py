@@ -16,13 +16,13 @@ from torch import Tensor
 
 from datafree.config import yaml
 from datafree.errors import NetworkError
+from datafree.networks.checkpoints.weights import read_tensors
+from datafree.networks.exported.program import SUFFIX
 from datafree.networks.first_input import distance
 from datafree.networks.load import NetworkSpec, build_network, network_names
 from datafree.networks.normalized import bare
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
 from datafree.networks.pretrained import PRETRAINED
-from datafree.networks.program import SUFFIX
-from datafree.networks.weights import read_tensors
 from datafree.recipe import Recipe, load_recipe, packaged_recipes
 from datafree.wording import did_you_mean, show
 

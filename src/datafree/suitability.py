@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from datafree.bnstats import batchnorm_layers
+from datafree.networks.batchnorm import batchnorm_layers
 from datafree.recipe import TASK
 from datafree.sources import SOURCES
 from datafree.tasks.base import Task

@@ -24,8 +24,8 @@ from datafree.data.images import to_image
 from datafree.job import save_artefacts
 from datafree.loop import SAVED_WITHIN
 from datafree.making import SAMPLED
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
-from datafree.networks.weights import save_weights
 from datafree.ops import modes
 from datafree.passes import Cost, cost_of
 from datafree.recipe import Recipe, dump

@@ -14,9 +14,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from datafree import features
-from datafree.bnstats import StatisticsMatch
 from datafree.distributed import replicas
+from datafree.networks import features
+from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.normalized import bare
 from datafree.ops import modes
 from datafree.ops.performance import Speed

@@ -13,7 +13,7 @@ from torch import nn
 from datafree.errors import Interrupted, TrainingError
 from datafree.finite import NotFinite, Watch
 from datafree.job import run_recipe
-from datafree.networks.small import unet
+from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.prepare import prepare
 from datafree.sources.dfad import Dfad

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from test_torchvision_detectors import model, ssd
 
 from datafree import cli
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare
-from datafree.networks.weights import save_weights
-from datafree.networks.yolov3 import yolov3
 
 
 def small_retinanet() -> torch.nn.Module:

@@ -32,8 +32,8 @@ from test_load import refusal, same, small
 from torch import Tensor, nn
 
 from datafree.errors import WeightsError
-from datafree.networks import pickles, torchfiles, weights_index
-from datafree.networks.weights import load_weights, read_tensors, save_weights
+from datafree.networks.checkpoints import index, torch_files, unpickler
+from datafree.networks.checkpoints.weights import load_weights, read_tensors, save_weights
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # what torch's files of before the zip format begin with
 
@@ -454,7 +454,7 @@ def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_archive_with_a_huge_directory_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchfiles, "_MAX_DIRECTORY", 1000)
+    monkeypatch.setattr(torch_files, "_MAX_DIRECTORY", 1000)
     path = tmp_path / "w.pt"
     path.write_bytes(in_zip(GOOD, **{f"m{i}": b"" for i in range(100)}))
     monkeypatch.setattr(zipfile, "ZipFile", None)
@@ -555,7 +555,7 @@ def test_a_pickle_that_is_a_bomb_is_refused_in_no_time(
 
 
 def test_a_pickle_of_too_many_operations_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 1000)
+    monkeypatch.setattr(unpickler, "MAX_OPERATIONS", 1000)
     (tmp_path / "w.pt").write_bytes(in_zip(b"\x80\x02(" + b"}" * 1000 + b"t."))
     assert "operations" in refused(tmp_path / "w.pt")
     calls = b"ccollections\nOrderedDict\nh\x01\x85R" * 10
@@ -564,7 +564,7 @@ def test_a_pickle_of_too_many_operations_is_refused(tmp_path: Path, monkeypatch:
 
 
 def test_a_pickle_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torchfiles, "MAX_PICKLE", 1000)
+    monkeypatch.setattr(torch_files, "MAX_PICKLE", 1000)
     content = pickle.dumps({"a" * 2000: 1}, 2)
     for place in (in_zip, in_old):
         (tmp_path / "w.pt").write_bytes(place(content))
@@ -703,7 +703,7 @@ def test_an_index_that_says_what_is_not_so_is_refused(tmp_path: Path, content: b
 
 
 def test_an_index_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights_index, "MAX_BYTES", 1000)
+    monkeypatch.setattr(index, "MAX_BYTES", 1000)
     assert "more than 1,000 bytes" in refused(sharded(tmp_path, more="x" * 1000))
 
 

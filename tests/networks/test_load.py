@@ -16,8 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks import load
-from datafree.networks.darknet import Darknet
-from datafree.networks.darknet_weights import save_darknet_weights
+from datafree.networks.darknet.network import Darknet
+from datafree.networks.darknet.weights import save_darknet_weights
 from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.networks import preprocessing
+from datafree.networks.checkpoints.weights import read_tensors
 from datafree.networks.first_input import Seen, Three, distance, first_input, implied
 from datafree.networks.load import NetworkSpec
 from datafree.networks.preprocessing import explained, known, suggested
-from datafree.networks.weights import read_tensors
 
 PHOTO_MEAN = (0.485, 0.456, 0.406)
 IMAGENET = (PHOTO_MEAN, (0.229, 0.224, 0.225))

@@ -23,13 +23,13 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from datafree.bnstats import batchnorm_layers
 from datafree.errors import NetworkError
+from datafree.networks.batchnorm import batchnorm_layers
+from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.detectors import Predictions, joined
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.torchvision_detectors import adapt, is_torchvision_detector
-from datafree.networks.weights import load_weights, save_weights
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled, pack
 from datafree.tasks.detection import Detection

@@ -17,7 +17,7 @@ from PIL import Image
 from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.job import run_recipe
-from datafree.networks.small import unet
+from datafree.networks.unet import unet
 from datafree.report import reading
 from datafree.report.keeper import page_kept
 from datafree.report.page import PAGE, write_page, write_report

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from datafree.errors import Interrupted, TrainingError
 from datafree.health import guard
 from datafree.job import run_recipe
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.networks.weights import save_weights
 from datafree.ops import modes
 from datafree.recipe import Recipe
 from datafree.sources import Cgdd

@@ -15,7 +15,7 @@ from torch import nn
 
 from datafree.errors import DataError, Interrupted
 from datafree.job import run_recipe
-from datafree.networks.yolov3 import yolov3
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.recipe import Recipe
 from datafree.shards import Shards
 from datafree.sources.base import Batch, Setting

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from datafree.errors import WeightsError
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
-from datafree.networks.weights import save_weights
 from datafree.ops import modes
 from datafree.sources import Degan, Folder
 from datafree.sources.base import Setting

@@ -7,7 +7,7 @@ import torch
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
+from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.sources import Dfad
 from datafree.sources.base import Setting

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from datafree import pixels
 from datafree.errors import DataError, NetworkError
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.detectors import Detector, Heads, Predictions
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
-from datafree.networks.weights import save_weights
-from datafree.networks.yolov3 import yolov3
 from datafree.ops import augment, boxes, modes
 from datafree.ops.boxes import Labelled
 from datafree.recipe import load_recipe, to_yaml

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from datafree import pixels
-from datafree.bnstats import StatisticsMatch
 from datafree.errors import DataError, NetworkError
+from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
+from datafree.networks.unet import unet
 from datafree.ops import augment, modes
 from datafree.sources import Inversion
 from datafree.sources.base import Setting

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree.bnstats import batchnorm_layers
 from datafree.distributed import replicas
-from datafree.features import last_layers
 from datafree.health import guard
+from datafree.networks.batchnorm import batchnorm_layers
+from datafree.networks.features import last_layers
 from datafree.networks.normalized import bare
 from datafree.ops import modes
 from datafree.ops.moments import plain_moments

@@ -16,10 +16,10 @@ from typing import Any
 from torch import nn
 
 from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.pretrained import in_its_own_words, within_reach
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
-from datafree.networks.yolov3 import yolov3
+from datafree.networks.unet import unet
 from datafree.wording import one_line
 
 _DATAFREE: dict[str, Callable[..., nn.Module]] = {"resnet": resnet, "unet": unet, "yolov3": yolov3}

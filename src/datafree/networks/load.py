@@ -23,13 +23,13 @@ from torch import nn
 from datafree.config import paths, yaml
 from datafree.config.schema import Fault, Invalid
 from datafree.errors import NetworkError
-from datafree.networks.darknet_weights import load_darknet_weights
+from datafree.networks.checkpoints.weights import load_weights
+from datafree.networks.darknet.weights import load_darknet_weights
+from datafree.networks.exported.program import SUFFIX, Program
+from datafree.networks.instances import is_live, not_by_name
 from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
-from datafree.networks.live import is_live, not_by_name
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
-from datafree.networks.program import SUFFIX, Program
-from datafree.networks.weights import load_weights
 from datafree.wording import show
 
 

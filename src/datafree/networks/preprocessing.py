@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.bnstats import batchnorm_layers
+from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.first_input import PHOTO_MEAN, UNSURE, Order, Seen, Three, distance, first_input, told_order
 from datafree.networks.libraries import build_from_library
 from datafree.networks.load import NetworkSpec

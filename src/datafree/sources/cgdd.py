@@ -19,9 +19,9 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import features
 from datafree.bank import Bank
-from datafree.bnstats import StatisticsMatch
+from datafree.networks import features
+from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses, modes

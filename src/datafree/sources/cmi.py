@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import features
-from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.distributed import replicas
 from datafree.errors import DataError
 from datafree.lowest import Lowest
+from datafree.networks import features
+from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes

@@ -15,7 +15,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree import features
+from datafree.networks import features
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.distributed import replicas
+from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.generators import Discriminator, Generator
-from datafree.networks.weights import load_weights
 from datafree.ops import losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.folder import Folder

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree import pixels
-from datafree.bnstats import StatisticsMatch, batchnorm_layers
 from datafree.errors import DataError, NetworkError
+from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers
 from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare, detector_of

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.distributed import replicas
 from datafree.errors import DataError
 from datafree.health.guard import Guard
 from datafree.lowest import Lowest
+from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting

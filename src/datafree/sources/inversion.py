@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree import pixels
-from datafree.bnstats import StatisticsMatch, require_batchnorm
 from datafree.errors import DataError
+from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.stock import Stock

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import WeightsError
-from datafree.networks.darknet import Darknet
-from datafree.networks.darknet_layers import Head
+from datafree.networks.darknet.layers import Head
+from datafree.networks.darknet.network import Darknet
 from datafree.storage.atomic import write_whole
 from datafree.wording import one_line
 

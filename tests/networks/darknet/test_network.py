@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from datafree.config.schema import Invalid, build
 from datafree.errors import RecipeError, WeightsError
-from datafree.networks.darknet import Darknet
-from datafree.networks.darknet_cfg import parse_cfg, read_cfg
-from datafree.networks.darknet_weights import load_darknet_weights, save_darknet_weights
+from datafree.networks.darknet.cfg import parse_cfg, read_cfg
+from datafree.networks.darknet.network import Darknet
+from datafree.networks.darknet.weights import load_darknet_weights, save_darknet_weights
+from datafree.networks.darknet.yolov3 import cfg_text
 from datafree.networks.libraries import _DATAFREE
 from datafree.networks.load import FILES, NetworkSpec, build_network
-from datafree.networks.yolov3 import cfg_text
 from datafree.recipe import Recipe, dump, load_recipe
 
 Array = NDArray[np.float64]

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from datafree.errors import WeightsError
-from datafree.networks.pickles import NeedsCode, read_pickle
-from datafree.networks.stored import TORCH_CALLS, Storage, StoredTensor, find_storage
+from datafree.networks.checkpoints.stored_tensors import TORCH_CALLS, Storage, StoredTensor, find_storage
+from datafree.networks.checkpoints.unpickler import NeedsCode, read_pickle
 
 MAX_PICKLE = 16 * 2**20  # bytes; the values lie outside of the pickle
 _MAX_DIRECTORY = 8 * 2**20  # bytes of a zip archive's directory: about 100,000 members

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, WeightsError
-from datafree.networks.pickles import kind_of
-from datafree.networks.stored import StoredTensor
-from datafree.networks.torchfiles import read_torch_file
-from datafree.networks.weights_index import MAX_BYTES, read_indexed, unique
+from datafree.networks.checkpoints.index import MAX_BYTES, read_indexed, unique
+from datafree.networks.checkpoints.stored_tensors import StoredTensor
+from datafree.networks.checkpoints.torch_files import read_torch_file
+from datafree.networks.checkpoints.unpickler import kind_of
 from datafree.storage.atomic import write_whole
 from datafree.wording import one_line, show
 

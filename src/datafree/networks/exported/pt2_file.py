@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from datafree.errors import WeightsError
-from datafree.networks.program_calls import FORMATS, TYPES, call_named, only_checks
-from datafree.networks.stored import Storage, StoredTensor
-from datafree.networks.torchfiles import open_archive, read_block
-from datafree.networks.weights_index import unique
+from datafree.networks.checkpoints.index import unique
+from datafree.networks.checkpoints.stored_tensors import Storage, StoredTensor
+from datafree.networks.checkpoints.torch_files import open_archive, read_block
+from datafree.networks.exported.operators import FORMATS, TYPES, call_named, only_checks
 from datafree.wording import one_line, show
 
 MAX_JSON = 32 * 2**20  # bytes of a table; those of large networks have 5

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
-from datafree.networks.program_file import ProgramFile, SameDevice, Step, Value, read_program
+from datafree.networks.exported.pt2_file import ProgramFile, SameDevice, Step, Value, read_program
 from datafree.wording import one_line
 
 SUFFIX = ".pt2"

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datafree.errors import NetworkError
-from datafree.networks.darknet import Darknet
-from datafree.networks.darknet_cfg import parse_cfg, read_cfg
-from datafree.networks.darknet_layers import Head
+from datafree.networks.darknet.cfg import parse_cfg, read_cfg
+from datafree.networks.darknet.layers import Head
+from datafree.networks.darknet.network import Darknet
 from datafree.networks.detectors import Decoding, Detector, Heads, Predictions, described
 from datafree.ops.boxes import Labelled
 from datafree.wording import show

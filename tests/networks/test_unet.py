@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from datafree.errors import NetworkError
-from datafree.networks.small import UNet, unet
+from datafree.networks.unet import UNet, unet
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree.networks.pickles import Calls, Name, Other, filled
+from datafree.networks.checkpoints.unpickler import Calls, Name, Other, filled
 
 _MOST_DIMENSIONS = 64
 _LARGEST = 2**63 - 1

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from test_load import refusal, same
 from torch import Tensor, nn
 
-from datafree.bnstats import batchnorm_layers
-from datafree.networks.darknet import Darknet
-from datafree.networks.darknet_cfg import parse_cfg
-from datafree.networks.darknet_layers import Shortcut
-from datafree.networks.darknet_weights import load_darknet_weights, save_darknet_weights
+from datafree.networks.batchnorm import batchnorm_layers
+from datafree.networks.darknet.cfg import parse_cfg
+from datafree.networks.darknet.layers import Shortcut
+from datafree.networks.darknet.network import Darknet
+from datafree.networks.darknet.weights import load_darknet_weights, save_darknet_weights
+from datafree.networks.darknet.yolov3 import ANCHORS, YoloDetector, cfg_text, yolov3
 from datafree.networks.detectors import Predictions
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.yolov3 import ANCHORS, YoloDetector, cfg_text, yolov3
 from datafree.ops.boxes import Labelled, pack
 from datafree.ops.detections import detect
 from datafree.tasks.detection import Detection

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.errors import NetworkError
-from datafree.networks.live import is_live
+from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network
 from datafree.networks.normalized import bare
 from datafree.networks.pretrained import PRETRAINED

@@ -19,9 +19,9 @@ from test_load import refusal, same, small
 from torch import Tensor, nn
 
 from datafree.errors import WeightsError
+from datafree.networks.checkpoints.weights import load_weights, read_tensors, save_weights
 from datafree.networks.load import NetworkSpec, build_network
-from datafree.networks.small import unet
-from datafree.networks.weights import load_weights, read_tensors, save_weights
+from datafree.networks.unet import unet
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint16, torch.float8_e4m3fn]
 DTYPES += [torch.complex64]

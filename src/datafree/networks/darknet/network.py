@@ -16,8 +16,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
-from datafree.networks.darknet_cfg import Section
-from datafree.networks.darknet_layers import Head, Route, Shortcut, UnevenMaxPool
+from datafree.networks.darknet.cfg import Section
+from datafree.networks.darknet.layers import Head, Route, Shortcut, UnevenMaxPool
 from datafree.wording import show
 
 MOST_CHANNELS = 65_536  # of a layer's output

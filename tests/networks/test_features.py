@@ -11,10 +11,10 @@ import torchvision
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
-from datafree.features import attention_loss, attention_map, last_layers, pair_layers, watched
+from datafree.networks.features import attention_loss, attention_map, last_layers, pair_layers, watched
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
+from datafree.networks.unet import unet
 
 
 def images(side: int, width: int | None = None) -> Tensor:

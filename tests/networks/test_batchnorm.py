@@ -16,8 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from datafree.bnstats import StatisticsMatch, batchnorm_layers, require_batchnorm
 from datafree.errors import NetworkError
+from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers, require_batchnorm
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.ops import modes

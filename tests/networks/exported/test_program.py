@@ -18,13 +18,13 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from datafree.bnstats import require_batchnorm
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.inspection import inspect_teacher
 from datafree.job import run_recipe
-from datafree.networks import program_file
+from datafree.networks.batchnorm import require_batchnorm
+from datafree.networks.exported import pt2_file
+from datafree.networks.exported.program import Program
 from datafree.networks.load import NetworkSpec, build_network
-from datafree.networks.program import Program
 from datafree.ops import modes
 from datafree.student import describe_teacher
 from recipes import load
@@ -424,7 +424,7 @@ def test_arguments_that_an_operator_refuses_are_one_line(small: tuple[nn.Module,
 def test_a_very_long_table_is_not_read(
     small: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program_file, "MAX_JSON", 1000)
+    monkeypatch.setattr(pt2_file, "MAX_JSON", 1000)
     assert "up to 1,000 are read" in refusal(small[1])
 
 

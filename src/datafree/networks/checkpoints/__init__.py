@@ -1,0 +1,1 @@
+"""Weights files that are not trusted, read as tensors only."""

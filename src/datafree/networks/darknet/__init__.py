@@ -1,0 +1,1 @@
+"""Darknet's networks: .cfg and .weights files, YOLOv3."""

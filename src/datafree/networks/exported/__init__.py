@@ -1,0 +1,1 @@
+"""Networks from torch.export's .pt2 files."""
