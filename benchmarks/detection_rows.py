@@ -13,7 +13,7 @@ from typing import Any
 
 from datafree.networks.load import NetworkSpec
 from datafree.sources import SOURCES
-from datafree.sources.stages import Stage, published_stages
+from datafree.sources.diode.stages import Stage, published_stages
 from pairs import Row, Size, without
 
 

@@ -25,7 +25,7 @@ from datafree.prepare import prepare
 from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, Mixed, Noise
 from datafree.sources.base import Batch
-from datafree.sources.stages import Stage
+from datafree.sources.diode.stages import Stage
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task
 from datafree.training import Training

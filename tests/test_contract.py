@@ -25,7 +25,7 @@ from datafree.ops import modes
 from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, ImageSource
 from datafree.sources.base import Batch, Setting
-from datafree.sources.stages import Stage
+from datafree.sources.diode.stages import Stage
 from datafree.tasks import TASKS, Task
 from datafree.tasks.base import synthetic_batch
 from thorough import some

@@ -38,7 +38,7 @@ from datafree.recipe import Recipe
 from datafree.shards import Shards
 from datafree.sources.base import Batch
 from datafree.sources.inversion import Inversion
-from datafree.sources.stock import Stock
+from datafree.sources.parts.image_pool import Stock
 from datafree.synthesize import Made, synthesize, verify
 from datafree.tasks.base import Task
 from recipes import load

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from datafree.errors import Interrupted, RunError
 from datafree.job import run_recipe
-from datafree.lowest import Lowest
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes, moments
@@ -23,6 +22,7 @@ from datafree.ops.performance import Speed
 from datafree.prepare import prepare
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
+from datafree.sources.parts.lowest import Lowest
 from datafree.tasks.base import Task
 from datafree.training import Training
 from recipes import VALID, faults, load

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import pixels
 from datafree.errors import DataError, NetworkError
 from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.normalized import Normalized
@@ -18,6 +17,7 @@ from datafree.networks.unet import unet
 from datafree.ops import augment, modes
 from datafree.sources import Inversion
 from datafree.sources.base import Setting
+from datafree.sources.parts import pixel_optimizer
 from datafree.tasks import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
@@ -133,7 +133,7 @@ def test_pixels_follow_the_papers_loss(monkeypatch: pytest.MonkeyPatch, classifi
     source = attached(Inversion(**options), teacher)
     weights = {name: weight for name, weight in WEIGHTS.items() if name != "adversarial" or step >= 0}
     looks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    optimise = pixels.optimise
+    optimise = pixel_optimizer.optimise
 
     def watched(start: Tensor, loss: Callable[[Tensor, int], Tensor], **options: Any) -> Tensor:
         def look(images: Tensor, iteration: int) -> Tensor:
@@ -145,7 +145,7 @@ def test_pixels_follow_the_papers_loss(monkeypatch: pytest.MonkeyPatch, classifi
 
         return optimise(start, look, **options)
 
-    monkeypatch.setattr(pixels, "optimise", watched)
+    monkeypatch.setattr(pixel_optimizer, "optimise", watched)
     logs = source.update(student.train(), step)
     _, targets = images_of(source)
     for random, images, value, gradient in looks:
@@ -190,10 +190,10 @@ def test_images_stay_in_0_1_and_the_best_iterate_is_kept() -> None:
         return (images - 2).square().sum() * (-1 if iteration == 1 else 1)  # the second is the lowest, by its sign
 
     options = {"iterations": 5, "rate": lambda iteration: 0.2}
-    best = pixels.optimise(start, loss, **options)  # type: ignore[arg-type]
+    best = pixel_optimizer.optimise(start, loss, **options)  # type: ignore[arg-type]
     assert torch.equal(best, walked[1])
     assert torch.equal(start, torch.full((1, 3, 2, 2), 0.5))
-    last = pixels.optimise(start, loss, keep="last", **options)  # type: ignore[arg-type]
+    last = pixel_optimizer.optimise(start, loss, keep="last", **options)  # type: ignore[arg-type]
     assert last.max() <= 1
     assert last.min() >= 0
     assert not torch.equal(best, last)
@@ -201,7 +201,7 @@ def test_images_stay_in_0_1_and_the_best_iterate_is_kept() -> None:
 
 def test_zero_betas_step_by_the_sign_of_the_gradient() -> None:
     start = torch.tensor([[0.25, 0.75]])
-    end = pixels.optimise(
+    end = pixel_optimizer.optimise(
         start,
         lambda x, i: (x * torch.tensor([[1000.0, -0.001]])).sum(),
         iterations=1,
@@ -213,10 +213,10 @@ def test_zero_betas_step_by_the_sign_of_the_gradient() -> None:
 
 
 def test_the_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
-    rates = [pixels.cosine(i, 10, 1.0, 0.2, warmup=2) for i in range(10)]
+    rates = [pixel_optimizer.cosine(i, 10, 1.0, 0.2, warmup=2) for i in range(10)]
     assert rates[:3] == pytest.approx([0.5, 1.0, 1.0])
     assert rates[6] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 2)) / 2)
-    assert [pixels.cosine(i, 10, 0.3, 0.3) for i in range(10)] == pytest.approx([0.3] * 10)
+    assert [pixel_optimizer.cosine(i, 10, 0.3, 0.3) for i in range(10)] == pytest.approx([0.3] * 10)
 
 
 def test_a_teacher_without_batchnorm_is_refused_in_a_line_that_names_other_methods() -> None:

@@ -7,7 +7,7 @@ from datafree.sources.dafl import Dafl
 from datafree.sources.dataset import Dataset
 from datafree.sources.degan import Degan
 from datafree.sources.dfad import Dfad
-from datafree.sources.diode import Diode
+from datafree.sources.diode.source import Diode
 from datafree.sources.fast import Fast
 from datafree.sources.folder import Folder
 from datafree.sources.inversion import Inversion

@@ -19,14 +19,14 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree.bank import Bank
 from datafree.networks import features
 from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.maker import Maker
+from datafree.sources.parts.generator_trainer import Maker
+from datafree.sources.parts.memory_bank import Bank
 from datafree.tasks.base import synthetic_batch
 
 

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from datafree.distributed import replicas
 from datafree.errors import DataError
-from datafree.lowest import Lowest
 from datafree.networks import features
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.stock import Stock
+from datafree.sources.parts.image_pool import Stock
+from datafree.sources.parts.lowest import Lowest
 from datafree.tasks.base import synthetic_batch
 
 HEAD = 256  # dimensions in which images are told apart

@@ -20,7 +20,7 @@ from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.maker import Maker
+from datafree.sources.parts.generator_trainer import Maker
 from datafree.tasks.base import synthetic_batch
 
 

@@ -17,7 +17,7 @@ from datafree.data.images import UnreadableImage
 from datafree.data.unlabelled import NothingToScore
 from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.reader import Place, Reader, kept_back, listed
+from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 from datafree.tasks.base import LabelledData, Task
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target

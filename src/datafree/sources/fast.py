@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from datafree.distributed import replicas
 from datafree.errors import DataError
 from datafree.health.guard import Guard
-from datafree.lowest import Lowest
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.stock import Stock
+from datafree.sources.parts.image_pool import Stock
+from datafree.sources.parts.lowest import Lowest
 
 
 @final

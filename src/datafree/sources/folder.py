@@ -21,7 +21,7 @@ from datafree.data import images
 from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.reader import Place, Reader, kept_back, listed
+from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 

@@ -15,12 +15,12 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from datafree import pixels
 from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.stock import Stock
+from datafree.sources.parts import pixel_optimizer
+from datafree.sources.parts.image_pool import Stock
 
 
 @final
@@ -104,7 +104,7 @@ class Inversion(ImageSource):
 
         # Noise about mid-grey, as wide as photographs are: the published N(0, 1) of normalised pixels.
         noise = (0.5 + 0.25 * torch.randn(self.batch_size, 3, *task.image_size, device=device)).clamp_(0, 1)
-        images = pixels.optimise(
+        images = pixel_optimizer.optimise(
             noise,
             loss,
             iterations=self.iterations,
@@ -116,7 +116,7 @@ class Inversion(ImageSource):
         return {name: value.detach() for name, value in terms.items()}  # of the last iteration
 
     def _rate(self, iteration: int) -> float:
-        rate = pixels.cosine(iteration, self.iterations, self.lr, self.lr_end, self.lr_warmup)
+        rate = pixel_optimizer.cosine(iteration, self.iterations, self.lr, self.lr_end, self.lr_warmup)
         return rate * self._setting.pace()
 
     @property

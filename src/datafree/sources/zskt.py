@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.maker import Maker
+from datafree.sources.parts.generator_trainer import Maker
 
 
 @final

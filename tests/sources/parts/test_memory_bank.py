@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from datafree.bank import HELD_EVERY, Bank
 from datafree.errors import DataError
+from datafree.sources.parts.memory_bank import HELD_EVERY, Bank
 
 CPU = torch.device("cpu")
 

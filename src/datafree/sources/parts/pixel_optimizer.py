@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from datafree.lowest import Lowest
 from datafree.ops.performance import ALL_ON, Speed
+from datafree.sources.parts.lowest import Lowest
 
 
 def optimise(

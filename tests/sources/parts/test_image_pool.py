@@ -5,7 +5,7 @@ from torch import nn
 
 from datafree.ops import modes
 from datafree.sources.base import Setting
-from datafree.sources.stock import Stock
+from datafree.sources.parts.image_pool import Stock
 from datafree.tasks import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation

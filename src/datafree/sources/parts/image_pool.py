@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree.bank import Bank
 from datafree.ops import augment
 from datafree.sources.base import Batch, Setting
+from datafree.sources.parts.memory_bank import Bank
 
 
 @dataclass(kw_only=True)

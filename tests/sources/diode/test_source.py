@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import pixels
 from datafree.errors import DataError, NetworkError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.darknet.yolov3 import yolov3
@@ -25,7 +24,8 @@ from datafree.ops.boxes import Labelled
 from datafree.recipe import load_recipe, to_yaml
 from datafree.sources import Diode, Mixed
 from datafree.sources.base import Batch, Setting
-from datafree.sources.stages import Stage
+from datafree.sources.diode.stages import Stage
+from datafree.sources.parts import pixel_optimizer
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 from recipes import changed, fault, load, write
@@ -177,7 +177,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]
             stages.append({"start": first, "values": values, "gradient": x.grad, **options})
             return first
 
-        monkeypatch.setattr(pixels, "optimise", instead)
+        monkeypatch.setattr(pixel_optimizer, "optimise", instead)
         return stages
 
     return look
@@ -508,7 +508,7 @@ def test_a_momentum_mixes_in_the_iterations_before_of_the_same_stage(
         loss(1 - start, 1)
         return start
 
-    monkeypatch.setattr(pixels, "optimise", instead)
+    monkeypatch.setattr(pixel_optimizer, "optimise", instead)
     monkeypatch.setattr(augment, "roll_and_flip", lambda images, jitter, mirror: (images, augment.Move()))
     source = Diode(batch_size=4, stages=[*one_stage(bn_layers=1), *one_stage(bn_layers=1)], bn_momentum=0.25, **PLAIN)
     _, logs = made(teacher, source)

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import pixels
 from datafree.errors import DataError, NetworkError
 from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers
 from datafree.networks.detectors import Predictions
@@ -27,10 +26,11 @@ from datafree.networks.normalized import bare, detector_of
 from datafree.ops import augment, boxes, losses
 from datafree.ops.detections import detect
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.stages import Stage, published_stages
-from datafree.sources.stock import Stock
-from datafree.sources.tiles import tiled
-from datafree.sources.verifier import ap50, build_verifier, first_answer
+from datafree.sources.diode.mosaic import tiled
+from datafree.sources.diode.stages import Stage, published_stages
+from datafree.sources.diode.verifier import ap50, build_verifier, first_answer
+from datafree.sources.parts import pixel_optimizer
+from datafree.sources.parts.image_pool import Stock
 from datafree.tasks.detection import Detection
 
 
@@ -168,12 +168,12 @@ class Diode(ImageSource):
                 match.remember()
             return total
 
-        made = pixels.optimise(
+        made = pixel_optimizer.optimise(
             images,
             loss,
             iterations=stage.iterations,
             rate=lambda iteration: (
-                pixels.cosine(iteration, stage.iterations, stage.lr, stage.lr_end) * self._setting.pace()
+                pixel_optimizer.cosine(iteration, stage.iterations, stage.lr, stage.lr_end) * self._setting.pace()
             ),
             betas=(stage.beta1, stage.beta2),
             speed=self._setting.speed,

@@ -1,0 +1,1 @@
+"""DIODE: images optimised out of a pretrained detector (Chawla et al., WACV 2021)."""

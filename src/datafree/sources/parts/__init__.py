@@ -1,0 +1,1 @@
+"""What several image sources share: generator training, image pools, prefetching, pixel optimisation."""
