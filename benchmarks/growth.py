@@ -30,8 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datafree.engine.loop import Progress
 from datafree.job import run_recipe
-from datafree.loop import Progress
 from datafree.recipe import Recipe, load_recipe
 from datafree.report.charts import drawing
 from datafree.report.reading import Series

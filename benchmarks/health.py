@@ -33,11 +33,11 @@ from classification_rows import CLASSES, CPU, Pair
 from datafree.config import schema
 from datafree.config.paths import expand
 from datafree.data.images import to_tensor
+from datafree.engine.build_networks import prepare
+from datafree.engine.loop import Progress, distill
 from datafree.health.signals import checkup
 from datafree.health.verdict import SIGNALS, judge
-from datafree.loop import Progress, distill
 from datafree.networks.normalized import Normalized
-from datafree.prepare import prepare
 from datafree.report.strips import cells, read_picture
 from datafree.scoring import evaluate
 from datafree.storage.run_directory import Run

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from datafree.engine.loop import distill
 from datafree.errors import Interrupted
-from datafree.loop import distill
 from datafree.networks.detectors import Predictions
 from datafree.ops import modes
 from datafree.storage.run_directory import Run

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from classification_rows import CPU, SIZES, papers_resnet
+from datafree.engine.build_networks import prepare
 from datafree.networks.generators import Discriminator, Generator, ResizeGenerator
 from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.prepare import prepare
 from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, Mixed, Noise
 from datafree.sources.base import Batch

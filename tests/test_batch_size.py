@@ -11,13 +11,13 @@ import torch
 
 from datafree import batch_size
 from datafree.batch_size import counted, found, recorded
+from datafree.engine.build_networks import NOTHING_GIVEN, Given, prepare
 from datafree.errors import Interrupted, RecipeError, RunError
 from datafree.free_memory import free_memory
 from datafree.job import run_recipe
 from datafree.kept import watched_memory
 from datafree.ops import modes
 from datafree.plan import plan
-from datafree.prepare import NOTHING_GIVEN, Given, prepare
 from datafree.recipe import Recipe
 from datafree.synthesize import synthesize
 from datafree.training import Training

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from datafree import cli
 from datafree.config import yaml
+from datafree.engine.loop import distill
 from datafree.errors import NetworkError, TrainingError
 from datafree.job import run_recipe
-from datafree.loop import distill
 from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.features import attention_loss, watched
 from datafree.networks.load import NetworkSpec, build_network

@@ -16,10 +16,10 @@ from datafree import cli
 from datafree.config import yaml
 from datafree.config.paths import builtin_folder, expand
 from datafree.config.schema import plain
+from datafree.engine.stopping import parse_time
 from datafree.networks.load import NetworkSpec
 from datafree.recipe import FAMILIES, Recipe, dump, load_recipe, packaged_recipes, to_yaml
 from datafree.sources import SOURCES, ImageSource
-from datafree.stopping import parse_time
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.tasks import TASKS
 from datafree.training import Training

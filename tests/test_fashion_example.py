@@ -17,9 +17,9 @@ from torch import nn
 
 import datafree
 from datafree.config import yaml
+from datafree.engine.build_networks import prepare
 from datafree.errors import Interrupted, RunError
 from datafree.networks.resnet import resnet
-from datafree.prepare import prepare
 from datafree.recipe import load_recipe
 from datafree.scoring import evaluate
 from datafree.tasks.classification import Classification

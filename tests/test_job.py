@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from datafree.engine.loop import Progress
 from datafree.errors import DataError, DatafreeError, Interrupted, NetworkError, RunError, TrainingError
 from datafree.job import run_recipe
-from datafree.loop import Progress
 from datafree.recipe import Recipe
 from datafree.scoring import evaluate_run
 from datafree.sources import SOURCES

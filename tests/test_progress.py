@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from datafree.loop import Progress
+from datafree.engine.loop import Progress
 from datafree.progress import Bar, Lines, clock_time, describe, display, figures
 
 

@@ -27,8 +27,8 @@ from datafree import shards as shards_module
 from datafree import synthesize as synthesize_module
 from datafree.data.images import to_tensor
 from datafree.data.visualize import class_colours, draw_targets
+from datafree.engine.loop import Progress
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
-from datafree.loop import Progress
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.resnet import resnet

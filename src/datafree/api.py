@@ -29,20 +29,20 @@ import torch
 from torch import nn
 
 from datafree.config.schema import Invalid
+from datafree.engine.build_networks import Given, prepare
+from datafree.engine.loop import Progress
+from datafree.engine.stopping import Stop, parse_time
 from datafree.errors import NetworkError, RecipeError
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
-from datafree.loop import Progress
 from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
-from datafree.prepare import Given, prepare
 from datafree.recipe import make_recipe
 from datafree.scoring import evaluate as score
 from datafree.scoring import evaluate_run
 from datafree.sources.base import ImageSource
-from datafree.stopping import Stop, parse_time
 from datafree.tasks.base import Scores, Task
 from datafree.training import Training
 from datafree.wording import show

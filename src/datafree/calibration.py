@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from datafree.coping import Coping
 from datafree.distributed import replicas
-from datafree.finite import Watch
+from datafree.engine.nonfinite import Watch
+from datafree.engine.recovery import Coping
+from datafree.engine.student_step import Learner
 from datafree.kept import watched_memory
-from datafree.learning import Learner
 from datafree.networks import features
 from datafree.passes import Cost, cost_of
 from datafree.sources.base import Batch, ImageSource

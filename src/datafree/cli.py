@@ -19,8 +19,8 @@ from datafree.cli_options import Compress, MaxTime, Named, Overrides, Processes,
 from datafree.config.overrides import student_overrides
 from datafree.demos import DEMO_TEXT, DEMOS, demo_table
 from datafree.distributed.launch import first, launch, launched, let_the_first_speak
+from datafree.engine.stopping import Stop, parse_time, stopping
 from datafree.errors import DatafreeError, Interrupted, RecipeError
-from datafree.stopping import Stop, parse_time, stopping
 from datafree.storage import strict_json
 from datafree.tables import percent, score_table, table
 from datafree.wording import did_you_mean, show

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.batch_size import with_batch_size
+from datafree.engine.build_networks import NOTHING_GIVEN, prepare, with_student
 from datafree.errors import DatafreeError, NetworkError
 from datafree.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost, size_of
 from datafree.networks.detectors import Predictions
@@ -27,7 +28,6 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON
-from datafree.prepare import NOTHING_GIVEN, prepare, with_student
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
 from datafree.subject import Fact, Subject, find_subject, input_facts

@@ -11,15 +11,22 @@ from pathlib import Path
 
 import torch
 
-from datafree import held_out
 from datafree.batch_size import with_batch_size
 from datafree.distributed import replicas
+from datafree.engine import heldout
+from datafree.engine.build_networks import (
+    NOTHING_GIVEN,
+    Given,
+    prepare,
+    require_gradients,
+    require_weights,
+    with_student,
+)
+from datafree.engine.loop import Chosen, Progress, distill
 from datafree.errors import RunError
-from datafree.loop import Chosen, Progress, distill
 from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
-from datafree.prepare import NOTHING_GIVEN, Given, prepare, require_gradients, require_weights, with_student
 from datafree.recipe import Recipe, dump
 from datafree.report.keeper import page_kept
 from datafree.report.measure import measure
@@ -129,7 +136,7 @@ def _carry_out(
     )
 
     # The student, then its scores, then the word that it is done.
-    images = recipe.source.held_out(held_out.COMPARED)
+    images = recipe.source.held_out(heldout.COMPARED)
     if replicas.is_first():
         save_weights(bare(student), run.path / "student.safetensors")
         save_artefacts(recipe.source, run.path)

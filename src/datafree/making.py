@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import memory
 from datafree.bucket import Bucket
 from datafree.bucket_shards import BucketShards
 from datafree.claims import PAUSE, longer
-from datafree.coping import SOURCE_UPDATE, too_large
+from datafree.engine import out_of_memory
+from datafree.engine.loop import SAVED_WITHIN, Progress
+from datafree.engine.nonfinite import Watch
+from datafree.engine.out_of_memory import OutOfMemory
+from datafree.engine.recovery import SOURCE_UPDATE, too_large
 from datafree.errors import DataError, Interrupted, TrainingError
-from datafree.finite import Watch
-from datafree.loop import SAVED_WITHIN, Progress
-from datafree.memory import OutOfMemory
 from datafree.ops import modes
 from datafree.recipe import Recipe
 from datafree.set_files import PREVIEW, write_preview
@@ -166,7 +166,7 @@ class Work:
         source = self.recipe.source
         self.watch.begin(step)
         try:
-            with memory.noticed(SOURCE_UPDATE):
+            with out_of_memory.noticed(SOURCE_UPDATE):
                 values = source.update(self.student, step)
         except OutOfMemory:
             raise too_large(source, self.student, step) from None

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from datafree.loop import Progress
+    from datafree.engine.loop import Progress
 
 QUIET_FOR = 10.0  # seconds between lines, at first; later a twentieth of the time already spent
 FIGURES = 4  # shown; a run's metrics.jsonl holds all that are logged, a data set's records all of their shards

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree import memory
 from datafree.data.images import fit, list_images, read_image, to_tensor
+from datafree.engine import out_of_memory
+from datafree.engine.build_networks import prepare, require_weights
+from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import Interrupted, TrainingError
-from datafree.memory import OutOfMemory
 from datafree.ops import modes
-from datafree.prepare import prepare, require_weights
 from datafree.recipe import Recipe
 from datafree.student import load_onnx, load_student
 from datafree.tasks.base import LabelledData, Scores, Task
@@ -48,7 +48,7 @@ def evaluate(
 def _answered(network: nn.Module, task: Task, images: Tensor) -> Any:
     """What the network answers; half by half where memory runs out. Raises TrainingError when one image is too much."""
     try:
-        with memory.noticed("scoring"):
+        with out_of_memory.noticed("scoring"):
             return network(images)
     except OutOfMemory:
         if len(images) == 1:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree import held_out
 from datafree.calibration import Calibration, Work
 from datafree.data.images import to_image
+from datafree.engine import heldout
+from datafree.engine.loop import SAVED_WITHIN
 from datafree.job import save_artefacts
-from datafree.loop import SAVED_WITHIN
 from datafree.making import SAMPLED
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
@@ -65,13 +65,13 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
     logged = sum(step % training.log_every == 0 or step in (0, training.steps) for step in steps)
 
     def look() -> None:
-        held_out.signals(task, teacher, student, source)
+        heldout.signals(task, teacher, student, source)
 
     def draw() -> Tensor | None:
-        return held_out.picture(task, teacher, student, source, trained=True)
+        return heldout.picture(task, teacher, student, source, trained=True)
 
-    images = source.held_out(held_out.COMPARED)
-    more = held_out.SHOWN / max(1, min(held_out.SHOWN, len(images)))  # a small source may have held out fewer
+    images = source.held_out(heldout.COMPARED)
+    more = heldout.SHOWN / max(1, min(heldout.SHOWN, len(images)))  # a small source may have held out fewer
     work = [
         _once("looks at held-out images", compared, look, calibrated),
         _once("pictures", shown, draw, calibrated),
@@ -173,7 +173,7 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
 
 
 def _once(what: str, often: int, act: Callable[[], object], calibrated: Calibration) -> Work:
-    return Work(what=what, often=often, each=cost_of(act, calibrated.device, held_out.COMPARED, 0.0, least=0))
+    return Work(what=what, often=often, each=cost_of(act, calibrated.device, heldout.COMPARED, 0.0, least=0))
 
 
 def _scores(calibrated: Calibration, labelled: LabelledData) -> Work:

@@ -17,16 +17,16 @@ from functools import partial
 from pathlib import Path
 
 from datafree.bucket_shards import BucketShards
-from datafree.coping import way_out
+from datafree.engine.build_networks import prepare, require_gradients, with_student
+from datafree.engine.loop import Progress
+from datafree.engine.nonfinite import NotFinite, Watch
+from datafree.engine.recovery import way_out
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
-from datafree.finite import NotFinite, Watch
 from datafree.job import save_artefacts
-from datafree.loop import Progress
 from datafree.making import Work
 from datafree.manifest import hashes, read_record, records
 from datafree.networks.load import has_weights
 from datafree.ops import modes
-from datafree.prepare import prepare, require_gradients, with_student
 from datafree.recipe import Recipe, dump
 from datafree.set_files import means
 from datafree.shards import Shards

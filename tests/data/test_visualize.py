@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import held_out
 from datafree.data.visualize import class_colours, draw_boxes, draw_targets
+from datafree.engine import heldout
 from datafree.sources.base import Setting
 from datafree.sources.inversion import Inversion
 from datafree.sources.noise import Noise
@@ -133,7 +133,7 @@ def test_held_out_images_stand_over_what_they_were_meant_to_show_where_that_is_k
         images, targets = source.held_out(8), source.held_out_targets(8)
         for trained in (False, True):
             before = torch.get_rng_state()
-            shown = held_out.picture(task, network, network, source, trained=trained)
+            shown = heldout.picture(task, network, network, source, trained=trained)
             assert torch.equal(torch.get_rng_state(), before)
             assert shown is not None and shown.shape[1] == 26 * (2 + known + trained) + 4
             assert torch.equal(shown[:, 2:26, 2:34], images[0].float())

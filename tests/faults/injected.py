@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from datafree.learning import Learner
+from datafree.engine.student_step import Learner
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage import checkpoint
 

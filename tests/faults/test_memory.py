@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import memory
-from datafree.coping import Coping
+from datafree.engine import out_of_memory
+from datafree.engine.nonfinite import Watch
+from datafree.engine.recovery import Coping
+from datafree.engine.student_step import Learner
 from datafree.errors import TrainingError
-from datafree.finite import Watch
 from datafree.job import run_recipe
-from datafree.learning import Learner
 from datafree.scoring import evaluate
 from datafree.sources.base import Batch
 from datafree.tasks.classification import Classification
@@ -143,5 +143,5 @@ def test_scoring_goes_on_half_by_half(tmp_path: Path) -> None:
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), memory.noticed("a test"):
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory.noticed("a test"):
         raise RuntimeError("the shapes do not match")

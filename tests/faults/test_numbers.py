@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from datafree.engine.build_networks import prepare
+from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.errors import Interrupted, TrainingError
-from datafree.finite import NotFinite, Watch
 from datafree.job import run_recipe
 from datafree.networks.unet import unet
 from datafree.ops import modes
-from datafree.prepare import prepare
 from datafree.sources.dfad import Dfad
 from datafree.sources.noise import Noise
 from datafree.storage import checkpoint
@@ -136,7 +136,7 @@ def test_a_run_that_goes_back_without_a_lower_rate_ends_as_if_nothing_had_been(
     run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "unbroken")
     recipe = recipe_for(tmp_path, {"method": "dfad"})
     injected.at_step(monkeypatch, recipe.source, 8, injected.in_student, times=1)
-    monkeypatch.setattr("datafree.coping.Coping.pace", property(lambda self: 1.0, lambda self, value: None))
+    monkeypatch.setattr("datafree.engine.recovery.Coping.pace", property(lambda self: 1.0, lambda self, value: None))
     run_recipe(recipe, tmp_path / "faulty")
     unbroken, faulty = everything(tmp_path / "unbroken"), everything(tmp_path / "faulty")
     for part in ("student", "metrics", "samples"):

@@ -14,14 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree import held_out, memory
-from datafree.coping import SOURCE_UPDATE, STUDENT_STEP, Coping
 from datafree.distributed import replicas
+from datafree.engine import heldout, out_of_memory
+from datafree.engine.nonfinite import NotFinite, Watch
+from datafree.engine.out_of_memory import OutOfMemory
+from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Coping
+from datafree.engine.student_step import Learner
 from datafree.errors import DataError, Interrupted, TrainingError
-from datafree.finite import NotFinite, Watch
 from datafree.health.verdict import Turns
-from datafree.learning import Learner
-from datafree.memory import OutOfMemory
 from datafree.networks import features
 from datafree.ops import modes
 from datafree.sources.base import ImageSource
@@ -152,7 +152,7 @@ def distill(
                 # The source works: alone before step 0, then when its turn comes.
                 if source.due(step):
                     try:
-                        with memory.noticed(SOURCE_UPDATE):
+                        with out_of_memory.noticed(SOURCE_UPDATE):
                             figures: Mapping[str, Tensor] = source.update(student, step)
                     except TrainingError:
                         with contextlib.suppress(TrainingError, NotFinite):  # the first fault is the one to show
@@ -165,11 +165,11 @@ def distill(
 
                 # The student learns the teacher's answers.
                 if step >= 0:
-                    with memory.noticed("the source's images"):
+                    with out_of_memory.noticed("the source's images"):
                         batch = source.sample(training.batch)
                     if step == 0 and training.label_weight and batch.targets is None:
                         say("note: training.label_weight is off: the source's images have no targets")
-                    with memory.noticed(STUDENT_STEP):
+                    with out_of_memory.noticed(STUDENT_STEP):
                         latest |= learner.learn(batch, step)
                 for name, network in source.artefacts().items():  # sampling may move running averages
                     weights = network.parameters() if source.due(step) else ()
@@ -191,13 +191,13 @@ def distill(
                         began, began_at = time.perf_counter(), step
                     rate = (step - began_at) / max(time.perf_counter() - began, 1e-9)
                     log(Progress(phase=phase, step=step, first=first, last=training.steps, rate=rate, values=numbers))
-                with memory.noticed("the look at held-out images"):
+                with out_of_memory.noticed("the look at held-out images"):
                     if shows:
-                        shown = held_out.picture(task, teacher, student, source, trained=step > 0)
+                        shown = heldout.picture(task, teacher, student, source, trained=step > 0)
                         if shown is not None:
                             run.save_picture(step - first, shown)
                     if compares and step > 0:
-                        looked = held_out.signals(task, teacher, student, source)
+                        looked = heldout.signals(task, teacher, student, source)
                         agreement = looked.get("agreement")
                         if looked:
                             run.log(step - first, step, looked)

@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import nn
 
-from datafree import memory
+from datafree.engine import out_of_memory
+from datafree.engine.nonfinite import ANSWERED, NotFinite
+from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import TrainingError
-from datafree.finite import ANSWERED, NotFinite
-from datafree.memory import OutOfMemory
 from datafree.sources.base import ImageSource
 from datafree.training import Training
 
@@ -93,8 +93,8 @@ def way_out(fault: NotFinite, rate: str = "training.lr") -> str:
 
 def too_large(source: ImageSource, student: nn.Module, step: int) -> TrainingError:
     """What to raise when memory runs out in a source's update, with a batch size that fits; the source is spent."""
-    had = [part.batch_size for part in memory.sized(source)]
-    fits = memory.fitting(source, student, step) if had else None
+    had = [part.batch_size for part in out_of_memory.sized(source)]
+    fits = out_of_memory.fitting(source, student, step) if had else None
     advice = f"with batch_size={fits} it fits (tried)" if fits else "no smaller batch_size was found to fit"
     return TrainingError(
         f"out of memory in {SOURCE_UPDATE} at step {step}{f', batch_size={max(had)}' if had else ''}: {advice}; its "

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from datafree.engine.stopping import Stop, parse_time, stopping
 from datafree.errors import RecipeError
-from datafree.stopping import Stop, parse_time, stopping
 
 
 def test_stopping_puts_the_handlers_back() -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datafree.coping import Coping
-from datafree.finite import Watch, answer_tensors
+from datafree.engine.nonfinite import Watch, answer_tensors
+from datafree.engine.recovery import Coping
 from datafree.networks import features
 from datafree.networks.normalized import bare
 from datafree.ops import augment
