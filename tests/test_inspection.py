@@ -16,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from datafree import estimate
 from datafree.config import schema
 from datafree.errors import DatafreeError, NetworkError
-from datafree.estimate import TeacherCost, calibration, run_cost
 from datafree.inspection import Inspection, inspect_teacher
 from datafree.inspection_text import inspection_text
-from datafree.kept import watched_memory
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.profiling import estimate
+from datafree.profiling.activation_memory import watched_memory
+from datafree.profiling.estimate import TeacherCost, calibration, run_cost
 from datafree.recipe import FAMILIES, SOURCE
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from datafree import cli, estimate
-from datafree.calibration import Work, banks_of
+from datafree import cli
 from datafree.distributed import replicas
 from datafree.errors import RecipeError
 from datafree.job import run_recipe
@@ -23,9 +22,11 @@ from datafree.networks import features
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.passes import Cost, cost_of, watched_passes
 from datafree.plan import WAIT, Plan, divided, parse_link, plan, rounds, together
 from datafree.plan_text import plan_text
+from datafree.profiling import estimate
+from datafree.profiling.calibration import Work, banks_of
+from datafree.profiling.pass_cost import Cost, cost_of, watched_passes
 from datafree.recipe import Recipe, dump, load_recipe
 from datafree.sources.inversion import Inversion
 from datafree.sources.mixed import Mixed
@@ -161,7 +162,7 @@ class Slow(nn.Module):
 
 def test_a_pass_is_timed_forward_and_back_and_what_is_between_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("datafree.passes.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("datafree.profiling.pass_cost.time.perf_counter", lambda: clock[0])
     first, second = replicas.share(Slow(clock)), replicas.share(Slow(clock))
 
     def work() -> None:

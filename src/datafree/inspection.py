@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree.batch_size import with_batch_size
 from datafree.engine.build_networks import NOTHING_GIVEN, prepare, with_student
 from datafree.errors import DatafreeError, NetworkError
-from datafree.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost, size_of
 from datafree.networks.detectors import Predictions
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
@@ -28,6 +26,8 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON
+from datafree.profiling.batch_size import with_batch_size
+from datafree.profiling.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost, size_of
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
 from datafree.subject import Fact, Subject, find_subject, input_facts

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from datafree.batch_size import with_batch_size
 from datafree.distributed import replicas
 from datafree.engine import heldout
 from datafree.engine.build_networks import (
@@ -27,6 +26,7 @@ from datafree.errors import RunError
 from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
+from datafree.profiling.batch_size import with_batch_size
 from datafree.recipe import Recipe, dump
 from datafree.report.keeper import page_kept
 from datafree.report.measure import measure

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datafree.batch_size import with_batch_size
-from datafree.calibration import Calibration, Work
 from datafree.engine.build_networks import NOTHING_GIVEN, prepare, require_weights, with_student
 from datafree.errors import RecipeError
-from datafree.estimate import calibration, cost_of_teacher, run_cost, size_of
 from datafree.ops import modes
-from datafree.passes import Cost
+from datafree.profiling.batch_size import with_batch_size
+from datafree.profiling.calibration import Calibration, Work
+from datafree.profiling.estimate import calibration, cost_of_teacher, run_cost, size_of
+from datafree.profiling.pass_cost import Cost
 from datafree.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.storage.environment import hardware

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datafree.calibration import Calibration, Work
 from datafree.data.images import to_image
 from datafree.engine import heldout
 from datafree.engine.loop import SAVED_WITHIN
@@ -27,7 +26,8 @@ from datafree.making import SAMPLED
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
 from datafree.ops import modes
-from datafree.passes import Cost, cost_of
+from datafree.profiling.calibration import Calibration, Work
+from datafree.profiling.pass_cost import Cost, cost_of
 from datafree.recipe import Recipe, dump
 from datafree.report.measure import measure
 from datafree.scoring import evaluate

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree.estimate import size_of
 from datafree.health.signals import AT_ONCE
 from datafree.networks.normalized import bare
 from datafree.ops import modes
+from datafree.profiling.estimate import size_of
 from datafree.storage.environment import hardware
 from datafree.tasks.base import Task, synthetic_batch
 

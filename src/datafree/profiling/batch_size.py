@@ -20,16 +20,16 @@ from pathlib import Path
 
 import torch
 
-from datafree.calibration import Calibration, banks_of
 from datafree.config import yaml
 from datafree.distributed import replicas
 from datafree.engine import out_of_memory
 from datafree.engine.build_networks import Given, prepare, require_weights, with_student
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import RecipeError
-from datafree.estimate import size_of
-from datafree.free_memory import free_memory
 from datafree.ops import modes
+from datafree.profiling.calibration import Calibration, banks_of
+from datafree.profiling.estimate import size_of
+from datafree.profiling.free_memory import free_memory
 from datafree.recipe import Recipe
 from datafree.tables import size as size_shown
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datafree.calibration import Calibration, Work, banks_of
-from datafree.kept import watched_memory
 from datafree.networks.detectors import Predictions
 from datafree.ops import modes
+from datafree.profiling.activation_memory import watched_memory
+from datafree.profiling.calibration import Calibration, Work, banks_of
 from datafree.sources.base import Batch, ImageSource
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.training import Training

@@ -20,9 +20,9 @@ from datafree.distributed import replicas
 from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Coping
 from datafree.engine.student_step import Learner
-from datafree.kept import watched_memory
 from datafree.networks import features
-from datafree.passes import Cost, cost_of
+from datafree.profiling.activation_memory import watched_memory
+from datafree.profiling.pass_cost import Cost, cost_of
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage.checkpoint import size_of
 from datafree.tasks.base import Task, synthetic_batch

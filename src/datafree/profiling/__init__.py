@@ -1,0 +1,1 @@
+"""What a run costs: calibration, time, memory, batch size."""
