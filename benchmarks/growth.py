@@ -35,7 +35,7 @@ from datafree.job import run_recipe
 from datafree.recipe import Recipe, load_recipe
 from datafree.report.charts import drawing
 from datafree.report.reading import Series
-from datafree.synthesize import synthesize, verify
+from datafree.synthesis.synthesize import synthesize, verify
 from results import HERE, write_results, write_table
 
 IMAGES = (1_000, 10_000, 100_000)

@@ -20,10 +20,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from datafree.claims import Claims
 from datafree.config import yaml
-from datafree.manifest import write_index
-from datafree.shards import Shards
+from datafree.synthesis.claims import Claims
+from datafree.synthesis.shard_index import write_index
+from datafree.synthesis.shards import Shards
 from results import write_results, write_table
 
 SHARDS = (80, 782)  # of 128 images: 10,000 and 100,000

@@ -25,7 +25,7 @@ import torch
 from datafree.job import run_recipe
 from datafree.plan import Plan, plan
 from datafree.recipe import load_recipe
-from datafree.synthesize import synthesize
+from datafree.synthesis.synthesize import synthesize
 from results import write_results, write_table
 
 # Name -> recipe, what shortens it, images of a data set (None: a run).

@@ -22,7 +22,7 @@ from PIL import Image
 from datafree.job import run_recipe
 from datafree.recipe import Recipe
 from datafree.sources import SOURCES
-from datafree.synthesize import synthesize, verify
+from datafree.synthesis.synthesize import synthesize, verify
 from datafree.tasks.detection import Detection
 from recipes import sources  # type: ignore[import-not-found]  # of the tests
 from small_runs import (  # type: ignore[import-not-found]

@@ -22,10 +22,10 @@ from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops import modes
-from datafree.shards import Shards
 from datafree.sources import SOURCES, Dataset, Degan, Folder, ImageSource
 from datafree.sources.base import Batch, Setting
 from datafree.sources.diode.stages import Stage
+from datafree.synthesis.shards import Shards
 from datafree.tasks import TASKS, Task
 from datafree.tasks.base import synthetic_batch
 from thorough import some

@@ -32,7 +32,7 @@ from datafree.sources.inversion import Inversion
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
 from datafree.storage.run_directory import Run
-from datafree.synthesize import synthesize
+from datafree.synthesis.synthesize import synthesize
 from datafree.training import Training
 from recipes import write
 from small_runs import recipe_for

@@ -173,11 +173,11 @@ def synthesize(
     """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
     _share(processes, recipe, overrides or [])
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
-        from datafree.bucket import placed
         from datafree.progress import display
         from datafree.recipe import load_recipe
-        from datafree.synthesize import synthesize as make
-        from datafree.synthesize import verify as check
+        from datafree.synthesis.object_store.bucket import placed
+        from datafree.synthesis.synthesize import synthesize as make
+        from datafree.synthesis.synthesize import verify as check
 
         loaded = load_recipe(recipe, overrides or [])
         if verify:

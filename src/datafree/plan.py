@@ -25,7 +25,7 @@ from datafree.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.storage.environment import hardware
 from datafree.surroundings import of_run, of_shard
-from datafree.synthesize import require_number, trains_first
+from datafree.synthesis.synthesize import require_number, trains_first
 from datafree.tasks.base import LabelledData
 from datafree.wording import show
 

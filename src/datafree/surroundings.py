@@ -22,7 +22,6 @@ from datafree.data.images import to_image
 from datafree.engine import heldout
 from datafree.engine.loop import SAVED_WITHIN
 from datafree.job import save_artefacts
-from datafree.making import SAMPLED
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
 from datafree.ops import modes
@@ -31,11 +30,12 @@ from datafree.profiling.pass_cost import Cost, cost_of
 from datafree.recipe import Recipe, dump
 from datafree.report.measure import measure
 from datafree.scoring import evaluate
-from datafree.shards import Shards
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.student import save_calibration
-from datafree.synthesize import class_names
+from datafree.synthesis.shards import Shards
+from datafree.synthesis.synthesize import class_names
+from datafree.synthesis.worker import SAMPLED
 from datafree.tasks.base import LabelledData
 
 PAGE = 1.0  # seconds and

@@ -22,15 +22,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datafree import manifest
 from datafree.config import yaml
 from datafree.data.images import UnreadableImage, read_image, read_stored
 from datafree.errors import DatafreeError, RunError
 from datafree.recipe import load_recipe
-from datafree.shards import Shards
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.storage.run_directory import Run
+from datafree.synthesis import shard_index
+from datafree.synthesis.shards import Shards
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 from recipes import VALID
@@ -284,8 +284,8 @@ def test_manifests_of_any_values(
     try:
         shards = Shards(made, RECIPE)
         assert shards.count <= 1
-        list(manifest.damages(made))
-        list(manifest.coco_text(made, ["cat", "dog"]))
+        list(shard_index.damages(made))
+        list(shard_index.coco_text(made, ["cat", "dog"]))
     except DatafreeError as error:
         one_line(error)
     finally:

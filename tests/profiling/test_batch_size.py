@@ -19,7 +19,7 @@ from datafree.profiling.activation_memory import watched_memory
 from datafree.profiling.batch_size import counted, found, recorded
 from datafree.profiling.free_memory import free_memory
 from datafree.recipe import Recipe
-from datafree.synthesize import synthesize
+from datafree.synthesis.synthesize import synthesize
 from datafree.training import Training
 from recipes import fault
 from small_runs import assert_same, everything, recipe_for, stop_after

@@ -17,9 +17,9 @@ from datafree.errors import DataError, Interrupted
 from datafree.job import run_recipe
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.recipe import Recipe
-from datafree.shards import Shards
 from datafree.sources.base import Batch, Setting
 from datafree.sources.dataset import Dataset
+from datafree.synthesis.shards import Shards
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection

@@ -10,7 +10,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from datafree.bucket import is_url
+from datafree.synthesis.object_store.bucket import is_url
 from datafree.wording import show
 
 BUILTIN = "builtin:"

@@ -22,9 +22,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from datafree import making
-from datafree import shards as shards_module
-from datafree import synthesize as synthesize_module
 from datafree.data.images import to_tensor
 from datafree.data.visualize import class_colours, draw_targets
 from datafree.engine.loop import Progress
@@ -35,11 +32,14 @@ from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops.boxes import unpack
 from datafree.recipe import Recipe
-from datafree.shards import Shards
 from datafree.sources.base import Batch
 from datafree.sources.inversion import Inversion
 from datafree.sources.parts.image_pool import Stock
-from datafree.synthesize import Made, synthesize, verify
+from datafree.synthesis import shards as shards_module
+from datafree.synthesis import synthesize as synthesize_module
+from datafree.synthesis import worker
+from datafree.synthesis.shards import Shards
+from datafree.synthesis.synthesize import Made, synthesize, verify
 from datafree.tasks.base import Task
 from recipes import load
 from thorough import some
@@ -63,7 +63,7 @@ CMI = {"method": "cmi", "iterations": 2, "batch_size": 4, "width": 2, "latent": 
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "SAMPLED", 6)
+    monkeypatch.setattr(worker, "SAMPLED", 6)
 
 
 def make_teacher(kind: str, file: Path) -> Path:
@@ -381,7 +381,7 @@ def test_a_process_that_has_nothing_to_do_asks_less_and_less_often(
     claim, taken = Shards.claim, iter([True] * 6)
     monkeypatch.setattr(Shards, "claim", lambda shards, images: None if next(taken, False) else claim(shards, images))
     clock = SimpleNamespace(sleep=slept.append, perf_counter=time.perf_counter)
-    monkeypatch.setattr(making, "time", clock)
+    monkeypatch.setattr(worker, "time", clock)
     assert synthesize(recipe_for(tmp_path, INVERSION), tmp_path / "out", 5, say=lines.append).images == 5
     assert slept == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.0, 3.0])
     assert [line for line in lines if "waiting" in line] == [

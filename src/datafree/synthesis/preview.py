@@ -16,11 +16,11 @@ import torch
 from datafree.data.images import to_image
 from datafree.data.visualize import draw_targets, grid
 from datafree.errors import RunError
-from datafree.manifest import Record
 from datafree.progress import FIRST
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.storage.atomic import room_for, write_whole
+from datafree.synthesis.shard_index import Record
 from datafree.tasks.base import Task
 
 PREVIEW = "shards/preview.png"

@@ -28,19 +28,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datafree.claims import FOLDER as CLAIMS
-from datafree.claims import Claims
 from datafree.config import yaml
 from datafree.config.diff import check_same
 from datafree.data.labelled import read_names
 from datafree.errors import RunError
-from datafree.manifest import RECORD, Record, damages, read_record, sealed, write_index
-from datafree.set_files import writing
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.storage.atomic import remove_asides, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.lock import NAME as LOCK
+from datafree.synthesis.claims import FOLDER as CLAIMS
+from datafree.synthesis.claims import Claims
+from datafree.synthesis.preview import writing
+from datafree.synthesis.shard_index import RECORD, Record, damages, read_record, sealed, write_index
 from datafree.tasks.base import Task
 
 

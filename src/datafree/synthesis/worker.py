@@ -17,9 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.bucket import Bucket
-from datafree.bucket_shards import BucketShards
-from datafree.claims import PAUSE, longer
 from datafree.engine import out_of_memory
 from datafree.engine.loop import SAVED_WITHIN, Progress
 from datafree.engine.nonfinite import Watch
@@ -28,9 +25,12 @@ from datafree.engine.recovery import SOURCE_UPDATE, too_large
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.ops import modes
 from datafree.recipe import Recipe
-from datafree.set_files import PREVIEW, write_preview
-from datafree.shards import Shards
 from datafree.sources.base import Batch
+from datafree.synthesis.claims import PAUSE, longer
+from datafree.synthesis.object_store.bucket import Bucket
+from datafree.synthesis.object_store.shards import BucketShards
+from datafree.synthesis.preview import PREVIEW, write_preview
+from datafree.synthesis.shards import Shards
 
 SAMPLED = 256  # images of a shard that is sampled, at least
 TRAINED = "trained.pt"  # the source after its warm-up, or on the way there

@@ -12,9 +12,9 @@ import time
 import uuid
 from contextlib import suppress
 
-from datafree.bucket import Bucket
-from datafree.claims import FOLDER
 from datafree.errors import RunError
+from datafree.synthesis.claims import FOLDER
+from datafree.synthesis.object_store.bucket import Bucket
 
 RENEWED = 30.0  # seconds between two renewals
 EXPIRES = 120.0  # seconds without one after which a lease is free

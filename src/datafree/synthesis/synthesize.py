@@ -16,22 +16,22 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from datafree.bucket_shards import BucketShards
 from datafree.engine.build_networks import prepare, require_gradients, with_student
 from datafree.engine.loop import Progress
 from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.recovery import way_out
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
 from datafree.job import save_artefacts
-from datafree.making import Work
-from datafree.manifest import hashes, read_record, records
 from datafree.networks.load import has_weights
 from datafree.ops import modes
 from datafree.recipe import Recipe, dump
-from datafree.set_files import means
-from datafree.shards import Shards
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage.run_directory import FREE_KEYS
+from datafree.synthesis.object_store.shards import BucketShards
+from datafree.synthesis.preview import means
+from datafree.synthesis.shard_index import hashes, read_record, records
+from datafree.synthesis.shards import Shards
+from datafree.synthesis.worker import Work
 
 _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
 

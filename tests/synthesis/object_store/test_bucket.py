@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from datafree.bucket import Bucket, is_url, placed
-from datafree.errors import RunError
-from datafree.synthesize import synthesize
-from folder_store import FolderStore
 from test_synthesize import INVERSION, everything, recipe_for
+
+from datafree.errors import RunError
+from datafree.synthesis.object_store.bucket import Bucket, is_url, placed
+from datafree.synthesis.synthesize import synthesize
+from folder_store import FolderStore
 
 
 @pytest.mark.parametrize(

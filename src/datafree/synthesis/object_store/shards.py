@@ -17,12 +17,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from datafree.bucket import Bucket, in_words
 from datafree.errors import RunError
-from datafree.leases import EXPIRES, Leases
-from datafree.manifest import INDEX, read_record, records
-from datafree.shards import Shards, named, state_for
 from datafree.sources.base import Batch
+from datafree.synthesis.object_store.bucket import Bucket, in_words
+from datafree.synthesis.object_store.leases import EXPIRES, Leases
+from datafree.synthesis.shard_index import INDEX, read_record, records
+from datafree.synthesis.shards import Shards, named, state_for
 from datafree.tasks.base import Task
 
 _BEGUN = ("recipe.yaml", "environment.json", "data/classes.txt")  # the first is there if any is

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from datafree import manifest
 from datafree.data.coco_yolo import coco_json
 from datafree.errors import DataError, RunError
-from datafree.manifest import coco_text, records
 from datafree.ops.boxes import pack
-from datafree.shards import Shards
 from datafree.sources.base import Batch
+from datafree.synthesis import shard_index
+from datafree.synthesis.shard_index import coco_text, records
+from datafree.synthesis.shards import Shards
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
@@ -72,8 +72,8 @@ def test_memory_for_the_coco_file_and_the_hashes_does_not_grow_with_the_shards(t
     for shards in (5, 30):
         path = boxes_of(tmp_path / str(shards), shards, images=20)
         tracemalloc.start()
-        manifest.write_pieces(path / "annotations.json", coco_text(path, ["cat", "dog"]))
-        assert list(manifest.damages(path)) == []
+        shard_index.write_pieces(path / "annotations.json", coco_text(path, ["cat", "dog"]))
+        assert list(shard_index.damages(path)) == []
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
@@ -141,7 +141,7 @@ def test_a_move_that_was_broken_off_is_finished(tmp_path: Path, monkeypatch: pyt
     for shards in (whole, again):
         shards.finish()
         shards.close()
-        assert list(manifest.damages(shards.path)) == []
+        assert list(shard_index.damages(shards.path)) == []
     files = {
         shards.path.name: {
             str(file.relative_to(shards.path)): file.read_bytes()
@@ -208,7 +208,7 @@ def test_a_record_names_no_file_outside_the_set(name: str, tmp_path: Path) -> No
     boxes_of(tmp_path, 1, 1)
     (tmp_path / "shards" / "00000.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match="it does not say what such a file says"):
-        list(manifest.hashes(tmp_path))
+        list(shard_index.hashes(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["recipe.yaml", "state/before-00001.pt"])
@@ -276,7 +276,7 @@ def test_one_that_joins_does_not_touch_what_another_is_writing(tmp_path: Path, m
 
     monkeypatch.setattr(Shards, "_settle", joined)
     first.write(0, DETECTION, batch_of(DETECTION, 4))
-    assert seen == [0] and first.count == 1 and list(manifest.damages(tmp_path)) == []
+    assert seen == [0] and first.count == 1 and list(shard_index.damages(tmp_path)) == []
 
 
 def test_a_set_of_another_recipe_begun_meanwhile_is_noticed(tmp_path: Path) -> None:

@@ -17,18 +17,18 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-
-from datafree import leases as leases_module
-from datafree import making
-from datafree.bucket import Bucket
-from datafree.bucket_shards import BucketShards
-from datafree.errors import DataError, Interrupted, RunError
-from datafree.leases import Leases
-from datafree.recipe import Recipe, to_yaml
-from datafree.synthesize import Made, synthesize, verify
-from folder_store import FolderStore
 from test_shards import DETECTION, RECIPE, batch_of
 from test_synthesize import CGDD, CMI, DIODE, INVERSION, everything, recipe_for, stop_after
+
+from datafree.errors import DataError, Interrupted, RunError
+from datafree.recipe import Recipe, to_yaml
+from datafree.synthesis import worker
+from datafree.synthesis.object_store import leases as leases_module
+from datafree.synthesis.object_store.bucket import Bucket
+from datafree.synthesis.object_store.leases import Leases
+from datafree.synthesis.object_store.shards import BucketShards
+from datafree.synthesis.synthesize import Made, synthesize, verify
+from folder_store import FolderStore
 from thorough import some
 
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(making, "SAMPLED", 6)
+    monkeypatch.setattr(worker, "SAMPLED", 6)
 
 
 @pytest.fixture

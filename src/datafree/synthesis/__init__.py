@@ -1,0 +1,1 @@
+"""Data sets of made images: shards, their index, locks, object stores."""

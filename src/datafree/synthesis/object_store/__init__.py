@@ -1,0 +1,1 @@
+"""Data sets in an object store: buckets, shards, leases."""
