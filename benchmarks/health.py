@@ -4,8 +4,8 @@
     python benchmarks/health.py --finished WORK [WORK ...]     # also rank the finished runs of classification.py
 
 The runs are short ones of the classification benchmark's rows (good methods, ablations, baselines, collapses), with
-the same teacher and student. At each of four points of a run its signals are logged (`datafree.health.signals`), and the
-student is scored there on 2,000 of Fashion-MNIST's test images, which nothing but this script sees. Two questions:
+the same teacher and student. At each of four points of a run its signals are logged (`datafree.health.signals`), and
+the student is scored there on 2,000 of Fashion-MNIST's test images, which nothing but this script sees. Two questions:
 
 - over runs: does a signal, at the end of a run, rank runs as their accuracy does (of different methods and seeds)?
 - within a run: does it rank the checkpoints of one run as their accuracy does? The mean over runs.

@@ -32,7 +32,8 @@ from test_load import refusal, same, small
 from torch import Tensor, nn
 
 from datafree.errors import WeightsError
-from datafree.networks.checkpoints import index, torch_files, unpickler
+from datafree.networks.checkpoints import index as weights_index
+from datafree.networks.checkpoints import torch_files, unpickler
 from datafree.networks.checkpoints.weights import load_weights, read_tensors, save_weights
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # what torch's files of before the zip format begin with
@@ -703,7 +704,7 @@ def test_an_index_that_says_what_is_not_so_is_refused(tmp_path: Path, content: b
 
 
 def test_an_index_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "MAX_BYTES", 1000)
+    monkeypatch.setattr(weights_index, "MAX_BYTES", 1000)
     assert "more than 1,000 bytes" in refused(sharded(tmp_path, more="x" * 1000))
 
 

@@ -322,7 +322,7 @@ def forced_collapse(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def force(healthy: int) -> None:
         looks: list[int] = []
 
-        def fault(guard: guard.Guard, found: dict[str, float]) -> str | None:
+        def fault(self: guard.Guard, found: dict[str, float]) -> str | None:
             looks.append(1)
             return None if len(looks) <= healthy else "the test says so"
 

@@ -365,11 +365,11 @@ def test_processes_make_one_set_together_and_take_over_from_one_that_dies(method
     while not (out / ".claims" / "00000").exists():
         assert dying.is_alive()
         time.sleep(0.01)
-    for worker in others:
-        worker.start()
-    for worker in (dying, *others):
-        worker.join()
-    assert [worker.exitcode for worker in (dying, *others)] == [-signal.SIGKILL, 0, 0]
+    for process in others:
+        process.start()
+    for process in (dying, *others):
+        process.join()
+    assert [process.exitcode for process in (dying, *others)] == [-signal.SIGKILL, 0, 0]
     assert everything(out) == everything(tmp_path / "alone")
 
 

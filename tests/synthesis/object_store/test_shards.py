@@ -333,11 +333,11 @@ def test_processes_make_one_set_together_and_take_over_from_one_that_is_killed(
     dying.start()
     dying.join()
     assert list((out / ".claims").iterdir()), "the dead one has left a lease"
-    for worker in others:
-        worker.start()
-    for worker in others:
-        worker.join()
-    assert [worker.exitcode for worker in (dying, *others)] == [-signal.SIGKILL, 0, 0]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join()
+    assert [process.exitcode for process in (dying, *others)] == [-signal.SIGKILL, 0, 0]
     assert everything(out) == everything(tmp_path / "alone")
 
 
@@ -381,9 +381,9 @@ def test_three_commands_make_one_set_on_s3_though_one_is_killed(tmp_path: Path, 
         time.sleep(0.5)
     dying.kill()
     dying.communicate()
-    for worker in [start(), start()]:
-        out, errors = worker.communicate()
-        assert worker.returncode == 0, errors
+    for process in [start(), start()]:
+        out, errors = process.communicate()
+        assert process.returncode == 0, errors
         assert out == f"data set: {s3}/data, 30 images in 10 shards\n"
     checked = subprocess.run([*command, "--verify"], capture_output=True, text=True, check=False)
     assert checked.stdout == f"data set: {s3}/data, 30 images in 10 shards, every file as it was written\n"
