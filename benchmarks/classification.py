@@ -33,8 +33,8 @@ from cells import Cell
 from classification_rows import CLASSES, SIZES, Pair
 from command import ask, make_parser, run
 from datafree.config.paths import expand
+from datafree.evaluation.scoring import evaluate
 from datafree.networks.normalized import Normalized
-from datafree.scoring import evaluate
 from datafree.sources.base import ImageSource
 from datafree.tasks.classification import Classification
 from pairs import (

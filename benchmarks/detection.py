@@ -25,8 +25,8 @@ import torch
 from cells import Cell
 from command import ask, make_parser, run
 from datafree.config.paths import expand
+from datafree.evaluation.scoring import evaluate
 from datafree.networks.normalized import Normalized
-from datafree.scoring import evaluate
 from datafree.sources.base import ImageSource
 from datafree.tasks.detection import Detection
 from detection_rows import SIZES, Pair

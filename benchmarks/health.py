@@ -35,11 +35,11 @@ from datafree.config.paths import expand
 from datafree.data.images import to_tensor
 from datafree.engine.build_networks import prepare
 from datafree.engine.loop import Progress, distill
+from datafree.evaluation.scoring import evaluate
 from datafree.health.signals import checkup
 from datafree.health.verdict import SIGNALS, judge
 from datafree.networks.normalized import Normalized
 from datafree.report.strips import cells, read_picture
-from datafree.scoring import evaluate
 from datafree.storage.run_directory import Run
 from datafree.tasks.classification import Classification
 from pairs import Results, Row, Size, rows_of, without

@@ -32,7 +32,7 @@ RISE = 100  # steps over which a classifier's learning rate rises: without it so
 
 @dataclass(kw_only=True)
 class LabelledImages:
-    """A labelled data set in memory; what `datafree.scoring` asks of labelled data."""
+    """A labelled data set in memory; what `datafree.evaluation.scoring` asks of labelled data."""
 
     images: Tensor  # (N, 1 or 3, h, w) uint8, on the CPU; one channel stands for three equal ones
     labels: Tensor  # (N,) class ids int64; for detection targets (N, M, 5), as datafree.boxes has them

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datafree.data.coco_yolo import coco_json
+from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare
 from datafree.ops import boxes
-from datafree.scoring import evaluate
 from datafree.tasks.detection import Detection
 from make_example import CLASSES, EVAL_SCENES, EVALUATION, SEED, SIZE, TRAINING, command, read_garments, scene, scenes
 from supervised import train_detector

@@ -31,10 +31,10 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # the supervised loop is the benchmarks' own
 
 from datafree.data.visualize import class_colours  # noqa: E402
+from datafree.evaluation.scoring import evaluate  # noqa: E402
 from datafree.networks.checkpoints.weights import load_weights  # noqa: E402
 from datafree.networks.load import NetworkSpec, build_network  # noqa: E402
 from datafree.networks.normalized import Normalized  # noqa: E402
-from datafree.scoring import evaluate  # noqa: E402
 from datafree.tasks.segmentation import Segmentation  # noqa: E402
 from supervised import train_supervised  # noqa: E402
 

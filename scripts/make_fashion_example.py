@@ -21,10 +21,10 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # the supervised loop is the benchmarks' own
 
 from datafree.engine.build_networks import prepare  # noqa: E402
+from datafree.evaluation.scoring import evaluate  # noqa: E402
 from datafree.networks.checkpoints.weights import load_weights, save_weights  # noqa: E402
 from datafree.networks.load import NetworkSpec  # noqa: E402
 from datafree.networks.normalized import Normalized  # noqa: E402
-from datafree.scoring import evaluate  # noqa: E402
 from datafree.tasks.base import LabelledData  # noqa: E402
 from datafree.tasks.classification import Classification  # noqa: E402
 from supervised import LabelledImages, load_fashion, train_classifier  # noqa: E402

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import datafree
 from datafree.errors import DatafreeError, Interrupted, NetworkError, RecipeError, RunError
+from datafree.evaluation.scoring import evaluate_run
 from datafree.exporting import export_run
 from datafree.job import run_recipe
 from datafree.networks.detectors import Detector, Predictions
@@ -25,7 +26,6 @@ from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.recipe import load_recipe
-from datafree.scoring import evaluate_run
 from datafree.sources import Mixed, Noise
 from recipes import write
 

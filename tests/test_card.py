@@ -11,10 +11,10 @@ import torch
 from datafree.card import Export, Int8, model_card, public
 from datafree.config import yaml
 from datafree.errors import NetworkError
+from datafree.evaluation.finished_run import Record, Student, read_record
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.snippets import load_snippet
-from datafree.student import Record, Student, read_record
 from datafree.tasks import Classification, Segmentation
 from datafree.tasks.base import Scores, Task
 

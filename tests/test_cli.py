@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from datafree import __version__, cli, scoring
+from datafree import __version__, cli
+from datafree.evaluation import scoring
 from datafree.tasks.base import Scores
 from recipes import write_teacher
 

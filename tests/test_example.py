@@ -14,12 +14,12 @@ from torch import nn
 
 import datafree
 from datafree.errors import DataError, Interrupted, RunError, TrainingError
+from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.load import build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.unet import unet
 from datafree.recipe import load_recipe
-from datafree.scoring import evaluate
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 

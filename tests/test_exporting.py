@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from datafree import exporting
 from datafree.config import schema
 from datafree.errors import DataError, DatafreeError, NetworkError, RunError
+from datafree.evaluation.finished_run import CALIBRATION, describe_teacher, load_onnx, load_student, save_calibration
+from datafree.evaluation.scoring import evaluate, evaluate_run
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
 from datafree.networks.checkpoints.weights import save_weights
@@ -29,8 +31,6 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx
 from datafree.networks.unet import unet
 from datafree.ops.detections import detect
-from datafree.scoring import evaluate, evaluate_run
-from datafree.student import CALIBRATION, describe_teacher, load_onnx, load_student, save_calibration
 from datafree.tasks.detection import Detection
 from recipes import load, write_teacher
 

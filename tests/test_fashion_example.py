@@ -19,9 +19,9 @@ import datafree
 from datafree.config import yaml
 from datafree.engine.build_networks import prepare
 from datafree.errors import Interrupted, RunError
+from datafree.evaluation.scoring import evaluate
 from datafree.networks.resnet import resnet
 from datafree.recipe import load_recipe
-from datafree.scoring import evaluate
 from datafree.tasks.classification import Classification
 
 PACKAGE = Path(datafree.__file__).parent

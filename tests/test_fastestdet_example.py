@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from datafree.config import schema, yaml
 from datafree.errors import NetworkError
+from datafree.evaluation.scoring import evaluate
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.checkpoints.weights import read_tensors
 from datafree.networks.detectors import Predictions
@@ -26,7 +27,6 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled, pack
 from datafree.ops.detections import detect
-from datafree.scoring import evaluate
 from datafree.tasks.detection import Detection
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from datafree.data.images import to_image
 from datafree.errors import DataError, NetworkError
+from datafree.evaluation.finished_run import save_calibration
 from datafree.exporting import Exported, export_run
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.resnet import resnet
-from datafree.student import save_calibration
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

@@ -33,6 +33,8 @@ from datafree.engine.build_networks import Given, prepare
 from datafree.engine.loop import Progress
 from datafree.engine.stopping import Stop, parse_time
 from datafree.errors import NetworkError, RecipeError
+from datafree.evaluation.scoring import evaluate as score
+from datafree.evaluation.scoring import evaluate_run
 from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
 from datafree.networks.instances import live_name
@@ -40,8 +42,6 @@ from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.recipe import make_recipe
-from datafree.scoring import evaluate as score
-from datafree.scoring import evaluate_run
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Scores, Task
 from datafree.training import Training

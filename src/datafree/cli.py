@@ -131,8 +131,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fractions instead of percent.")] = False,
 ) -> None:
     """Score a run's student on labelled data, or compare it with its teacher on images of any kind."""
+    from datafree.evaluation.scoring import agreement_of_run, evaluate_run
     from datafree.recipe import load_recipe
-    from datafree.scoring import agreement_of_run, evaluate_run
 
     if (images is None) != (teacher is None) or (data is None and images is None):
         raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])

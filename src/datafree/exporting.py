@@ -28,6 +28,8 @@ from datafree.card import Export, Int8, model_card, public
 from datafree.config import schema
 from datafree.data import images as image_files
 from datafree.errors import DataError, NetworkError, RunError
+from datafree.evaluation.finished_run import CALIBRATION, Record, Student, load_student, read_record
+from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.networks.detectors import Predictions
 from datafree.networks.instances import is_live
@@ -35,11 +37,9 @@ from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
 from datafree.quantize import quantize
 from datafree.recipe import FAMILIES
-from datafree.scoring import evaluate
 from datafree.storage import strict_json
 from datafree.storage.atomic import write_whole
 from datafree.storage.environment import environment
-from datafree.student import CALIBRATION, Record, Student, load_student, read_record
 from datafree.tasks.base import LabelledData, Scores, Task
 from datafree.wording import one_line
 

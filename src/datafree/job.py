@@ -23,6 +23,8 @@ from datafree.engine.build_networks import (
 )
 from datafree.engine.loop import Chosen, Progress, distill
 from datafree.errors import RunError
+from datafree.evaluation.finished_run import describe_teacher, save_calibration
+from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
@@ -31,11 +33,9 @@ from datafree.recipe import Recipe, dump
 from datafree.report.keeper import page_kept
 from datafree.report.measure import measure
 from datafree.report.reading import MEASURED
-from datafree.scoring import evaluate
 from datafree.sources.base import ImageSource
 from datafree.storage.run_directory import Run
 from datafree.storage.shared_run import SharedRun, open_run
-from datafree.student import describe_teacher, save_calibration
 from datafree.tasks.base import Scores
 from datafree.training import Training
 

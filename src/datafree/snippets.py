@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from datafree.errors import NetworkError
+from datafree.evaluation.finished_run import Student
 from datafree.networks.detectors import Detector
 from datafree.networks.instances import class_of, is_live
 from datafree.networks.load import NetworkSpec
 from datafree.networks.pretrained import PRETRAINED
-from datafree.student import Student
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 

@@ -21,6 +21,8 @@ from torch import Tensor
 from datafree.data.images import to_image
 from datafree.engine import heldout
 from datafree.engine.loop import SAVED_WITHIN
+from datafree.evaluation.finished_run import save_calibration
+from datafree.evaluation.scoring import evaluate
 from datafree.job import save_artefacts
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
@@ -29,10 +31,8 @@ from datafree.profiling.calibration import Calibration, Work
 from datafree.profiling.pass_cost import Cost, cost_of
 from datafree.recipe import Recipe, dump
 from datafree.report.measure import measure
-from datafree.scoring import evaluate
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
-from datafree.student import save_calibration
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.synthesize import class_names
 from datafree.synthesis.worker import SAMPLED

@@ -16,8 +16,8 @@ from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Coping
 from datafree.engine.student_step import Learner
 from datafree.errors import TrainingError
+from datafree.evaluation.scoring import evaluate
 from datafree.job import run_recipe
-from datafree.scoring import evaluate
 from datafree.sources.base import Batch
 from datafree.tasks.classification import Classification
 from datafree.training import Training

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError, RunError, WeightsError
+from datafree.evaluation.finished_run import load_onnx
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import DESCRIPTION, OnnxNetwork, write_onnx
-from datafree.student import load_onnx
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)

@@ -14,7 +14,7 @@ from typing import Any
 
 from datafree.config import yaml
 from datafree.errors import RunError
-from datafree.student import mapping, number
+from datafree.evaluation.finished_run import mapping, number
 
 MAX_BYTES = 10_000_000  # of a file that describes the run
 MAX_LOG = 100_000_000  # bytes of metrics.jsonl that are read

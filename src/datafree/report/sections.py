@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 from datafree.errors import DatafreeError
+from datafree.evaluation.finished_run import load_student, mapping, number
 from datafree.health.verdict import SIGNALS
 from datafree.report import strips
 from datafree.report.charts import Chart, line_chart
 from datafree.report.reading import Seen
 from datafree.report.strips import Picture
-from datafree.student import load_student, mapping, number
 from datafree.tables import readable
 
 SIDE_BY_SIDE = 4  # images

@@ -500,7 +500,7 @@ def test_a_cfg_outside_recipes_is_found_as_well(tmp_path: Path, monkeypatch: pyt
 def test_other_networks_and_a_runs_own_files_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "a secret")
     section = {"network": "datafree/yolov3", "args": {"cfg": "$SECRET"}}
-    recorded = build(NetworkSpec, section)  # as `datafree.student` reads it
+    recorded = build(NetworkSpec, section)  # as `datafree.evaluation.finished_run` reads it
     assert recorded.args == {"cfg": "$SECRET"}
     text = refusal(lambda: build_network(recorded, num_classes=2, allow_import=False))
     assert "never done" in text and "a secret" not in text

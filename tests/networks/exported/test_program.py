@@ -19,6 +19,7 @@ import torchvision
 from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError, WeightsError
+from datafree.evaluation.finished_run import describe_teacher
 from datafree.inspection import inspect_teacher
 from datafree.job import run_recipe
 from datafree.networks.batchnorm import require_batchnorm
@@ -26,7 +27,6 @@ from datafree.networks.exported import pt2_file
 from datafree.networks.exported.program import Program
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.ops import modes
-from datafree.student import describe_teacher
 from recipes import load
 
 BATCH = ({0: torch.export.Dim("batch", min=1, max=64)},)

@@ -14,9 +14,9 @@ from datafree.engine import out_of_memory
 from datafree.engine.build_networks import prepare, require_weights
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import Interrupted, TrainingError
+from datafree.evaluation.finished_run import load_onnx, load_student
 from datafree.ops import modes
 from datafree.recipe import Recipe
-from datafree.student import load_onnx, load_student
 from datafree.tasks.base import LabelledData, Scores, Task
 
 

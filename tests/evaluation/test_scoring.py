@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from datafree.cli import app
 from datafree.errors import DatafreeError, NetworkError, RecipeError, RunError, WeightsError
+from datafree.evaluation.scoring import agreement, agreement_of_run, evaluate, evaluate_run
 from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
 from datafree.networks.unet import unet
 from datafree.recipe import load_recipe
-from datafree.scoring import agreement, agreement_of_run, evaluate, evaluate_run
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 from recipes import load, write_teacher
