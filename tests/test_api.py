@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import datafree
+from datafree.deploy.export_run import export_run
 from datafree.errors import DatafreeError, Interrupted, NetworkError, RecipeError, RunError
 from datafree.evaluation.scoring import evaluate_run
-from datafree.exporting import export_run
 from datafree.job import run_recipe
 from datafree.networks.detectors import Detector, Predictions
 from datafree.networks.load import NetworkSpec

@@ -29,13 +29,13 @@ import torch
 from torch import nn
 
 from datafree.config.schema import Invalid
+from datafree.deploy.export_run import Exported, export_run
 from datafree.engine.build_networks import Given, prepare
 from datafree.engine.loop import Progress
 from datafree.engine.stopping import Stop, parse_time
 from datafree.errors import NetworkError, RecipeError
 from datafree.evaluation.scoring import evaluate as score
 from datafree.evaluation.scoring import evaluate_run
-from datafree.exporting import Exported, export_run
 from datafree.job import run_recipe
 from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec

@@ -208,7 +208,7 @@ def export(
     task: TaskCode = None,
 ) -> None:
     """Write a run's student as files to ship: weights, ONNX, INT8, a description and a model card."""
-    from datafree.exporting import export_run
+    from datafree.deploy.export_run import export_run
 
     def say(line: str) -> None:
         print(line, file=sys.stderr)

@@ -239,7 +239,7 @@ def unit_of(name: str) -> str:
 
 def snippet(seen: Seen) -> str:
     """Code that loads the student."""
-    from datafree.snippets import load_snippet
+    from datafree.deploy.snippets import load_snippet
 
     if not seen.finished:
         return ""

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.card import Export, Int8, model_card, public
 from datafree.config import schema
 from datafree.data import images as image_files
+from datafree.deploy.model_card import Export, Int8, model_card, public
+from datafree.deploy.quantize import quantize
 from datafree.errors import DataError, NetworkError, RunError
 from datafree.evaluation.finished_run import CALIBRATION, Record, Student, load_student, read_record
 from datafree.evaluation.scoring import evaluate
@@ -35,7 +36,6 @@ from datafree.networks.detectors import Predictions
 from datafree.networks.instances import is_live
 from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
-from datafree.quantize import quantize
 from datafree.recipe import FAMILIES
 from datafree.storage import strict_json
 from datafree.storage.atomic import write_whole

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from datafree.data.images import to_image
+from datafree.deploy.export_run import Exported, export_run
 from datafree.errors import DataError, NetworkError
 from datafree.evaluation.finished_run import save_calibration
-from datafree.exporting import Exported, export_run
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import OnnxNetwork
@@ -22,7 +22,7 @@ from datafree.networks.resnet import resnet
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from datafree.quantize import _ends, quantize
+from datafree.deploy.quantize import _ends, quantize
 
 ARGS = {"depth": 8, "width": 32, "stride": 2}
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.9, 0.1], [0.1, 0.1, 0.9]])

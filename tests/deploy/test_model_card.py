@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from datafree.card import Export, Int8, model_card, public
 from datafree.config import yaml
+from datafree.deploy.model_card import Export, Int8, model_card, public
+from datafree.deploy.snippets import load_snippet
 from datafree.errors import NetworkError
 from datafree.evaluation.finished_run import Record, Student, read_record
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec, build_network
-from datafree.snippets import load_snippet
 from datafree.tasks import Classification, Segmentation
 from datafree.tasks.base import Scores, Task
 

@@ -1,0 +1,1 @@
+"""A student's files to ship: export, model card, usage snippets, quantisation."""
