@@ -34,7 +34,7 @@ from datafree.engine.loop import Progress
 from datafree.job import run_recipe
 from datafree.recipe import Recipe, load_recipe
 from datafree.report.charts import drawing
-from datafree.report.reading import Series
+from datafree.report.run_reader import Series
 from datafree.synthesis.synthesize import synthesize, verify
 from results import HERE, write_results, write_table
 

@@ -39,7 +39,7 @@ from datafree.evaluation.scoring import evaluate
 from datafree.health.signals import checkup
 from datafree.health.verdict import SIGNALS, judge
 from datafree.networks.normalized import Normalized
-from datafree.report.strips import cells, read_picture
+from datafree.report.image_grid import cells, read_picture
 from datafree.storage.run_directory import Run
 from datafree.tasks.classification import Classification
 from pairs import Results, Row, Size, rows_of, without

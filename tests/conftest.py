@@ -16,7 +16,7 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST
 @pytest.fixture(autouse=True)
 def short_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's networks are timed by a single pass: tests make hundreds of runs, and none looks at the seconds."""
-    monkeypatch.setattr("datafree.report.measure.TIMED", 0.0)
+    monkeypatch.setattr("datafree.report.profile.TIMED", 0.0)
 
 
 @pytest.fixture

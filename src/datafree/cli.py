@@ -256,7 +256,7 @@ def watch(
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 0,
 ) -> None:
     """Serve a run's page on this machine alone; it loads itself again as the run goes on. Ctrl-C ends it."""
-    from datafree.report.watch import serve
+    from datafree.report.server import serve
 
     serve(run, port, tell=print)
 

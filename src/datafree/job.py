@@ -30,9 +30,9 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.profiling.batch_size import with_batch_size
 from datafree.recipe import Recipe, dump
-from datafree.report.keeper import page_kept
-from datafree.report.measure import measure
-from datafree.report.reading import MEASURED
+from datafree.report.live_writer import page_kept
+from datafree.report.profile import measure
+from datafree.report.run_reader import MEASURED
 from datafree.sources.base import ImageSource
 from datafree.storage.run_directory import Run
 from datafree.storage.shared_run import SharedRun, open_run

@@ -30,7 +30,7 @@ from datafree.ops import modes
 from datafree.profiling.calibration import Calibration, Work
 from datafree.profiling.pass_cost import Cost, cost_of
 from datafree.recipe import Recipe, dump
-from datafree.report.measure import measure
+from datafree.report.profile import measure
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.synthesis.shards import Shards

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from datafree.report.page import write_page, write_report
-from datafree.report.watch import make_server
+from datafree.report.server import make_server
 from run_directories import write_run
 from thorough import some
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from datafree.report.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, line_chart, nice_ticks, short, thinned
-from datafree.report.reading import Series
+from datafree.report.run_reader import Series
 
 
 def points_of(drawing: str) -> list[list[tuple[float, float]]]:

@@ -18,10 +18,10 @@ from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.job import run_recipe
 from datafree.networks.unet import unet
-from datafree.report import reading
-from datafree.report.keeper import page_kept
+from datafree.report import run_reader
+from datafree.report.live_writer import page_kept
 from datafree.report.page import PAGE, write_page, write_report
-from datafree.report.reading import read_run
+from datafree.report.run_reader import read_run
 from recipes import changed, load, write_teacher
 from run_directories import NAMES, write_json, write_run
 
@@ -158,13 +158,13 @@ def test_values_of_any_form_are_left_out_and_nothing_raises(tmp_path: Path, name
 
 def test_large_files_are_left_out_and_long_logs_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path)
-    monkeypatch.setattr(reading, "MAX_BYTES", 100)
+    monkeypatch.setattr(run_reader, "MAX_BYTES", 100)
     assert "recipe.yaml: left out, it has" in page_of(run).text
     monkeypatch.undo()
     many = "".join(json.dumps({"step": step, **{f"f{i}": step * i for i in range(70)}}) + "\n" for step in range(300))
     (run / "metrics.jsonl").write_text(many)
     seen = read_run(run)
-    assert len(seen.series) == reading.MAX_SERIES
+    assert len(seen.series) == run_reader.MAX_SERIES
     assert len(page_of(run).source) < 1_000_000
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from datafree.report.reading import Series
+from datafree.report.run_reader import Series
 
 WIDTH, HEIGHT = 360, 190  # of the drawing, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 34

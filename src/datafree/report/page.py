@@ -21,8 +21,8 @@ from datafree.errors import RunError
 from datafree.health.verdict import SIGNALS, judge
 from datafree.report import sections
 from datafree.report.charts import SHOWN, line_chart
-from datafree.report.reading import Seen, Series, read_run
-from datafree.report.strips import Picture
+from datafree.report.image_grid import Picture
+from datafree.report.run_reader import Seen, Series, read_run
 from datafree.storage.atomic import write_whole
 from datafree.tables import readable
 

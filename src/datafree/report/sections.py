@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datafree.errors import DatafreeError
 from datafree.evaluation.finished_run import load_student, mapping, number
 from datafree.health.verdict import SIGNALS
-from datafree.report import strips
+from datafree.report import image_grid
 from datafree.report.charts import Chart, line_chart
-from datafree.report.reading import Seen
-from datafree.report.strips import Picture
+from datafree.report.image_grid import Picture
+from datafree.report.run_reader import Seen
 from datafree.tables import readable
 
 SIDE_BY_SIDE = 4  # images
@@ -125,29 +125,31 @@ def restarts(seen: Seen) -> list[str]:
 
 def pictures(seen: Seen) -> tuple[list[Picture], list[list[Picture]]]:
     """Strips from early to late; and for dense tasks images with both networks' answers, large."""
-    room, found, pairs = strips.BUDGET, [], []
+    room, found, pairs = image_grid.BUDGET, [], []
     size = _image_size(seen)
-    files = strips.chosen(seen.samples)
+    files = image_grid.chosen(seen.samples)
     warmup = number(mapping(seen.recipe.get("source")).get("warmup")) or 0
     for file in files:
-        image = strips.read_picture(file)
+        image = image_grid.read_picture(file)
         if image is None:
             seen.missing.append(f"samples/{file.name}: cannot be shown")
             continue
-        rows = strips.titles(strips.rows_in(image, size) if size else None, trained=int(file.stem) > warmup)
-        below = ", ".join(strips.MEANING[title] for title in rows[1:])
+        rows = image_grid.titles(image_grid.rows_in(image, size) if size else None, trained=int(file.stem) > warmup)
+        below = ", ".join(image_grid.MEANING[title] for title in rows[1:])
         caption = f"update {int(file.stem):,}"
-        picture = strips.inline(image, f"Made images at {caption}; below: {below}", caption, room=room // len(files))
+        picture = image_grid.inline(
+            image, f"Made images at {caption}; below: {below}", caption, room=room // len(files)
+        )
         if picture is not None:
             found.append(picture)
             room -= len(picture.uri) * 3 // 4 // len(files)
     kind = mapping(seen.recipe.get("task")).get("kind")
-    last = strips.read_picture(files[-1]) if files else None
+    last = image_grid.read_picture(files[-1]) if files else None
     if last is not None and size and kind in ("segmentation", "detection"):
-        titles = strips.titles(strips.rows_in(last, size), trained=int(files[-1].stem) > warmup)
-        for index, column in enumerate(strips.cells(last, size)[:SIDE_BY_SIDE]):
+        titles = image_grid.titles(image_grid.rows_in(last, size), trained=int(files[-1].stem) > warmup)
+        for index, column in enumerate(image_grid.cells(last, size)[:SIDE_BY_SIDE]):
             large = [
-                strips.inline(cell, f"{title} of example {index + 1}", title, room=20_000)
+                image_grid.inline(cell, f"{title} of example {index + 1}", title, room=20_000)
                 for title, cell in zip(titles, column, strict=True)
             ]
             if "student" in titles and all(large):
@@ -157,8 +159,8 @@ def pictures(seen: Seen) -> tuple[list[Picture], list[list[Picture]]]:
 
 def last_strip(seen: Seen) -> Picture | None:
     """What the run made last, small."""
-    image = strips.read_picture(seen.samples[-1]) if seen.samples else None
-    return None if image is None else strips.inline(image, "Images made last, and the answers to them", room=80_000)
+    image = image_grid.read_picture(seen.samples[-1]) if seen.samples else None
+    return None if image is None else image_grid.inline(image, "Images made last, and the answers to them", room=80_000)
 
 
 def class_names(seen: Seen) -> list[str]:

@@ -19,7 +19,7 @@ from datafree.evaluation.finished_run import mapping, number
 MAX_BYTES = 10_000_000  # of a file that describes the run
 MAX_LOG = 100_000_000  # bytes of metrics.jsonl that are read
 MAX_SERIES = 64  # figures that are drawn
-MEASURED = "measured.json"  # `datafree.report.measure` writes it
+MEASURED = "measured.json"  # `datafree.report.profile` writes it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from datafree.errors import RunError
-from datafree.report.watch import make_server
+from datafree.report.server import make_server
 from run_directories import write_run
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from datafree.errors import RunError
 from datafree.report.page import render
-from datafree.report.reading import MEASURED, read_run
+from datafree.report.run_reader import MEASURED, read_run
 
 HOSTS = ("127.0.0.1", "localhost")
 LOOKED_AT = ("recipe.yaml", "metrics.jsonl", "result.json", "student.json", MEASURED, "samples")
