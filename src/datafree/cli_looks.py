@@ -27,8 +27,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
-    from datafree.inspection import inspect_teacher
     from datafree.inspection_text import inspection_text
+    from datafree.preflight.inspection import inspect_teacher
 
     found = inspect_teacher(
         teacher, weights=weights, args=args or [], size=size, task=task, classes=classes, recipe=recipe
@@ -51,9 +51,9 @@ def plan(
         raise RecipeError(["--images is missing; say how many, such as --images 1000"])
     if images is not None and not synthesize:
         raise RecipeError([f"--images {images} is about a data set; give --synthesize with it"])
-    from datafree.plan import parse_link
-    from datafree.plan import plan as make
     from datafree.plan_text import plan_text
+    from datafree.preflight.plan import parse_link
+    from datafree.preflight.plan import plan as make
     from datafree.recipe import load_recipe
 
     speed = parse_link(link)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datafree.inspection import Inspection
-from datafree.subject import Fact
-from datafree.suitability import BatchNorm
+from datafree.preflight.inspection import Inspection
+from datafree.preflight.subject import Fact
+from datafree.preflight.suitability import BatchNorm
 from datafree.tables import size, time
 
 Rows = list[tuple[str, str, str]]  # what, its value, a remark

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datafree.inspection_text import Rows, group
-from datafree.plan import Plan
+from datafree.preflight.plan import Plan
 from datafree.tables import size, table, time
 
 

@@ -13,7 +13,7 @@ from datafree.engine.build_networks import NOTHING_GIVEN, Given, prepare
 from datafree.errors import Interrupted, RecipeError, RunError
 from datafree.job import run_recipe
 from datafree.ops import modes
-from datafree.plan import plan
+from datafree.preflight.plan import plan
 from datafree.profiling import batch_size
 from datafree.profiling.activation_memory import watched_memory
 from datafree.profiling.batch_size import counted, found, recorded

@@ -26,12 +26,12 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON
+from datafree.preflight.subject import Fact, Subject, find_subject, input_facts
+from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.profiling.batch_size import with_batch_size
 from datafree.profiling.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost, size_of
 from datafree.recipe import TASK, Recipe
 from datafree.sources import SOURCES
-from datafree.subject import Fact, Subject, find_subject, input_facts
-from datafree.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.wording import did_you_mean, show

@@ -18,20 +18,20 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from datafree.config import schema
 from datafree.errors import DatafreeError, NetworkError
-from datafree.inspection import Inspection, inspect_teacher
 from datafree.inspection_text import inspection_text
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.preflight.inspection import Inspection, inspect_teacher
+from datafree.preflight.subject import classes_of
+from datafree.preflight.suitability import BatchNorm, applies, count_batchnorm
 from datafree.profiling import estimate
 from datafree.profiling.activation_memory import watched_memory
 from datafree.profiling.estimate import TeacherCost, calibration, run_cost
 from datafree.recipe import FAMILIES, SOURCE
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.subject import classes_of
-from datafree.suitability import BatchNorm, applies, count_batchnorm
 from datafree.tables import size, time
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification

@@ -17,6 +17,7 @@ from typing import Any
 from datafree.engine.build_networks import NOTHING_GIVEN, prepare, require_weights, with_student
 from datafree.errors import RecipeError
 from datafree.ops import modes
+from datafree.preflight.overheads import of_run, of_shard
 from datafree.profiling.batch_size import with_batch_size
 from datafree.profiling.calibration import Calibration, Work
 from datafree.profiling.estimate import calibration, cost_of_teacher, run_cost, size_of
@@ -24,7 +25,6 @@ from datafree.profiling.pass_cost import Cost
 from datafree.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.storage.environment import hardware
-from datafree.surroundings import of_run, of_shard
 from datafree.synthesis.synthesize import require_number, trains_first
 from datafree.tasks.base import LabelledData
 from datafree.wording import show

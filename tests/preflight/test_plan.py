@@ -22,8 +22,8 @@ from datafree.networks import features
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.plan import WAIT, Plan, divided, parse_link, plan, rounds, together
 from datafree.plan_text import plan_text
+from datafree.preflight.plan import WAIT, Plan, divided, parse_link, plan, rounds, together
 from datafree.profiling import estimate
 from datafree.profiling.calibration import Work, banks_of
 from datafree.profiling.pass_cost import Cost, cost_of, watched_passes
