@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import linear_regression
 from typing import Any
 
-from datafree.demos import DEMOS
+from datafree.cli.demo import DEMOS
 from datafree.job import run_recipe
 from datafree.recipe import load_recipe
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from datafree import cli
+from datafree.cli import main
 from datafree.errors import DataError, Interrupted, RecipeError, TrainingError
 from datafree.tasks.base import Scores
 
@@ -24,15 +24,15 @@ def test_help_names_every_verb_without_importing_torch() -> None:
 
 
 def test_error_lines() -> None:
-    assert cli.error_lines(DataError("no images")) == ["error: no images"]
-    assert cli.error_lines(TrainingError("loss is nan")) == ["error: loss is nan"]
-    assert cli.error_lines(RecipeError(["a: x"])) == ["error: a: x"]
-    assert cli.error_lines(RecipeError(["a: x", "b: y"])) == [
+    assert main.error_lines(DataError("no images")) == ["error: no images"]
+    assert main.error_lines(TrainingError("loss is nan")) == ["error: loss is nan"]
+    assert main.error_lines(RecipeError(["a: x"])) == ["error: a: x"]
+    assert main.error_lines(RecipeError(["a: x", "b: y"])) == [
         "error: the recipe has 2 faults",
         "  a: x",
         "  b: y",
     ]
-    assert cli.error_lines(Interrupted("stopped at step 3")) == ["stopped at step 3"]
+    assert main.error_lines(Interrupted("stopped at step 3")) == ["stopped at step 3"]
 
 
 @pytest.mark.thorough
@@ -50,7 +50,7 @@ def test_score_table_shows_percent_and_the_students_share() -> None:
         "teacher": Scores(values={"miou": 0.5, "pixel_accuracy": 0.8}),
         "student": Scores(values={"miou": 0.4, "pixel_accuracy": math.nan}),
     }
-    assert cli.score_table(scores).splitlines() == [
+    assert main.score_table(scores).splitlines() == [
         "                     mIoU  pixel accuracy",
         "teacher            50.0 %          80.0 %",
         "student            40.0 %               -",

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree import cli
+from datafree.cli import main
 from datafree.config import yaml
 from datafree.engine.loop import distill
 from datafree.errors import NetworkError, TrainingError
@@ -339,7 +339,7 @@ def datafree(
         monkeypatch.setattr(sys, "argv", ["datafree", "distill", "tiny.yaml", *overrides])
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main.main()
         captured = capfd.readouterr()
         return int(left.value.code or 0), captured.out, captured.err
 

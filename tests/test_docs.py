@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from datafree import cli
+from datafree.cli import main
 from datafree.config import yaml
 from datafree.config.paths import builtin_folder, expand
 from datafree.config.schema import plain
@@ -143,7 +143,7 @@ def check_script(words: list[str]) -> bool:
 @pytest.mark.parametrize(("block", "arguments"), OURS, ids=lambda value: " ".join(value) if type(value) is list else "")
 @pytest.mark.usefixtures("empty")
 def test_every_datafree_command_parses(block: Block, arguments: list[str]) -> None:
-    commands: Any = typer.main.get_command(cli.app)
+    commands: Any = typer.main.get_command(main.app)
     verb, *rest = arguments
     assert verb in commands.commands, f"{block}: no verb {verb}"
     given = commands.commands[verb].make_context(verb, rest).params  # raises what a user would be shown

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datafree import cli
+from datafree.cli import main
 from datafree.config import yaml
 from datafree.config.paths import expand
 from datafree.networks.checkpoints.weights import load_weights, save_weights
@@ -160,7 +160,7 @@ def test_the_commands_of_a_page_do_what_they_say(
         monkeypatch.setattr(sys, "argv", ["datafree", *shortened(words)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main.main()
         assert not left.value.code, f"{page.name}: {words}: {capfd.readouterr()}"
         assert capfd.readouterr().out, words
 

@@ -1,5 +1,5 @@
 """`python -m datafree` is the command `datafree`."""
 
-from datafree.cli import main
+from datafree.cli.main import main
 
 main()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from datafree.cli import app
+from datafree.cli.main import app
 from datafree.errors import DatafreeError, NetworkError, RecipeError, RunError, WeightsError
 from datafree.evaluation.scoring import agreement, agreement_of_run, evaluate, evaluate_run
 from datafree.job import run_recipe

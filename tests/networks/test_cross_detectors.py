@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from test_torchvision_detectors import model, ssd
 
-from datafree import cli
+from datafree.cli import main
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.load import NetworkSpec, build_network
@@ -48,7 +48,7 @@ def distilled(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "argv", ["datafree", "distill", "cross.yaml", "--out", "run", "--quiet"])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main.main()
     assert not left.value.code
     assert "not verified on real data" in capfd.readouterr().out
     return [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
@@ -92,7 +92,7 @@ def test_a_student_of_other_anchors_learns_boxes_and_never_raw_heads(
     (tmp_path / "cross.yaml").write_text(OTHER_ANCHORS.format(distill="heads"))
     monkeypatch.setattr(sys, "argv", ["datafree", "distill", "cross.yaml", "--out", "run", "--quiet"])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main.main()
     assert left.value.code
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "task.distill=heads" in line]
     assert "differ in anchors, (30.0, 30.0) of the teacher's and (81.0, 82.0) of the student's" in line

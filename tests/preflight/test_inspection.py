@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from datafree.cli.inspect_text import inspection_text
 from datafree.config import schema
 from datafree.errors import DatafreeError, NetworkError
-from datafree.inspection_text import inspection_text
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from datafree import cli
+from datafree.cli import main
+from datafree.cli.plan_text import plan_text
 from datafree.distributed import replicas
 from datafree.errors import RecipeError
 from datafree.job import run_recipe
@@ -22,7 +23,6 @@ from datafree.networks import features
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.plan_text import plan_text
 from datafree.preflight.plan import WAIT, Plan, divided, parse_link, plan, rounds, together
 from datafree.profiling import estimate
 from datafree.profiling.calibration import Work, banks_of
@@ -293,7 +293,7 @@ def test_the_text_says_time_memory_disk_devices_and_what_it_assumed(tmp_path: Pa
 )
 def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
     file = write(tmp_path, dump(recipe_for(tmp_path, {"method": "noise"}, device="cpu", precision="fp32")))
-    found = CliRunner().invoke(cli.app, ["plan", file, *words])
+    found = CliRunner().invoke(main.app, ["plan", file, *words])
     assert isinstance(found.exception, RecipeError)
     (line,) = found.exception.problems
     assert line.startswith(said)
@@ -302,7 +302,7 @@ def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], said: str) -> N
 
 def test_json_has_the_whole_plan(tmp_path: Path, untimed: None) -> None:
     file = write(tmp_path, dump(recipe_for(tmp_path, {"method": "noise"}, device="cpu", precision="fp32")))
-    found = CliRunner().invoke(cli.app, ["plan", file, "--json"])
+    found = CliRunner().invoke(main.app, ["plan", file, "--json"])
     content = json.loads(found.stdout)
     assert set(content) == {field.name for field in dataclasses.fields(Plan)}
     assert [on["devices"] for on in content["on"]] == [1, 8, 64]

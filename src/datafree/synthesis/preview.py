@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from datafree.cli.display import FIRST
 from datafree.data.images import to_image
 from datafree.data.visualize import draw_targets, grid
 from datafree.errors import RunError
-from datafree.progress import FIRST
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.storage.atomic import room_for, write_whole

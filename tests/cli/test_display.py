@@ -4,8 +4,8 @@ import io
 
 import pytest
 
+from datafree.cli.display import Bar, Lines, clock_time, describe, display, figures
 from datafree.engine.loop import Progress
-from datafree.progress import Bar, Lines, clock_time, describe, display, figures
 
 
 def progress(step: int, *, first: int = 0, last: int = 1000, rate: float = 10.0, **values: float) -> Progress:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from datafree.cli_options import AsJson, Compress, Named, Overrides, Student
+from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Student
 from datafree.config.overrides import student_overrides
 from datafree.errors import RecipeError
 from datafree.storage import strict_json
@@ -27,7 +27,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
-    from datafree.inspection_text import inspection_text
+    from datafree.cli.inspect_text import inspection_text
     from datafree.preflight.inspection import inspect_teacher
 
     found = inspect_teacher(
@@ -51,7 +51,7 @@ def plan(
         raise RecipeError(["--images is missing; say how many, such as --images 1000"])
     if images is not None and not synthesize:
         raise RecipeError([f"--images {images} is about a data set; give --synthesize with it"])
-    from datafree.plan_text import plan_text
+    from datafree.cli.plan_text import plan_text
     from datafree.preflight.plan import parse_link
     from datafree.preflight.plan import plan as make
     from datafree.recipe import load_recipe
@@ -63,6 +63,6 @@ def plan(
 
 def list_() -> None:
     """Show the methods and their options, the tasks, the networks and the packaged recipes."""
-    from datafree.listing import listing
+    from datafree.cli.catalog import listing
 
     print(listing())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datafree.inspection_text import Rows, group
+from datafree.cli.inspect_text import Rows, group
 from datafree.preflight.plan import Plan
 from datafree.tables import size, table, time
 

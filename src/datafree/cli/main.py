@@ -14,10 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from datafree import __version__
-from datafree.cli_looks import inspect, list_, plan
-from datafree.cli_options import Compress, MaxTime, Named, Overrides, Processes, Quiet, Student, StudentCode, TaskCode
+from datafree.cli.demo import DEMO_TEXT, DEMOS, demo_table
+from datafree.cli.inspect_commands import inspect, list_, plan
+from datafree.cli.parameters import (
+    Compress,
+    MaxTime,
+    Named,
+    Overrides,
+    Processes,
+    Quiet,
+    Student,
+    StudentCode,
+    TaskCode,
+)
 from datafree.config.overrides import student_overrides
-from datafree.demos import DEMO_TEXT, DEMOS, demo_table
 from datafree.distributed.launch import first, launch, launched, let_the_first_speak
 from datafree.engine.stopping import Stop, parse_time, stopping
 from datafree.errors import DatafreeError, Interrupted, RecipeError
@@ -173,7 +183,7 @@ def synthesize(
     """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
     _share(processes, recipe, overrides or [])
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
-        from datafree.progress import display
+        from datafree.cli.display import display
         from datafree.recipe import load_recipe
         from datafree.synthesis.object_store.bucket import placed
         from datafree.synthesis.synthesize import synthesize as make
@@ -292,8 +302,8 @@ def demo(
 
 
 def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:
+    from datafree.cli.display import display
     from datafree.job import run_recipe
-    from datafree.progress import display
 
     with display(quiet=quiet) as shown:
         return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say)
