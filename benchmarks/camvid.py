@@ -24,10 +24,10 @@ from cells import Stop, measure, read_cells, run_cells, seconds, spread
 from datafree.engine.build_networks import prepare
 from datafree.engine.loop import distill
 from datafree.evaluation.scoring import evaluate
-from datafree.job import save_artefacts
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
+from datafree.run import save_artefacts
 from datafree.sources import Degan, Dfad, Folder, ImageSource, Mixed, Noise
 from datafree.storage.run_directory import Run
 from datafree.tasks.segmentation import Segmentation

@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from datafree.engine.loop import Progress
-from datafree.job import run_recipe
 from datafree.recipe import Recipe, load_recipe
 from datafree.report.charts import drawing
 from datafree.report.run_reader import Series
+from datafree.run import run_recipe
 from datafree.synthesis.synthesize import synthesize, verify
 from results import HERE, write_results, write_table
 

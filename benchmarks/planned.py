@@ -22,9 +22,9 @@ from unittest import mock
 
 import torch
 
-from datafree.job import run_recipe
 from datafree.preflight.plan import Plan, plan
 from datafree.recipe import load_recipe
+from datafree.run import run_recipe
 from datafree.synthesis.synthesize import synthesize
 from results import write_results, write_table
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datafree.job import run_recipe
 from datafree.recipe import Recipe
+from datafree.run import run_recipe
 from datafree.sources import SOURCES
 from datafree.synthesis.synthesize import synthesize, verify
 from datafree.tasks.detection import Detection

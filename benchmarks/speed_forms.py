@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from datafree.engine.build_networks import prepare
 from datafree.errors import Interrupted
-from datafree.job import run_recipe
 from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.recipe import load_recipe
+from datafree.run import run_recipe
 from datafree.tasks.classification import Classification
 from speed_rigs import Pair, make_rig
 from speed_timing import Metrics, Stop, in_turns, never, over

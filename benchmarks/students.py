@@ -17,11 +17,11 @@ from datafree.config import schema
 from datafree.config.paths import expand
 from datafree.engine.build_networks import prepare
 from datafree.engine.loop import distill
-from datafree.job import save_artefacts
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
+from datafree.run import save_artefacts
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.storage.run_directory import Run

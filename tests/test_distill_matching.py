@@ -17,7 +17,6 @@ from datafree.cli import main
 from datafree.config import yaml
 from datafree.engine.loop import distill
 from datafree.errors import NetworkError, TrainingError
-from datafree.job import run_recipe
 from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.features import attention_loss, watched
 from datafree.networks.load import NetworkSpec, build_network
@@ -25,6 +24,7 @@ from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.recipe import Recipe
+from datafree.run import run_recipe
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task

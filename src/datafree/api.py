@@ -36,12 +36,12 @@ from datafree.engine.stopping import Stop, parse_time
 from datafree.errors import NetworkError, RecipeError
 from datafree.evaluation.scoring import evaluate as score
 from datafree.evaluation.scoring import evaluate_run
-from datafree.job import run_recipe
 from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.recipe import make_recipe
+from datafree.run import run_recipe
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Scores, Task
 from datafree.training import Training

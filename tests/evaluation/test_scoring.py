@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from datafree.cli.main import app
 from datafree.errors import DatafreeError, NetworkError, RecipeError, RunError, WeightsError
 from datafree.evaluation.scoring import agreement, agreement_of_run, evaluate, evaluate_run
-from datafree.job import run_recipe
 from datafree.networks.normalized import Normalized
 from datafree.networks.unet import unet
 from datafree.recipe import load_recipe
+from datafree.run import run_recipe
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 from recipes import load, write_teacher

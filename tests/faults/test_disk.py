@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from datafree.errors import Interrupted, RunError
-from datafree.job import run_recipe
+from datafree.run import run_recipe
 from datafree.storage import checkpoint
 from datafree.storage.atomic import Growing, write_whole
 from datafree.storage.run_directory import Run

@@ -17,7 +17,7 @@ from datafree.engine.recovery import Coping
 from datafree.engine.student_step import Learner
 from datafree.errors import TrainingError
 from datafree.evaluation.scoring import evaluate
-from datafree.job import run_recipe
+from datafree.run import run_recipe
 from datafree.sources.base import Batch
 from datafree.tasks.classification import Classification
 from datafree.training import Training

@@ -13,9 +13,9 @@ from torch import nn
 from datafree.engine.build_networks import prepare
 from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.errors import Interrupted, TrainingError
-from datafree.job import run_recipe
 from datafree.networks.unet import unet
 from datafree.ops import modes
+from datafree.run import run_recipe
 from datafree.sources.dfad import Dfad
 from datafree.sources.noise import Noise
 from datafree.storage import checkpoint

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from datafree.config import yaml
 from datafree.errors import Interrupted, RunError
-from datafree.job import run_recipe
 from datafree.recipe import dump
+from datafree.run import run_recipe
 from datafree.storage import checkpoint
 from datafree.storage.lock import Lock
 from datafree.storage.run_directory import MIGRATIONS, STATE_VERSION, Run

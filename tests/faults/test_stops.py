@@ -15,8 +15,8 @@ import pytest
 
 from datafree.config import yaml
 from datafree.errors import Interrupted
-from datafree.job import run_recipe
 from datafree.recipe import Recipe, dump
+from datafree.run import run_recipe
 from small_runs import assert_same, everything, labelled, recipe_for, stop_after
 
 WARMUP, STEPS = 4, 12  # of inversion in `recipe_for`

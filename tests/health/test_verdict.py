@@ -11,9 +11,9 @@ import pytest
 from torch import Tensor
 
 from datafree.health.verdict import SIGNALS, State, Turns, judge
-from datafree.job import run_recipe
 from datafree.networks.generators import ResizeGenerator
 from datafree.recipe import load_recipe
+from datafree.run import run_recipe
 from datafree.sources.dataset import Dataset
 from recipes import changed, load, write_teacher
 

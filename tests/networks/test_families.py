@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.config.overrides import student_overrides
 from datafree.errors import NetworkError, RecipeError
-from datafree.job import run_recipe
 from datafree.networks.families import alike, choose_student
 from datafree.networks.load import NetworkSpec, build_network
+from datafree.run import run_recipe
 from datafree.tasks import Classification, Detection, Segmentation, Task
 from recipes import load, write_teacher
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from datafree.engine.build_networks import prepare
 from datafree.errors import Interrupted, RunError
-from datafree.job import run_recipe
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes, moments
 from datafree.ops.performance import Speed
+from datafree.run import run_recipe
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.sources.parts.lowest import Lowest

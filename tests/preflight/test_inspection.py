@@ -32,10 +32,10 @@ from datafree.profiling.estimate import TeacherCost, calibration, run_cost
 from datafree.recipe import FAMILIES, SOURCE
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.tables import size, time
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
+from datafree.text import size, time
 from datafree.training import Training
 from recipes import VALID, small, sources, write
 from thorough import some

@@ -18,7 +18,6 @@ from datafree.cli import main
 from datafree.cli.plan_text import plan_text
 from datafree.distributed import replicas
 from datafree.errors import RecipeError
-from datafree.job import run_recipe
 from datafree.networks import features
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
@@ -28,6 +27,7 @@ from datafree.profiling import estimate
 from datafree.profiling.calibration import Work, banks_of
 from datafree.profiling.pass_cost import Cost, cost_of, watched_passes
 from datafree.recipe import Recipe, dump, load_recipe
+from datafree.run import run_recipe
 from datafree.sources.inversion import Inversion
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise

@@ -11,7 +11,6 @@ import torch
 
 from datafree.engine.build_networks import NOTHING_GIVEN, Given, prepare
 from datafree.errors import Interrupted, RecipeError, RunError
-from datafree.job import run_recipe
 from datafree.ops import modes
 from datafree.preflight.plan import plan
 from datafree.profiling import batch_size
@@ -19,6 +18,7 @@ from datafree.profiling.activation_memory import watched_memory
 from datafree.profiling.batch_size import counted, found, recorded
 from datafree.profiling.free_memory import free_memory
 from datafree.recipe import Recipe
+from datafree.run import run_recipe
 from datafree.synthesis.synthesize import synthesize
 from datafree.training import Training
 from recipes import fault

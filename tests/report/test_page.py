@@ -16,12 +16,12 @@ from PIL import Image
 
 from datafree.config import yaml
 from datafree.errors import RunError
-from datafree.job import run_recipe
 from datafree.networks.unet import unet
 from datafree.report import run_reader
 from datafree.report.live_writer import page_kept
 from datafree.report.page import PAGE, write_page, write_report
 from datafree.report.run_reader import read_run
+from datafree.run import run_recipe
 from recipes import changed, load, write_teacher
 from run_directories import NAMES, write_json, write_run
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from datafree.errors import Interrupted, TrainingError
 from datafree.health import guard
-from datafree.job import run_recipe
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.ops import modes
 from datafree.recipe import Recipe
+from datafree.run import run_recipe
 from datafree.sources import Cgdd
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification

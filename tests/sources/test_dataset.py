@@ -14,9 +14,9 @@ from PIL import Image
 from torch import nn
 
 from datafree.errors import DataError, Interrupted
-from datafree.job import run_recipe
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.recipe import Recipe
+from datafree.run import run_recipe
 from datafree.sources.base import Batch, Setting
 from datafree.sources.dataset import Dataset
 from datafree.synthesis.shards import Shards

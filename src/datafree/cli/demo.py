@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from datafree.tables import percent, readable, table
+from datafree.text import percent, readable, table
 
 if TYPE_CHECKING:
-    from datafree.job import Outcome
     from datafree.recipe import Recipe
+    from datafree.run import Outcome
 
 # task -> recipes, each with what makes it short: the method's, then the baseline that must lose
 DEMOS = {

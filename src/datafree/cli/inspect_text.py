@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datafree.preflight.inspection import Inspection
 from datafree.preflight.subject import Fact
 from datafree.preflight.suitability import BatchNorm
-from datafree.tables import size, time
+from datafree.text import size, time
 
 Rows = list[tuple[str, str, str]]  # what, its value, a remark
 

@@ -32,12 +32,12 @@ from datafree.distributed.launch import first, launch, launched, let_the_first_s
 from datafree.engine.stopping import Stop, parse_time, stopping
 from datafree.errors import DatafreeError, Interrupted, RecipeError
 from datafree.storage import strict_json
-from datafree.tables import percent, score_table, table
+from datafree.text import percent, score_table, table
 from datafree.wording import did_you_mean, show
 
 if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
-    from datafree.job import Outcome
     from datafree.recipe import Recipe
+    from datafree.run import Outcome
 
 app = typer.Typer(
     name="datafree",
@@ -303,7 +303,7 @@ def demo(
 
 def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:
     from datafree.cli.display import display
-    from datafree.job import run_recipe
+    from datafree.run import run_recipe
 
     with display(quiet=quiet) as shown:
         return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say)

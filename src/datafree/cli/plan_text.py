@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datafree.cli.inspect_text import Rows, group
 from datafree.preflight.plan import Plan
-from datafree.tables import size, table, time
+from datafree.text import size, table, time
 
 
 def plan_text(plan: Plan) -> str:

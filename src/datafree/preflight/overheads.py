@@ -23,7 +23,6 @@ from datafree.engine import heldout
 from datafree.engine.loop import SAVED_WITHIN
 from datafree.evaluation.finished_run import save_calibration
 from datafree.evaluation.scoring import evaluate
-from datafree.job import save_artefacts
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
 from datafree.ops import modes
@@ -31,6 +30,7 @@ from datafree.profiling.calibration import Calibration, Work
 from datafree.profiling.pass_cost import Cost, cost_of
 from datafree.recipe import Recipe, dump
 from datafree.report.profile import measure
+from datafree.run import save_artefacts
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.synthesis.shards import Shards

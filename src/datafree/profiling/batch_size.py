@@ -31,7 +31,7 @@ from datafree.profiling.calibration import Calibration, banks_of
 from datafree.profiling.estimate import size_of
 from datafree.profiling.free_memory import free_memory
 from datafree.recipe import Recipe
-from datafree.tables import size as size_shown
+from datafree.text import size as size_shown
 
 LEAST, MOST = 2, 256  # images: BatchNorm needs two; beyond, the same number of steps costs more and teaches little more
 ON_CPU, ON_GPU = 0.5, 0.9  # of what is free, at most

@@ -24,7 +24,7 @@ from datafree.report.charts import SHOWN, line_chart
 from datafree.report.image_grid import Picture
 from datafree.report.run_reader import Seen, Series, read_run
 from datafree.storage.atomic import write_whole
-from datafree.tables import readable
+from datafree.text import readable
 
 PAGE = "report.html"  # in a run directory
 

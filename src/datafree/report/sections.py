@@ -12,7 +12,7 @@ from datafree.report import image_grid
 from datafree.report.charts import Chart, line_chart
 from datafree.report.image_grid import Picture
 from datafree.report.run_reader import Seen
-from datafree.tables import readable
+from datafree.text import readable
 
 SIDE_BY_SIDE = 4  # images
 UNITS = {

@@ -21,10 +21,10 @@ from datafree.engine.loop import Progress
 from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.recovery import way_out
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
-from datafree.job import save_artefacts
 from datafree.networks.load import has_weights
 from datafree.ops import modes
 from datafree.recipe import Recipe, dump
+from datafree.run import save_artefacts
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.object_store.shards import BucketShards

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.evaluation.finished_run import describe_teacher
-from datafree.job import run_recipe
 from datafree.networks.batchnorm import require_batchnorm
 from datafree.networks.exported import pt2_file
 from datafree.networks.exported.program import Program
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.ops import modes
 from datafree.preflight.inspection import inspect_teacher
+from datafree.run import run_recipe
 from recipes import load
 
 BATCH = ({0: torch.export.Dim("batch", min=1, max=64)},)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from datafree.engine.loop import Progress
 from datafree.errors import DataError, DatafreeError, Interrupted, NetworkError, RunError, TrainingError
 from datafree.evaluation.scoring import evaluate_run
-from datafree.job import run_recipe
 from datafree.recipe import Recipe
+from datafree.run import run_recipe
 from datafree.sources import SOURCES
 from recipes import load, sources, write_teacher
 from small_runs import SMALL, assert_same, everything, labelled, recipe_for, stop_after

@@ -17,7 +17,7 @@ def score_table(scores: dict[str, Scores]) -> str:
     rows = [["", *map(readable, names)]]
     rows += [[who, *(percent(score.values[name]) for name in names)] for who, score in scores.items()]
     if "teacher" in scores and "student" in scores:
-        from datafree.job import relative
+        from datafree.run import relative
 
         shares = relative(scores)
         rows.append(["student / teacher", *(percent(shares.get(name, math.nan)) for name in names)])
