@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from datafree.config import schema
-from datafree.deploy import export_run
+from datafree.deploy import export_run as module
 from datafree.deploy.export_run import Exported, export_run
 from datafree.errors import DataError, DatafreeError, NetworkError, RunError
 from datafree.evaluation.finished_run import CALIBRATION, describe_teacher, load_onnx, load_student, save_calibration
@@ -405,10 +405,10 @@ def test_failed_export_leaves_nothing(tmp_path: Path, where: str, monkeypatch: p
     run = write_run(tmp_path / "run", UNET)
     before = sorted(run.iterdir())
     if where != "write_onnx":
-        monkeypatch.setattr(export_run, "write_onnx", lambda *args, **keywords: 20)
-        monkeypatch.setattr(export_run, "check_onnx", lambda *args, **keywords: {1: 0.0})
-        monkeypatch.setattr(export_run, "OnnxNetwork", lambda file: small_network())
-    monkeypatch.setattr(export_run, where, always(NetworkError("no")))
+        monkeypatch.setattr(module, "write_onnx", lambda *args, **keywords: 20)
+        monkeypatch.setattr(module, "check_onnx", lambda *args, **keywords: {1: 0.0})
+        monkeypatch.setattr(module, "OnnxNetwork", lambda file: small_network())
+    monkeypatch.setattr(module, where, always(NetworkError("no")))
     with pytest.raises(NetworkError, match="no"):
         export_run(run, int8=True)
     assert sorted(run.iterdir()) == before
