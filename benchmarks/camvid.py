@@ -21,17 +21,17 @@ from typing import Any
 from torch import nn
 
 from cells import Stop, measure, read_cells, run_cells, seconds, spread
+from datafree.engine.artifacts import save_artefacts
 from datafree.engine.build_networks import prepare
 from datafree.engine.loop import distill
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
-from datafree.run import save_artefacts
+from datafree.recipe.training import Training
 from datafree.sources import Degan, Dfad, Folder, ImageSource, Mixed, Noise
 from datafree.storage.run_directory import Run
 from datafree.tasks.segmentation import Segmentation
-from datafree.training import Training
 from results import write_results, write_table
 from supervised import load_folder, train_supervised
 

@@ -30,8 +30,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datafree.engine.loop import Progress
-from datafree.recipe import Recipe, load_recipe
+from datafree.engine.progress import Progress
+from datafree.recipe.recipe import Recipe, load_recipe
 from datafree.report.charts import drawing
 from datafree.report.run_reader import Series
 from datafree.run import run_recipe

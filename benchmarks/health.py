@@ -34,7 +34,8 @@ from datafree.config import schema
 from datafree.config.paths import expand
 from datafree.data.images import to_tensor
 from datafree.engine.build_networks import prepare
-from datafree.engine.loop import Progress, distill
+from datafree.engine.loop import distill
+from datafree.engine.progress import Progress
 from datafree.evaluation.scoring import evaluate
 from datafree.health.signals import checkup
 from datafree.health.verdict import SIGNALS, judge

@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 
 from datafree.preflight.plan import Plan, plan
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
 from datafree.synthesis.synthesize import synthesize
 from results import write_results, write_table

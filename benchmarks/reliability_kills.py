@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
 from datafree.run import run_recipe
 from datafree.sources import SOURCES
 from datafree.synthesis.synthesize import synthesize, verify

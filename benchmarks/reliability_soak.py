@@ -13,7 +13,7 @@ from statistics import linear_regression
 from typing import Any
 
 from datafree.cli.demo import DEMOS
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
 
 WARM = 3  # rounds that fill caches and pools, not counted

@@ -26,7 +26,7 @@ from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
 from datafree.tasks.classification import Classification
 from speed_rigs import Pair, make_rig

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from datafree.engine.loop import distill
 from datafree.errors import Interrupted
-from datafree.networks.detectors import Predictions
 from datafree.ops import modes
+from datafree.ops.predictions import Predictions
+from datafree.recipe.training import Training
 from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
-from datafree.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)

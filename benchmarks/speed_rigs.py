@@ -22,13 +22,13 @@ from datafree.networks.generators import Discriminator, Generator, ResizeGenerat
 from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
+from datafree.recipe.training import Training
 from datafree.sources import SOURCES, Dataset, Degan, Folder, Mixed, Noise
 from datafree.sources.base import Batch
 from datafree.sources.diode.stages import Stage
 from datafree.synthesis.shards import Shards
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task
-from datafree.training import Training
 from detection_rows import ANCHORS, FASTESTDET_SIZE, SSDLITE, fastestdet, yolo
 from pairs import Row
 from speed_passes import Rig

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from cells import Cell, Stop, measure
 from datafree.config import schema
 from datafree.config.paths import expand
+from datafree.engine.artifacts import save_artefacts
 from datafree.engine.build_networks import prepare
 from datafree.engine.loop import distill
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
-from datafree.run import save_artefacts
+from datafree.recipe.training import Training
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
-from datafree.training import Training
 from pairs import PairT, Row
 from supervised import as_images
 

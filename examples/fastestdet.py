@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
-from datafree.networks.detectors import Detector, Heads, Predictions, described
+from datafree.networks.detectors import Detector
 from datafree.ops.boxes import Labelled
+from datafree.ops.predictions import Heads, Predictions, described
 
 # ---- Part 1: the network and its loss -------------------------------------------------------------------------------
 

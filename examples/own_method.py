@@ -72,7 +72,7 @@ class Clouds(ImageSource):
 
 def main(out: Path = Path("runs/clouds"), **training: Any) -> datafree.Result:
     """Distil the built-in example's classifier on clouds; `training` overrides the options below."""
-    from datafree.recipe import load_recipe
+    from datafree.recipe.recipe import load_recipe
 
     example = load_recipe("fashion-demo")  # its teacher, student, task and labelled images
     return datafree.distill(

@@ -1,4 +1,4 @@
-"""Make the built-in example, src/datafree/example/garments, from Fashion-MNIST.
+"""Make the built-in example, src/datafree/builtin/data/garments, from Fashion-MNIST.
 
     python scripts/make_example.py all      # or: scenes, teacher
 
@@ -224,7 +224,7 @@ def command(what: str, first: str, write: Callable[[Path, Path], None], train: T
     parser = argparse.ArgumentParser(description=f"Make {what} from Fashion-MNIST.")
     parser.add_argument("stage", choices=[first, "teacher", "all"], help=f"teacher: after {first}")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="its .gz files")
-    parser.add_argument("--out", type=Path, default=ROOT / "src/datafree/example/garments")
+    parser.add_argument("--out", type=Path, default=ROOT / "src/datafree/builtin/data/garments")
     parser.add_argument(
         "--state", type=Path, help="file that keeps an unfinished training, for the same command to go on"
     )

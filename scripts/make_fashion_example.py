@@ -1,4 +1,4 @@
-"""Make the built-in classification example, src/datafree/example/fashion, from Fashion-MNIST.
+"""Make the built-in classification example, src/datafree/builtin/data/fashion, from Fashion-MNIST.
 
     python scripts/make_fashion_example.py all      # or: eval, teacher
 
@@ -20,12 +20,12 @@ from PIL import Image
 ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))  # the supervised loop is the benchmarks' own
 
+from datafree.data.labelled import LabelledData  # noqa: E402
 from datafree.engine.build_networks import prepare  # noqa: E402
 from datafree.evaluation.scoring import evaluate  # noqa: E402
 from datafree.networks.checkpoints.weights import load_weights, save_weights  # noqa: E402
 from datafree.networks.load import NetworkSpec  # noqa: E402
 from datafree.networks.normalized import Normalized  # noqa: E402
-from datafree.tasks.base import LabelledData  # noqa: E402
 from datafree.tasks.classification import Classification  # noqa: E402
 from supervised import LabelledImages, load_fashion, train_classifier  # noqa: E402
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the built-in classification example from Fashion-MNIST.")
     parser.add_argument("stage", choices=["eval", "teacher", "all"], help="teacher: after eval")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="its .gz files")
-    parser.add_argument("--out", type=Path, default=ROOT / "src/datafree/example/fashion")
+    parser.add_argument("--out", type=Path, default=ROOT / "src/datafree/builtin/data/fashion")
     parser.add_argument(
         "--state", type=Path, help="file that keeps an unfinished training, for the same command to go on"
     )

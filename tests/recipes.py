@@ -14,7 +14,7 @@ from datafree.config import yaml
 from datafree.errors import RecipeError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.unet import unet
-from datafree.recipe import Recipe, load_recipe
+from datafree.recipe.recipe import Recipe, load_recipe
 from datafree.sources import SOURCES
 
 VALID: dict[str, Any] = {

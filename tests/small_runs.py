@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.darknet.yolov3 import yolov3
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
 from datafree.sources import SOURCES
 from datafree.tasks.detection import Detection
 from recipes import load, small, write_teacher

@@ -20,11 +20,12 @@ import datafree
 from datafree.deploy.export_run import export_run
 from datafree.errors import DatafreeError, Interrupted, NetworkError, RecipeError, RunError
 from datafree.evaluation.scoring import evaluate_run
-from datafree.networks.detectors import Detector, Predictions
+from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
-from datafree.recipe import load_recipe
+from datafree.ops.predictions import Predictions
+from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
 from datafree.sources import Mixed, Noise
 from recipes import write

@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from datafree.recipe.training import Training
 from datafree.sources import SOURCES, Noise
 from datafree.sources.base import Setting
 from datafree.tasks.classification import Classification
-from datafree.training import Training
 from thorough import some
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from datafree.config import schema
-from datafree.recipe import FAMILIES
+from datafree.recipe.recipe import FAMILIES
+from datafree.recipe.training import Training
 from datafree.sources import SOURCES
 from datafree.tasks.detection import Detection
-from datafree.training import Training
 from thorough import some
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -23,14 +23,14 @@ from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
+from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
-from datafree.training import Training
 from recipes import load
 
 C, SIZE = 4, (32, 32)

@@ -18,11 +18,11 @@ from datafree.config.paths import builtin_folder, expand
 from datafree.config.schema import plain
 from datafree.engine.stopping import parse_time
 from datafree.networks.load import NetworkSpec
-from datafree.recipe import FAMILIES, Recipe, dump, load_recipe, packaged_recipes, to_yaml
+from datafree.recipe.recipe import FAMILIES, Recipe, dump, load_recipe, packaged_recipes, to_yaml
+from datafree.recipe.training import Training
 from datafree.sources import SOURCES, ImageSource
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.tasks import TASKS
-from datafree.training import Training
 from recipes import VALID
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -26,7 +26,7 @@ from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.detectors import Detector
 from datafree.networks.load import build_network
 from datafree.networks.unet import unet
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from recipes import VALID
 from run_directories import write_run
 

@@ -19,11 +19,11 @@ from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.load import build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.unet import unet
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 
-EXAMPLE = Path(datafree.__file__).parent / "example" / "garments"
+EXAMPLE = Path(datafree.__file__).parent / "builtin" / "data" / "garments"
 ROOT = Path(__file__).resolve().parent.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 STATED_MIOU = 0.846  # in the example's README.md

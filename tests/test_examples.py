@@ -21,7 +21,7 @@ import datafree
 from datafree.config import yaml
 from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.networks.load import NetworkSpec, build_network
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.sources.base import Setting
 from datafree.tasks import Classification
 from recipes import changed, write

@@ -21,11 +21,11 @@ from datafree.engine.build_networks import prepare
 from datafree.errors import Interrupted, RunError
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.resnet import resnet
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.tasks.classification import Classification
 
 PACKAGE = Path(datafree.__file__).parent
-EXAMPLE = PACKAGE / "example" / "fashion"
+EXAMPLE = PACKAGE / "builtin" / "data" / "fashion"
 ROOT = Path(__file__).resolve().parent.parent
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # In the order of the labels 0 to 9.
@@ -88,7 +88,7 @@ def test_shipped_teacher_reaches_its_stated_accuracy_through_the_packaged_recipe
 
 def test_recipes_differ_in_the_source_and_what_needs_it() -> None:
     demo, cgdd, noise = (
-        yaml.parse((PACKAGE / "recipes" / f"fashion-{name}.yaml").read_text(encoding="utf-8"), name)
+        yaml.parse((PACKAGE / "builtin" / "recipes" / f"fashion-{name}.yaml").read_text(encoding="utf-8"), name)
         for name in ("demo", "cgdd", "noise")
     )
     assert (demo["source"]["method"], cgdd["source"]["method"]) == ("fast", "cgdd")

@@ -21,12 +21,12 @@ from datafree.errors import NetworkError
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.checkpoints.weights import read_tensors
-from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled, pack
 from datafree.ops.detections import detect
+from datafree.ops.predictions import Predictions
 from datafree.tasks.detection import Detection
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"

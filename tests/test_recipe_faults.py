@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datafree.errors import RecipeError
-from datafree.recipe import Recipe, load_recipe
+from datafree.recipe.recipe import Recipe, load_recipe
 from datafree.sources.degan import Degan
 from recipes import VALID, changed, fault, faults, load, write
 

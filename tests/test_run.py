@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from datafree.engine.loop import Progress
+from datafree.engine.progress import Progress
 from datafree.errors import DataError, DatafreeError, Interrupted, NetworkError, RunError, TrainingError
 from datafree.evaluation.scoring import evaluate_run
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
 from datafree.run import run_recipe
 from datafree.sources import SOURCES
 from recipes import load, sources, write_teacher

@@ -5,18 +5,16 @@ What is listed in `__all__` is imported when it is first used: `import datafree`
 
 from __future__ import annotations
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from datafree.api import Result, distill, evaluate, export
     from datafree.errors import DatafreeError
     from datafree.networks.load import NetworkSpec
+    from datafree.recipe.training import Training
     from datafree.tasks import Classification, Detection, Segmentation
     from datafree.tasks.base import Scores
-    from datafree.training import Training
 
 _HOMES = {
     **dict.fromkeys(("Result", "distill", "evaluate", "export"), "datafree.api"),
@@ -24,7 +22,7 @@ _HOMES = {
     "DatafreeError": "datafree.errors",
     "NetworkSpec": "datafree.networks.load",
     "Scores": "datafree.tasks.base",
-    "Training": "datafree.training",
+    "Training": "datafree.recipe.training",
 }
 __all__ = [
     "Classification",
@@ -42,6 +40,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return metadata.version("datafree")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found: object = getattr(import_module(_HOMES[name]), name)

@@ -31,7 +31,7 @@ from torch import nn
 from datafree.config.schema import Invalid
 from datafree.deploy.export_run import Exported, export_run
 from datafree.engine.build_networks import Given, prepare
-from datafree.engine.loop import Progress
+from datafree.engine.progress import Progress
 from datafree.engine.stopping import Stop, parse_time
 from datafree.errors import NetworkError, RecipeError
 from datafree.evaluation.scoring import evaluate as score
@@ -40,12 +40,12 @@ from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
-from datafree.recipe import make_recipe
+from datafree.recipe.recipe import make_recipe
+from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Scores, Task
-from datafree.training import Training
-from datafree.wording import show
+from datafree.text import show
 
 Network = str | NetworkSpec | Mapping[str, Any] | nn.Module
 """A network's name as in recipes, a NetworkSpec, its section as a mapping, or the network itself, which may also stand

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 
 from datafree.distributed import replicas
 from datafree.engine import heldout
+from datafree.engine.artifacts import describe_teacher, save_artefacts, save_calibration
 from datafree.engine.build_networks import (
     NOTHING_GIVEN,
     Given,
@@ -21,23 +22,22 @@ from datafree.engine.build_networks import (
     require_weights,
     with_student,
 )
-from datafree.engine.loop import Chosen, Progress, distill
+from datafree.engine.loop import Chosen, distill
+from datafree.engine.progress import Progress
 from datafree.errors import RunError
-from datafree.evaluation.finished_run import describe_teacher, save_calibration
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
-from datafree.profiling.batch_size import with_batch_size
-from datafree.recipe import Recipe, dump
+from datafree.preflight.cost.batch_size import with_batch_size
+from datafree.recipe.recipe import Recipe, dump
+from datafree.recipe.training import Training
 from datafree.report.live_writer import page_kept
 from datafree.report.profile import measure
 from datafree.report.run_reader import MEASURED
-from datafree.sources.base import ImageSource
 from datafree.storage.run_directory import Run
 from datafree.storage.shared_run import SharedRun, open_run
-from datafree.tasks.base import Scores
-from datafree.training import Training
+from datafree.tasks.base import Scores, relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,20 +177,6 @@ def _carry_out(
         },
     )
     return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes, student=student)
-
-
-def relative(scores: Mapping[str, Scores]) -> dict[str, float]:
-    """The student's share of each of the teacher's figures, CGDD's "relative accuracy"; empty without both."""
-    if not {"teacher", "student"} <= scores.keys():
-        return {}
-    ours, theirs = scores["student"].values, scores["teacher"].values
-    return {name: ours[name] / theirs[name] for name in ours if theirs.get(name)}
-
-
-def save_artefacts(source: ImageSource, folder: Path) -> None:
-    """Write the networks that `source` has trained, such as generator.safetensors, into `folder`."""
-    for name, network in source.artefacts().items():
-        save_weights(network, folder / f"{name}.safetensors")
 
 
 def _how_chosen(chosen: Chosen, training: Training) -> str:

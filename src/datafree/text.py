@@ -1,27 +1,16 @@
-"""Figures as people read them in a terminal."""
+"""How values are shown: numbers and sizes in a terminal, values and near names in an error."""
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datafree.tasks.base import Scores
+    pass
 
 _KNOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}
-
-
-def score_table(scores: dict[str, Scores]) -> str:
-    """Scores in percent, a row for each network, and the student's share of the teacher's."""
-    names = list(next(iter(scores.values())).values)
-    rows = [["", *map(readable, names)]]
-    rows += [[who, *(percent(score.values[name]) for name in names)] for who, score in scores.items()]
-    if "teacher" in scores and "student" in scores:
-        from datafree.run import relative
-
-        shares = relative(scores)
-        rows.append(["student / teacher", *(percent(shares.get(name, math.nan)) for name in names)])
-    return table(rows)
 
 
 def table(rows: list[list[str]]) -> str:
@@ -62,3 +51,21 @@ def time(seconds: float) -> str:
     if seconds < 2 * 3600:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.0f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def show(value: object) -> str:
+    """A value as an error shows it: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """A hint to append, or nothing."""
+    close = difflib.get_close_matches(str(name)[:64], list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    printable = "".join(c if c.isprintable() else " " for c in str(error)[:2000])  # no terminal codes
+    text = " ".join(printable.split())
+    return f"{type(error).__name__}: {text[:200]}{'...' if len(text) > 200 else ''}".removesuffix(": ")

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from datafree.cli.display import Bar, Lines, clock_time, describe, display, figures
-from datafree.engine.loop import Progress
+from datafree.engine.progress import Progress
 
 
 def progress(step: int, *, first: int = 0, last: int = 1000, rate: float = 10.0, **values: float) -> Progress:

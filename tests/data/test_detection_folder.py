@@ -18,7 +18,7 @@ from PIL import Image
 from datafree.data import detection_folder
 from datafree.data.coco_yolo import coco_json, read_coco, read_yolo, yolo_line, yolo_text
 from datafree.data.detection_folder import BoxFolder
-from datafree.data.unlabelled import NothingToScore
+from datafree.data.labelled import NothingToScore
 from datafree.errors import DataError
 
 NAMES = ["cell", "dog", "owl"]

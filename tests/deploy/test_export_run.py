@@ -20,16 +20,18 @@ from torch import Tensor, nn
 from datafree.config import schema
 from datafree.deploy import export_run as module
 from datafree.deploy.export_run import Exported, export_run
+from datafree.engine.artifacts import CALIBRATION, describe_teacher, save_calibration
 from datafree.errors import DataError, DatafreeError, NetworkError, RunError
-from datafree.evaluation.finished_run import CALIBRATION, describe_teacher, load_onnx, load_student, save_calibration
+from datafree.evaluation.finished_run import load_onnx, load_student
 from datafree.evaluation.scoring import evaluate, evaluate_run
 from datafree.networks.checkpoints.weights import save_weights
-from datafree.networks.detectors import Detector, Predictions
+from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx
 from datafree.networks.unet import unet
 from datafree.ops.detections import detect
+from datafree.ops.predictions import Predictions
 from datafree.run import run_recipe
 from datafree.tasks.detection import Detection
 from recipes import load, write_teacher

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from datafree.data.images import to_image
 from datafree.deploy.export_run import Exported, export_run
+from datafree.engine.artifacts import save_calibration
 from datafree.errors import DataError, NetworkError
-from datafree.evaluation.finished_run import save_calibration
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import OnnxNetwork

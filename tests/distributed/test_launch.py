@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from datafree.config import yaml
-from datafree.recipe import dump
+from datafree.recipe.recipe import dump
 from small_runs import recipe_for
 
 SLOW = pytest.mark.slow

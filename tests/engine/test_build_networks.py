@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from datafree.api import distill
 from datafree.engine.build_networks import prepare, require_gradients
 from datafree.errors import NetworkError
-from datafree.networks.detectors import Detector, Heads, Predictions
+from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled
+from datafree.ops.predictions import Heads, Predictions
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.sources.cgdd import Cgdd

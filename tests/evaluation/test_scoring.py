@@ -14,7 +14,7 @@ from datafree.errors import DatafreeError, NetworkError, RecipeError, RunError, 
 from datafree.evaluation.scoring import agreement, agreement_of_run, evaluate, evaluate_run
 from datafree.networks.normalized import Normalized
 from datafree.networks.unet import unet
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation

@@ -25,7 +25,7 @@ from PIL import Image
 from datafree.config import yaml
 from datafree.data.images import UnreadableImage, read_image, read_stored
 from datafree.errors import DatafreeError, RunError
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.storage.run_directory import Run

@@ -17,10 +17,10 @@ from datafree.engine.recovery import Coping
 from datafree.engine.student_step import Learner
 from datafree.errors import TrainingError
 from datafree.evaluation.scoring import evaluate
+from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.sources.base import Batch
 from datafree.tasks.classification import Classification
-from datafree.training import Training
 from small_runs import labelled, recipe_for
 from thorough import some
 

@@ -132,7 +132,7 @@ def test_a_run_that_goes_back_without_a_lower_rate_ends_as_if_nothing_had_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Networks, optimisers, averages, logs and random states all are those of the state it goes back to."""
-    monkeypatch.setattr("datafree.training.Training.lr_at", lambda self, step: 1e-3)
+    monkeypatch.setattr("datafree.recipe.training.Training.lr_at", lambda self, step: 1e-3)
     run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "unbroken")
     recipe = recipe_for(tmp_path, {"method": "dfad"})
     injected.at_step(monkeypatch, recipe.source, 8, injected.in_student, times=1)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from datafree.config import yaml
 from datafree.errors import Interrupted, RunError
-from datafree.recipe import dump
+from datafree.recipe.recipe import dump
 from datafree.run import run_recipe
 from datafree.storage import checkpoint
 from datafree.storage.lock import Lock

@@ -15,7 +15,7 @@ import pytest
 
 from datafree.config import yaml
 from datafree.errors import Interrupted
-from datafree.recipe import Recipe, dump
+from datafree.recipe.recipe import Recipe, dump
 from datafree.run import run_recipe
 from small_runs import assert_same, everything, labelled, recipe_for, stop_after
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import TrainingError
-from datafree.health.guard import Guard, signals
+from datafree.health.guard import Guard
+from datafree.health.signals import signals
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 

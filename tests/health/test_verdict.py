@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datafree.health.verdict import SIGNALS, State, Turns, judge
 from datafree.networks.generators import ResizeGenerator
-from datafree.recipe import load_recipe
+from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
 from datafree.sources.dataset import Dataset
 from recipes import changed, load, write_teacher

@@ -26,12 +26,12 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, batched_nms, 
 from datafree.errors import NetworkError
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.checkpoints.weights import load_weights, save_weights
-from datafree.networks.detectors import Predictions, joined
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.torchvision_detectors import adapt, is_torchvision_detector
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled, pack
+from datafree.ops.predictions import Predictions, joined
 from datafree.tasks.detection import Detection
 
 SIZE = 64  # pixels

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from datafree.ops import augment, boxes, modes
+from datafree.ops import augment, boxes, detections, modes
 from datafree.ops.augment import Move
 from datafree.ops.boxes import NONE
 from datafree.ops.detections import Detections
@@ -338,7 +338,7 @@ def test_no_images_have_no_boxes(frequencies: tuple[int, ...]) -> None:
 def test_false_positives_become_boxes_as_in_a_loop_over_them(seed: int, number: int, most: int) -> None:
     size = (40, 60)
     targets, found = at_random(3, number, size, seed), found_at_random(3, most, size, seed + 1)
-    grown = boxes.with_seen(targets, found, size=size)
+    grown = detections.with_seen(targets, found, size=size)
     for before, after, one in zip(targets, grown, found, strict=True):
         expected = before.clone()
         held = before[before[:, 0] >= 0]
@@ -370,7 +370,7 @@ def test_each_limit_of_false_positive_sampling_can_be_set() -> None:
     }
     changed = {"": {}, "least": {"least": 0.6}, "overlap": {"overlap": 1 / 3}, "area": {"area": (0.005, 1.0)}}
     for name, options in changed.items():
-        grown = boxes.with_seen(targets, [one], size=(50, 50), **options)  # type: ignore[arg-type]
+        grown = detections.with_seen(targets, [one], size=(50, 50), **options)  # type: ignore[arg-type]
         assert [int(row[0]) for row in grown[0, 1:] if row[0] != NONE] == added[name], name
 
 
@@ -382,7 +382,7 @@ def test_the_surest_go_first_where_rows_are_few_and_no_box_is_overwritten() -> N
         scores=torch.tensor([0.5, 0.9, 0.7]),
         places=torch.zeros(3, dtype=torch.int64),
     )
-    grown = boxes.with_seen(targets, [one], size=(40, 40))
+    grown = detections.with_seen(targets, [one], size=(40, 40))
     assert grown[0].tolist() == [[0, 0, 0, 9, 9], [4, 20, 20, 30, 30], [-2, 0, 0, 30, 30]]
 
 
@@ -393,7 +393,7 @@ def test_boxes_that_nothing_confirms_are_dropped_as_in_a_loop_over_them(
 ) -> None:
     size = (40, 60)
     targets, found = at_random(3, number, size, seed), found_at_random(3, most, size, seed + 1)
-    left = boxes.confirmed(targets, found, keep=keep)
+    left = detections.confirmed(targets, found, keep=keep)
     for before, after, one in zip(targets, left, found, strict=True):
         good = ((one.boxes[:, 2:] - one.boxes[:, :2]) >= 1).all(1)
         best = {}
@@ -418,7 +418,7 @@ def test_a_box_is_confirmed_by_any_class_and_the_nearest_stays_where_none_is() -
             scores=torch.ones(len(found)),
             places=torch.zeros(len(found), dtype=torch.int64),
         )
-        return [int(row[0]) for row in boxes.confirmed(targets, [one])[0] if row[0] != NONE]
+        return [int(row[0]) for row in detections.confirmed(targets, [one])[0] if row[0] != NONE]
 
     assert seen([0, 0, 10, 9], [0, 21, 10, 30]) == [0, 2]
     assert seen([25, 0, 45, 10]) == [1]  # IoU 1/5

@@ -8,8 +8,8 @@ from torch import Tensor
 from torchvision.models.detection import ssd
 from torchvision.ops import box_iou
 
-from datafree.networks.detectors import Predictions
 from datafree.ops.detections import BEFORE_NMS, Detections, agreement, detect
+from datafree.ops.predictions import Predictions
 
 SIZE = (60, 90)
 Row = tuple[float, int, int]  # score, class, location

@@ -19,12 +19,12 @@ from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes, moments
 from datafree.ops.performance import Speed
+from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
-from datafree.sources.parts.lowest import Lowest
+from datafree.sources.parts.pixel_optimizer import Lowest
 from datafree.tasks.base import Task
-from datafree.training import Training
 from recipes import VALID, faults, load
 from small_runs import recipe_for, stop_after
 from test_contract import make_network, make_source, make_task

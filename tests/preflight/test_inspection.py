@@ -23,20 +23,20 @@ from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.preflight.cost import estimate
+from datafree.preflight.cost.activation_memory import watched_memory
+from datafree.preflight.cost.estimate import TeacherCost, calibration, run_cost
 from datafree.preflight.inspection import Inspection, inspect_teacher
 from datafree.preflight.subject import classes_of
 from datafree.preflight.suitability import BatchNorm, applies, count_batchnorm
-from datafree.profiling import estimate
-from datafree.profiling.activation_memory import watched_memory
-from datafree.profiling.estimate import TeacherCost, calibration, run_cost
-from datafree.recipe import FAMILIES, SOURCE
+from datafree.recipe.recipe import FAMILIES, SOURCE
+from datafree.recipe.training import Training
 from datafree.sources import SOURCES
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
 from datafree.text import size, time
-from datafree.training import Training
 from recipes import VALID, small, sources, write
 from thorough import some
 

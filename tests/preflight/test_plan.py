@@ -22,18 +22,18 @@ from datafree.networks import features
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.preflight.cost import estimate
+from datafree.preflight.cost.calibration import Work, banks_of
+from datafree.preflight.cost.pass_cost import Cost, cost_of, watched_passes
 from datafree.preflight.plan import WAIT, Plan, divided, parse_link, plan, rounds, together
-from datafree.profiling import estimate
-from datafree.profiling.calibration import Work, banks_of
-from datafree.profiling.pass_cost import Cost, cost_of, watched_passes
-from datafree.recipe import Recipe, dump, load_recipe
+from datafree.recipe.recipe import Recipe, dump, load_recipe
+from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.sources.inversion import Inversion
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
 from datafree.storage.run_directory import Run
 from datafree.synthesis.synthesize import synthesize
-from datafree.training import Training
 from recipes import write
 from small_runs import recipe_for
 from thorough import some
@@ -162,7 +162,7 @@ class Slow(nn.Module):
 
 def test_a_pass_is_timed_forward_and_back_and_what_is_between_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("datafree.profiling.pass_cost.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("datafree.preflight.cost.pass_cost.time.perf_counter", lambda: clock[0])
     first, second = replicas.share(Slow(clock)), replicas.share(Slow(clock))
 
     def work() -> None:

@@ -18,7 +18,7 @@ from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.ops import modes
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
 from datafree.run import run_recipe
 from datafree.sources import Cgdd
 from datafree.sources.base import Setting

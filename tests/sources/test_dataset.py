@@ -15,7 +15,7 @@ from torch import nn
 
 from datafree.errors import DataError, Interrupted
 from datafree.networks.darknet.yolov3 import yolov3
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
 from datafree.run import run_recipe
 from datafree.sources.base import Batch, Setting
 from datafree.sources.dataset import Dataset

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from datafree.data.images import to_tensor
 from datafree.data.visualize import class_colours, draw_targets
-from datafree.engine.loop import Progress
+from datafree.engine.progress import Progress
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops.boxes import unpack
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.sources.inversion import Inversion
 from datafree.sources.parts.image_pool import Stock

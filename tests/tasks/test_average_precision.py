@@ -14,9 +14,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from datafree.errors import DataError
-from datafree.networks.detectors import Predictions
 from datafree.ops import boxes
 from datafree.ops.detections import detect
+from datafree.ops.predictions import Predictions
 from datafree.tasks.average_precision import AveragePrecision
 
 SIZE = (64, 96)

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.errors import DataError, NetworkError
-from datafree.networks.detectors import Detector, Heads, Predictions, described, joined
+from datafree.networks.detectors import Detector
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import augment, boxes
 from datafree.ops.boxes import Labelled
+from datafree.ops.predictions import Heads, Predictions, described, joined
 from datafree.tasks import TASKS
 from datafree.tasks.detection import Detection
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from datafree.config import yaml
 from datafree.networks.load import network_names
-from datafree.recipe import SOURCE, TASK, packaged_recipes
-from datafree.wording import show
+from datafree.recipe.recipe import SOURCE, TASK, packaged_recipes
+from datafree.text import show
 
 
 def listing() -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from datafree.text import percent, readable, table
 
 if TYPE_CHECKING:
-    from datafree.recipe import Recipe
+    from datafree.recipe.recipe import Recipe
     from datafree.run import Outcome
 
 # task -> recipes, each with what makes it short: the method's, then the baseline that must lose

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
+from datafree.engine.progress import FIRST
+
 if TYPE_CHECKING:
-    from datafree.engine.loop import Progress
+    from datafree.engine.progress import Progress
 
 QUIET_FOR = 10.0  # seconds between lines, at first; later a twentieth of the time already spent
 FIGURES = 4  # shown; a run's metrics.jsonl holds all that are logged, a data set's records all of their shards
-FIRST = ("loss", "class_balance", "pixel_diversity", "teacher_ap50", "verifier_ap50")  # of these, where they are logged
 
 
 class Display(Protocol):

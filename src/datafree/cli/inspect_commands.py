@@ -54,7 +54,7 @@ def plan(
     from datafree.cli.plan_text import plan_text
     from datafree.preflight.plan import parse_link
     from datafree.preflight.plan import plan as make
-    from datafree.recipe import load_recipe
+    from datafree.recipe.recipe import load_recipe
 
     speed = parse_link(link)
     made = make(load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)]), images, speed)

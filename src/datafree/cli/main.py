@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from datafree import __version__
 from datafree.cli.demo import DEMO_TEXT, DEMOS, demo_table
 from datafree.cli.inspect_commands import inspect, list_, plan
 from datafree.cli.parameters import (
@@ -27,16 +27,16 @@ from datafree.cli.parameters import (
     StudentCode,
     TaskCode,
 )
+from datafree.cli.score_table import score_table
 from datafree.config.overrides import student_overrides
 from datafree.distributed.launch import first, launch, launched, let_the_first_speak
 from datafree.engine.stopping import Stop, parse_time, stopping
 from datafree.errors import DatafreeError, Interrupted, RecipeError
 from datafree.storage import strict_json
-from datafree.text import percent, score_table, table
-from datafree.wording import did_you_mean, show
+from datafree.text import did_you_mean, percent, show, table
 
 if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
-    from datafree.recipe import Recipe
+    from datafree.recipe.recipe import Recipe
     from datafree.run import Outcome
 
 app = typer.Typer(
@@ -77,7 +77,7 @@ def error_lines(error: DatafreeError) -> list[str]:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"datafree {__version__}")
+        print(f"datafree {metadata.version('datafree')}")
         raise typer.Exit
 
 
@@ -106,7 +106,7 @@ def distill(
     changes = [*(overrides or []), *student_overrides(student, compress)]
     _share(processes, recipe, changes)
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
-        from datafree.recipe import load_recipe
+        from datafree.recipe.recipe import load_recipe
 
         loaded = load_recipe(recipe, changes)
         outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet)
@@ -123,7 +123,7 @@ def _share(processes: int, recipe: str, overrides: list[str]) -> None:
     """Leave the work to as many processes as the user wants, if this is none of them already."""
     if processes == 1 or launched():
         return
-    from datafree.recipe import load_recipe
+    from datafree.recipe.recipe import load_recipe
 
     load_recipe(recipe, overrides)  # what is wrong with it is said at once, and once
     raise typer.Exit(launch(processes, sys.argv[1:]))
@@ -142,7 +142,7 @@ def evaluate(
 ) -> None:
     """Score a run's student on labelled data, or compare it with its teacher on images of any kind."""
     from datafree.evaluation.scoring import agreement_of_run, evaluate_run
-    from datafree.recipe import load_recipe
+    from datafree.recipe.recipe import load_recipe
 
     if (images is None) != (teacher is None) or (data is None and images is None):
         raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])
@@ -184,8 +184,8 @@ def synthesize(
     _share(processes, recipe, overrides or [])
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.cli.display import display
-        from datafree.recipe import load_recipe
-        from datafree.synthesis.object_store.bucket import placed
+        from datafree.config.paths import placed
+        from datafree.recipe.recipe import load_recipe
         from datafree.synthesis.synthesize import synthesize as make
         from datafree.synthesis.synthesize import verify as check
 
@@ -287,7 +287,7 @@ def demo(
         raise RecipeError([f"there is no demo for the task {show(task)}{hint}"])
     print(DEMO_TEXT, file=sys.stderr)
     with stopping(None) as stop:
-        from datafree.recipe import load_recipe
+        from datafree.recipe.recipe import load_recipe
 
         recipes = [load_recipe(name, short if quick else []) for name, short in DEMOS[task].items()]
         outcomes = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from datafree.config import yaml
 from datafree.errors import RunError
-from datafree.wording import show
+from datafree.text import show
 
 _SHOWN = 5  # keys in which two recipes differ
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from datafree.config import yaml
 from datafree.errors import RecipeError
-from datafree.wording import show
+from datafree.text import show
 
 
 def apply_override(given: dict[str, Any], override: str) -> None:

@@ -10,11 +10,12 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from datafree.synthesis.object_store.bucket import is_url
-from datafree.wording import show
+from datafree.text import show
 
 BUILTIN = "builtin:"
 
+URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_LOCAL = ("file", "local")  # protocols of this machine's files
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _HINTS = {"DATAFREE_DATA": "; set it to the folder that holds your data sets: export DATAFREE_DATA=/path/to/data"}
 
@@ -45,7 +46,7 @@ def shorten(path: Path) -> str:
 
 def builtin_folder() -> Path:
     """The folder of the example that comes with the package."""
-    return Path(str(resources.files("datafree") / "example"))
+    return Path(str(resources.files("datafree") / "builtin" / "data"))
 
 
 def _expand_builtin(given: str) -> Path:
@@ -60,3 +61,16 @@ def _expand_builtin(given: str) -> Path:
 
 def _name(match: re.Match[str]) -> str:
     return match[1] or match[2]
+
+
+def is_url(text: str) -> bool:
+    """Whether a place is written as a URL, and so not as a path."""
+    return URL.fullmatch(text) is not None
+
+
+def placed(text: str) -> Path | str:
+    """The place that a user has written: a path, also of a `file://` URL, or a URL."""
+    found = URL.fullmatch(text)
+    if found is None:
+        return Path(text)
+    return Path(found[2]) if found[1].lower() in _LOCAL else text

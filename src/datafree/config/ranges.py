@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datafree.wording import show
+from datafree.text import show
 
 _AT_LEAST: dict[str, int] = {"num_classes": 1, "warmup": 0, "update_every": 0, "weight_decay": 0, "seed": 0}
 _AT_LEAST |= dict.fromkeys(("steps", "batch_size", "log_every", "save_every", "picture_every"), 1)

@@ -23,7 +23,7 @@ from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnno
 from datafree.config import paths
 from datafree.config.ranges import out_of_range
 from datafree.errors import DatafreeError
-from datafree.wording import did_you_mean, show
+from datafree.text import did_you_mean, show
 
 
 class Fault(NamedTuple):

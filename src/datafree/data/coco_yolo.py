@@ -14,7 +14,7 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from datafree.errors import DataError
-from datafree.wording import show
+from datafree.text import show
 
 BEYOND = 1.0  # pixels that a box may reach over the image's edge, by rounding; it is cut there
 

@@ -29,11 +29,10 @@ from datafree.data.detection_paths import (
     split_folder,
 )
 from datafree.data.image_sizes import check_sizes, other_size
-from datafree.data.labelled import names_file, read_names, stream
-from datafree.data.unlabelled import NothingToScore
+from datafree.data.labelled import NothingToScore, names_file, read_names, stream
 from datafree.errors import DataError
 from datafree.ops import boxes
-from datafree.wording import one_line, show
+from datafree.text import one_line, show
 
 _MOST_JSON, _MOST_TEXT = 2 * 10**9, 10**7  # bytes that a file may have
 

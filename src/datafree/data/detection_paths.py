@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datafree.errors import DataError
-from datafree.wording import show
+from datafree.text import show
 
 _LAYOUT = (
     "images and a COCO file (annotations.json, instances_*.json, annotations/instances_*.json or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -67,3 +68,28 @@ def read_names(file: Path) -> list[str]:
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{file} names the class {twice!r} twice; give each class its own name")
     return names
+
+
+class LabelledData(Protocol):
+    """Labelled images for scoring; streams, never loads a folder whole."""
+
+    class_names: list[str]  # C names
+    skipped: list[str]  # images that could not be read, each with its reason; grows while batches are read
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images (B, 3, H, W) float32 in [0, 1] and their targets."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """One image (3, H, W) float32 in [0, 1] and its target, in any order. Raises UnreadableImage."""
+        ...
+
+
+class NothingToScore(DataError):
+    """Data that is sound, but in which nothing is labelled. `data` is it, opened, for who wants its images."""
+
+    def __init__(self, text: str, data: LabelledData) -> None:
+        self.data = data
+        super().__init__(text)

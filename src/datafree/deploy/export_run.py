@@ -26,22 +26,24 @@ from torch import Tensor, nn
 
 from datafree.config import schema
 from datafree.data import images as image_files
+from datafree.data.labelled import LabelledData
 from datafree.deploy.model_card import Export, Int8, model_card, public
 from datafree.deploy.quantize import quantize
+from datafree.engine.artifacts import CALIBRATION
 from datafree.errors import DataError, NetworkError, RunError
-from datafree.evaluation.finished_run import CALIBRATION, Record, Student, load_student, read_record
+from datafree.evaluation.finished_run import Record, Student, load_student, read_record
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import read_tensors, save_weights
-from datafree.networks.detectors import Predictions
 from datafree.networks.instances import is_live
 from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
-from datafree.recipe import FAMILIES
+from datafree.ops.predictions import Predictions
+from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
 from datafree.storage.atomic import write_whole
 from datafree.storage.environment import environment
-from datafree.tasks.base import LabelledData, Scores, Task
-from datafree.wording import one_line
+from datafree.tasks.base import Scores, Task
+from datafree.text import one_line
 
 CALIBRATED_ON = 256  # images at most
 

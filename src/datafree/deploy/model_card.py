@@ -16,7 +16,7 @@ from datafree.config import yaml
 from datafree.deploy.snippets import load_snippet, onnx_snippet
 from datafree.evaluation.finished_run import Record, Student, mapping, number
 from datafree.networks.detectors import Detector
-from datafree.recipe import TASK
+from datafree.recipe.recipe import TASK
 from datafree.tasks.base import Scores
 
 _TASKS = {  # kind -> the Hub's name for it, what a card calls such a network

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datafree.errors import DataError, NetworkError
 from datafree.networks.onnx import require, silence
-from datafree.wording import one_line
+from datafree.text import one_line
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights
 

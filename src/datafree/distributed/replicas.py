@@ -28,8 +28,8 @@ from torch.overrides import TorchFunctionMode
 
 from datafree.distributed import collectives
 from datafree.errors import DatafreeError
-from datafree.networks.detectors import Predictions
-from datafree.wording import one_line
+from datafree.ops.predictions import Predictions
+from datafree.text import one_line
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 ResultT = TypeVar("ResultT")

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError
-from datafree.networks.detectors import Predictions
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
 from datafree.networks.instances import is_live
@@ -22,10 +21,11 @@ from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.ops import boxes, modes
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.recipe import Recipe
+from datafree.ops.predictions import Predictions
+from datafree.recipe.recipe import Recipe
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.wording import show
+from datafree.text import show
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,31 +18,18 @@ from datafree.distributed import replicas
 from datafree.engine import heldout, out_of_memory
 from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.out_of_memory import OutOfMemory
+from datafree.engine.progress import SAVED_WITHIN, Progress
 from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Coping
 from datafree.engine.student_step import Learner
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.health.verdict import Turns
 from datafree.networks import features
 from datafree.ops import modes
+from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
 from datafree.storage.run_directory import Run
 from datafree.storage.shared_run import SharedRun
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.training import Training
-
-SAVED_WITHIN = 600  # seconds: the state is saved at least so often, however long `save_every` steps take
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is, for displays."""
-
-    phase: Literal["warm-up", "training", "images"]  # images: a data set, counted in images and not in steps
-    step: int
-    first: int  # -warmup
-    last: int  # steps
-    rate: float  # steps (images) a second in this phase and this process; 0 when not yet known
-    values: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.distributed import replicas
-from datafree.networks.detectors import Predictions
 from datafree.ops import modes
+from datafree.ops.predictions import answer_tensors
 
 SHOWN = "the images that the teacher is shown"
 ANSWERED = "the teacher's answers"
@@ -130,11 +130,6 @@ def _total(floats: list[Tensor]) -> Tensor:
     if floats[0].is_cuda:
         return nn.utils.get_total_norm(floats).float()
     return torch.stack([tensor.sum(dtype=torch.float32) for tensor in floats]).sum()
-
-
-def answer_tensors(outputs: Any) -> list[Tensor]:
-    """What of a network's answer must be finite: a tensor, or a detector's heads and scores."""
-    return [*outputs.heads, outputs.scores] if isinstance(outputs, Predictions) else [outputs]
 
 
 def _numbers(value: Any, where: str = "") -> Iterable[tuple[str, Tensor | float]]:

@@ -15,8 +15,8 @@ from datafree.engine import out_of_memory
 from datafree.engine.nonfinite import ANSWERED, NotFinite
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import TrainingError
+from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
-from datafree.training import Training
 
 SOURCE_UPDATE = "the source's update"
 STUDENT_STEP = "the student's step"

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from datafree.errors import RecipeError
-from datafree.wording import show
+from datafree.text import show
 
 
 def parse_time(text: str) -> float:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datafree.engine.nonfinite import Watch, answer_tensors
+from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Coping
 from datafree.networks import features
 from datafree.networks.normalized import bare
 from datafree.ops import augment
+from datafree.ops.predictions import answer_tensors
+from datafree.recipe.training import Training
 from datafree.sources.base import Batch
 from datafree.tasks.base import Task
-from datafree.training import Training
 
 
 @dataclass(kw_only=True)

@@ -5,32 +5,26 @@ A run directory is not trusted: it can neither name code to import nor have anyt
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datafree.config import schema, yaml
 from datafree.errors import NetworkError, RunError
 from datafree.networks.checkpoints.weights import load_weights
-from datafree.networks.exported.program import Program
 from datafree.networks.load import NetworkSpec, adapted, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.pretrained import PRETRAINED
-from datafree.recipe import FAMILIES, TASK
-from datafree.storage.atomic import write_whole
+from datafree.recipe.recipe import FAMILIES, TASK
 from datafree.tasks import TASKS
 from datafree.tasks.base import Scores, Task
-from datafree.wording import show
+from datafree.text import show
 
-CALIBRATION = "calibration.safetensors"  # of a run: `images` (N, 3, H, W) uint8, held out by its source
 _MAX_BYTES = 10_000_000  # of a file that a run directory describes itself with
 
 
@@ -129,18 +123,6 @@ def read_record(run: Path) -> Record:
     )
 
 
-def save_calibration(images: Tensor, run: Path) -> None:
-    """Keep images (N, 3, H, W) in [0, 1] in a run's directory, as 8-bit ones, for who quantises its student later.
-
-    Raises RunError if they cannot be written.
-    """
-    content = safetensors.torch.save({"images": (images.detach().cpu().clamp(0, 1) * 255).round().byte().contiguous()})
-    try:
-        write_whole(run / CALIBRATION, content)
-    except OSError as error:
-        raise RunError(f"cannot write {run / CALIBRATION}: {error.strerror}; free some space") from error
-
-
 def read_task(section: Mapping[str, Any], task: str | None, where: str) -> Task:
     """The task of a section found at `where`; `task` names its class if it is none of datafree's. Raises RunError."""
     section = {**section, "kind": task or section.get("kind")}
@@ -168,34 +150,6 @@ def number(value: object) -> float | None:
     """`value` if it is a number of a sensible size, else None: for parts of a file that may be of another form."""
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
     return float(value) if good and isinstance(value, (int, float)) else None
-
-
-def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
-    """What a student's card says of its teacher: plain values.
-
-    `sha256` is that of the weights file; of a teacher without one, that of its tensors as a safetensors file.
-    """
-    inner = bare(network)
-    file = inner.path if isinstance(inner, Program) else spec.weights
-    if file is not None:
-        with file.open("rb") as content:
-            digest, of = hashlib.file_digest(content, "sha256").hexdigest(), "file"
-    else:
-        tensors = {
-            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-            for name, value in inner.state_dict().items()
-            if isinstance(value, Tensor)
-        }
-        digest, of = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest(), "tensors"
-    return {
-        "network": Path(spec.network).name if spec.is_program else spec.network,
-        "args": schema.plain(spec.args),
-        "weights": None if file is None else file.name,
-        "sha256": digest,
-        "sha256_of": of,
-        "parameters": sum(parameter.numel() for parameter in inner.parameters()),
-        "licence": spec.licence,
-    }
 
 
 def _read_description(run: Path) -> dict[str, Any]:

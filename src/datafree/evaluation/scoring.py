@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.images import fit, list_images, read_image, to_tensor
+from datafree.data.labelled import LabelledData
 from datafree.engine import out_of_memory
 from datafree.engine.build_networks import prepare, require_weights
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import Interrupted, TrainingError
 from datafree.evaluation.finished_run import load_onnx, load_student
 from datafree.ops import modes
-from datafree.recipe import Recipe
-from datafree.tasks.base import LabelledData, Scores, Task
+from datafree.recipe.recipe import Recipe
+from datafree.tasks.base import Scores, Task
 
 
 @torch.no_grad()

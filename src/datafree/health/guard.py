@@ -12,29 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from datafree.errors import TrainingError
+from datafree.health.signals import signals
 from datafree.tasks.base import Task
-
-
-@torch.no_grad()
-def signals(task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
-    """What a batch looks like, and to the teacher: detached scalars in [0, 1].
-
-    class_balance: entropy of the classes named (hard answers), over that of all classes alike; 0 = one class only.
-    confidence: mean probability of the class named.
-    pixel_diversity: mean over pixels and channels of the standard deviation between images; 0 = all images alike.
-    """
-    probs = task.class_probs(outputs)  # (N, C)
-    best, named = probs.max(1)
-    shares = torch.bincount(named, minlength=probs.shape[1]).float() / len(named)
-    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
-    spread = images.float().std(0, correction=0).mean() if len(images) > 1 else images.new_zeros(())
-    classes = probs.shape[1]
-    balance = entropy / math.log(classes) if classes > 1 else torch.ones_like(entropy)  # one class: nothing to tell
-    return {"class_balance": balance, "confidence": best.mean(), "pixel_diversity": spread}
 
 
 class Stateful(Protocol):

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.distributed import replicas
-from datafree.health import guard
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.features import last_layers
 from datafree.networks.normalized import bare
@@ -33,7 +32,7 @@ CORRUPTED = 32  # images of these at most are looked at again, corrupted
 def checkup(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) -> dict[str, float]:
     """The signals that `images` (B, 3, H, W) in [0, 1] give, made of the teacher or held out; B at least 1.
 
-    held_out_class_balance, held_out_confidence, held_out_pixel_diversity: `health.signals` of the teacher's answers.
+    held_out_class_balance, held_out_confidence, held_out_pixel_diversity: `signals` of the teacher's answers.
     held_out_feature_diversity: mean cosine distance of two images in the teacher's deepest features; 0 = all alike.
     statistics_distance: of the inputs of its BatchNorm layers from what they have kept, in standard deviations.
     agreement: of student and teacher, in [0, 1], as `Task.agreement` measures it; agreement_corrupted: the same on mild
@@ -44,7 +43,7 @@ def checkup(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) 
     """
     with modes.frozen(teacher, student), watched_features(teacher, images) as seen, watched_moments(teacher) as moments:
         answers = _answers(task, teacher, images)
-        found = {f"held_out_{name}": float(value) for name, value in guard.signals(task, images, answers).items()}
+        found = {f"held_out_{name}": float(value) for name, value in signals(task, images, answers).items()}
         if seen and len(images) > 1:
             found["held_out_feature_diversity"] = float(diversity(torch.cat(seen)))
         if moments:
@@ -179,3 +178,21 @@ def statistics_distance(network: nn.Module, moments: dict[str, Moments]) -> floa
         apart = ((seen.mean - mean.float()).square() + (now - kept).square()).sqrt() / kept  # (K,)
         distances.append(apart.median())
     return float(torch.stack(distances).mean())
+
+
+@torch.no_grad()
+def signals(task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+    """What a batch looks like, and to the teacher: detached scalars in [0, 1].
+
+    class_balance: entropy of the classes named (hard answers), over that of all classes alike; 0 = one class only.
+    confidence: mean probability of the class named.
+    pixel_diversity: mean over pixels and channels of the standard deviation between images; 0 = all images alike.
+    """
+    probs = task.class_probs(outputs)  # (N, C)
+    best, named = probs.max(1)
+    shares = torch.bincount(named, minlength=probs.shape[1]).float() / len(named)
+    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    spread = images.float().std(0, correction=0).mean() if len(images) > 1 else images.new_zeros(())
+    classes = probs.shape[1]
+    balance = entropy / math.log(classes) if classes > 1 else torch.ones_like(entropy)  # one class: nothing to tell
+    return {"class_balance": balance, "confidence": best.mean(), "pixel_diversity": spread}

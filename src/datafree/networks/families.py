@@ -26,7 +26,7 @@ from datafree.networks.normalized import bare
 from datafree.networks.pretrained import PRETRAINED
 from datafree.ops import modes
 from datafree.tasks.base import Task
-from datafree.wording import show
+from datafree.text import show
 
 AUTO = "auto"
 _COMPRESS = 4.0

@@ -20,7 +20,7 @@ from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.pretrained import in_its_own_words, within_reach
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
-from datafree.wording import one_line
+from datafree.text import one_line
 
 _DATAFREE: dict[str, Callable[..., nn.Module]] = {"resnet": resnet, "unet": unet, "yolov3": yolov3}
 _SMP = (  # architectures of segmentation_models_pytorch

@@ -30,7 +30,7 @@ from datafree.networks.instances import is_live, not_by_name
 from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
-from datafree.wording import show
+from datafree.text import show
 
 
 @dataclass(kw_only=True)

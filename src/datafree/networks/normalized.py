@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
-from datafree.networks.detectors import Detector, Predictions
+from datafree.networks.detectors import Detector
 from datafree.ops import modes
+from datafree.ops.predictions import Predictions
 
 
 class Normalized(nn.Module):
@@ -119,3 +120,8 @@ def only_answer(outputs: object) -> Tensor | Predictions:
         f"the network answers {found}: one tensor, or a dict with a tensor under 'out', is needed; "
         "wrap the network in a module that returns just its logits and name it as 'package.module:callable'"
     )
+
+
+def size_of(network: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers."""
+    return sum(values.numel() * values.element_size() for values in (*network.parameters(), *network.buffers()))

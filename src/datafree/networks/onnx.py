@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError, WeightsError
-from datafree.networks.detectors import Heads, Predictions
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled
-from datafree.wording import one_line, show
+from datafree.ops.predictions import Heads, Predictions
+from datafree.text import one_line, show
 
 DESCRIPTION = "datafree"  # the entry of a file's metadata that holds `OnnxNetwork.description` as JSON
 WORST = 1e-3  # relative error of a file against torch that is let pass

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import torch
 
 from datafree.errors import NetworkError
-from datafree.wording import one_line, show
+from datafree.text import one_line, show
 
 # Arguments by which a library loads weights of its own, perhaps from the network.
 PRETRAINED = ("pretrained", "weights", "weights_backbone", "encoder_weights")

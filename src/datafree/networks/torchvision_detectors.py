@@ -28,8 +28,9 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou
 
 from datafree.errors import NetworkError
-from datafree.networks.detectors import Decoding, Detector, Heads, Predictions, described
+from datafree.networks.detectors import Detector
 from datafree.ops.boxes import Labelled
+from datafree.ops.predictions import Decoding, Heads, Predictions, described
 
 _Losses = Callable[[list[dict[str, Tensor]], dict[str, Tensor], list[Tensor]], dict[str, Tensor]]
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from datafree.networks.detectors import Predictions
+from datafree.ops.boxes import NONE, emptied, overlaps, pack, present
+from datafree.ops.predictions import Predictions
 
 BEFORE_NMS = 1000  # pairs of location and class at most that compete in one image, the surest ones
 
@@ -80,3 +82,53 @@ def agreement(ours: Sequence[Detections], theirs: Sequence[Detections], overlap:
                 pairs += 1
                 overlaps[:, index] = 0
     return 2 * pairs / total if total else 1.0
+
+
+def with_seen(
+    targets: Tensor,
+    found: Sequence[Detections],
+    *,
+    size: tuple[int, int],
+    least: float = 0.2,
+    overlap: float = 0.35,
+    area: tuple[float, float] = (0.01, 0.85),
+) -> Tensor:
+    """Targets with what a detector finds beside them: DIODE's false-positive sampling, with its published limits.
+
+    A detection in images of `size` (height, width) becomes a box of its image where its score is above `least`, its
+    IoU with every box there, of whatever class, below `overlap`, and its share of the image between the two of `area`.
+    Detections are not compared with each other. They take the empty rows, the surest first, as far as these go.
+    """
+    seen = _packed(found)  # (B, K, 5)
+    if not seen.shape[1]:
+        return targets
+    scores = pad_sequence([one.scores for one in found], batch_first=True)  # (B, K)
+    share = (seen[..., 3:] - seen[..., 1:3]).prod(-1) / (size[0] * size[1])
+    new = present(seen) & (scores > least) & (overlaps(seen, targets).amax(2) < overlap)
+    new &= (share > area[0]) & (share < area[1])
+    surest = torch.where(new, scores, -1.0).argsort(dim=1, descending=True, stable=True)
+    empty = targets[..., 0] == NONE
+    turn = empty.cumsum(1) - 1  # (B, M): an empty row takes the new box of this number
+    takes = empty & (turn < new.sum(1, keepdim=True))
+    chosen = surest.gather(1, turn.clamp(0, seen.shape[1] - 1))
+    return torch.where(takes[..., None], seen.gather(1, chosen[..., None].expand_as(targets)), targets)
+
+
+def confirmed(targets: Tensor, found: Sequence[Detections], *, overlap: float = 0.35, keep: int = 1) -> Tensor:
+    """Targets without the boxes that no detection of their image, of whatever class, meets with IoU `overlap` or more.
+
+    At least `keep` boxes of an image stay, those met best, and all of them where nothing is found. From the public code
+    of arXiv 2507.16782, which does this along with false-positive sampling; do it first, as new boxes meet themselves.
+    """
+    seen = _packed(found)  # (B, K, 5)
+    if not seen.shape[1]:
+        return targets
+    held = present(targets)
+    best = overlaps(targets, seen).amax(2)  # (B, M)
+    rank = torch.where(held, best, -1.0).argsort(dim=1, descending=True, stable=True).argsort(1)
+    looked = present(seen).any(1, keepdim=True)
+    return emptied(targets, held & looked & (best < overlap) & (rank >= keep))
+
+
+def _packed(found: Sequence[Detections]) -> Tensor:
+    return pack([(one.labels, one.boxes) for one in found], max((len(one.labels) for one in found), default=0))

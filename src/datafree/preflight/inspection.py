@@ -18,23 +18,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.engine.build_networks import NOTHING_GIVEN, prepare, with_student
 from datafree.errors import DatafreeError, NetworkError
-from datafree.networks.detectors import Predictions
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.load import build_network, has_weights
-from datafree.networks.normalized import Normalized, bare
+from datafree.networks.normalized import Normalized, bare, size_of
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON
+from datafree.ops.predictions import Predictions
+from datafree.preflight.cost.batch_size import with_batch_size
+from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.subject import Fact, Subject, find_subject, input_facts
 from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
-from datafree.profiling.batch_size import with_batch_size
-from datafree.profiling.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost, size_of
-from datafree.recipe import TASK, Recipe
+from datafree.recipe.recipe import TASK, Recipe
 from datafree.sources import SOURCES
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.wording import did_you_mean, show
+from datafree.text import did_you_mean, show
 
 _SIZES = ((224, 224), (256, 256), (320, 320), (32, 32))  # tried in turn where nobody says
 _BATCH_SIZE = 16  # images timed at once without a recipe, at most

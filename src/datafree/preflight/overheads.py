@@ -19,24 +19,23 @@ import torch
 from torch import Tensor
 
 from datafree.data.images import to_image
+from datafree.data.labelled import LabelledData
 from datafree.engine import heldout
-from datafree.engine.loop import SAVED_WITHIN
-from datafree.evaluation.finished_run import save_calibration
+from datafree.engine.artifacts import save_artefacts, save_calibration
+from datafree.engine.progress import SAVED_WITHIN
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
 from datafree.ops import modes
-from datafree.profiling.calibration import Calibration, Work
-from datafree.profiling.pass_cost import Cost, cost_of
-from datafree.recipe import Recipe, dump
+from datafree.preflight.cost.calibration import Calibration, Work
+from datafree.preflight.cost.pass_cost import Cost, cost_of
+from datafree.recipe.recipe import Recipe, dump
 from datafree.report.profile import measure
-from datafree.run import save_artefacts
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.synthesize import class_names
 from datafree.synthesis.worker import SAMPLED
-from datafree.tasks.base import LabelledData
 
 PAGE = 1.0  # seconds and
 PAGE_BYTES = 500_000  # bytes of a page of a run, about

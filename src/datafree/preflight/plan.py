@@ -14,20 +14,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from datafree.data.labelled import LabelledData
 from datafree.engine.build_networks import NOTHING_GIVEN, prepare, require_weights, with_student
 from datafree.errors import RecipeError
+from datafree.networks.normalized import size_of
 from datafree.ops import modes
+from datafree.preflight.cost.batch_size import with_batch_size
+from datafree.preflight.cost.calibration import Calibration, Work
+from datafree.preflight.cost.estimate import calibration, cost_of_teacher, run_cost
+from datafree.preflight.cost.pass_cost import Cost
 from datafree.preflight.overheads import of_run, of_shard
-from datafree.profiling.batch_size import with_batch_size
-from datafree.profiling.calibration import Calibration, Work
-from datafree.profiling.estimate import calibration, cost_of_teacher, run_cost, size_of
-from datafree.profiling.pass_cost import Cost
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.storage.environment import hardware
 from datafree.synthesis.synthesize import require_number, trains_first
-from datafree.tasks.base import LabelledData
-from datafree.wording import show
+from datafree.text import show
 
 DEVICES = (1, 8, 64)
 LINK = 10e9  # bytes a second of each device, to and from the others

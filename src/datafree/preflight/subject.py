@@ -23,8 +23,8 @@ from datafree.networks.load import NetworkSpec, build_network, network_names
 from datafree.networks.normalized import bare
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
 from datafree.networks.pretrained import PRETRAINED
-from datafree.recipe import Recipe, load_recipe, packaged_recipes
-from datafree.wording import did_you_mean, show
+from datafree.recipe.recipe import Recipe, load_recipe, packaged_recipes
+from datafree.text import did_you_mean, show
 
 How = Literal["known", "stated", "suggested", "unknown"]
 

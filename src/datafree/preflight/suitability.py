@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from datafree.networks.batchnorm import batchnorm_layers
-from datafree.recipe import TASK
+from datafree.recipe.recipe import TASK
 from datafree.sources import SOURCES
 from datafree.tasks.base import Task
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datafree.engine.loop import Progress
+    from datafree.engine.progress import Progress
 
 FIRST = 1.0  # seconds after which a run has its first page
 PAUSE = 10.0  # seconds between two pages at least

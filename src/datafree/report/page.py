@@ -16,7 +16,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from datafree import __version__
 from datafree.errors import RunError
 from datafree.health.verdict import SIGNALS, judge
 from datafree.report import sections
@@ -24,6 +23,7 @@ from datafree.report.charts import SHOWN, line_chart
 from datafree.report.image_grid import Picture
 from datafree.report.run_reader import Seen, Series, read_run
 from datafree.storage.atomic import write_whole
+from datafree.storage.environment import version
 from datafree.text import readable
 
 PAGE = "report.html"  # in a run directory
@@ -180,7 +180,7 @@ def _fill(template: str, live: bool, **values: Any) -> str:
             style=Markup(_resource("page.css")),
             script=script,
             digest=digest,
-            version=__version__,
+            version=version(),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             percent=sections.percent,
         )

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.health.signals import AT_ONCE
-from datafree.networks.normalized import bare
+from datafree.networks.normalized import bare, size_of
 from datafree.ops import modes
-from datafree.profiling.estimate import size_of
 from datafree.storage.environment import hardware
 from datafree.tasks.base import Task, synthetic_batch
 

@@ -26,7 +26,7 @@ from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.parts.image_pool import Stock
-from datafree.sources.parts.lowest import Lowest
+from datafree.sources.parts.pixel_optimizer import Lowest
 from datafree.tasks.base import synthetic_batch
 
 HEAD = 256  # dimensions in which images are told apart

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.images import UnreadableImage
-from datafree.data.unlabelled import NothingToScore
+from datafree.data.labelled import LabelledData, NothingToScore
 from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
-from datafree.tasks.base import LabelledData, Task
+from datafree.tasks.base import Task
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
 

@@ -25,7 +25,7 @@ from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.parts.image_pool import Stock
-from datafree.sources.parts.lowest import Lowest
+from datafree.sources.parts.pixel_optimizer import Lowest
 
 
 @final

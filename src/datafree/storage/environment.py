@@ -33,6 +33,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def version() -> str:
+    """This package's."""
+    return _versions()["datafree"]
+
+
 @cache  # they stay what they are, and the library keeps a listing of the working directory for each look
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}

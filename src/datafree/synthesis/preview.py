@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from datafree.cli.display import FIRST
 from datafree.data.images import to_image
 from datafree.data.visualize import draw_targets, grid
+from datafree.engine.progress import FIRST
 from datafree.errors import RunError
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint

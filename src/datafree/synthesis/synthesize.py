@@ -16,15 +16,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from datafree.engine.artifacts import save_artefacts
 from datafree.engine.build_networks import prepare, require_gradients, with_student
-from datafree.engine.loop import Progress
 from datafree.engine.nonfinite import NotFinite, Watch
+from datafree.engine.progress import Progress
 from datafree.engine.recovery import way_out
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
 from datafree.networks.load import has_weights
 from datafree.ops import modes
-from datafree.recipe import Recipe, dump
-from datafree.run import save_artefacts
+from datafree.recipe.recipe import Recipe, dump
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.object_store.shards import BucketShards

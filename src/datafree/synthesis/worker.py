@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from datafree.engine import out_of_memory
-from datafree.engine.loop import SAVED_WITHIN, Progress
 from datafree.engine.nonfinite import Watch
 from datafree.engine.out_of_memory import OutOfMemory
+from datafree.engine.progress import SAVED_WITHIN, Progress
 from datafree.engine.recovery import SOURCE_UPDATE, too_large
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.ops import modes
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.synthesis.claims import PAUSE, longer
 from datafree.synthesis.object_store.bucket import Bucket

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from datafree.errors import DataError
-from datafree.networks.detectors import Predictions
 from datafree.ops.detections import detect
+from datafree.ops.predictions import Predictions
 from datafree.tasks.base import Scores
 
 Numbers = NDArray[np.float64]

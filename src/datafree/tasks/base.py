@@ -9,7 +9,7 @@ B images, C classes, H x W pixels, N rows (an image, a pixel or a location each)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, cast
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from datafree.data.labelled import LabelledData
 from datafree.errors import DataError, NetworkError
 from datafree.ops.augment import Move
 
@@ -39,23 +40,6 @@ class Metric(Protocol):
     def update(self, outputs: Any, targets: Tensor) -> None: ...
 
     def compute(self) -> Scores: ...
-
-
-class LabelledData(Protocol):
-    """Labelled images for scoring; streams, never loads a folder whole."""
-
-    class_names: list[str]  # C names
-    skipped: list[str]  # images that could not be read, each with its reason; grows while batches are read
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images (B, 3, H, W) float32 in [0, 1] and their targets."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """One image (3, H, W) float32 in [0, 1] and its target, in any order. Raises UnreadableImage."""
-        ...
 
 
 @dataclass(kw_only=True)
@@ -179,3 +163,11 @@ def synthetic_batch(size: tuple[int, int], device: torch.device) -> Tensor:
     """(2, 3, H, W) smooth images for a first look at a network (two, so that train-mode BatchNorm works)."""
     ramp = torch.linspace(0, 1, size[1], device=device).expand(2, 3, size[0], size[1])
     return ramp.contiguous()
+
+
+def relative(scores: Mapping[str, Scores]) -> dict[str, float]:
+    """The student's share of each of the teacher's figures, CGDD's "relative accuracy"; empty without both."""
+    if not {"teacher", "student"} <= scores.keys():
+        return {}
+    ours, theirs = scores["student"].values, scores["teacher"].values
+    return {name: ours[name] / theirs[name] for name in ours if theirs.get(name)}

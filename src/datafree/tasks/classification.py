@@ -22,7 +22,7 @@ from datafree.errors import DataError, NetworkError
 from datafree.ops import losses
 from datafree.ops.augment import Move
 from datafree.tasks.base import Scores, Task, check_logits
-from datafree.wording import show
+from datafree.text import show
 
 
 @final

@@ -22,13 +22,13 @@ from datafree.data.images import to_image
 from datafree.data.labelled import save_image
 from datafree.data.visualize import draw_boxes
 from datafree.errors import DataError, NetworkError
-from datafree.networks.detectors import Predictions, joined
 from datafree.ops import boxes, losses
 from datafree.ops.augment import Move
 from datafree.ops.detections import Detections, agreement, detect
+from datafree.ops.predictions import Predictions, joined
 from datafree.tasks.average_precision import AveragePrecision
 from datafree.tasks.base import Task
-from datafree.wording import show
+from datafree.text import show
 
 _CELL = 8  # pixels of an image to a cell of its layout
 

@@ -26,7 +26,7 @@ from datafree.networks.darknet.weights import load_darknet_weights, save_darknet
 from datafree.networks.darknet.yolov3 import cfg_text
 from datafree.networks.libraries import _DATAFREE
 from datafree.networks.load import FILES, NetworkSpec, build_network
-from datafree.recipe import Recipe, dump, load_recipe
+from datafree.recipe.recipe import Recipe, dump, load_recipe
 
 Array = NDArray[np.float64]
 

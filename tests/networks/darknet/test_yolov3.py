@@ -17,10 +17,10 @@ from datafree.networks.darknet.layers import Shortcut
 from datafree.networks.darknet.network import Darknet
 from datafree.networks.darknet.weights import load_darknet_weights, save_darknet_weights
 from datafree.networks.darknet.yolov3 import ANCHORS, YoloDetector, cfg_text, yolov3
-from datafree.networks.detectors import Predictions
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops.boxes import Labelled, pack
 from datafree.ops.detections import detect
+from datafree.ops.predictions import Predictions
 from datafree.tasks.detection import Detection
 
 # --- the published networks ---

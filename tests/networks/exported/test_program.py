@@ -18,8 +18,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from datafree.engine.artifacts import describe_teacher
 from datafree.errors import DatafreeError, NetworkError, WeightsError
-from datafree.evaluation.finished_run import describe_teacher
 from datafree.networks.batchnorm import require_batchnorm
 from datafree.networks.exported import pt2_file
 from datafree.networks.exported.program import Program

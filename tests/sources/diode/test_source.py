@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from datafree.errors import DataError, NetworkError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.darknet.yolov3 import yolov3
-from datafree.networks.detectors import Detector, Heads, Predictions
+from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
 from datafree.ops import augment, boxes, modes
 from datafree.ops.boxes import Labelled
-from datafree.recipe import load_recipe, to_yaml
+from datafree.ops.predictions import Heads, Predictions
+from datafree.recipe.recipe import load_recipe, to_yaml
 from datafree.sources import Diode, Mixed
 from datafree.sources.base import Batch, Setting
 from datafree.sources.diode.stages import Stage

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_synthesize import INVERSION, everything, recipe_for
 
+from datafree.config.paths import is_url, placed
 from datafree.errors import RunError
-from datafree.synthesis.object_store.bucket import Bucket, is_url, placed
+from datafree.synthesis.object_store.bucket import Bucket
 from datafree.synthesis.synthesize import synthesize
 from folder_store import FolderStore
 

@@ -21,7 +21,7 @@ from test_shards import DETECTION, RECIPE, batch_of
 from test_synthesize import CGDD, CMI, DIODE, INVERSION, everything, recipe_for, stop_after
 
 from datafree.errors import DataError, Interrupted, RunError
-from datafree.recipe import Recipe, to_yaml
+from datafree.recipe.recipe import Recipe, to_yaml
 from datafree.synthesis import worker
 from datafree.synthesis.object_store import leases as leases_module
 from datafree.synthesis.object_store.bucket import Bucket

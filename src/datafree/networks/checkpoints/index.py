@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from datafree.errors import WeightsError
-from datafree.wording import show
+from datafree.text import show
 
 MAX_BYTES = 8 * 2**20  # of an index, or of any other table of contents in JSON: about 80,000 tensors
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth")

@@ -25,7 +25,7 @@ from datafree.networks.checkpoints.stored_tensors import StoredTensor
 from datafree.networks.checkpoints.torch_files import read_torch_file
 from datafree.networks.checkpoints.unpickler import kind_of
 from datafree.storage.atomic import write_whole
-from datafree.wording import one_line, show
+from datafree.text import one_line, show
 
 # Where training scripts keep the weights among other things; plain weights before their moving average,
 # because every such file has them, so that one recipe means the same for all.

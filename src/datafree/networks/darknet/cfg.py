@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datafree.errors import NetworkError
-from datafree.wording import did_you_mean, one_line, show
+from datafree.text import did_you_mean, one_line, show
 
 MOST_CHARACTERS = 1_000_000  # of a cfg; the largest published ones have 40,000
 MOST_LAYERS = 1000

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from datafree.errors import NetworkError
 from datafree.networks.darknet.cfg import Section
 from datafree.networks.darknet.layers import Head, Route, Shortcut, UnevenMaxPool
-from datafree.wording import show
+from datafree.text import show
 
 MOST_CHANNELS = 65_536  # of a layer's output
 MOST_WEIGHTS = 400_000_000  # of convolutions: 1.6 GB; yolov3-spp has 63 million

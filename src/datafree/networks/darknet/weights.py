@@ -20,7 +20,7 @@ from datafree.errors import WeightsError
 from datafree.networks.darknet.layers import Head
 from datafree.networks.darknet.network import Darknet
 from datafree.storage.atomic import write_whole
-from datafree.wording import one_line
+from datafree.text import one_line
 
 _FLOAT = 4  # bytes
 

@@ -22,9 +22,10 @@ from datafree.errors import NetworkError
 from datafree.networks.darknet.cfg import parse_cfg, read_cfg
 from datafree.networks.darknet.layers import Head
 from datafree.networks.darknet.network import Darknet
-from datafree.networks.detectors import Decoding, Detector, Heads, Predictions, described
+from datafree.networks.detectors import Detector
 from datafree.ops.boxes import Labelled
-from datafree.wording import show
+from datafree.ops.predictions import Decoding, Heads, Predictions, described
+from datafree.text import show
 
 Variant = Literal["tiny", "full", "spp"]
 Anchors = Sequence[Sequence[float]]  # pairs of width and height, pixels, the smallest first

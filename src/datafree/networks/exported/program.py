@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 from datafree.networks.exported.pt2_file import ProgramFile, SameDevice, Step, Value, read_program
-from datafree.wording import one_line
+from datafree.text import one_line
 
 SUFFIX = ".pt2"
 _LARGEST = 2**48  # a size beyond is no size

@@ -25,7 +25,7 @@ from datafree.networks.checkpoints.index import unique
 from datafree.networks.checkpoints.stored_tensors import Storage, StoredTensor
 from datafree.networks.checkpoints.torch_files import open_archive, read_block
 from datafree.networks.exported.operators import FORMATS, TYPES, call_named, only_checks
-from datafree.wording import one_line, show
+from datafree.text import one_line, show
 
 MAX_JSON = 32 * 2**20  # bytes of a table; those of large networks have 5
 _MAJOR = 8  # of the schema

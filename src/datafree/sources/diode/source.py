@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from datafree.errors import DataError, NetworkError
 from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers
-from datafree.networks.detectors import Predictions
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare, detector_of
 from datafree.ops import augment, boxes, losses
-from datafree.ops.detections import detect
+from datafree.ops.detections import confirmed, detect, with_seen
+from datafree.ops.predictions import Predictions
 from datafree.sources.base import Batch, ImageSource, Setting
 from datafree.sources.diode.mosaic import tiled
 from datafree.sources.diode.stages import Stage, published_stages
@@ -236,8 +236,8 @@ class Diode(ImageSource):
             self._setting.teacher(x), least=self.seen_score, overlap=task.overlap, most=100, size=task.image_size
         )
         if self.drop_unseen:
-            targets = boxes.confirmed(targets, found, overlap=self.seen_overlap)
-        return boxes.with_seen(
+            targets = confirmed(targets, found, overlap=self.seen_overlap)
+        return with_seen(
             targets, found, size=task.image_size, least=self.seen_score, overlap=self.seen_overlap, area=self.seen_area
         )
 

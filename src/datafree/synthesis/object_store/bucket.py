@@ -13,26 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from datafree.config.paths import URL
 from datafree.errors import DatafreeError, RunError
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
-_HERE = ("file", "local")  # protocols of this machine's files
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _SECRETS = ((re.compile(r"(\w://)[^\s/@]*@"), r"\1"), (re.compile(r"(\w://[^\s?]*)\?[^\s'\"]*"), r"\1"))
 _SHOWN = 300  # characters of a store's own words
-
-
-def is_url(text: str) -> bool:
-    """Whether a place is written as a URL, and so not as a path."""
-    return _URL.fullmatch(text) is not None
-
-
-def placed(text: str) -> Path | str:
-    """The place that a user has written: a path, also of a `file://` URL, or a URL."""
-    found = _URL.fullmatch(text)
-    if found is None:
-        return Path(text)
-    return Path(found[2]) if found[1].lower() in _HERE else text
 
 
 class Bucket:
@@ -142,7 +128,7 @@ def in_words(error: Exception) -> str:
 
 def _checked(url: str) -> str:
     """A URL without a slash at its end. Raises RunError where it says more than a place, and then does not show it."""
-    found = _URL.fullmatch(url)
+    found = URL.fullmatch(url)
     assert found is not None
     protocol, place = found[1], found[2].rstrip("/")
     if ":" in place.partition("/")[0].rpartition("@")[0]:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from datafree.networks.exported.program import SUFFIX
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.pretrained import asks_for_all_weights
+from datafree.recipe.training import Training
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task
-from datafree.training import Training
-from datafree.wording import did_you_mean, show
+from datafree.text import did_you_mean, show
 
 MAX_BYTES = 1_000_000  # of a recipe file
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)  # a name names a directory
@@ -95,9 +96,13 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def _packaged() -> Traversable:
+    return resources.files("datafree") / "builtin" / "recipes"
+
+
 def packaged_recipes() -> dict[str, str]:
     """The recipes that come with the package: name -> the first comment line."""
-    folder = resources.files("datafree") / "recipes"
+    folder = _packaged()
     found = {}
     for file in sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []:
         if file.name.endswith(".yaml"):
@@ -138,7 +143,9 @@ def _read(path_or_name: str) -> tuple[str, str, str]:
             raise RecipeError([f"{path} is not text in UTF-8 (byte {error.start}); is it a recipe?"]) from error
     known = packaged_recipes()
     if path_or_name in known:
-        text = (resources.files("datafree") / "recipes" / f"{path_or_name}.yaml").read_text(encoding="utf-8")
+        text = (resources.files("datafree") / "builtin" / "recipes" / f"{path_or_name}.yaml").read_text(
+            encoding="utf-8"
+        )
         return text, f"{path_or_name}.yaml", path_or_name
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         problem = f"{path} is a folder" if "\0" not in path_or_name and path.is_dir() else f"there is no file {path}"

@@ -21,12 +21,12 @@ from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Coping
 from datafree.engine.student_step import Learner
 from datafree.networks import features
-from datafree.profiling.activation_memory import watched_memory
-from datafree.profiling.pass_cost import Cost, cost_of
+from datafree.preflight.cost.activation_memory import watched_memory
+from datafree.preflight.cost.pass_cost import Cost, cost_of
+from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage.checkpoint import size_of
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.training import Training
 
 _SETTLED = 10  # updates after which a state holds all that it will, a guard's last healthy one too
 _MORE = 4  # iterations by which a second timing of an update is longer than the first

@@ -12,15 +12,15 @@ import torch
 from datafree.engine.build_networks import NOTHING_GIVEN, Given, prepare
 from datafree.errors import Interrupted, RecipeError, RunError
 from datafree.ops import modes
+from datafree.preflight.cost import batch_size
+from datafree.preflight.cost.activation_memory import watched_memory
+from datafree.preflight.cost.batch_size import counted, found, recorded
+from datafree.preflight.cost.free_memory import free_memory
 from datafree.preflight.plan import plan
-from datafree.profiling import batch_size
-from datafree.profiling.activation_memory import watched_memory
-from datafree.profiling.batch_size import counted, found, recorded
-from datafree.profiling.free_memory import free_memory
-from datafree.recipe import Recipe
+from datafree.recipe.recipe import Recipe
+from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.synthesis.synthesize import synthesize
-from datafree.training import Training
 from recipes import fault
 from small_runs import assert_same, everything, recipe_for, stop_after
 
@@ -220,7 +220,7 @@ def test_a_data_set_takes_no_auto(tmp_path: Path) -> None:
 def test_a_plan_shows_the_number(
     tmp_path: Path, free: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datafree.profiling.estimate.PASS", 0.0)
+    monkeypatch.setattr("datafree.preflight.cost.estimate.PASS", 0.0)
     said = plan(auto(tmp_path))
     assert said.batch_size == found(auto(tmp_path), NOTHING_GIVEN, CPU, torch.float32)[0]
     assert any(note.startswith(f"training.batch_size: auto is {said.batch_size}: ") for note in said.notes)

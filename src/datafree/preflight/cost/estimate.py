@@ -16,13 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datafree.networks.detectors import Predictions
+from datafree.networks.normalized import size_of
 from datafree.ops import modes
-from datafree.profiling.activation_memory import watched_memory
-from datafree.profiling.calibration import Calibration, Work, banks_of
+from datafree.ops.predictions import Predictions
+from datafree.preflight.cost.activation_memory import watched_memory
+from datafree.preflight.cost.calibration import Calibration, Work, banks_of
+from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.training import Training
 
 PASS = 0.3  # seconds that a timed pass of the teacher may take, forward and backward
 
@@ -129,11 +130,6 @@ def run_cost(calibrated: Calibration) -> RunCost:
             "nothing else than now is running; saves, pictures and scores are not counted",
         ],
     )
-
-
-def size_of(network: nn.Module) -> int:
-    """Bytes of a network's parameters and buffers."""
-    return sum(values.numel() * values.element_size() for values in (*network.parameters(), *network.buffers()))
 
 
 def _images(size: tuple[int, int], device: torch.device, count: int) -> Tensor:

@@ -8,7 +8,7 @@ import yaml
 from datafree.config import paths
 from datafree.config.diff import differences
 from datafree.errors import RecipeError
-from datafree.recipe import dump, load_recipe, packaged_recipes, to_yaml
+from datafree.recipe.recipe import dump, load_recipe, packaged_recipes, to_yaml
 from datafree.sources import SOURCES
 from datafree.sources.degan import Degan
 from datafree.sources.folder import Folder

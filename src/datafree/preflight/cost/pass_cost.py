@@ -21,8 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from datafree.distributed import replicas
-from datafree.engine.nonfinite import answer_tensors
-from datafree.networks.detectors import Predictions
+from datafree.ops.predictions import Predictions, answer_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,11 +26,11 @@ from datafree.engine import out_of_memory
 from datafree.engine.build_networks import Given, prepare, require_weights, with_student
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import RecipeError
+from datafree.networks.normalized import size_of
 from datafree.ops import modes
-from datafree.profiling.calibration import Calibration, banks_of
-from datafree.profiling.estimate import size_of
-from datafree.profiling.free_memory import free_memory
-from datafree.recipe import Recipe
+from datafree.preflight.cost.calibration import Calibration, banks_of
+from datafree.preflight.cost.free_memory import free_memory
+from datafree.recipe.recipe import Recipe
 from datafree.text import size as size_shown
 
 LEAST, MOST = 2, 256  # images: BatchNorm needs two; beyond, the same number of steps costs more and teaches little more

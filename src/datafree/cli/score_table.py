@@ -1,0 +1,23 @@
+"""Scores as a table for a terminal."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from datafree.tasks.base import Scores, relative
+from datafree.text import percent, readable, table
+
+if TYPE_CHECKING:
+    from datafree.tasks.base import Scores
+
+
+def score_table(scores: dict[str, Scores]) -> str:
+    """Scores in percent, a row for each network, and the student's share of the teacher's."""
+    names = list(next(iter(scores.values())).values)
+    rows = [["", *map(readable, names)]]
+    rows += [[who, *(percent(score.values[name]) for name in names)] for who, score in scores.items()]
+    if "teacher" in scores and "student" in scores:
+        shares = relative(scores)
+        rows.append(["student / teacher", *(percent(shares.get(name, math.nan)) for name in names)])
+    return table(rows)

@@ -1,0 +1,69 @@
+"""Files beside a student's weights: networks that a source trained, calibration images, the teacher's description."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from datafree.config import schema
+from datafree.errors import RunError
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.exported.program import Program
+from datafree.networks.load import NetworkSpec
+from datafree.networks.normalized import bare
+from datafree.sources.base import ImageSource
+from datafree.storage.atomic import write_whole
+
+
+def save_artefacts(source: ImageSource, folder: Path) -> None:
+    """Write the networks that `source` has trained, such as generator.safetensors, into `folder`."""
+    for name, network in source.artefacts().items():
+        save_weights(network, folder / f"{name}.safetensors")
+
+
+CALIBRATION = "calibration.safetensors"  # of a run: `images` (N, 3, H, W) uint8, held out by its source
+
+
+def save_calibration(images: Tensor, run: Path) -> None:
+    """Keep images (N, 3, H, W) in [0, 1] in a run's directory, as 8-bit ones, for who quantises its student later.
+
+    Raises RunError if they cannot be written.
+    """
+    content = safetensors.torch.save({"images": (images.detach().cpu().clamp(0, 1) * 255).round().byte().contiguous()})
+    try:
+        write_whole(run / CALIBRATION, content)
+    except OSError as error:
+        raise RunError(f"cannot write {run / CALIBRATION}: {error.strerror}; free some space") from error
+
+
+def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
+    """What a student's card says of its teacher: plain values.
+
+    `sha256` is that of the weights file; of a teacher without one, that of its tensors as a safetensors file.
+    """
+    inner = bare(network)
+    file = inner.path if isinstance(inner, Program) else spec.weights
+    if file is not None:
+        with file.open("rb") as content:
+            digest, of = hashlib.file_digest(content, "sha256").hexdigest(), "file"
+    else:
+        tensors = {
+            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, value in inner.state_dict().items()
+            if isinstance(value, Tensor)
+        }
+        digest, of = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest(), "tensors"
+    return {
+        "network": Path(spec.network).name if spec.is_program else spec.network,
+        "args": schema.plain(spec.args),
+        "weights": None if file is None else file.name,
+        "sha256": digest,
+        "sha256_of": of,
+        "parameters": sum(parameter.numel() for parameter in inner.parameters()),
+        "licence": spec.licence,
+    }

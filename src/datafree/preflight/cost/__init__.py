@@ -1,0 +1,1 @@
+"""What a run costs, measured by a small run: time, memory, batch size."""

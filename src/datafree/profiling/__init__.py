@@ -1,1 +1,0 @@
-"""What a run costs: calibration, time, memory, batch size."""

@@ -1,0 +1,1 @@
+"""A recipe's sections as objects: task, networks, source, and how the student learns."""
