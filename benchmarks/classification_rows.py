@@ -53,7 +53,7 @@ CGDD = Row(
         "warmup": 150,
         "update_every": 1,
     },
-    training={"label_weight": 0.02, "match_weight": 100.0},
+    training={"label_weight": 0.02, "attention_weight": 100.0},
 )
 CPU_ROWS = {
     "teacher": Row(method="teacher"),
@@ -71,7 +71,7 @@ CPU_ROWS = {
     "zskt": Row(
         method="zskt",
         source={"width": 16, "batch_size": 128, "update_every": 3},
-        training={"match_weight": 2500.0},
+        training={"attention_weight": 2500.0},
         task={"temperature": 1.0},
     ),
     "inversion": Row(
@@ -107,7 +107,7 @@ CPU_ROWS = {
     ),
     "cgdd_no_target": without(CGDD, target_weight=0.0),
     "cgdd_no_labels": replace(CGDD, training={**CGDD.training, "label_weight": 0.0}),
-    "cgdd_no_attention": replace(CGDD, training={**CGDD.training, "match_weight": 0.0}),
+    "cgdd_no_attention": replace(CGDD, training={**CGDD.training, "attention_weight": 0.0}),
     "cgdd_no_adversarial": without(CGDD, adversarial_weight=0.0),
     "cgdd_no_bn": without(CGDD, bn_weight=0.0),
     "cgdd_no_balance": without(CGDD, balance_weight=0.0),
@@ -184,7 +184,7 @@ CIFAR = Pair(
 PAPER_CGDD = Row(  # weights as for CIFAR_CGDD: these teachers are deeper still
     method="cgdd",
     source={"batch_size": 256, "warmup": 2000, "target_weight": 1.0, "bn_weight": 1.0},
-    training={"label_weight": 0.02, "match_weight": 100.0},
+    training={"label_weight": 0.02, "attention_weight": 100.0},
 )
 PAPER_ROWS = {
     "teacher": Row(method="teacher", published=95.70),
@@ -195,14 +195,14 @@ PAPER_ROWS = {
     "cgdd": PAPER_CGDD,  # its abstract: 99.63 % of a teacher's accuracy that it does not name
     "dafl": Row(
         method="dafl",
-        training={"steps": 240_000, "batch_size": 1024, "decay": "step"},
+        training={"steps": 240_000, "batch_size": 1024, "lr_schedule": "step"},
         task={"temperature": 1.0},
         published=92.22,
     ),
     "dfad": Row(
         method="dfad",
         source={"network": "resize", "objective": "l1", "batch_size": 256, "decay_at": (0.2, 0.4)},
-        training={"steps": 125_000, "decay": "step"},
+        training={"steps": 125_000, "lr_schedule": "step"},
         task={"distill": "l1"},
         published=93.3,
     ),
@@ -214,7 +214,7 @@ PAPER_ROWS = {
             "optimizer": "adam",
             "lr": 2e-3,
             "weight_decay": 0.0,
-            "match_weight": 2500.0,
+            "attention_weight": 2500.0,
         },
         task={"temperature": 1.0},
         published=93.32,
@@ -224,7 +224,7 @@ PAPER_ROWS = {
     "fast": Row(method="fast", training={"steps": 88_000, "lr": 0.2}, published=94.05),
     "cgdd_no_target": without(PAPER_CGDD, target_weight=0.0),
     "cgdd_no_labels": replace(PAPER_CGDD, training={**PAPER_CGDD.training, "label_weight": 0.0}),
-    "cgdd_no_attention": replace(PAPER_CGDD, training={**PAPER_CGDD.training, "match_weight": 0.0}),
+    "cgdd_no_attention": replace(PAPER_CGDD, training={**PAPER_CGDD.training, "attention_weight": 0.0}),
     "cgdd_no_adversarial": without(PAPER_CGDD, adversarial_weight=0.0),
     "cgdd_no_bn": without(PAPER_CGDD, bn_weight=0.0),
     "cgdd_no_balance": without(PAPER_CGDD, balance_weight=0.0),

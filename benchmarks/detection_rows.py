@@ -44,11 +44,13 @@ def staged(row: Row, **changes: Any) -> Row:
 def diode_rows(whole: Row) -> dict[str, Row]:
     """DIODE's three data sets, ablations of the second (one box an image, false-positive sampling) and more boxes."""
     return {
-        "onebox": without(whole, seen_every=0),
+        "onebox": without(whole, fp_sampling_every=0),
         "onebox_fp": whole,
-        "onebox_tiles": without(whole, tiles=0.5),
+        "onebox_tiles": without(whole, mosaic_share=0.5),
         "no_bn": staged(without(whole, bn_weight=0.0), first_bn_weight=0.0),
-        "no_augment": staged(without(whole, mirror=0.0, brightness=0.0, contrast=0.0, erase=0.0), jitter=0),
+        "no_augment": staged(
+            without(whole, flip_probability=0.0, brightness=0.0, contrast=0.0, erase_probability=0.0), jitter=0
+        ),
         "no_tv": without(whole, tv_l1_weight=0.0),
         "multibox": replace(whole, task={"boxes_per_image": (3, 10), "box_sides": (0.08, 0.35)}),
     }
@@ -98,9 +100,9 @@ DIODE = Row(
         "bn_weight": 0.1,
         "brightness": 0.1,
         "contrast": 0.1,
-        "erase": 0.2,
-        "seen_every": 50,
-        "seen_from": 100,
+        "erase_probability": 0.2,
+        "fp_sampling_every": 50,
+        "fp_sampling_from": 100,
     },
 )
 FAST = Row(
@@ -169,7 +171,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))  # spe
 
 def fastestdet(num_classes: int = 80, **options: Any) -> NetworkSpec:
     """The detector of examples/fastestdet.py."""
-    return NetworkSpec(network="fastestdet:make", args={"num_classes": num_classes}, order="bgr", **options)
+    return NetworkSpec(network="fastestdet:make", args={"num_classes": num_classes}, channel_order="bgr", **options)
 
 
 # Its boxes are shares of the image, learnt at 352 x 352 pixels: at another size all come out too small or too large
@@ -187,7 +189,7 @@ COCO = Pair(
         "teacher": TEACHER,
         "kd_proxy": PROXY,
         "noise": NOISE,
-        "onebox_fp": staged(without(DIODE, batch_size=32, warmup=2, bank_size=64, seen_from=50), iterations=100),
+        "onebox_fp": staged(without(DIODE, batch_size=32, warmup=2, bank_size=64, fp_sampling_from=50), iterations=100),
         "fast": without(FAST, batch_size=16, warmup=30, bank_size=1000),
     },
 )
@@ -205,9 +207,9 @@ PAPER_DIODE = Row(
         "bn_weight": 0.1,
         "brightness": 0.2,
         "contrast": 0.1,
-        "erase": 0.5,
-        "seen_every": 100,
-        "seen_from": 800,
+        "erase_probability": 0.5,
+        "fp_sampling_every": 100,
+        "fp_sampling_from": 800,
     },
 )
 PAPER_FAST = without(FAST, width=64, batch_size=128, warmup=200, update_every=20, shift=8, bank_size=8000)
@@ -272,8 +274,8 @@ SMALL = {
     "update_every": 1,
     "iterations": 2,
     "stages": [Stage(iterations=2, jitter=4, first_bn_weight=1.0)],
-    "seen_every": 1,
-    "seen_from": 1,
+    "fp_sampling_every": 1,
+    "fp_sampling_from": 1,
 }
 
 

@@ -37,7 +37,7 @@ from datafree.engine.build_networks import prepare
 from datafree.engine.loop import distill
 from datafree.engine.progress import Progress
 from datafree.evaluation.scoring import evaluate
-from datafree.health.signals import checkup
+from datafree.health.signals import health_metrics
 from datafree.health.verdict import SIGNALS, judge
 from datafree.networks.normalized import Normalized
 from datafree.report.image_grid import cells, read_picture
@@ -163,7 +163,7 @@ def within_runs(cells: Sequence[dict[str, Any]], signal: str) -> float | None:
 
 
 def good_range(cells: Sequence[dict[str, Any]], signal: str, least: float) -> str:
-    """Lowest to highest at the end of runs whose accuracy is at `least` that, and the median of the others."""
+    """BestSoFar to highest at the end of runs whose accuracy is at `least` that, and the median of the others."""
     ends = [(cell["metrics"], steps_of(cell)[-1]) for cell in cells]
     seen = [(m[f"{signal}@{s}"], m[f"top1@{s}"]) for m, s in ends if f"{signal}@{s}" in m]
     good, bad = [v for v, top1 in seen if top1 >= least], [v for v, top1 in seen if top1 < least]
@@ -242,7 +242,7 @@ def pictured(run: Path, task: Classification, teacher: Normalized) -> dict[str, 
     columns = [] if picture is None else cells(picture, task.image_size)
     if not columns:
         return {}
-    found = checkup(task, teacher, teacher, torch.stack([to_tensor(column[0]) for column in columns]))
+    found = health_metrics(task, teacher, teacher, torch.stack([to_tensor(column[0]) for column in columns]))
     return {name: found[name] for name in ("held_out_feature_diversity", "statistics_distance")}
 
 

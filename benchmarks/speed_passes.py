@@ -163,4 +163,4 @@ class Rig:
         latents = torch.randn(one.images, self.source.latent, device=self.device)
         if self.method != "cgdd":
             return [latents]
-        return [latents, self.task.layout(self.task.sample_targets(one.images, self.device))]
+        return [latents, self.task.class_maps(self.task.sample_targets(one.images, self.device))]

@@ -113,7 +113,10 @@ PAIRS = {
         student=yolo(1.0, ANCHORS[256, 320]),
         batch_size={"cpu": 4, "cuda": 64},
         rows=rows(
-            diode={"stages": [Stage(iterations=20, jitter=40)], "seen_every": 0},  # each batch has a look at its end
+            diode={
+                "stages": [Stage(iterations=20, jitter=40)],
+                "fp_sampling_every": 0,
+            },  # each batch has a look at its end
             cgdd={"adversarial_weight": 0.0, "activation_weight": 0.0},
         ),
         options={"distill": "heads"},
@@ -125,7 +128,7 @@ PAIRS = {
         teacher=NetworkSpec(network="datafree/yolov3", args={"variant": "full"}),
         student=yolo(1.0, ANCHORS[256, 320]),
         batch_size={"cpu": 2, "cuda": 32},
-        rows=rows(diode={"stages": [Stage(iterations=6, jitter=16)], "seen_every": 0}),
+        rows=rows(diode={"stages": [Stage(iterations=6, jitter=16)], "fp_sampling_every": 0}),
         options={"distill": "boxes"},
     ),
     "retinanet": Pair(  # ResNet-50 with a feature pyramid
@@ -135,7 +138,7 @@ PAIRS = {
         teacher=NetworkSpec(network="torchvision/retinanet_resnet50_fpn"),
         student=SSDLITE,
         batch_size={"cpu": 2, "cuda": 32},
-        rows=rows(diode={"stages": [Stage(iterations=6, jitter=16)], "seen_every": 0}),
+        rows=rows(diode={"stages": [Stage(iterations=6, jitter=16)], "fp_sampling_every": 0}),
         options={"distill": "boxes"},
     ),
     "fastestdet": Pair(
@@ -145,7 +148,7 @@ PAIRS = {
         teacher=fastestdet(),
         student=fastestdet(),
         batch_size={"cpu": 8, "cuda": 64},
-        rows=rows(diode={"stages": [Stage(iterations=20, jitter=40)], "seen_every": 0}),
+        rows=rows(diode={"stages": [Stage(iterations=20, jitter=40)], "fp_sampling_every": 0}),
         options={"distill": "heads"},
     ),
 }
@@ -184,7 +187,7 @@ QUICK = {
         student=yolo(1 / 32, ANCHORS[256, 320]),
         batch_size={"cpu": 4, "cuda": 4},
         rows=rows(
-            diode={"stages": [Stage(iterations=2, jitter=4)], "seen_every": 0},
+            diode={"stages": [Stage(iterations=2, jitter=4)], "fp_sampling_every": 0},
             cgdd={"adversarial_weight": 0.0, "activation_weight": 0.0, "width": 4},
         ),
     ),

@@ -24,7 +24,7 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.recipe.training import Training
 from datafree.sources import SOURCES
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
 from pairs import PairT, Row
@@ -39,7 +39,7 @@ class Pictures(ImageSource):
     images: Tensor  # (N, 1 or 3, H, W) uint8
     hold_out: int = 64  # images kept back, evenly spread, since sets lie class by class; at most a tenth
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
         held = min(self.hold_out, max(1, len(self.images) // 10))
         chosen = torch.zeros(len(self.images), dtype=torch.bool)
@@ -53,7 +53,7 @@ class Pictures(ImageSource):
         chosen = torch.randint(len(self._pool), (n,))
         return Batch(images=as_images(self._pool[chosen].to(self._setting.device)))
 
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         return as_images(self._held[:n].to(self._setting.device))
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@
     teacher:
       network: espnet:make                       # this file is beside you; nothing is registered anywhere
       weights: espnet.safetensors
-      order: bgr                           # it was trained on B, G, R in 0..255, less (110.331, 108.409, 105.033),
+      channel_order: bgr                   # it was trained on B, G, R in 0..255, less (110.331, 108.409, 105.033),
       mean: [0.41189, 0.42513, 0.43267]    # over (72.126, 72.691, 69.904), then over 255; here all that is said
       std: [69.904, 72.691, 72.126]        # for R, G, B in 0..1
       input_size: [256, 344]

@@ -6,7 +6,7 @@ The second, `FastestDetDetector`, is all that datafree asks for. With this folde
     teacher:
       network: fastestdet:make
       weights: $DATAFREE_DATA/weights/fastestdet-coco.safetensors
-      order: bgr
+      channel_order: bgr
 
 FastestDet is by xuehao.ma (github.com/dog-qiuqiu/FastestDet, BSD-3-Clause). Network, decoding and loss are written anew
 from how it works; the names of layers are its own, so that its weights fit.

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import datafree
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 
 
 @final
@@ -34,7 +34,7 @@ class Clouds(ImageSource):
     slope: float = 1.0  # of the amplitude spectrum; photographs have about 1
     contrast: float = 0.25  # standard deviation of values in [0, 1], before they are cut off
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         """Keep what is needed to draw."""
         self._size, self._device, self._seed = setting.task.image_size, setting.device, setting.seed
 
@@ -46,7 +46,7 @@ class Clouds(ImageSource):
         """n new images, from torch's own generator, which a run saves and restores."""
         return Batch(images=self._draw(torch.randn(n, 3, *self._size, device=self._device)))
 
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         """The same n images each time; from a generator of their own, so that looking changes nothing."""
         generator = torch.Generator().manual_seed(self._seed + 1)
         return self._draw(torch.randn(n, 3, *self._size, generator=generator).to(self._device))

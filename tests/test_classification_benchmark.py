@@ -19,7 +19,7 @@ from torch import nn
 
 from datafree.recipe.training import Training
 from datafree.sources import SOURCES, Noise
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 from thorough import some
 
@@ -91,7 +91,7 @@ def test_every_row_sets_options_that_its_method_and_training_have(
         ("cgdd_no_bn", "bn_weight"),
         ("cgdd_no_balance", "balance_weight"),
         ("cgdd_no_activation", "activation_weight"),
-        ("cgdd_no_attention", "match_weight"),
+        ("cgdd_no_attention", "attention_weight"),
     ],
 )
 @pytest.mark.parametrize(("size", "pair"), [("cpu", "fashion-mnist"), ("paper", "cifar10-resnet34-18")])
@@ -100,7 +100,7 @@ def test_an_ablation_sets_one_weight_to_zero(
 ) -> None:
     rows = benchmark.SIZES[size].pairs[pair].rows
     whole, part = rows["cgdd"], rows[row]
-    if option == "match_weight":
+    if option == "attention_weight":
         assert (part.source, part.training) == (whole.source, {**whole.training, option: 0.0})
     else:
         assert option in {field.name for field in fields(SOURCES["cgdd"])}
@@ -175,13 +175,15 @@ def test_pictures_in_memory_are_handed_out_without_those_held_out(benchmark: Mod
     shades = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(40, 1, 4, 4)
     source = benchmark.Pictures(images=shades)
     source.attach(
-        Setting(task=Classification(num_classes=2, image_size=(4, 4)), teacher=nn.Identity(), steps=1, batch_size=4)
+        SourceContext(
+            task=Classification(num_classes=2, image_size=(4, 4)), teacher=nn.Identity(), steps=1, batch_size=4
+        )
     )
     torch.manual_seed(0)
     drawn = source.sample(400).images
     assert drawn.shape == (400, 3, 4, 4)
     assert set((drawn[:, 1, 2, 3] * 255).round().int().tolist()) == set(range(40)) - {0, 13, 26, 39}
-    assert (source.held_out(9)[:, 0, 0, 0] * 255).round().int().tolist() == [0, 13, 26, 39]
+    assert (source.validation_images(9)[:, 0, 0, 0] * 255).round().int().tolist() == [0, 13, 26, 39]
 
 
 def test_a_packed_folder_is_read_with_classes_in_order_of_their_names(benchmark: ModuleType, tmp_path: Path) -> None:

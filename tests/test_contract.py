@@ -23,7 +23,7 @@ from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.sources import SOURCES, Dataset, Degan, Folder, ImageSource
-from datafree.sources.base import Batch, Setting
+from datafree.sources.base import Batch, SourceContext
 from datafree.sources.diode.stages import Stage
 from datafree.synthesis.shards import Shards
 from datafree.tasks import TASKS, Task
@@ -107,7 +107,7 @@ class Rig:
         self.student = make_network(self.task, 2)
         self.source = make_source(method, photos, self.task)
         modes.seed_everything(0)
-        self.source.attach(Setting(task=self.task, teacher=self.teacher, steps=20, batch_size=4))
+        self.source.attach(SourceContext(task=self.task, teacher=self.teacher, steps=20, batch_size=4))
 
     def work(self, steps: range) -> list[Tensor]:
         images = []
@@ -173,7 +173,7 @@ def test_update_logs_detached_scalars(rig: Rig) -> None:
 def test_held_out_images_are_fixed_and_looking_changes_nothing(rig: Rig) -> None:
     rig.work(range(-rig.source.warmup, 2))
     random, state = modes.random_state(), copy.deepcopy(rig.source.state_dict())
-    first, again = rig.source.held_out(4), rig.source.held_out(4)
+    first, again = rig.source.validation_images(4), rig.source.validation_images(4)
     assert torch.equal(first, again)
     assert first.shape[1:] == (3, *SIZE)
     assert 1 <= len(first) <= 4

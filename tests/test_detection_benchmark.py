@@ -137,10 +137,16 @@ def test_a_diode_row_differs_from_onebox_fp_in_what_its_name_says(benchmark: Mod
     rows = benchmark.SIZES[size].pairs["bccd"].rows
     whole = rows["onebox_fp"]
     changes: dict[str, dict[str, Any]] = {
-        "onebox": {"seen_every": 0},
-        "onebox_tiles": {"tiles": 0.5},
+        "onebox": {"fp_sampling_every": 0},
+        "onebox_tiles": {"mosaic_share": 0.5},
         "no_bn": {"bn_weight": 0.0, "first_bn_weight": 0.0},
-        "no_augment": {"jitter": 0, "mirror": 0.0, "brightness": 0.0, "contrast": 0.0, "erase": 0.0},
+        "no_augment": {
+            "jitter": 0,
+            "flip_probability": 0.0,
+            "brightness": 0.0,
+            "contrast": 0.0,
+            "erase_probability": 0.0,
+        },
         "no_tv": {"tv_l1_weight": 0.0},
     }
     for name, changed in changes.items():
@@ -148,7 +154,7 @@ def test_a_diode_row_differs_from_onebox_fp_in_what_its_name_says(benchmark: Mod
         expected = {**whole.source, **{key: value for key, value in changed.items() if key not in of_stage}}
         expected["stages"] = [replace(stage, **of_stage) for stage in whole.source["stages"]]
         assert rows[name] == replace(whole, source=expected)
-    assert whole.source["seen_every"] > 0 and not whole.task
+    assert whole.source["fp_sampling_every"] > 0 and not whole.task
     assert rows["multibox"] == replace(whole, task={"boxes_per_image": (3, 10), "box_sides": (0.08, 0.35)})
 
 

@@ -26,7 +26,7 @@ from datafree.networks.unet import unet
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
 from datafree.run import run_recipe
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.storage.run_directory import Run
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
@@ -45,7 +45,7 @@ class Fixed(ImageSource):
     images: Tensor
     targets: Tensor | None = None
 
-    def attach(self, setting: Setting) -> None: ...
+    def attach(self, setting: SourceContext) -> None: ...
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         return {}
@@ -53,7 +53,7 @@ class Fixed(ImageSource):
     def sample(self, n: int) -> Batch:
         return Batch(images=self.images, targets=self.targets)
 
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         return self.images[:0]
 
     def state_dict(self) -> dict[str, Any]:
@@ -117,9 +117,9 @@ def attention(teacher: nn.Module, student: nn.Module, images: Tensor, pairs: dic
 # The sum.
 
 
-@pytest.mark.parametrize(("label_weight", "match_weight"), [(0.0, 0.0), (0.5, 0.0), (0.0, 200.0), (0.5, 200.0)])
+@pytest.mark.parametrize(("label_weight", "attention_weight"), [(0.0, 0.0), (0.5, 0.0), (0.0, 200.0), (0.5, 200.0)])
 def test_the_students_loss_is_the_weighted_sum_of_its_parts(
-    tmp_path: Path, label_weight: float, match_weight: float
+    tmp_path: Path, label_weight: float, attention_weight: float
 ) -> None:
     teacher, student, source = classifier(1).eval(), classifier(2), batch()
     assert source.targets is not None
@@ -128,10 +128,10 @@ def test_the_students_loss_is_the_weighted_sum_of_its_parts(
     expected = 4 * (p * (p / q).log()).sum(1).mean()
     expected = expected - label_weight * torch.log_softmax(logits, 1)[range(8), source.targets].mean()
     matched = attention(teacher.network, classifier(2).train().network, source.images, STAGES)
-    expected = expected + match_weight * matched
-    (line,) = learn(tmp_path, student, source, steps=1, label_weight=label_weight, match_weight=match_weight)
+    expected = expected + attention_weight * matched
+    (line,) = learn(tmp_path, student, source, steps=1, label_weight=label_weight, attention_weight=attention_weight)
     assert line["loss"] == pytest.approx(expected.item(), rel=1e-4)
-    if match_weight:
+    if attention_weight:
         assert line["attention"] == pytest.approx(matched.item(), rel=1e-4)
     else:
         assert "attention" not in line
@@ -143,7 +143,7 @@ def test_layers_that_are_named_are_matched_and_no_others(tmp_path: Path) -> None
     with torch.no_grad(), watched(teacher.network, pairs) as taught, watched(same.network, pairs.values()) as learnt:
         teacher(source.images), same(source.images)
     expected = attention_loss(learnt, taught, pairs)
-    (line,) = learn(tmp_path, student, source, steps=1, match_weight=10.0, match=pairs)
+    (line,) = learn(tmp_path, student, source, steps=1, attention_weight=10.0, attention_layers=pairs)
     assert line["attention"] == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -165,7 +165,7 @@ def test_matching_brings_the_students_attention_to_the_teachers(tmp_path: Path) 
     distance = {}
     for weight in (0.0, 1000.0):
         teacher, student, source = classifier(1).eval(), classifier(2, width=3), batch(labelled=False)
-        learn(tmp_path / str(weight), student, source, teacher=teacher, steps=30, lr=1e-2, match_weight=weight)
+        learn(tmp_path / str(weight), student, source, teacher=teacher, steps=30, lr=1e-2, attention_weight=weight)
         distance[weight] = attention(teacher.network, student.train().network, source.images, STAGES).item()
     assert distance[1000.0] < 0.5 * distance[0.0]
 
@@ -182,7 +182,15 @@ def test_dense_networks_are_matched_too(tmp_path: Path) -> None:
     source = Fixed(images=torch.rand(4, 3, *SIZE), targets=torch.randint(0, 3, (4, *SIZE)))
     task = Segmentation(num_classes=3, image_size=SIZE)
     lines = learn(
-        tmp_path, student, source, teacher=teacher, task=task, steps=20, lr=1e-2, match_weight=1000.0, label_weight=0.1
+        tmp_path,
+        student,
+        source,
+        teacher=teacher,
+        task=task,
+        steps=20,
+        lr=1e-2,
+        attention_weight=1000.0,
+        label_weight=0.1,
     )
     assert lines[-1]["attention"] < 0.7 * lines[0]["attention"]
 
@@ -193,7 +201,7 @@ def test_networks_in_bf16_are_matched_in_float32(tmp_path: Path) -> None:
         networks = [classifier(seed) for seed in (1, 2)]
         for network in networks:
             network.dtype = dtype
-        (line,) = learn(tmp_path / str(dtype), networks[1], batch(), teacher=networks[0], steps=1, match_weight=1.0)
+        (line,) = learn(tmp_path / str(dtype), networks[1], batch(), teacher=networks[0], steps=1, attention_weight=1.0)
         figures.append(line["attention"])
     assert figures[0] != figures[1]
     assert figures[0] == pytest.approx(figures[1], rel=0.1)
@@ -209,13 +217,15 @@ def hooks(*networks: nn.Module) -> int:
 def test_teacher_and_hooks_are_as_before_also_after_an_error(tmp_path: Path) -> None:
     teacher, student = classifier(1), classifier(2)
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    learn(tmp_path / "a", student, batch(), teacher=teacher, steps=3, match_weight=10.0, label_weight=1.0)
+    learn(tmp_path / "a", student, batch(), teacher=teacher, steps=3, attention_weight=10.0, label_weight=1.0)
     broken = batch()
     broken.targets = torch.full((8,), C)  # a class that is none
     with pytest.raises(IndexError):
-        learn(tmp_path / "b", student, broken, teacher=teacher, steps=3, match_weight=10.0, label_weight=1.0)
+        learn(tmp_path / "b", student, broken, teacher=teacher, steps=3, attention_weight=10.0, label_weight=1.0)
     with pytest.raises(TrainingError):
-        learn(tmp_path / "c", student, batch(), teacher=teacher, steps=50, match_weight=10.0, optimizer="sgd", lr=1e30)
+        learn(
+            tmp_path / "c", student, batch(), teacher=teacher, steps=50, attention_weight=10.0, optimizer="sgd", lr=1e30
+        )
     assert hooks(teacher, student) == 0
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
     assert all(parameter.requires_grad for parameter in teacher.parameters())
@@ -239,13 +249,13 @@ def content(folder: Path, **sections: Any) -> dict[str, Any]:
         "teacher": {"network": "datafree/resnet", "args": small, "weights": str(save_classifier(folder))},
         "student": {"network": "datafree/resnet", "args": {"depth": 8, "width": 2}},
         "source": {"method": "noise"},
-        "training": {"steps": 2, "batch_size": 2, "device": "cpu", "match_weight": 10.0},
+        "training": {"steps": 2, "batch_size": 2, "device": "cpu", "attention_weight": 10.0},
         **sections,
     }
 
 
 def test_a_run_of_a_recipe_matches_and_its_student_loads_on_its_own(tmp_path: Path) -> None:
-    training = {"steps": 4, "batch_size": 4, "log_every": 2, "match_weight": 100.0, "label_weight": 0.5}
+    training = {"steps": 4, "batch_size": 4, "log_every": 2, "attention_weight": 100.0, "label_weight": 0.5}
     source = {"method": "cgdd", "width": 2, "latent": 4, "batch_size": 8, "warmup": 1}
     recipe: Recipe = load(tmp_path, content(tmp_path, training=training, source=source))
     run = run_recipe(recipe, tmp_path / "run").run
@@ -267,8 +277,8 @@ def make():
     [
         ({"layer4": "layer3"}, "no layer 'layer4' in the teacher; did you mean layer3"),
         ({"layer3": "layer9.0"}, "no layer 'layer9.0' in the student; did you mean"),
-        ({"linear": "layer3"}, "the teacher's layer 'linear' of training.match answers no feature map"),
-        ({"layer3": "linear"}, "the student's layer 'linear' of training.match answers no feature map"),
+        ({"linear": "layer3"}, "the teacher's layer 'linear' of training.attention_layers answers no feature map"),
+        ({"layer3": "linear"}, "the student's layer 'linear' of training.attention_layers answers no feature map"),
     ],
 )
 def test_a_layer_that_cannot_be_matched_is_one_line(tmp_path: Path, match: dict[str, str], said: str) -> None:
@@ -282,9 +292,9 @@ def test_a_layer_that_cannot_be_matched_is_one_line(tmp_path: Path, match: dict[
 
 def test_layers_that_are_named_without_a_weight_are_said_to_be_of_no_effect(tmp_path: Path) -> None:
     sections, said = content(tmp_path), list[str]()
-    sections["training"] |= {"match_weight": 0.0, "match": {"layer3": "layer2"}}
+    sections["training"] |= {"attention_weight": 0.0, "attention_layers": {"layer3": "layer2"}}
     run = run_recipe(load(tmp_path, sections), tmp_path / "run", say=said.append).run
-    assert "note: training.match has no effect, training.match_weight is 0" in said
+    assert "note: training.attention_layers has no effect, training.attention_weight is 0" in said
     assert not any("attention" in line for line in (run / "metrics.jsonl").read_text().splitlines())
     sections["training"]["match"] = {"layer4": "layer3"}
     with pytest.raises(NetworkError, match="no layer 'layer4' in the teacher"):
@@ -295,7 +305,7 @@ def test_networks_with_nothing_to_pair_are_one_line(tmp_path: Path, monkeypatch:
     (tmp_path / "flat_for_matching.py").write_text(FLAT)
     monkeypatch.chdir(tmp_path)
     sections = content(tmp_path, student={"network": "flat_for_matching:make"})
-    with pytest.raises(NetworkError, match=r"no feature maps of equal size .*training\.match_weight=0"):
+    with pytest.raises(NetworkError, match=r"no feature maps of equal size .*training\.attention_weight=0"):
         run_recipe(load(tmp_path, sections), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -361,7 +371,7 @@ def test_a_network_that_answers_otherwise_is_one_line_and_exit_code_2(
     tmp_path: Path, datafree: Callable[..., tuple[int, str, str]], which: str, args: dict[str, Any], said: str
 ) -> None:
     sections = content(tmp_path, **{which: {"network": "own_for_matching:make", "args": args}})
-    sections["training"]["match_weight"] = 0.0
+    sections["training"]["attention_weight"] = 0.0
     code, out, err = datafree(sections)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
@@ -374,7 +384,7 @@ def test_the_same_network_with_a_right_answer_runs(
     tmp_path: Path, datafree: Callable[..., tuple[int, str, str]]
 ) -> None:
     sections = content(tmp_path, teacher={"network": "own_for_matching:make"})
-    code, _, err = datafree(sections, "training.match_weight=0")
+    code, _, err = datafree(sections, "training.attention_weight=0")
     assert code == 0, err
 
 
@@ -391,12 +401,12 @@ def test_weights_of_another_number_of_classes_are_one_line(
 def test_a_match_on_the_command_line_that_names_no_layer_is_one_line(
     tmp_path: Path, datafree: Callable[..., tuple[int, str, str]]
 ) -> None:
-    code, out, err = datafree(content(tmp_path), "training.match={layer33: layer3}")
+    code, out, err = datafree(content(tmp_path), "training.attention_layers={layer33: layer3}")
     assert (code, out) == (2, "")
     assert err.startswith("error: there is no layer 'layer33'")
     assert "did you mean layer3" in err
     assert len(err.splitlines()) == 1
     assert not Path("runs").exists()
-    code, out, err = datafree(content(tmp_path), "training.match={layer3: 3}")
+    code, out, err = datafree(content(tmp_path), "training.attention_layers={layer3: 3}")
     assert code == 2
-    assert "training.match" in err
+    assert "training.attention_layers" in err

@@ -22,7 +22,7 @@ from datafree.config import yaml
 from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.recipe.recipe import load_recipe
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks import Classification
 from recipes import changed, write
 
@@ -108,7 +108,7 @@ def test_own_method_is_a_source_like_any_other(example: Callable[[str], ModuleTy
 def test_own_methods_images_fall_in_contrast_with_the_frequency(example: Callable[[str], ModuleType]) -> None:
     task = Classification(num_classes=2, image_size=(64, 64))
     source = example("own_method").Clouds(slope=1.0, contrast=0.1)
-    source.attach(Setting(task=task, teacher=nn.Identity(), steps=1, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=nn.Identity(), steps=1, batch_size=4))
     images = source.sample(16).images
     assert images.shape == (16, 3, 64, 64)
     amplitude = torch.fft.rfft2(images - images.mean((2, 3), keepdim=True)).abs().mean((0, 1))[0, 1:33]
@@ -116,7 +116,7 @@ def test_own_methods_images_fall_in_contrast_with_the_frequency(example: Callabl
     centred = log - log.mean()
     slope = (centred * (amplitude.log() - amplitude.log().mean())).sum() / centred.square().sum()
     assert float(slope) == pytest.approx(-1.0, abs=0.1)
-    assert torch.equal(source.held_out(3), source.held_out(3))
+    assert torch.equal(source.validation_images(3), source.validation_images(3))
 
 
 # --- ESPNet ---
@@ -153,7 +153,9 @@ def test_espnets_scores_are_right_in_its_own_order_of_channels_only(
     section["weights"] = shared_data / "weights" / "espnet-p2q8-camvid.safetensors"
     task = {"kind": "segmentation", "num_classes": 12, "image_size": (128, 170), "ignore_index": 11}
     found = {
-        order: datafree.evaluate({**section, "order": order}, shared_data / "camvid" / "val", task=task).values["miou"]
+        order: datafree.evaluate({**section, "channel_order": order}, shared_data / "camvid" / "val", task=task).values[
+            "miou"
+        ]
         for order in ("bgr", "rgb")
     }
     assert found["bgr"] == pytest.approx(0.659, abs=0.005)

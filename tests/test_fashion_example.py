@@ -96,7 +96,7 @@ def test_recipes_differ_in_the_source_and_what_needs_it() -> None:
     for key in ("task", "teacher", "student", "data"):
         assert demo[key] == cgdd[key] == noise[key]
     assert demo["training"] == noise["training"]  # the baseline has as many steps
-    of_cgdd = {"steps", "label_weight", "match_weight"}
+    of_cgdd = {"steps", "label_weight", "attention_weight"}
     same = {key: value for key, value in noise["training"].items() if key != "steps"}
     assert {key: value for key, value in cgdd["training"].items() if key not in of_cgdd} == same
 

@@ -330,11 +330,11 @@ def test_the_pages_sections_are_a_detection_task_its_teacher_and_a_student(
 def test_ap50_is_the_published_weights_and_falls_with_the_channels_swapped(
     example: ModuleType, shared_data: Path
 ) -> None:
-    task = Detection(num_classes=80, image_size=(352, 352), overlap=0.45)
+    task = Detection(num_classes=80, image_size=(352, 352), nms_iou=0.45)
     data = task.open_labelled(shared_data / "coco-val128")
     found = {}
     for order in ("bgr", "rgb"):
-        spec = spec_of({"network": "fastestdet:make", "weights": str(weights_of(shared_data)), "order": order})
+        spec = spec_of({"network": "fastestdet:make", "weights": str(weights_of(shared_data)), "channel_order": order})
         network = spec.wrap(build_network(spec, num_classes=80))
         found[order] = evaluate(network, task, data, device=torch.device("cpu"), batch_size=16).values["ap50"]
     assert found["bgr"] == pytest.approx(0.326, abs=0.01)
@@ -347,5 +347,5 @@ def test_a_location_is_detected_as_one_class(example: ModuleType, shared_data: P
     network.network.load_state_dict(read_tensors(weights_of(shared_data)))
     with torch.no_grad():
         predictions = network(torch.rand(1, 3, 352, 352))
-    (found,) = detect(predictions, least=0.001, overlap=0.45, most=484, size=(352, 352))
+    (found,) = detect(predictions, score_threshold=0.001, nms_iou=0.45, max_detections=484, size=(352, 352))
     assert len(set(found.places.tolist())) == len(found.places) > 0

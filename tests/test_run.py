@@ -94,7 +94,7 @@ def test_figures_of_a_source_that_works_now_and_then_are_logged(tmp_path: Path) 
 
 def test_agreement_keeps_the_best_student_not_the_last(tmp_path: Path, photos: Callable[..., Path]) -> None:
     source = {"method": "folder", "path": str(photos())}
-    recipe = recipe_for(tmp_path, source, steps=30, save_every=5, lr=0.05, decay="none", select="agreement")
+    recipe = recipe_for(tmp_path, source, steps=30, save_every=5, lr=0.05, lr_schedule="none", select="agreement")
     outcome = run_recipe(recipe, tmp_path / "run")
     lines = [json.loads(line) for line in (outcome.run / "metrics.jsonl").read_text().splitlines()]
     seen = {line["step"]: line["agreement"] for line in lines if "agreement" in line}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from datafree.distributed import replicas
-from datafree.engine import heldout
+from datafree.engine import validation
 from datafree.engine.artifacts import describe_teacher, save_artefacts, save_calibration
 from datafree.engine.build_networks import (
     NOTHING_GIVEN,
@@ -85,7 +85,7 @@ def run_recipe(
             given,
             device=device,
             dtype=dtype,
-            stop=lambda: replicas.agreed(stop()),
+            stop=lambda: replicas.all_agree(stop()),
             log=log,
             say=say,
         )
@@ -136,7 +136,7 @@ def _carry_out(
     )
 
     # The student, then its scores, then the word that it is done.
-    images = recipe.source.held_out(heldout.COMPARED)
+    images = recipe.source.validation_images(validation.COMPARED)
     if replicas.is_first():
         save_weights(bare(student), run.path / "student.safetensors")
         save_artefacts(recipe.source, run.path)

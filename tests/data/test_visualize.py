@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.visualize import class_colours, draw_boxes, draw_targets
-from datafree.engine import heldout
-from datafree.sources.base import Setting
+from datafree.engine import validation
+from datafree.sources.base import SourceContext
 from datafree.sources.inversion import Inversion
 from datafree.sources.noise import Noise
 from datafree.tasks.classification import Classification
@@ -128,12 +128,12 @@ def test_held_out_images_stand_over_what_they_were_meant_to_show_where_that_is_k
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network.eval().requires_grad_(False)
     for source, known in ((Inversion(iterations=1, batch_size=32), True), (Noise(), False)):
-        source.attach(Setting(task=task, teacher=network, steps=1, batch_size=4))
+        source.attach(SourceContext(task=task, teacher=network, steps=1, batch_size=4))
         source.update(network, -1)
-        images, targets = source.held_out(8), source.held_out_targets(8)
+        images, targets = source.validation_images(8), source.validation_targets(8)
         for trained in (False, True):
             before = torch.get_rng_state()
-            shown = heldout.picture(task, network, network, source, trained=trained)
+            shown = validation.picture(task, network, network, source, trained=trained)
             assert torch.equal(torch.get_rng_state(), before)
             assert shown is not None and shown.shape[1] == 26 * (2 + known + trained) + 4
             assert torch.equal(shown[:, 2:26, 2:34], images[0].float())

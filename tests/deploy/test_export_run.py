@@ -38,7 +38,7 @@ from recipes import load, write_teacher
 
 LOOK = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 SEGMENTATION = {"kind": "segmentation", "num_classes": 3, "image_size": [32, 48]}
-UNET = {"network": "datafree/unet", "args": {"width": 2, "depth": 2}, **LOOK, "order": "bgr"}
+UNET = {"network": "datafree/unet", "args": {"width": 2, "depth": 2}, **LOOK, "channel_order": "bgr"}
 
 needs_onnx = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
@@ -128,7 +128,7 @@ def test_run_is_exported_whole_and_says_what_it_is(segmenter: tuple[Path, Export
         "values": "RGB, float32 in [0, 1]",
         "mean": 0,
         "std": 0,
-        "order": "bgr",
+        "channel_order": "bgr",
         "channels": 3,
         "resized_to": None,
     }
@@ -208,7 +208,7 @@ def test_post_process_of_the_card_finds_what_datafree_finds(detector: tuple[Path
     assert len(labels) > 3
     np.testing.assert_allclose(found, wanted.boxes)
     np.testing.assert_allclose(sure, wanted.scores)
-    loose = detect(outputs, least=0.8, overlap=0.1, most=9, size=(64, 96))[0]
+    loose = detect(outputs, score_threshold=0.8, nms_iou=0.1, max_detections=9, size=(64, 96))[0]
     labels, found, _ = space["detections"](boxes[0].numpy(), scores[0].numpy(), (64, 96), 0.8, 0.1, 9)
     assert labels.tolist() == loose.labels.tolist()
     np.testing.assert_allclose(found, loose.boxes)
@@ -252,7 +252,7 @@ def in_libraries() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     maps = {"kind": "segmentation", "num_classes": 3, "image_size": [64, 32]}
     return {
         "timm": ({"network": "timm/test_resnet", **LOOK, "channels": 1, "input_size": [48, 48]}, classes),
-        "torchvision": ({"network": "torchvision/squeezenet1_1", **LOOK, "order": "bgr"}, classes),
+        "torchvision": ({"network": "torchvision/squeezenet1_1", **LOOK, "channel_order": "bgr"}, classes),
         "lraspp": ({"network": "torchvision/lraspp_mobilenet_v3_large"}, maps),
         "smp": (
             {
@@ -464,7 +464,9 @@ def test_torchvisions_detector_loads_where_datafree_cannot_be_imported(tmp_path:
     code = run_card(done.folder, images).replace('{"logits": logits}', "found[0]")
     subprocess.run([sys.executable, "-c", BLOCKER + code], check=True)
     found = load_file(tmp_path / "run" / "logits.safetensors")
-    wanted = detect(answers(load_student(run).network, images), least=0.0, overlap=0.5, most=1, size=(96, 128))[0]
+    wanted = detect(
+        answers(load_student(run).network, images), score_threshold=0.0, nms_iou=0.5, max_detections=1, size=(96, 128)
+    )[0]
     assert int(found["labels"][0]) == int(wanted.labels[0]) + 1
     torch.testing.assert_close(found["boxes"][0], wanted.boxes[0], rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(found["scores"][0], wanted.scores[0], rtol=1e-3, atol=1e-4)

@@ -178,7 +178,7 @@ def test_record_reads_what_a_run_writes(tmp_path: Path) -> None:
 
 
 def test_snippet_of_our_own_network_answers_as_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = small(mean=(0.5, 0.4, 0.3), order="bgr", channels=3, input_size=(8, 12))
+    made = small(mean=(0.5, 0.4, 0.3), channel_order="bgr", channels=3, input_size=(8, 12))
     save_weights(made.network.network, tmp_path / "student.safetensors")
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from datafree.networks.normalized import bare
 from datafree.ops import modes
 from datafree.ops.performance import Speed
 from datafree.sources import SOURCES
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks import TASKS
 from test_contract import make_network, make_source, make_task
 from thorough import some
@@ -57,7 +57,7 @@ def learnt(method: str, kind: str, photos: Path, steps: int) -> dict[str, Tensor
     student = replicas.share(make_network(task, 2))
     source = make_source(method, photos, task)
     modes.seed_everything(0)
-    source.attach(Setting(task=task, teacher=teacher, steps=steps, batch_size=5, speed=PLAIN))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=steps, batch_size=5, speed=PLAIN))
     optimizer = torch.optim.SGD(student.parameters(), 0.01)
     for step in range(-source.warmup, steps):
         if source.due(step):
@@ -70,7 +70,10 @@ def learnt(method: str, kind: str, photos: Path, steps: int) -> dict[str, Tensor
         optimizer.zero_grad()
         torch.autograd.backward(task.distill_loss(student(images), answers))
         optimizer.step()
-    return {**{name: value.clone() for name, value in bare(student).state_dict().items()}, "": source.held_out(8)}
+    return {
+        **{name: value.clone() for name, value in bare(student).state_dict().items()},
+        "": source.validation_images(8),
+    }
 
 
 def apart(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
@@ -193,7 +196,7 @@ def test_a_copy_of_a_shared_network_passes_through_itself(tmp_path: Path) -> Non
 
 def test_what_one_process_decides_all_hear(tmp_path: Path) -> None:
     def heard(rank: int) -> dict[str, Tensor]:
-        words = [replicas.agreed("time is up" if rank == 1 else None), replicas.agreed(None)]
+        words = [replicas.all_agree("time is up" if rank == 1 else None), replicas.all_agree(None)]
         return {"words": torch.tensor([words == ["time is up", None], replicas.is_first() == (rank == 0)])}
 
     assert all(mine["words"].all() for mine in on_processes(tmp_path, heard))
@@ -203,7 +206,7 @@ def test_one_process_is_left_as_it_is() -> None:
     network = made()
     assert replicas.share(network) is network and "forward" not in vars(network)
     assert (replicas.count(), replicas.rank(), replicas.is_first()) == (1, 0, True)
-    assert replicas.agreed("a reason") == "a reason"
+    assert replicas.all_agree("a reason") == "a reason"
     with replicas.joined("cpu") as device:
         assert device == "cpu" and replicas.count() == 1
 

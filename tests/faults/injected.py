@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from datafree.engine.student_step import Learner
+from datafree.engine.student_step import StudentStep
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage import checkpoint
 
-Spoil = Callable[[Learner, ImageSource], Callable[[], None]]  # does it, answers what takes it back after the step
+Spoil = Callable[[StudentStep, ImageSource], Callable[[], None]]  # does it, answers what takes it back after the step
 
 
 def spoil_weight(network: nn.Module) -> None:
@@ -29,40 +29,40 @@ def spoil_answers(teacher: nn.Module) -> Callable[[], None]:
     return teacher.register_forward_hook(lambda module, given, answer: answer * math.nan, prepend=True).remove
 
 
-def in_generator(learner: Learner, source: ImageSource) -> Callable[[], None]:
+def in_generator(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
     spoil_weight(source.artefacts()["generator"])
     return lambda: None
 
 
-def in_student(learner: Learner, source: ImageSource) -> Callable[[], None]:
+def in_student(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
     spoil_weight(learner.student)
     return lambda: None
 
 
-def in_students_average(learner: Learner, source: ImageSource) -> Callable[[], None]:
+def in_students_average(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
     norm = next(m for m in learner.student.modules() if isinstance(m, nn.BatchNorm2d))
     assert norm.running_mean is not None
     norm.running_mean[0] = math.inf
     return lambda: None
 
 
-def in_generators_average(learner: Learner, source: ImageSource) -> Callable[[], None]:
+def in_generators_average(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
     norm = next(m for m in source.artefacts()["generator"].modules() if isinstance(m, nn.BatchNorm2d))
     assert norm.running_var is not None
     norm.running_var[0] = math.nan
     return lambda: None
 
 
-def in_teachers_answer(learner: Learner, source: ImageSource) -> Callable[[], None]:
+def in_teachers_answer(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
     return spoil_answers(learner.teacher)
 
 
-def in_gradient(learner: Learner, source: ImageSource) -> Callable[[], None]:
+def in_gradient(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
     weight = next(learner.student.parameters())
     return weight.register_hook(lambda gradient: gradient * math.inf).remove
 
 
-def in_optimizer(learner: Learner, source: ImageSource) -> Callable[[], None]:
+def in_optimizer(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
     for state in learner.optimizer.state.values():
         state["exp_avg_sq"].fill_(math.inf)  # a step of zero: no weight shows it
     return lambda: None
@@ -72,9 +72,9 @@ def at_step(
     monkeypatch: pytest.MonkeyPatch, source: ImageSource, step: int, spoil: Spoil, *, times: float = math.inf
 ) -> None:
     """Have `spoil` done before the student learns at `step`, at most so many times."""
-    learn, left = Learner.learn, [times]
+    learn, left = StudentStep.learn, [times]
 
-    def spoilt(learner: Learner, batch: Batch, now: int) -> Any:
+    def spoilt(learner: StudentStep, batch: Batch, now: int) -> Any:
         if now != step or not left[0]:
             return learn(learner, batch, now)
         left[0] -= 1
@@ -84,7 +84,7 @@ def at_step(
         finally:
             mend()
 
-    monkeypatch.setattr(Learner, "learn", spoilt)
+    monkeypatch.setattr(StudentStep, "learn", spoilt)
 
 
 def bad_numbers(run: Path) -> list[str]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from datafree.engine import out_of_memory
 from datafree.engine.nonfinite import Watch
-from datafree.engine.recovery import Coping
-from datafree.engine.student_step import Learner
+from datafree.engine.recovery import Recovery
+from datafree.engine.student_step import StudentStep
 from datafree.errors import TrainingError
 from datafree.evaluation.scoring import evaluate
 from datafree.recipe.training import Training
@@ -46,9 +46,9 @@ def at_most(images: int, refusal: Refusal = REFUSALS["an accelerator's"]) -> Cal
 
 def learn_with(monkeypatch: pytest.MonkeyPatch, which: str, hook: Callable[..., None]) -> list[int]:
     """Have a network of the learning step run out by `hook`; the list gets the parts of each step."""
-    learn, parts = Learner.learn, []
+    learn, parts = StudentStep.learn, []
 
-    def limited(learner: Learner, batch: Batch, step: int) -> Any:
+    def limited(learner: StudentStep, batch: Batch, step: int) -> Any:
         handle = getattr(learner, which).register_forward_pre_hook(hook)
         try:
             figures = learn(learner, batch, step)
@@ -57,7 +57,7 @@ def learn_with(monkeypatch: pytest.MonkeyPatch, which: str, hook: Callable[..., 
         parts.append(learner.coping.parts)
         return figures
 
-    monkeypatch.setattr(Learner, "learn", limited)
+    monkeypatch.setattr(StudentStep, "learn", limited)
     return parts
 
 
@@ -96,7 +96,7 @@ def test_parts_give_the_gradient_of_the_whole_batch_without_batchnorm(parts: int
         torch.manual_seed(1)
         student = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 5))
         training = Training(optimizer="sgd", lr=0.5, batch_size=8, label_weight=0.7, mixup=0.3, weight_decay=0.0)
-        learner = Learner(
+        learner = StudentStep(
             task=Classification(num_classes=5, image_size=(4, 4)),
             teacher=teacher,
             student=student,
@@ -104,7 +104,7 @@ def test_parts_give_the_gradient_of_the_whole_batch_without_batchnorm(parts: int
             optimizer=training.make_optimizer(student),
             pairs={},
             watch=Watch(torch.device("cpu")),
-            coping=Coping(parts=count),
+            coping=Recovery(parts=count),
         )
         figures = learner.learn(Batch(images=batch, targets=torch.arange(8) % 5), 0)
         weights += [torch.cat([p.detach().flatten() for p in student.parameters()]), figures["loss"]]

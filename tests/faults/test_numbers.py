@@ -66,7 +66,7 @@ def test_a_number_gone_bad_is_found_within_its_step_and_the_run_goes_back(
 def test_a_fault_that_comes_again_ends_the_run_with_code_3_and_the_last_good_state(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_for(tmp_path, {"method": "dfad"}, rollbacks=2)
+    recipe = recipe_for(tmp_path, {"method": "dfad"}, max_rollbacks=2)
     injected.at_step(monkeypatch, recipe.source, 7, PLACES[place][0])
     said = Said()
     with pytest.raises(TrainingError, match="after going back 2 times, each at half the rates; the state of") as error:
@@ -76,14 +76,14 @@ def test_a_fault_that_comes_again_ends_the_run_with_code_3_and_the_last_good_sta
     assert [line.partition("times ")[2][:4] for line in said.lines] == ["0.5 ", "0.25"]
     assert injected.bad_numbers(tmp_path / "run") == []
     state = checkpoint.read(tmp_path / "run" / "state" / "state.pt")
-    assert (state["step"], state["coping"]["rollbacks"]) == (5, 2)  # a stopped run does not forget them
+    assert (state["step"], state["coping"]["max_rollbacks"]) == (5, 2)  # a stopped run does not forget them
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
 def test_a_teacher_that_answers_no_numbers_to_a_sources_images_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_for(tmp_path, {"method": "dfad"}, rollbacks=1)
+    recipe = recipe_for(tmp_path, {"method": "dfad"}, max_rollbacks=1)
     update = Dfad.update
 
     def spoilt(source: Dfad, student: nn.Module, step: int) -> dict[str, torch.Tensor]:
@@ -136,7 +136,7 @@ def test_a_run_that_goes_back_without_a_lower_rate_ends_as_if_nothing_had_been(
     run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "unbroken")
     recipe = recipe_for(tmp_path, {"method": "dfad"})
     injected.at_step(monkeypatch, recipe.source, 8, injected.in_student, times=1)
-    monkeypatch.setattr("datafree.engine.recovery.Coping.pace", property(lambda self: 1.0, lambda self, value: None))
+    monkeypatch.setattr("datafree.engine.recovery.Recovery.pace", property(lambda self: 1.0, lambda self, value: None))
     run_recipe(recipe, tmp_path / "faulty")
     unbroken, faulty = everything(tmp_path / "unbroken"), everything(tmp_path / "faulty")
     for part in ("student", "metrics", "samples"):
@@ -146,7 +146,7 @@ def test_a_run_that_goes_back_without_a_lower_rate_ends_as_if_nothing_had_been(
 
 
 def test_a_step_that_went_wrong_can_be_repeated_from_what_was_kept(tmp_path: Path) -> None:
-    recipe = recipe_for(tmp_path, {"method": "noise"}, optimizer="sgd", lr=1e30, rollbacks=0, select="last")
+    recipe = recipe_for(tmp_path, {"method": "noise"}, optimizer="sgd", lr=1e30, max_rollbacks=0, select="last")
     with pytest.raises(TrainingError, match=r"\(.*faults/0000..\.pt holds the step\)"):
         run_recipe(recipe, tmp_path / "run")
     (file,) = (tmp_path / "run" / "faults").iterdir()
@@ -168,12 +168,12 @@ def test_a_step_that_went_wrong_can_be_repeated_from_what_was_kept(tmp_path: Pat
 
 @pytest.mark.thorough
 def test_a_run_stopped_between_two_faults_remembers_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = recipe_for(tmp_path, {"method": "noise"}, rollbacks=1)
+    recipe = recipe_for(tmp_path, {"method": "noise"}, max_rollbacks=1)
     injected.at_step(monkeypatch, recipe.source, 7, injected.in_student)
     with pytest.raises(Interrupted):
         run_recipe(recipe, tmp_path / "run", stop=stop_after(8))  # step 7 fails at the eighth call; then it stops
     with pytest.raises(TrainingError, match="after going back 1 times"):
-        run_recipe(recipe_for(tmp_path, {"method": "noise"}, rollbacks=1), tmp_path / "run")
+        run_recipe(recipe_for(tmp_path, {"method": "noise"}, max_rollbacks=1), tmp_path / "run")
 
 
 @pytest.mark.thorough

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.health import signals as module
-from datafree.health.signals import Moments, calibration_gap, checkup, corrupted, diversity, statistics_distance
+from datafree.health.signals import Moments, calibration_gap, corrupted, diversity, health_metrics, statistics_distance
 from datafree.health.verdict import SIGNALS
 from datafree.tasks.classification import Classification
 
@@ -81,14 +81,14 @@ def test_a_teacher_finds_its_own_data_near_and_other_data_far() -> None:
     teacher.features[0].momentum = None  # the plain average
     teacher(near)
     teacher.eval()
-    ours = checkup(TASK, teacher, student, near)
-    theirs = checkup(TASK, teacher, student, 1 - near)
+    ours = health_metrics(TASK, teacher, student, near)
+    theirs = health_metrics(TASK, teacher, student, 1 - near)
     assert ours["statistics_distance"] < 0.01 < 0.5 < theirs["statistics_distance"]
 
 
 def test_a_student_that_is_the_teacher_agrees_everywhere_and_another_does_not() -> None:
     teacher = Net()
-    same = checkup(TASK, teacher, teacher, coloured())
+    same = health_metrics(TASK, teacher, teacher, coloured())
     assert same["agreement"] == same["agreement_corrupted"] == same["agreement_noise"] == 1
     assert same["held_out_class_balance"] == pytest.approx(1)
 
@@ -96,13 +96,13 @@ def test_a_student_that_is_the_teacher_agrees_everywhere_and_another_does_not() 
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).roll(1, 1)
 
-    other = checkup(TASK, teacher, Turned(), coloured())
+    other = health_metrics(TASK, teacher, Turned(), coloured())
     assert other["agreement"] == other["agreement_corrupted"] == 0
     assert other["calibration_gap"] == pytest.approx(other["held_out_confidence"], abs=1e-5)
 
 
 def test_images_that_are_all_alike_have_no_diversity_in_pixels_or_features() -> None:
-    found = checkup(TASK, Net(), Net(), coloured()[:1].repeat(20, 1, 1, 1))
+    found = health_metrics(TASK, Net(), Net(), coloured()[:1].repeat(20, 1, 1, 1))
     assert found["held_out_pixel_diversity"] == found["held_out_class_balance"] == 0
     assert found["held_out_feature_diversity"] == pytest.approx(0, abs=1e-6)
 
@@ -110,26 +110,26 @@ def test_images_that_are_all_alike_have_no_diversity_in_pixels_or_features() -> 
 def test_a_look_touches_no_random_state_and_no_network() -> None:
     teacher, student = Net(), Net().train()
     before, random = {k: v.clone() for k, v in student.state_dict().items()}, torch.get_rng_state()
-    first = checkup(TASK, teacher, student, coloured())
+    first = health_metrics(TASK, teacher, student, coloured())
     torch.set_rng_state(random)
-    assert checkup(TASK, teacher, student, coloured()) == first
+    assert health_metrics(TASK, teacher, student, coloured()) == first
     torch.manual_seed(5)
     random = torch.get_rng_state()
     images = torch.full((2, 3, 16, 16), 0.5)
-    checkup(TASK, teacher, student, images)
+    health_metrics(TASK, teacher, student, images)
     assert torch.equal(torch.get_rng_state(), random)
     assert student.training and all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for net in (teacher, student) for m in net.modules())
 
 
 def test_every_signal_has_a_title_and_what_cannot_be_had_is_left_out() -> None:
-    assert set(checkup(TASK, Net(), Net(), coloured())) == set(SIGNALS)
+    assert set(health_metrics(TASK, Net(), Net(), coloured())) == set(SIGNALS)
 
     class Plain(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((2, 3))
 
-    left = set(checkup(TASK, Plain(), Net(), coloured()))
+    left = set(health_metrics(TASK, Plain(), Net(), coloured()))
     assert set(SIGNALS) - left == {"statistics_distance", "held_out_feature_diversity"}
 
 
@@ -177,7 +177,7 @@ def test_features_of_a_network_with_one_activation_for_all_its_layers() -> None:
 
     torch.manual_seed(0)
     teacher, student, images = Shared().eval(), Shared().eval(), torch.rand(20, 3, 16, 16)
-    found = checkup(Classification(num_classes=3, image_size=(16, 16)), teacher, student, images)
+    found = health_metrics(Classification(num_classes=3, image_size=(16, 16)), teacher, student, images)
     with torch.no_grad():
         unit = F.normalize(teacher.features(images).mean((2, 3)).double(), dim=1)
     cosines = (unit @ unit.T)[~torch.eye(20, dtype=torch.bool)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from datafree.health.verdict import SIGNALS, State, Turns, judge
+from datafree.health.verdict import SIGNALS, State, VerdictTracker, judge
 from datafree.networks.generators import ResizeGenerator
 from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
@@ -62,12 +62,12 @@ def test_the_worst_state_counts_and_its_reason_comes_first() -> None:
 
 def test_figures_that_are_not_there_say_nothing() -> None:
     assert judge({"held_out_class_balance": 0.9, "agreement": 0.9}).state == State.HEALTHY
-    for values in ({"loss": 0.1}, {"agreement": 0.99, "calibration_gap": 0.0}):  # noise is agreed on, too
+    for values in ({"loss": 0.1}, {"agreement": 0.99, "calibration_gap": 0.0}):  # noise is all_agree on, too
         assert judge(values).word == "unknown" and judge(values).reasons
 
 
 def test_the_terminal_is_told_when_the_verdict_turns_and_then_only() -> None:
-    turns, bad = Turns(), {**GOOD, "held_out_pixel_diversity": 0.0}
+    turns, bad = VerdictTracker(), {**GOOD, "held_out_pixel_diversity": 0.0}
     said = [turns.line(step, values) for step, values in enumerate([GOOD, bad, bad, {"loss": 1.0}, GOOD, GOOD])]
     assert said[0] is said[2] is said[3] is said[5] is None
     assert said[1] is not None and said[1].startswith("warning: step 1: health: collapsed: ")

@@ -28,7 +28,7 @@ def small_ssdlite() -> torch.nn.Module:
 
 
 RECIPE = """\
-task: {{kind: detection, num_classes: {classes}, image_size: [{size}, {size}], least_taught: 0.02, least_score: 0.02}}
+task: {{kind: detection, num_classes: {classes}, image_size: [{size}, {size}], min_teacher_score: 0.02, score_threshold: 0.02}}
 teacher: {{network: "{teacher}", weights: teacher.safetensors}}
 student: {{network: "{student}"}}
 source:
@@ -36,7 +36,7 @@ source:
   stages: [{{iterations: {iterations}, lr: 0.05, jitter: 4, detection_weight: 0.1}}]
   batch_size: 4
   warmup: {warmup}
-training: {{steps: {steps}, batch_size: 8, lr: 0.02, log_every: 4, device: cpu, match_weight: {match}}}
+training: {{steps: {steps}, batch_size: 8, lr: 0.02, log_every: 4, device: cpu, attention_weight: {match}}}
 """
 
 
@@ -68,7 +68,7 @@ def test_a_small_retinanet_teaches_a_small_ssdlite(
 
 
 OTHER_ANCHORS = """\
-task: {{kind: detection, num_classes: 3, image_size: [64, 64], distill: {distill}, least_taught: 0.01}}
+task: {{kind: detection, num_classes: 3, image_size: [64, 64], distill: {distill}, min_teacher_score: 0.01}}
 teacher:
   network: datafree/yolov3
   args: {{width: 0.1, anchors: [[10, 20], [14, 36], [24, 30], [30, 30], [36, 36], [40, 24]]}}

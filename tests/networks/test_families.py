@@ -84,10 +84,10 @@ def test_multiplications_are_those_of_the_tasks_images() -> None:
 
 
 def test_the_student_sees_images_as_it_says_and_begins_without_weights() -> None:
-    auto = NetworkSpec(network="auto", mean=(0.5, 0.4, 0.3), order="bgr")
+    auto = NetworkSpec(network="auto", mean=(0.5, 0.4, 0.3), channel_order="bgr")
     teacher = NetworkSpec(network="timm/resnet34?pretrained=true", licence="MIT", input_size=(64, 64))
     spec, _ = choose_student(auto, teacher, SMALL, None)
-    assert spec == NetworkSpec(network="timm/resnet18", mean=(0.5, 0.4, 0.3), order="bgr")
+    assert spec == NetworkSpec(network="timm/resnet18", mean=(0.5, 0.4, 0.3), channel_order="bgr")
 
 
 @pytest.mark.parametrize(

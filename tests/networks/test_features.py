@@ -291,5 +291,5 @@ def test_networks_with_nothing_in_common_are_refused_with_a_way_out() -> None:
     line = str(caught.value)
     assert "\n" not in line
     assert "(32 x 32, 16 x 16, 8 x 8; none)" in line
-    assert "training.match=" in line
-    assert "training.match_weight=0" in line
+    assert "training.attention_layers=" in line
+    assert "training.attention_weight=0" in line

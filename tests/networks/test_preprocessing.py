@@ -73,7 +73,7 @@ def test_a_librarys_own_metadata_are_known_and_nothing_is_downloaded(
     found = known(NetworkSpec(network=network))
     assert found is not None
     assert (found.mean, found.std) == (pytest.approx(mean), pytest.approx(std))
-    assert (found.order, found.input_size, found.classes) == ("rgb", size, classes)
+    assert (found.channel_order, found.input_size, found.classes) == ("rgb", size, classes)
     assert found.origin.startswith(network.partition("/")[0])
 
 
@@ -116,7 +116,7 @@ def test_photographs_in_each_usual_range_are_recognised(name: str) -> None:
     assert (found.preprocessing.mean, found.preprocessing.std) == (mean, std)
     assert found.why.endswith(name)
     # Where a mean was taken off in each channel, the order went with it.
-    assert found.preprocessing.order == ("rgb" if len(set(mean)) == 1 else None)
+    assert found.preprocessing.channel_order == ("rgb" if len(set(mean)) == 1 else None)
 
 
 @pytest.mark.parametrize("name", ["in [0, 1], as they are", "brought to 0 to 255", "brought to -1 to 1"])
@@ -124,14 +124,14 @@ def test_blue_before_red_is_told_by_the_means(name: str) -> None:
     images = normalised(photos(), *preprocessing._USUAL[name]).flip(1)
     found = suggested(trained(images), images[:1]).preprocessing
     assert found is not None
-    assert found.order == "bgr"
+    assert found.channel_order == "bgr"
 
 
 def test_grey_photographs_are_recognised() -> None:
     images = normalised(photos(), *IMAGENET).mean(1, keepdim=True)
     found = suggested(trained(images), images[:1]).preprocessing
     assert found is not None
-    assert (found.mean, found.std, found.order) == (*IMAGENET, None)
+    assert (found.mean, found.std, found.channel_order) == (*IMAGENET, None)
 
 
 def test_what_is_no_photograph_is_unknown_but_what_was_seen_is_said() -> None:
@@ -225,7 +225,7 @@ def test_real_networks_tell_what_they_were_trained_with(
     found = explained(seen)
     assert found.preprocessing is not None
     assert found.why.endswith(name)
-    assert found.preprocessing.order == order
+    assert found.preprocessing.channel_order == order
     assert seen is not None
     assert seen.residual < 0.05
 

@@ -57,7 +57,7 @@ def one_by_one(scores: Tensor, boxes: Tensor, least: float, overlap: float, most
 )
 def test_detections_are_those_of_a_loop_over_all_boxes(seed: int, least: float, overlap: float, most: int) -> None:
     outputs = at_random(seed)
-    found = detect(outputs, least=least, overlap=overlap, most=most, size=SIZE)
+    found = detect(outputs, score_threshold=least, nms_iou=overlap, max_detections=most, size=SIZE)
     for scores, boxes, one in zip(outputs.scores, outputs.boxes, found, strict=True):
         kept, cut = one_by_one(scores, boxes, least, overlap, most)
         assert [(int(label), int(place)) for label, place in zip(one.labels, one.places, strict=True)] == [
@@ -86,7 +86,7 @@ def test_detections_are_those_of_torchvisions_ssd_on_the_same_answers() -> None:
     )
     boxes = torch.stack([coder.decode_single(rel, anchors) for rel in offsets])
     outputs = says(logits.softmax(-1)[..., 1:], boxes)
-    ours = detect(outputs, least=0.2, overlap=0.45, most=20, size=SIZE)
+    ours = detect(outputs, score_threshold=0.2, nms_iou=0.45, max_detections=20, size=SIZE)
     for one, other in zip(ours, theirs, strict=True):
         assert len(one.labels) > 10
         assert torch.equal(one.labels + 1, other["labels"])
@@ -96,14 +96,17 @@ def test_detections_are_those_of_torchvisions_ssd_on_the_same_answers() -> None:
 
 def test_a_location_can_be_of_several_classes() -> None:
     outputs = says(torch.tensor([[[0.9, 0.8, 0.1]]]), torch.tensor([[[0.0, 0, 9, 9]]]))
-    (one,) = detect(outputs, least=0.5, overlap=0.5, most=9, size=SIZE)
+    (one,) = detect(outputs, score_threshold=0.5, nms_iou=0.5, max_detections=9, size=SIZE)
     assert one.labels.tolist() == [0, 1]
     assert one.places.tolist() == [0, 0]
 
 
 def test_a_score_has_to_be_above_the_least() -> None:
     outputs = says(torch.tensor([[[0.5], [0.75]]]), torch.tensor([[[0.0, 0, 9, 9], [20, 20, 40, 40]]]))
-    assert [len(detect(outputs, least=x, overlap=0.5, most=9, size=SIZE)[0].labels) for x in (0.4, 0.5, 0.75)] == [
+    assert [
+        len(detect(outputs, score_threshold=x, nms_iou=0.5, max_detections=9, size=SIZE)[0].labels)
+        for x in (0.4, 0.5, 0.75)
+    ] == [
         2,
         1,
         0,
@@ -123,7 +126,7 @@ def test_boxes_are_cut_to_the_image_before_they_compete_and_those_of_no_size_are
         ]
     )
     outputs = says(torch.linspace(0.9, 0.5, len(boxes))[None, :, None], boxes[None])
-    (one,) = detect(outputs, least=0.1, overlap=0.5, most=9, size=SIZE)
+    (one,) = detect(outputs, score_threshold=0.1, nms_iou=0.5, max_detections=9, size=SIZE)
     assert one.boxes.tolist() == [[0, 0, 10, 20], [85, 50, 90, 60]]
     assert one.places.tolist() == [0, 2]
 
@@ -133,14 +136,14 @@ def test_only_the_surest_of_very_many_compete() -> None:
     corner = torch.arange(float(count))[:, None] * torch.tensor([2.0, 0])
     boxes = torch.cat([corner, corner + 2], 1)
     outputs = says(torch.linspace(0.9, 0.2, count)[None, :, None], boxes[None])
-    (one,) = detect(outputs, least=0.1, overlap=0.5, most=count, size=(60, 4 * count))
+    (one,) = detect(outputs, score_threshold=0.1, nms_iou=0.5, max_detections=count, size=(60, 4 * count))
     assert one.places.tolist() == list(range(BEFORE_NMS))
 
 
 def test_detections_carry_no_gradient() -> None:
     outputs = at_random(0)
     outputs = says(outputs.scores.requires_grad_(), outputs.boxes.requires_grad_())
-    (one, _) = detect(outputs, least=0.3, overlap=0.5, most=9, size=SIZE)
+    (one, _) = detect(outputs, score_threshold=0.3, nms_iou=0.5, max_detections=9, size=SIZE)
     assert not one.scores.requires_grad
     assert not one.boxes.requires_grad
 

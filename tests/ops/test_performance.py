@@ -23,7 +23,7 @@ from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
-from datafree.sources.parts.pixel_optimizer import Lowest
+from datafree.sources.parts.pixel_optimizer import BestSoFar
 from datafree.tasks.base import Task
 from recipes import VALID, faults, load
 from small_runs import recipe_for, stop_after
@@ -226,7 +226,7 @@ def test_no_iteration_asks_the_device_for_its_loss(
 
 
 def test_the_lowest_of_several_tries_is_kept_as_it_was() -> None:
-    best, image = Lowest(), torch.zeros(2)
+    best, image = BestSoFar(), torch.zeros(2)
     for loss, value in ((3.0, 1.0), (1.0, 2.0), (float("nan"), 3.0), (1.0, 4.0), (2.0, 5.0)):
         image.fill_(value)  # in place, as pixels are changed
         best.offer(torch.tensor(loss, requires_grad=True), image)

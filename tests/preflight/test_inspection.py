@@ -32,7 +32,7 @@ from datafree.preflight.suitability import BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import FAMILIES, SOURCE
 from datafree.recipe.training import Training
 from datafree.sources import SOURCES
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
@@ -58,7 +58,7 @@ def trained(network, mean, std, order):
     return network
 
 
-def classifier(classes=5, mean=0.0, std=1.0, order="rgb"):
+def classifier(classes=5, mean=0.0, std=1.0, channel_order="rgb"):
     return trained(body(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)), mean, std, order)
 
 
@@ -131,16 +131,16 @@ def refusal(call: Callable[[], object]) -> str:
 
 def test_a_network_of_ones_own_is_looked_at(own: Path) -> None:
     found = inspect_teacher("df_seen:classifier", size="24x16")
-    assert (found.task.value, found.task.how, found.problem) == ("classification", "suggested", None)
-    assert (found.classes.value, found.classes.how) == (5, "known")
-    assert (found.input_size.value, found.input_size.how) == ((24, 16), "stated")
+    assert (found.task.value, found.task.provenance, found.problem) == ("classification", "suggested", None)
+    assert (found.classes.value, found.classes.provenance) == (5, "known")
+    assert (found.input_size.value, found.input_size.provenance) == ((24, 16), "stated")
     assert found.output == "one tensor (B, 5)"
     assert found.parameters == 16 * 27 + 2 * 16 + 16 * 5 + 5
     assert found.bytes == 4 * (found.parameters + 2 * 16) + 8  # running statistics, and the counter of int64
     assert found.macs == 24 * 16 * 16 * 27 + 16 * 5
     assert found.batchnorm == BatchNorm(live=1, frozen=0, without_statistics=0, as_new=0, note="")
-    assert (found.mean.value, found.mean.how) == ((0.0, 0.0, 0.0), "suggested")
-    assert (found.order.value, found.order.how) == ("rgb", "suggested")
+    assert (found.mean.value, found.mean.provenance) == ((0.0, 0.0, 0.0), "suggested")
+    assert (found.channel_order.value, found.channel_order.provenance) == ("rgb", "suggested")
     assert found.cost.forward > 0
     assert found.run is None
     json.dumps(dataclasses.asdict(found), allow_nan=False)
@@ -196,7 +196,7 @@ def test_what_is_said_of_a_method_is_what_it_does(method: str, photos: Callable[
         assert said.applies == (method == "dataset")
         return
     source = schema.choose(SOURCE, given, FAMILIES)
-    setting = Setting(task=task, teacher=Normalized(network), steps=4, batch_size=2)
+    setting = SourceContext(task=task, teacher=Normalized(network), steps=4, batch_size=2)
     if said.applies:
         source.attach(setting)
     else:
@@ -244,14 +244,14 @@ def test_a_file_that_does_not_fit_tells_no_classes(tmp_path: Path) -> None:
 def test_classes_and_normalisation_say_how_they_are_known(tmp_path: Path, untimed: None) -> None:
     file = teacher_file(tmp_path)
     found = inspect_teacher("datafree/resnet", args=["depth=8", "width=4"], weights=file, size="16")
-    assert (found.classes.value, found.classes.how) == (7, "suggested")
+    assert (found.classes.value, found.classes.provenance) == (7, "suggested")
     assert "resnet.safetensors" in found.classes.why
-    assert (found.mean.value, found.mean.how) == (None, "unknown")
+    assert (found.mean.value, found.mean.provenance) == (None, "unknown")
     stated = inspect_teacher("datafree/resnet?depth=8&width=4", weights=file, size="16", classes=7)
-    assert (stated.classes.value, stated.classes.how) == (7, "stated")
+    assert (stated.classes.value, stated.classes.provenance) == (7, "stated")
     library = inspect_teacher("torchvision/squeezenet1_1", size="64")
-    assert (library.classes.value, library.classes.how) == (1000, "known")
-    assert (library.mean.value, library.mean.how) == ((0.485, 0.456, 0.406), "known")
+    assert (library.classes.value, library.classes.provenance) == (1000, "known")
+    assert (library.mean.value, library.mean.provenance) == ((0.485, 0.456, 0.406), "known")
     assert not library.trained
 
 
@@ -259,7 +259,7 @@ def test_a_librarys_numbers_are_but_suggested_for_a_file_of_ones_own(tmp_path: P
     spec = NetworkSpec(network="torchvision/squeezenet1_1")
     save_weights(build_network(spec, num_classes=3), tmp_path / "w.safetensors")
     found = inspect_teacher("torchvision/squeezenet1_1", weights=tmp_path / "w.safetensors", size="64")
-    assert (found.mean.value, found.mean.how) == ((0.485, 0.456, 0.406), "suggested")
+    assert (found.mean.value, found.mean.provenance) == ((0.485, 0.456, 0.406), "suggested")
     assert found.trained
 
 
@@ -270,9 +270,9 @@ def test_a_recipe_states_its_teachers_images_and_is_estimated(own: Path) -> None
     recipe = recipe_file(own, source={"method": "cgdd", "width": 2, "latent": 4, "batch_size": 4, "warmup": 3})
     found = inspect_teacher(recipe)
     assert found.network == "df_seen:classifier"
-    for fact, value in ((found.mean, (0.0, 0.0, 0.0)), (found.order, "rgb"), (found.input_size, (32, 32))):
-        assert (fact.value, fact.how) == (value, "stated")
-    assert (found.task.how, found.classes.how, found.recipe) == ("stated", "stated", "plan")
+    for fact, value in ((found.mean, (0.0, 0.0, 0.0)), (found.channel_order, "rgb"), (found.input_size, (32, 32))):
+        assert (fact.value, fact.provenance) == (value, "stated")
+    assert (found.task.provenance, found.classes.provenance, found.recipe) == ("stated", "stated", "plan")
     assert found.run is not None
     assert (found.run.updates, found.run.steps) == (3 + 2, 6)  # the warm-up, then steps 0 and 5
     assert found.run.seconds > 0
@@ -282,7 +282,7 @@ def test_a_recipe_states_its_teachers_images_and_is_estimated(own: Path) -> None
 def test_another_teacher_can_be_put_into_a_recipe(own: Path, untimed: None) -> None:
     found = inspect_teacher("df_seen:plain", recipe=recipe_file(own))
     assert found.network == "df_seen:plain"
-    assert found.mean.how == "unknown"
+    assert found.mean.provenance == "unknown"
     assert found.input_size.value == (32, 32)
     assert found.run is not None
 
@@ -302,8 +302,8 @@ def test_a_method_that_refuses_the_teacher_costs_the_estimate_only(own: Path, un
         ({"mean": 0.5, "std": 0.5}, {"mean": [0.5] * 3, "std": [0.5] * 3}, None),
         ({"mean": 0.5, "std": 0.5}, {}, "which no images in [0, 1] have"),
         ({}, {"mean": [0.4] * 3, "std": [0.5] * 3}, "unlike photographs"),
-        ({"order": "bgr"}, {"order": "bgr"}, None),
-        ({"order": "bgr"}, {}, "stated as rgb, but its first BatchNorm suggests bgr"),
+        ({"channel_order": "bgr"}, {"channel_order": "bgr"}, None),
+        ({"channel_order": "bgr"}, {}, "stated as rgb, but its first BatchNorm suggests bgr"),
     ],
 )
 def test_what_a_recipe_states_is_compared_with_the_first_batchnorm(
@@ -361,7 +361,7 @@ def test_answers_that_do_not_fit_their_task_are_a_finding(own: Path, untimed: No
 
 def test_sizes_are_tried_where_nobody_says_one(own: Path, untimed: None) -> None:
     found = inspect_teacher("df_seen:picky")
-    assert (found.input_size.value, found.input_size.how) == ((32, 32), "unknown")
+    assert (found.input_size.value, found.input_size.provenance) == ((32, 32), "unknown")
 
 
 # --- cost ---
@@ -399,7 +399,7 @@ class Clocked(ImageSource):
     warmup: int = 3
     update_every: int = 4
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._size = setting.task.image_size
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
@@ -410,7 +410,7 @@ class Clocked(ImageSource):
         Clocked.now += 0.02 * n
         return Batch(images=torch.rand(n, 3, *self._size))
 
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         return torch.empty(0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -521,5 +521,5 @@ def test_a_real_teacher_is_described_rightly(shared_data: Path, untimed: None) -
     found: Inspection = inspect_teacher("datafree/resnet?depth=20", weights=file, size="32")
     assert (found.parameters, found.classes.value, found.batchnorm.live) == (269_722, 10, 19)
     assert found.macs == 40_551_040
-    assert (found.mean.value, found.mean.how) == ((0.485, 0.456, 0.406), "suggested")
-    assert found.order.value is None
+    assert (found.mean.value, found.mean.provenance) == ((0.485, 0.456, 0.406), "suggested")
+    assert found.channel_order.value is None

@@ -23,7 +23,7 @@ from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.preflight.cost import estimate
-from datafree.preflight.cost.calibration import Work, banks_of
+from datafree.preflight.cost.calibration import CostItem, banks_of
 from datafree.preflight.cost.pass_cost import Cost, cost_of, watched_passes
 from datafree.preflight.plan import WAIT, Plan, divided, parse_link, plan, rounds, together
 from datafree.recipe.recipe import Recipe, dump, load_recipe
@@ -64,8 +64,8 @@ def test_one_device_exchanges_nothing_and_a_batch_below_the_devices_is_computed_
 
 
 def test_a_run_on_devices_is_the_sum_of_its_work() -> None:
-    saves = Work(what="saves", often=3, each=Cost(seconds=0.5))
-    steps = Work(what="the student", often=100, each=STEP)
+    saves = CostItem(what="saves", often=3, each=Cost(seconds=0.5))
+    steps = CostItem(what="the student", often=100, each=STEP)
     each, _ = divided(STEP, 4, link=1e9)
     assert together([steps, saves], 4, link=1e9) == pytest.approx(100 * each + 3 * 0.5)
     assert together([steps, saves], 1, link=1e9) == pytest.approx(100 + 1.5)

@@ -76,7 +76,7 @@ class Mine(ImageSource):
     def attach(self, setting): pass
     def update(self, student, step): return {}
     def sample(self, n): raise AssertionError
-    def held_out(self, n): raise AssertionError
+    def validation_images(self, n): raise AssertionError
     def state_dict(self): return {}
     def load_state_dict(self, state): pass
     def artefacts(self): return {}

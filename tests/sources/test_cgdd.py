@@ -21,7 +21,7 @@ from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
 from datafree.run import run_recipe
 from datafree.sources import Cgdd
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 from recipes import load
 
@@ -54,7 +54,9 @@ class Rig:
         self.said: list[str] = []
         self.source = Cgdd(**{"width": 4, "latent": 8, "batch_size": B, "warmup": 2, "bn_momentum": 0.0, **options})
         modes.seed_everything(0)
-        self.source.attach(Setting(task=self.task, teacher=self.teacher, steps=100, batch_size=8, say=self.said.append))
+        self.source.attach(
+            SourceContext(task=self.task, teacher=self.teacher, steps=100, batch_size=8, say=self.said.append)
+        )
 
     @property
     def generator(self) -> nn.Module:
@@ -230,7 +232,7 @@ def test_images_from_the_bank_come_with_the_labels_they_were_made_for() -> None:
     for step in range(3):
         generator, random = copy.deepcopy(rig.generator), torch.get_rng_state()
         labels = rig.task.sample_targets(B, torch.device("cpu"))
-        images = generator.train()(torch.randn(B, 8), rig.task.layout(labels))
+        images = generator.train()(torch.randn(B, 8), rig.task.class_maps(labels))
         torch.set_rng_state(random)
         rig.source.update(rig.student, step)
         keys = (images * 255).round().byte()
@@ -362,7 +364,7 @@ def test_restarts_are_told_during_the_run_and_in_its_notes(
 
 @pytest.mark.thorough
 def test_a_broken_run_that_learns_labels_and_attention_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    options = {"label_weight": 0.5, "match_weight": 100.0, "steps": 10}
+    options = {"label_weight": 0.5, "attention_weight": 100.0, "steps": 10}
     states = []
     for name, pieces in (("unbroken", []), ("broken", [2, 4, 3])):
         for count in pieces:

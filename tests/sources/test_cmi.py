@@ -14,7 +14,7 @@ from datafree.networks.resnet import resnet
 from datafree.ops import augment, modes
 from datafree.sources import Cmi
 from datafree.sources import cmi as module
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 
 SIZE, CLASSES, B = (32, 32), 4, 8
@@ -33,7 +33,7 @@ def attached(teacher: nn.Module, **options: object) -> Cmi:
     modes.seed_everything(0)
     source = Cmi(**({"width": 4, "latent": 8, "batch_size": B, "iterations": 2} | options))  # type: ignore[arg-type]
     task = Classification(num_classes=CLASSES, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=4))
     return source
 
 

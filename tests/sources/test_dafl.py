@@ -5,7 +5,7 @@ from torch import nn
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.sources import Dafl
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 
 C, SIZE = 4, (32, 32)
@@ -29,7 +29,7 @@ def made(**options: float) -> tuple[Dafl, nn.Module]:
     teacher = Normalized(ColourTeacher()).eval().requires_grad_(False)
     source = Dafl(width=4, latent=8, batch_size=32, lr=5e-3, **options)  # type: ignore[arg-type]
     task = Classification(num_classes=C, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=4))
     return source, teacher
 
 
@@ -103,7 +103,7 @@ def test_teacher_without_feature_maps_turns_the_activation_term_off_and_says_so(
     teacher = Normalized(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, C))).eval().requires_grad_(False)
     source = Dafl(width=4, latent=8, batch_size=4)
     task = Classification(num_classes=C, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4, say=said.append))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=4, say=said.append))
     assert set(source.update(teacher, 0)) == {"one_hot", "class_information"}
     assert said == ["note: the teacher has no feature maps; source.activation_weight is off"]
 

@@ -17,7 +17,7 @@ from datafree.errors import DataError, Interrupted
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.recipe.recipe import Recipe
 from datafree.run import run_recipe
-from datafree.sources.base import Batch, Setting
+from datafree.sources.base import Batch, SourceContext
 from datafree.sources.dataset import Dataset
 from datafree.synthesis.shards import Shards
 from datafree.tasks.base import Task
@@ -40,7 +40,7 @@ def make_folder(path: Path, count: int) -> Path:
 
 def attached(path: Path, *, seed: int = 0, task: Task = LABELS, **options: Any) -> Dataset:
     source = Dataset(path=path, **options)
-    source.attach(Setting(task=task, teacher=nn.Identity(), steps=10, batch_size=4, seed=seed))
+    source.attach(SourceContext(task=task, teacher=nn.Identity(), steps=10, batch_size=4, seed=seed))
     return source
 
 
@@ -75,7 +75,7 @@ def test_no_global_random_state_is_touched_or_used(tmp_path: Path) -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     source = attached(make_folder(tmp_path, 10))
     source.sample(8)
-    source.held_out(2)
+    source.validation_images(2)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
 
@@ -127,7 +127,7 @@ def test_a_set_without_one_readable_image_is_refused(tmp_path: Path) -> None:
         (tmp_path / f"class {index}").mkdir()
         (tmp_path / f"class {index}" / "bad.png").write_text("not an image")
     source = attached(tmp_path, hold_out=1)
-    assert source.held_out(2).shape == (0, 3, 8, 8)
+    assert source.validation_images(2).shape == (0, 3, 8, 8)
     for _ in range(2):  # and again: never an endless loop
         with pytest.raises(DataError, match=r"none of the 2 images .* can be read"):
             source.sample(4)
@@ -148,8 +148,10 @@ def test_held_out_images_are_never_sampled_and_looking_changes_nothing(
 ) -> None:
     source = attached(make_folder(tmp_path, count), hold_out=hold_out)
     state = source.state_dict()
-    held = [round(float(image.mean()) * 255) for image in source.held_out(100)]
-    assert len(held) == kept and torch.equal(source.held_out(100), attached(tmp_path, hold_out=hold_out).held_out(100))
+    held = [round(float(image.mean()) * 255) for image in source.validation_images(100)]
+    assert len(held) == kept and torch.equal(
+        source.validation_images(100), attached(tmp_path, hold_out=hold_out).validation_images(100)
+    )
     assert source.state_dict() == state
     assert set(draw(source, 2 * count, batch=count)) == set(range(count)) - set(held)
 
@@ -192,7 +194,7 @@ def test_a_made_set_without_a_box_is_learnt_from_but_scores_nothing(tmp_path: Pa
         task.open_labelled(tmp_path / "data")
     source = attached(tmp_path, task=task)
     batch = source.sample(4)
-    assert batch.targets is not None and batch.targets[..., 0].eq(-1).all() and len(source.held_out(4)) == 1
+    assert batch.targets is not None and batch.targets[..., 0].eq(-1).all() and len(source.validation_images(4)) == 1
     detector = yolov3(2, width=0.0625)
     task.target_loss(detector(batch.images), batch.targets).backward()  # that nothing is there can be learnt
     assert source.notes() == []

@@ -11,7 +11,7 @@ from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.sources import Degan, Folder
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.segmentation import Segmentation
 
 C, SIZE = 4, (32, 32)
@@ -31,7 +31,7 @@ def trained(photos: Path, updates: int, seed: int = 0, **options: Any) -> tuple[
     modes.seed_everything(seed)
     source = Degan(proxy=Folder(path=photos), width=4, latent=8, batch_size=8, warmup=updates, **options)
     task = Segmentation(num_classes=C, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=1, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=1, batch_size=4))
     for step in range(-updates, 0):
         source.update(teacher, step)
     return source, teacher
@@ -39,7 +39,7 @@ def trained(photos: Path, updates: int, seed: int = 0, **options: Any) -> tuple[
 
 def frequencies(source: Degan, teacher: nn.Module) -> torch.Tensor:
     """(C,) mean probability of each class over what the generator makes."""
-    return teacher(source.held_out(32)).softmax(1).mean((0, 2, 3))
+    return teacher(source.validation_images(32)).softmax(1).mean((0, 2, 3))
 
 
 @pytest.mark.thorough
@@ -54,7 +54,7 @@ def test_entropy_term_makes_the_teacher_surer(photos: Callable[..., Path]) -> No
     folder = photos()
 
     def entropy(source: Degan, teacher: nn.Module) -> float:
-        probs = teacher(source.held_out(32)).softmax(1)
+        probs = teacher(source.validation_images(32)).softmax(1)
         return float(-(probs * probs.log()).sum(1).mean())
 
     plain, teacher = trained(folder, 60, diversity_weight=0.0, lr=2e-3)
@@ -69,7 +69,7 @@ def test_plain_dcgan_never_asks_the_teacher(photos: Callable[..., Path]) -> None
 
     source = Degan(proxy=Folder(path=photos()), width=4, diversity_weight=0.0)
     task = Segmentation(num_classes=C, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=Silent(), steps=1, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=Silent(), steps=1, batch_size=4))
     assert set(source.update(Silent(), -1)) == {"discriminator", "adversarial"}
 
 
@@ -88,8 +88,8 @@ def test_trained_generator_is_used_again_without_a_warmup(photos: Callable[..., 
     again = Degan(proxy=Folder(path=folder), width=4, latent=8, generator=tmp_path / "generator.safetensors")
     assert (again.warmup, again.due(-1), again.due(0)) == (0, False, False)
     task = Segmentation(num_classes=C, image_size=SIZE)
-    again.attach(Setting(task=task, teacher=teacher, steps=1, batch_size=4))
-    assert torch.equal(again.held_out(4), source.held_out(4))
+    again.attach(SourceContext(task=task, teacher=teacher, steps=1, batch_size=4))
+    assert torch.equal(again.validation_images(4), source.validation_images(4))
     wider = Degan(proxy=Folder(path=folder), width=8, latent=8, generator=tmp_path / "generator.safetensors")
     with pytest.raises(WeightsError):
-        wider.attach(Setting(task=task, teacher=teacher, steps=1, batch_size=4))
+        wider.attach(SourceContext(task=task, teacher=teacher, steps=1, batch_size=4))

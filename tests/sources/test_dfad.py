@@ -10,7 +10,7 @@ from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.sources import Dfad
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 
@@ -26,7 +26,7 @@ def test_generator_climbs_the_disagreement_of_student_and_teacher() -> None:
     teacher.eval().requires_grad_(False)
     source = Dfad(width=4, latent=8, batch_size=8, lr=3e-3)
     task = Segmentation(num_classes=4, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=4))
     first = source.update(student, 0)
     for _ in range(80):
         last = source.update(student, 0)
@@ -38,7 +38,7 @@ def test_rate_falls_to_a_tenth_at_each_third_of_the_run() -> None:
     teacher = Normalized(unet(4, width=4, depth=2)).eval().requires_grad_(False)
     source = Dfad(width=4, latent=8, batch_size=2, lr=1e-3)
     task = Segmentation(num_classes=4, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=90, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=90, batch_size=4))
     rates = []
     for step in (0, 29, 30, 60, 89):
         source.update(unet(4, width=4, depth=2), step)
@@ -65,7 +65,7 @@ def test_cifar_objective_is_minus_the_mean_distance_of_logits(name: str, kind: t
     teacher.eval().requires_grad_(False)
     source = Dfad(width=4, latent=8, batch_size=4, network=name, objective="l1")  # type: ignore[arg-type]
     task = Classification(num_classes=3, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=4))
     assert type(source.artefacts()["generator"]) is kind
     modes.seed_everything(3)
     images = source._maker.make(source._maker.draw(4))
@@ -87,7 +87,7 @@ def test_both_objectives_rise_together_and_the_logarithm_flattens_the_slope() ->
         source = Dfad(width=4, latent=8, batch_size=4, objective=objective)  # type: ignore[arg-type]
         task = Classification(num_classes=3, image_size=SIZE)
         teacher.eval().requires_grad_(False)
-        source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+        source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=4))
         disagreement = source.update(student, 0)["disagreement"].item()
         generator = source.artefacts()["generator"]
         gradients[objective] = torch.cat([p.grad.flatten() for p in generator.parameters() if p.grad is not None])

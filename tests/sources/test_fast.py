@@ -13,7 +13,7 @@ from datafree.networks.resnet import resnet
 from datafree.ops import augment, modes
 from datafree.sources import Fast
 from datafree.sources import fast as module
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 
 SIZE, CLASSES, B = (32, 32), 4, 8
@@ -31,7 +31,7 @@ def classifier(seed: int) -> nn.Module:
 def attached(source: Fast, teacher: nn.Module, steps: int = 100) -> Fast:
     modes.seed_everything(0)
     task = Classification(num_classes=CLASSES, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=steps, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=steps, batch_size=4))
     return source
 
 
@@ -258,10 +258,10 @@ def test_the_best_of_the_steps_is_what_the_bank_keeps(monkeypatch: pytest.Monkey
 def test_a_collapse_stops_the_run_and_names_the_weight_to_lower() -> None:
     teacher = classifier(0)
     source = attached(small(iterations=1, on_collapse="stop"), teacher)
-    source._guard.least_diversity = 0.0
-    source._guard.least_balance = 0.0
+    source._guard.min_diversity = 0.0
+    source._guard.min_balance = 0.0
     source.update(teacher, -1), source.update(teacher, -1)  # one healthy look
-    source._guard.least_diversity = 2.0  # nothing passes
+    source._guard.min_diversity = 2.0  # nothing passes
     with pytest.raises(TrainingError, match=r"lower source\.adversarial_weight"):
         for step in range(20):
             source.update(teacher, step)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from datafree.errors import DataError
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.sources.folder import Folder
 from datafree.tasks.segmentation import Segmentation
 
@@ -29,7 +29,7 @@ def make_folder(path: Path, count: int, size: tuple[int, int] = (8, 8)) -> Path:
 def attached(path: Path, *, seed: int = 0, image_size: tuple[int, int] = (8, 8), **options: Any) -> Folder:
     folder = Folder(path=path, **options)
     task = Segmentation(num_classes=2, image_size=image_size)
-    folder.attach(Setting(task=task, teacher=nn.Identity(), steps=10, batch_size=4, seed=seed))
+    folder.attach(SourceContext(task=task, teacher=nn.Identity(), steps=10, batch_size=4, seed=seed))
     return folder
 
 
@@ -73,7 +73,7 @@ def test_no_global_random_state_is_touched_or_used(tmp_path: Path) -> None:
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
     first = attached(tmp_path, crop="random", flip=True)
     first.sample(8)
-    first.held_out(2)
+    first.validation_images(2)
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1:] == (random.getstate(), np.random.get_state()[1].tolist())
 
@@ -193,7 +193,7 @@ def test_a_folder_without_one_readable_image_is_refused(tmp_path: Path, hold_out
     for index in range(3):
         (tmp_path / f"{index}.png").write_text("not an image")
     folder = attached(tmp_path, hold_out=hold_out)
-    assert folder.held_out(2).shape == (0, 3, 8, 8)
+    assert folder.validation_images(2).shape == (0, 3, 8, 8)
     for _ in range(2):  # and again: never an endless loop
         with pytest.raises(DataError, match=rf"none of the {3 - hold_out} images .* can be read"):
             folder.sample(4)
@@ -215,19 +215,19 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path: Path) -> None:
 )
 def test_held_out_images_are_never_sampled(tmp_path: Path, count: int, hold_out: int, kept: int) -> None:
     folder = attached(make_folder(tmp_path, count), hold_out=hold_out)
-    held = names(folder.held_out(100))
-    assert len(held) == kept and held == names(attached(tmp_path, hold_out=hold_out).held_out(100))
+    held = names(folder.validation_images(100))
+    assert len(held) == kept and held == names(attached(tmp_path, hold_out=hold_out).validation_images(100))
     assert set(draw(folder, 2 * count, batch=count)) == set(range(count)) - set(held)
 
 
 def test_looking_at_held_out_images_changes_nothing(tmp_path: Path) -> None:
     make_folder(tmp_path, 20)
-    damaged, sound = names(attached(tmp_path).held_out(2))
+    damaged, sound = names(attached(tmp_path).validation_images(2))
     (tmp_path / f"{damaged:03}.png").write_text("not an image")
     looked, plain = attached(tmp_path), attached(tmp_path)
     for _ in range(3):
         state = looked.state_dict()
-        assert names(looked.held_out(2)) == names(looked.held_out(2)) == [sound]
+        assert names(looked.validation_images(2)) == names(looked.validation_images(2)) == [sound]
         assert looked.state_dict() == state
         assert torch.equal(looked.sample(4).images, plain.sample(4).images)
     assert f"{damaged:03}.png (not an image" in looked.notes()[0]
@@ -235,11 +235,11 @@ def test_looking_at_held_out_images_changes_nothing(tmp_path: Path) -> None:
 
 def test_held_out_images_are_read_and_no_others(tmp_path: Path) -> None:
     make_folder(tmp_path, 20)
-    held = names(attached(tmp_path).held_out(9))
+    held = names(attached(tmp_path).validation_images(9))
     for index in set(range(20)) - set(held):
         (tmp_path / f"{index:03}.png").write_text("not an image")
     folder = attached(tmp_path)
-    assert names(folder.held_out(9)) == held and folder.notes() == []
+    assert names(folder.validation_images(9)) == held and folder.notes() == []
 
 
 def test_a_limit_keeps_so_many_images_and_the_same_held_out_ones(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_limit_keeps_so_many_images_and_the_same_held_out_ones(tmp_path: Path)
     limited, whole = attached(tmp_path, limit=5), attached(tmp_path)
     seen = draw(limited, 20)
     assert len(set(seen)) == 5 and sorted(seen) == sorted([*set(seen)] * 4)
-    assert torch.equal(limited.held_out(9), whole.held_out(9))
+    assert torch.equal(limited.validation_images(9), whole.validation_images(9))
     assert set(draw(attached(tmp_path, limit=5, seed=1), 5)) != set(seen)
 
 

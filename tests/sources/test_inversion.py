@@ -16,7 +16,7 @@ from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops import augment, modes
 from datafree.sources import Inversion
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.sources.parts import pixel_optimizer
 from datafree.tasks import Task
 from datafree.tasks.classification import Classification
@@ -56,7 +56,7 @@ def segmenter() -> nn.Module:
 
 def attached(source: Inversion, teacher: nn.Module, task: Task | None = None) -> Inversion:
     task = task or Classification(num_classes=CLASSES, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=4))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=4))
     return source
 
 
@@ -236,7 +236,7 @@ def test_options_that_would_never_make_an_image_are_refused() -> None:
 def test_a_competition_that_could_never_act_is_told(classifier: nn.Module) -> None:
     said: list[str] = []
     task = Classification(num_classes=CLASSES, image_size=SIZE)
-    setting = Setting(task=task, teacher=classifier, steps=10, batch_size=4, say=said.append)
+    setting = SourceContext(task=task, teacher=classifier, steps=10, batch_size=4, say=said.append)
     Inversion(adversarial_weight=1.0, update_every=5).attach(setting)
     assert said == []
     Inversion(adversarial_weight=1.0).attach(setting)

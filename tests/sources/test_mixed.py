@@ -7,13 +7,13 @@ from torch import nn
 
 from datafree.errors import DataError
 from datafree.sources import Folder, Mixed, Noise
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.segmentation import Segmentation
 
 
 def attached(mixed: Mixed) -> Mixed:
     task = Segmentation(num_classes=3, image_size=(32, 32))
-    mixed.attach(Setting(task=task, teacher=nn.Identity(), steps=1, batch_size=4))
+    mixed.attach(SourceContext(task=task, teacher=nn.Identity(), steps=1, batch_size=4))
     return mixed
 
 

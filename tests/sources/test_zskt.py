@@ -8,7 +8,7 @@ from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.ops import modes
 from datafree.sources import Zskt
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 
 C, SIZE = 3, (32, 32)
@@ -24,7 +24,7 @@ def made(**options: float) -> tuple[Zskt, nn.Module, nn.Module]:
     teacher.eval().requires_grad_(False)
     source = Zskt(**{"width": 4, "latent": 8, "batch_size": 8, **options})  # type: ignore[arg-type]
     task = Classification(num_classes=C, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=100, batch_size=8))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=8))
     return source, teacher, student
 
 

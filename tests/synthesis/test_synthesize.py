@@ -34,7 +34,7 @@ from datafree.ops.boxes import unpack
 from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.sources.inversion import Inversion
-from datafree.sources.parts.image_pool import Stock
+from datafree.sources.parts.image_pool import ImagePool
 from datafree.synthesis import shards as shards_module
 from datafree.synthesis import synthesize as synthesize_module
 from datafree.synthesis import worker
@@ -56,7 +56,7 @@ NETWORKS = {
     "detection": "datafree.networks.darknet.yolov3:yolov3",
 }
 INVERSION = {"method": "inversion", "iterations": 2, "batch_size": 5, "warmup": 1}
-DIODE = {"method": "diode", "stages": [{"iterations": 2}], "batch_size": 3, "warmup": 1, "seen_every": 0}
+DIODE = {"method": "diode", "stages": [{"iterations": 2}], "batch_size": 3, "warmup": 1, "fp_sampling_every": 0}
 CGDD = {"method": "cgdd", "batch_size": 4, "width": 2, "latent": 4, "warmup": 5}
 CMI = {"method": "cmi", "iterations": 2, "batch_size": 4, "width": 2, "latent": 4, "warmup": 1}
 
@@ -201,13 +201,13 @@ def test_every_image_that_was_finished_is_read_back_once_with_its_target(
     kind: str, source: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[tuple[Tensor, Tensor]] = []
-    keep = Stock.add
+    keep = ImagePool.add
 
-    def add(stock: Stock, images: Tensor, targets: Tensor) -> None:
+    def add(stock: ImagePool, images: Tensor, targets: Tensor) -> None:
         made.append((images, targets))
         keep(stock, images, targets)
 
-    monkeypatch.setattr(Stock, "add", add)
+    monkeypatch.setattr(ImagePool, "add", add)
     recipe = recipe_for(tmp_path, source, kind)
     outcome = synthesize(recipe, tmp_path / "out", 7)
     batch = source["batch_size"]
@@ -577,9 +577,9 @@ def test_no_image_is_held_once_its_shard_is_written(tmp_path: Path, monkeypatch:
     finished: list[weakref.ref[Tensor]] = []
     written: list[weakref.ref[Tensor]] = []
     alive: list[tuple[int, int]] = []
-    add, write = Stock.add, Shards.write
+    add, write = ImagePool.add, Shards.write
 
-    def noted_add(stock: Stock, images: Tensor, targets: Tensor) -> None:
+    def noted_add(stock: ImagePool, images: Tensor, targets: Tensor) -> None:
         finished.append(weakref.ref(images))
         add(stock, images, targets)
 
@@ -590,7 +590,7 @@ def test_no_image_is_held_once_its_shard_is_written(tmp_path: Path, monkeypatch:
     def log(progress: Progress) -> None:
         alive.append((sum(ref() is not None for ref in finished), sum(ref() is not None for ref in written)))
 
-    monkeypatch.setattr(Stock, "add", noted_add)
+    monkeypatch.setattr(ImagePool, "add", noted_add)
     monkeypatch.setattr(Shards, "write", noted_write)
     recipe = recipe_for(tmp_path, INVERSION, "classification")
     synthesize(recipe, tmp_path / "out", 25, log=log)

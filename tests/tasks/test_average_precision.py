@@ -39,7 +39,7 @@ def predictions(scores: Tensor, corners: Tensor) -> Predictions:
 
 def metric(**options: Any) -> AveragePrecision:
     names = [f"class {c}" for c in range(C)]
-    return AveragePrecision(class_names=names, image_size=SIZE, overlap=OVERLAP, **options)
+    return AveragePrecision(class_names=names, image_size=SIZE, nms_iou=OVERLAP, **options)
 
 
 def random_case(images: int, seed: int) -> tuple[Predictions, Tensor]:
@@ -62,7 +62,7 @@ def random_case(images: int, seed: int) -> tuple[Predictions, Tensor]:
 def reference(outputs: Predictions, targets: Tensor, *, least: float, most: int) -> COCOeval:
     """pycocotools on the same detections and targets."""
     annotations, results = [], []
-    found = detect(outputs, least=least, overlap=OVERLAP, most=most, size=SIZE)
+    found = detect(outputs, score_threshold=least, nms_iou=OVERLAP, max_detections=most, size=SIZE)
     for image, (seen, rows) in enumerate(zip(found, targets.tolist(), strict=True), 1):
         for label, x1, y1, x2, y2 in rows:
             if label != -1:

@@ -54,7 +54,7 @@ def test_no_targets_are_no_targets() -> None:
 
 
 def test_layout_is_a_single_cell_with_a_one_at_the_class() -> None:
-    layout = make_task().layout(torch.tensor([2, 0]))
+    layout = make_task().class_maps(torch.tensor([2, 0]))
     assert layout.shape == (2, C, 1, 1)
     assert layout.dtype == torch.float32
     assert layout.flatten(1).tolist() == [[0, 0, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0]]

@@ -98,7 +98,7 @@ def test_what_is_seen_is_boxes_in_pixels_cut_to_the_image(sure: Predictions) -> 
     labels, found = boxes.unpack(targets)[0]
     assert labels.tolist() == [2, 0]
     assert torch.allclose(found, BOXES, atol=1e-3)
-    labels, _ = boxes.unpack(make_task(least_score=0.6).pseudo_targets(sure))[0]
+    labels, _ = boxes.unpack(make_task(score_threshold=0.6).pseudo_targets(sure))[0]
     assert labels.tolist() == [2]
 
 
@@ -129,7 +129,7 @@ def test_equal_heads_are_compared_raw() -> None:
 def test_other_heads_learn_the_detections_with_the_students_own_loss(sure: Predictions) -> None:
     """Each is drawn with its score's probability: on average the loss of the sure box, and of the other one half the
     time; the KL of the classes is there for both, weighted by scores 1 and 1/2."""
-    task = make_task(distill="boxes", least_taught=0.2, temperature=1.0)
+    task = make_task(distill="boxes", min_teacher_score=0.2, temperature=1.0)
     torch.manual_seed(0)
     student = said(torch.randn(1, 3, 2, 4), torch.randn(1, 2, 4), torch.zeros(1, 2, 2, 4))
     student.boxes[0, 1] = sure.boxes[0, 1]  # the best place for a box is where boxes overlap by more than half
@@ -248,7 +248,7 @@ def test_target_loss_is_the_detectors_own_without_degenerate_boxes() -> None:
 
 def test_layout_shows_where_boxes_of_a_class_are() -> None:
     targets = boxes.pack([(torch.tensor([0, 2]), torch.tensor([[0.0, 0, 64, 32], [16, 8, 32, 24]]))], 4)
-    maps = make_task().layout(targets)
+    maps = make_task().class_maps(targets)
     assert maps.shape == (1, CLASSES, 4, 8)
     inner = torch.zeros(4, 8)
     inner[1:3, 2:4] = 1
@@ -297,7 +297,7 @@ def test_predictions_index_join_and_scale() -> None:
 
 def test_another_input_size_and_channel_order_are_the_wrappers_business() -> None:
     network = make_network()
-    small = Normalized(network.network, input_size=(16, 32), order="bgr")
+    small = Normalized(network.network, input_size=(16, 32), channel_order="bgr")
     images = torch.rand(2, 3, *SIZE)
     by_hand = network.network(F.interpolate(images, size=(16, 32), mode="bilinear", antialias=True).flip(1))
     outputs = small(images)

@@ -180,7 +180,7 @@ def test_masks_are_rolled_first_and_resampled_then() -> None:
 @pytest.mark.parametrize("ignore_index", [255, 1])
 def test_layout_is_a_one_in_the_class_of_each_pixel_and_none_where_it_is_ignored(ignore_index: int) -> None:
     mask = torch.tensor([[[0, 5], [ignore_index, 3]]])
-    layout = make_task(ignore_index=ignore_index).layout(mask)
+    layout = make_task(ignore_index=ignore_index).class_maps(mask)
     assert layout.shape == (1, C, 2, 2)
     assert layout.dtype == torch.float32
     assert layout[0, :, 0, 0].tolist() == [1, 0, 0, 0, 0, 0]

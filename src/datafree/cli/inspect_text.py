@@ -30,7 +30,7 @@ def inspection_text(found: Inspection) -> str:
         ("input size", f"{height} x {width}", _how(found.input_size) + "; such images pass"),
         _row("mean", found.mean),
         _row("std", found.std),
-        _row("order", found.order),
+        _row("order", found.channel_order),
         *(("note", note, "") for note in found.notes),
     ]
     cost = found.cost
@@ -77,7 +77,7 @@ def _row(name: str, fact: Fact) -> tuple[str, str, str]:
 
 
 def _how(fact: Fact) -> str:
-    return "unknown" if fact.value is None else f"{fact.how}: {fact.why}"
+    return "unknown" if fact.value is None else f"{fact.provenance}: {fact.why}"
 
 
 def _shown(value: object) -> str:

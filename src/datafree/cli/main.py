@@ -148,10 +148,12 @@ def evaluate(
         raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])
     code: dict[str, Any] = {"device": device, "student": student, "task": task}
     scores = {} if data is None else evaluate_run(run, data, **code)
-    agreed = None if images is None or teacher is None else agreement_of_run(run, images, load_recipe(teacher), **code)
+    all_agree = (
+        None if images is None or teacher is None else agreement_of_run(run, images, load_recipe(teacher), **code)
+    )
     if as_json:
         content: dict[str, Any] = {who: {"values": s.values, "per_class": s.per_class} for who, s in scores.items()}
-        print(strict_json.render(content if agreed is None else {**content, "agreement": agreed}))
+        print(strict_json.render(content if all_agree is None else {**content, "agreement": all_agree}))
         return
     if scores:
         print(score_table(scores))
@@ -159,8 +161,8 @@ def evaluate(
         for figure, by_class in score.per_class.items():
             print(f"\n{figure} by class, {who}")
             print(table([[name, percent(value)] for name, value in by_class.items()]))
-    if agreed is not None:
-        print(f"agreement with the teacher: {percent(agreed)} on the images of {images}")
+    if all_agree is not None:
+        print(f"agreement with the teacher: {percent(all_agree)} on the images of {images}")
 
 
 @app.command()

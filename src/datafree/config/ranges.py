@@ -9,8 +9,10 @@ from datafree.text import show
 _AT_LEAST: dict[str, int] = {"num_classes": 1, "warmup": 0, "update_every": 0, "weight_decay": 0, "seed": 0}
 _AT_LEAST |= dict.fromkeys(("steps", "batch_size", "log_every", "save_every", "picture_every"), 1)
 _AT_LEAST |= dict.fromkeys(("latent", "width", "image_size", "iterations", "bank_size", "memory"), 1)
-_AT_LEAST |= dict.fromkeys(("jitter", "shift", "negatives", "restarts", "rollbacks", "clip"), 0)
-_AT_LEAST |= dict.fromkeys(("lr_end", "bn_clip", "bn_layers", "brightness", "contrast", "seen_every", "seen_from"), 0)
+_AT_LEAST |= dict.fromkeys(("jitter", "shift", "negatives", "restarts", "max_rollbacks", "clip"), 0)
+_AT_LEAST |= dict.fromkeys(
+    ("lr_end", "bn_clip", "bn_layers", "brightness", "contrast", "fp_sampling_every", "fp_sampling_from"), 0
+)
 _ABOVE_ZERO = ("lr", "temperature", "std")
 _FRACTIONS = ("momentum", "bn_momentum", "beta1", "beta2")  # 0 <= x < 1
 _SHARES: tuple[str, ...] = (
@@ -18,13 +20,13 @@ _SHARES: tuple[str, ...] = (
     "mixup",
     "decay_at",
     "reset_at",
-    "tiles",
-    "mirror",
-    "erase",
+    "mosaic_share",
+    "flip_probability",
+    "erase_probability",
     "cutout",
     "box_sides",
 )
-_SHARES += ("seen_area", "seen_score", "seen_overlap")
+_SHARES += ("fp_sampling_area", "fp_sampling_score", "fp_sampling_iou")
 _FOLDERS = ("path",)
 _PLACES = ("data",)  # a file or a folder: the task knows
 _FILES = ("weights", "generator")

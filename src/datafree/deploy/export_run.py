@@ -211,7 +211,7 @@ def config(student: Student, record: Record, export: Export, sums: Mapping[str, 
             "values": "RGB, float32 in [0, 1]",
             "mean": list(spec.mean),  # of R, G, B, what the bare network's images are normalised with
             "std": list(spec.std),
-            "order": spec.order,
+            "channel_order": spec.channel_order,
             "channels": spec.channels,
             "resized_to": None if spec.input_size is None else list(spec.input_size),
         },

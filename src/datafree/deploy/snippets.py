@@ -90,7 +90,7 @@ def onnx_snippet(student: Student) -> str:
     if not isinstance(student.network.network, Detector):
         return "\n".join([*lines, '(logits,) = session.run(None, {"images": images})']) + "\n"
     wanted = task if isinstance(task, Detection) else Detection(num_classes=1, image_size=task.image_size)
-    process = POST_PROCESS.format(least=wanted.least_score, overlap=wanted.overlap, most=wanted.max_boxes)
+    process = POST_PROCESS.format(least=wanted.score_threshold, overlap=wanted.nms_iou, most=wanted.max_boxes)
     lines += [
         'boxes, scores = session.run(None, {"images": images})  # (B, L, 4), (B, L, C)',
         "",
@@ -119,7 +119,7 @@ def _prepared(spec: NetworkSpec) -> list[str]:
     if spec.input_size is not None:
         size = tuple(spec.input_size)
         lines.append(f'x = F.interpolate(x, size={size}, mode="bilinear", antialias=True)')
-    if spec.order == "bgr":
+    if spec.channel_order == "bgr":
         lines.append("x = x.flip(1)  # it takes B, G, R")
     if spec.channels == 1:
         lines.append("x = x.mean(1, keepdim=True)  # it takes grey images")
@@ -165,10 +165,17 @@ def _with_datafree(spec: NetworkSpec, num_classes: int, detector: bool, size: tu
         "mean": tuple(spec.mean),
         "std": tuple(spec.std),
         "channels": spec.channels,
-        "order": spec.order,
+        "channel_order": spec.channel_order,
         "input_size": None if spec.input_size is None else tuple(spec.input_size),
     }
-    defaults = {"args": {}, "mean": (0.0,) * 3, "std": (1.0,) * 3, "channels": 3, "order": "rgb", "input_size": None}
+    defaults = {
+        "args": {},
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+        "channels": 3,
+        "channel_order": "rgb",
+        "input_size": None,
+    }
     given = {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
     lines = [
         "from pathlib import Path",

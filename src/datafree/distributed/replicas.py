@@ -83,7 +83,7 @@ def joined(device: str) -> Iterator[str]:
         dist.destroy_process_group()
 
 
-def agreed(reason: str | None) -> str | None:
+def all_agree(reason: str | None) -> str | None:
     """The first process's reason that has one, the same for all; for decisions that only some of them come to."""
     if count() == 1:
         return reason
@@ -97,7 +97,7 @@ def agreed(reason: str | None) -> str | None:
     return next((one for one in reasons if one is not None), None)
 
 
-def of_first(act: Callable[[], ResultT]) -> ResultT:
+def broadcast_from_rank0(act: Callable[[], ResultT]) -> ResultT:
     """What the first process comes to, told to all; the others do nothing. Raises its DatafreeError on all of them."""
     if count() == 1:
         return act()
@@ -114,8 +114,8 @@ def of_first(act: Callable[[], ResultT]) -> ResultT:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Within it, this process works as if there were no others; for what `of_first` has the first process try."""
+def single_process() -> Iterator[None]:
+    """Within it, this process works as if there were no others: for what `broadcast_from_rank0` has rank 0 try."""
     _alone.append(True)
     try:
         yield

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from datafree.distributed import replicas
-from datafree.engine import heldout, out_of_memory
+from datafree.engine import out_of_memory, validation
 from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.engine.progress import SAVED_WITHIN, Progress
-from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Coping
-from datafree.engine.student_step import Learner
+from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Recovery
+from datafree.engine.student_step import StudentStep
 from datafree.errors import DataError, Interrupted, TrainingError
-from datafree.health.verdict import Turns
+from datafree.health.verdict import VerdictTracker
 from datafree.networks import features
 from datafree.ops import modes
 from datafree.recipe.training import Training
@@ -61,18 +61,20 @@ def distill(
     TrainingError when that does not help, RunError when the state cannot be saved.
     """
     device, dtype = next(student.parameters()).device, _dtype_of(student)
-    coping, watch = Coping(), Watch(device)
+    coping, watch = Recovery(), Watch(device)
     with modes.frozen(teacher), watch.answers_of(teacher):
         source.attach(training.setting(task, teacher, device, dtype, say, pace=lambda: coping.pace))
         pairs: Mapping[str, str] = {}  # teacher's layer -> student's, whose attention maps are compared
-        if training.match_weight or training.match:  # what was named is looked for in any case
-            pairs = features.chosen_pairs(teacher, student, synthetic_batch(task.image_size, device), training.match)
-        if not training.match_weight:
-            if training.match:
-                say("note: training.match has no effect, training.match_weight is 0")
+        if training.attention_weight or training.attention_layers:  # what was named is looked for in any case
+            pairs = features.chosen_pairs(
+                teacher, student, synthetic_batch(task.image_size, device), training.attention_layers
+            )
+        if not training.attention_weight:
+            if training.attention_layers:
+                say("note: training.attention_layers has no effect, training.attention_weight is 0")
             pairs = {}
         optimizer = training.make_optimizer(student)
-        learner = Learner(
+        learner = StudentStep(
             task=task,
             teacher=teacher,
             student=student,
@@ -82,11 +84,11 @@ def distill(
             watch=watch,
             coping=coping,
         )
-        if training.select == "agreement" and not len(source.held_out(1)):
+        if training.select == "agreement" and not len(source.validation_images(1)):
             raise DataError("training.select=agreement needs images to hold out, and this source has none; use last")
         best: dict[str, Any] = {"agreement": None, "step": 0, "student": {}}
         latest: dict[str, Tensor | float] = {}  # figures since the last line of the log
-        health = Turns()
+        health = VerdictTracker()
         step = first = -source.warmup
         good, saved_at = first, time.monotonic()  # the step of the state on disk; when it was written
 
@@ -180,11 +182,11 @@ def distill(
                     log(Progress(phase=phase, step=step, first=first, last=training.steps, rate=rate, values=numbers))
                 with out_of_memory.noticed("the look at held-out images"):
                     if shows:
-                        shown = heldout.picture(task, teacher, student, source, trained=step > 0)
+                        shown = validation.picture(task, teacher, student, source, trained=step > 0)
                         if shown is not None:
                             run.save_picture(step - first, shown)
                     if compares and step > 0:
-                        looked = heldout.signals(task, teacher, student, source)
+                        looked = validation.signals(task, teacher, student, source)
                         agreement = looked.get("agreement")
                         if looked:
                             run.log(step - first, step, looked)
@@ -196,7 +198,7 @@ def distill(
                             kept = {name: value.clone() for name, value in student.state_dict().items()}
                             best = {"agreement": agreement, "step": step, "student": kept}
                 overdue = "overdue" if time.monotonic() - saved_at > SAVED_WITHIN else None
-                if compares or replicas.agreed(overdue):
+                if compares or replicas.all_agree(overdue):
                     watch.look(wait=True)
                     save(must=last)
 

@@ -23,10 +23,10 @@ STUDENT_STEP = "the student's step"
 
 
 @dataclass(kw_only=True)
-class Coping:
+class Recovery:
     """How often a run went back, and what it changed."""
 
-    rollbacks: int = 0  # because of numbers that were not finite
+    max_rollbacks: int = 0  # because of numbers that were not finite
     pace: float = 1.0  # times every learning rate; halved each time
     parts: int = 1  # each batch is learnt from in so many, one after another
     history: list[str] = field(default_factory=list)  # a line for each time
@@ -36,14 +36,16 @@ class Coping:
 
         `kept`: where the faulty step can be looked into.
         """
-        if self.rollbacks >= training.rollbacks:
-            tried = f" after going back {self.rollbacks} times, each at half the rates" if self.rollbacks else ""
+        if self.max_rollbacks >= training.max_rollbacks:
+            tried = (
+                f" after going back {self.max_rollbacks} times, each at half the rates" if self.max_rollbacks else ""
+            )
             raise TrainingError(f"{fault}{tried}; the state of step {good} is kept{kept}: {way_out(fault)}")
-        self.rollbacks += 1
+        self.max_rollbacks += 1
         self.pace /= 2
         return self._note(
             f"{fault}; back to step {good}, learning rates times {self.pace:g} from here "
-            f"({self.rollbacks} of {training.rollbacks} times){kept}"
+            f"({self.max_rollbacks} of {training.max_rollbacks} times){kept}"
         )
 
     def with_memory(
@@ -80,7 +82,7 @@ class Coping:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        self.rollbacks, self.pace, self.parts = state["rollbacks"], state["pace"], state["parts"]
+        self.max_rollbacks, self.pace, self.parts = state["max_rollbacks"], state["pace"], state["parts"]
         self.history = list(state["history"])
 
 

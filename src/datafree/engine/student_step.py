@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.engine.nonfinite import Watch
-from datafree.engine.recovery import Coping
+from datafree.engine.recovery import Recovery
 from datafree.networks import features
 from datafree.networks.normalized import bare
 from datafree.ops import augment
@@ -21,7 +21,7 @@ from datafree.tasks.base import Task
 
 
 @dataclass(kw_only=True)
-class Learner:
+class StudentStep:
     """A student that learns from batches, watched."""
 
     task: Task
@@ -31,7 +31,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     pairs: Mapping[str, str]  # teacher's layer -> student's, whose attention maps are compared
     watch: Watch
-    coping: Coping
+    coping: Recovery
 
     def learn(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One step on a batch; detached scalars to log. Raises NotFinite, on the CPU before any weight is changed."""
@@ -72,7 +72,7 @@ class Learner:
         if self.pairs:
             attention = features.attention_loss(learnt, taught, self.pairs)
             found["attention"] = attention * share
-            loss = loss + training.match_weight * attention
+            loss = loss + training.attention_weight * attention
         loss = loss * share
         if training.label_weight and targets is not None and len(whole):
             here = whole

@@ -31,8 +31,8 @@ class Stateful(Protocol):
 class Guard:
     """Notices when what a generator makes collapses, and restarts it with more caution; gives up at last.
 
-    Collapsed: `patience` looks in a row at batches that are all alike (diversity below `least_diversity`) or of one
-    class (balance below `least_balance`), or a single one that is not finite. Then `parts` go back to their last
+    Collapsed: `patience` looks in a row at batches that are all alike (diversity below `min_diversity`) or of one
+    class (balance below `min_balance`), or a single one that is not finite. Then `parts` go back to their last
     healthy state and `caution`, which scales the adversarial weight (or the learning rate, where there is none), is
     halved.
     """
@@ -44,8 +44,8 @@ class Guard:
     restarts: int = 3  # at most
     every: int = 10  # updates from one look to the next
     patience: int = 3  # bad looks in a row
-    least_diversity: float = 0.01
-    least_balance: float = 0.05
+    min_diversity: float = 0.01
+    min_balance: float = 0.05
     caution: float = field(default=1.0, init=False)
 
     def __post_init__(self) -> None:
@@ -108,9 +108,9 @@ class Guard:
     def _fault(self, found: dict[str, float]) -> str | None:
         if not all(map(math.isfinite, found.values())):
             return "its images or the teacher's answers to them are not finite"
-        if found["pixel_diversity"] < self.least_diversity:
+        if found["pixel_diversity"] < self.min_diversity:
             return f"its images are all alike, their standard deviation is {found['pixel_diversity']:.4f}"
-        if found["class_balance"] < self.least_balance:
+        if found["class_balance"] < self.min_balance:
             return f"the teacher sees one class only in its images, balance {found['class_balance']:.3f}"
         return None
 

@@ -29,7 +29,7 @@ CORRUPTED = 32  # images of these at most are looked at again, corrupted
 
 
 @torch.no_grad()
-def checkup(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) -> dict[str, float]:
+def health_metrics(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) -> dict[str, float]:
     """The signals that `images` (B, 3, H, W) in [0, 1] give, made of the teacher or held out; B at least 1.
 
     held_out_class_balance, held_out_confidence, held_out_pixel_diversity: `signals` of the teacher's answers.

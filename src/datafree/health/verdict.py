@@ -107,7 +107,7 @@ class Verdict:
 
 
 def judge(values: Mapping[str, float]) -> Verdict:
-    """The verdict on the signals of one look, as `checkup` names them; those that are missing say nothing."""
+    """The verdict on the signals of one look, as `health_metrics` names them; those that are missing say nothing."""
     if not any(name in values for name in OF_IMAGES):
         return Verdict(state=None, reasons=["nothing was logged of the made images to judge by"])
     found: list[tuple[State, str]] = []
@@ -136,7 +136,7 @@ def judge(values: Mapping[str, float]) -> Verdict:
 
 
 @dataclass
-class Turns:
+class VerdictTracker:
     """Tells when the verdict turns, and then only."""
 
     state: State | None = State.HEALTHY

@@ -170,7 +170,7 @@ def pair_layers(teacher: nn.Module, student: nn.Module, images: Tensor, most: in
     if not common:
         raise NetworkError(
             f"teacher and student have no feature maps of equal size ({_sizes(theirs)}; {_sizes(ours)}); name the "
-            "layers with training.match={teacher layer: student layer}, or set training.match_weight=0"
+            "layers with training.attention_layers={teacher layer: student layer}, or set training.attention_weight=0"
         )
     return {theirs[size]: ours[size] for size in common}
 
@@ -187,7 +187,9 @@ def chosen_pairs(teacher: nn.Module, student: nn.Module, images: Tensor, named: 
             network(images)
         for name in layers:
             if name not in maps or maps[name].ndim != 4:
-                raise NetworkError(f"the {what}'s layer {name!r} of training.match answers no feature map (B, K, h, w)")
+                raise NetworkError(
+                    f"the {what}'s layer {name!r} of training.attention_layers answers no feature map (B, K, h, w)"
+                )
     return dict(named)
 
 

@@ -115,12 +115,12 @@ class ResizeGenerator(nn.Module):
         )
         self.to_image = nn.Conv2d(channels[-1], 3, 3, padding=1)
 
-    def forward(self, z: Tensor, layout: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, class_maps: Tensor | None = None) -> Tensor:
         x = self.project(z).unflatten(1, self.grid)  # (B, ., h, w)
-        x = F.leaky_relu(self.norms[0](x, layout), 0.2)
+        x = F.leaky_relu(self.norms[0](x, class_maps), 0.2)
         for conv, norm in zip(self.convs, self.norms[1:], strict=True):
             x = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-            x = F.leaky_relu(norm(x, layout), 0.2)
+            x = F.leaky_relu(norm(x, class_maps), 0.2)
         return torch.sigmoid(self.to_image(x).float())
 
     def draw_latents(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -140,14 +140,14 @@ class _Norm(nn.Module):
         if self.affine is not None:
             nn.init.normal_(self.affine.weight, 0.0, 0.5)  # classes differ from the start, else they grow alike
 
-    def forward(self, x: Tensor, layout: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, class_maps: Tensor | None) -> Tensor:
         x = self.norm(x)
         if self.affine is None:
             return x
-        assert layout is not None, "a conditional generator needs class maps"
-        if layout.shape[-2:] != (1, 1):
-            layout = F.adaptive_avg_pool2d(layout, (x.shape[-2], x.shape[-1]))
-        gain, bias = self.affine(layout).chunk(2, 1)  # (B, ., 1, 1) or (B, ., h, w) each
+        assert class_maps is not None, "a conditional generator needs class maps"
+        if class_maps.shape[-2:] != (1, 1):
+            class_maps = F.adaptive_avg_pool2d(class_maps, (x.shape[-2], x.shape[-1]))
+        gain, bias = self.affine(class_maps).chunk(2, 1)  # (B, ., 1, 1) or (B, ., h, w) each
         conditioned: Tensor = x * (1 + gain) + bias
         return conditioned
 

@@ -41,8 +41,8 @@ _SAID_ELSEWHERE = {  # options of torchvision's detectors, and what says the sam
     **dict.fromkeys(("fixed_size", "max_size", "min_size", "size"), "input_size beside args"),
     "image_mean": "mean beside args",
     "image_std": "std beside args",
-    **dict.fromkeys(("box_score_thresh", "score_thresh", "topk_candidates"), "task.least_score"),
-    **dict.fromkeys(("box_nms_thresh", "nms_thresh"), "task.overlap"),
+    **dict.fromkeys(("box_score_thresh", "score_thresh", "topk_candidates"), "task.score_threshold"),
+    **dict.fromkeys(("box_nms_thresh", "nms_thresh"), "task.nms_iou"),
     **dict.fromkeys(("box_detections_per_img", "detections_per_img"), "task.max_boxes"),
 }
 _CHANNELS_ARG = {"datafree": "channels", "smp": "in_channels", "timm": "in_chans"}  # torchvision's are all for three

@@ -49,7 +49,7 @@ class NetworkSpec:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # R, G, B of images in [0, 1]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channels: Literal[1, 3] = 3  # of the images it takes; 1: grey, the average of R, G and B
-    order: Literal["rgb", "bgr"] = "rgb"  # of its channels; mean and std are given for R, G, B all the same
+    channel_order: Literal["rgb", "bgr"] = "rgb"  # of its channels; mean and std are given for R, G, B all the same
     input_size: tuple[int, int] | None = None  # (height, width), pixels: images are resized to it; unset: as they are
     licence: str | None = None  # of its weights, as their owner declares it; a teacher's stands on its student's card
 
@@ -95,7 +95,7 @@ class NetworkSpec:
             self.std,
             dtype=dtype,
             channels=self.channels,
-            order=self.order,
+            channel_order=self.channel_order,
             input_size=self.input_size,
         )
 

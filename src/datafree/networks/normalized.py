@@ -40,7 +40,7 @@ class Normalized(nn.Module):
         std: Sequence[float] = (1.0, 1.0, 1.0),
         dtype: torch.dtype = torch.float32,
         channels: int = 3,
-        order: Literal["rgb", "bgr"] = "rgb",
+        channel_order: Literal["rgb", "bgr"] = "rgb",
         input_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Normalized(nn.Module):
         self.network = network
         self.dtype = dtype
         self.channels = channels
-        self.order = order
+        self.channel_order = channel_order
         self.input_size = input_size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -62,7 +62,7 @@ class Normalized(nn.Module):
         x = (images - self.mean) / self.std
         if self.input_size is not None:
             x = F.interpolate(x, size=self.input_size, mode="bilinear", align_corners=False, antialias=True)
-        if self.order == "bgr":
+        if self.channel_order == "bgr":
             x = x.flip(1)
         if self.channels == 1:
             x = x.mean(1, keepdim=True)  # (B, 1, H, W)

@@ -31,7 +31,7 @@ class Preprocessing:
 
     mean: Three  # R, G, B
     std: Three
-    order: Order | None  # None: nobody says
+    channel_order: Order | None  # None: nobody says
     input_size: tuple[int, int] | None  # (height, width), pixels; None: nobody says, or any
     classes: int | None  # of the weights it belongs to, as a task counts them
     origin: str  # who says so
@@ -84,7 +84,7 @@ def _timm(name: str, args: dict[str, Any]) -> Preprocessing | None:
     return Preprocessing(
         mean=_three(config.mean),
         std=_three(config.std),
-        order="rgb",
+        channel_order="rgb",
         input_size=(height, width),
         classes=config.num_classes or None,
         origin=f"timm's default_cfg{f' ({config.tag})' if config.tag else ''}",
@@ -118,7 +118,7 @@ def _torchvision(name: str) -> Preprocessing | None:
     return Preprocessing(
         mean=_three(mean),
         std=_three(std),
-        order="rgb",
+        channel_order="rgb",
         input_size=size,
         classes=classes if classes > 0 else None,
         origin=f"torchvision's {type(default).__name__}.{default.name}",
@@ -201,7 +201,7 @@ def explained(seen: Seen | None) -> Suggestion:
     made = Preprocessing(
         mean=mean,
         std=std,
-        order=order if told else None,
+        channel_order=order if told else None,
         input_size=None,
         classes=None,
         origin="its first BatchNorm",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from datafree.ops.augment import Move
 
 NONE = -1  # class of a row that holds no box
-LEAST_SIDE = 1.0  # pixels: a box with a shorter side is degenerate and dropped
+MIN_SIDE = 1.0  # pixels: a box with a shorter side is degenerate and dropped
 
 Labelled = tuple[Tensor, Tensor]  # one image's class ids (N,) int64 and boxes (N, 4)
 
@@ -48,9 +48,9 @@ def unpack(targets: Tensor) -> list[Labelled]:
 
 
 def present(targets: Tensor) -> Tensor:
-    """(B, M) bool: rows that hold a box a detector can learn from: of a class, finite, LEAST_SIDE pixels or more."""
+    """(B, M) bool: rows that hold a box a detector can learn from: of a class, finite, MIN_SIDE pixels or more."""
     sides = targets[..., 3:] - targets[..., 1:3]
-    return (targets[..., 0] >= 0) & (sides >= LEAST_SIDE).all(-1) & targets.isfinite().all(-1)
+    return (targets[..., 0] >= 0) & (sides >= MIN_SIDE).all(-1) & targets.isfinite().all(-1)
 
 
 def clip(targets: Tensor, size: tuple[int, int]) -> Tensor:

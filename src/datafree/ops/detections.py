@@ -38,10 +38,14 @@ class Detections:
 
 
 @torch.no_grad()
-def detect(outputs: Predictions, *, least: float, overlap: float, most: int, size: tuple[int, int]) -> list[Detections]:
-    """Each image's detections with a score above `least`, at most `most`, cut to images of `size` (height, width).
+def detect(
+    outputs: Predictions, *, score_threshold: float, nms_iou: float, max_detections: int, size: tuple[int, int]
+) -> list[Detections]:
+    """Each image's detections with a score above `score_threshold`, cut to images of `size` (height, width).
 
-    A location may be found as several classes (multi-label). Within a class, of two boxes whose IoU is above `overlap`
+    At most `max_detections` of an image.
+
+    A location may be found as several classes (multi-label). Within a class, of two boxes whose IoU is above `nms_iou`
     only the surer stays. Boxes with a side below a pixel are none.
     """
     from torchvision.ops import batched_nms
@@ -55,9 +59,9 @@ def detect(outputs: Predictions, *, least: float, overlap: float, most: int, siz
         places, labels = index // classes, index % classes
         limits = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
         cut = torch.minimum(boxes[places].clamp_min(0), limits)
-        good = (values > least) & ((cut[:, 2:] - cut[:, :2]) >= 1).all(1) & cut.isfinite().all(1)
+        good = (values > score_threshold) & ((cut[:, 2:] - cut[:, :2]) >= 1).all(1) & cut.isfinite().all(1)
         values, places, labels, cut = values[good], places[good], labels[good], cut[good]
-        keep = batched_nms(cut, values, labels, overlap)[:most]
+        keep = batched_nms(cut, values, labels, nms_iou)[:max_detections]
         found.append(Detections(labels=labels[keep], boxes=cut[keep], scores=values[keep], places=places[keep]))
     return found
 
@@ -89,22 +93,23 @@ def with_seen(
     found: Sequence[Detections],
     *,
     size: tuple[int, int],
-    least: float = 0.2,
-    overlap: float = 0.35,
+    score_threshold: float = 0.2,
+    max_iou: float = 0.35,
     area: tuple[float, float] = (0.01, 0.85),
 ) -> Tensor:
     """Targets with what a detector finds beside them: DIODE's false-positive sampling, with its published limits.
 
-    A detection in images of `size` (height, width) becomes a box of its image where its score is above `least`, its
-    IoU with every box there, of whatever class, below `overlap`, and its share of the image between the two of `area`.
-    Detections are not compared with each other. They take the empty rows, the surest first, as far as these go.
+    A detection in images of `size` (height, width) becomes a box of its image where its score is above
+    `score_threshold`, its IoU with every box there, of whatever class, below `max_iou`, and its share of the image
+    between the two of `area`. Detections are not compared with each other. They take the empty rows, the surest first,
+    as far as these go.
     """
     seen = _packed(found)  # (B, K, 5)
     if not seen.shape[1]:
         return targets
     scores = pad_sequence([one.scores for one in found], batch_first=True)  # (B, K)
     share = (seen[..., 3:] - seen[..., 1:3]).prod(-1) / (size[0] * size[1])
-    new = present(seen) & (scores > least) & (overlaps(seen, targets).amax(2) < overlap)
+    new = present(seen) & (scores > score_threshold) & (overlaps(seen, targets).amax(2) < max_iou)
     new &= (share > area[0]) & (share < area[1])
     surest = torch.where(new, scores, -1.0).argsort(dim=1, descending=True, stable=True)
     empty = targets[..., 0] == NONE
@@ -114,8 +119,8 @@ def with_seen(
     return torch.where(takes[..., None], seen.gather(1, chosen[..., None].expand_as(targets)), targets)
 
 
-def confirmed(targets: Tensor, found: Sequence[Detections], *, overlap: float = 0.35, keep: int = 1) -> Tensor:
-    """Targets without the boxes that no detection of their image, of whatever class, meets with IoU `overlap` or more.
+def confirmed(targets: Tensor, found: Sequence[Detections], *, min_iou: float = 0.35, keep: int = 1) -> Tensor:
+    """Targets without the boxes that no detection of their image, of whatever class, meets with IoU `min_iou` or more.
 
     At least `keep` boxes of an image stay, those met best, and all of them where nothing is found. From the public code
     of arXiv 2507.16782, which does this along with false-positive sampling; do it first, as new boxes meet themselves.
@@ -127,7 +132,7 @@ def confirmed(targets: Tensor, found: Sequence[Detections], *, overlap: float = 
     best = overlaps(targets, seen).amax(2)  # (B, M)
     rank = torch.where(held, best, -1.0).argsort(dim=1, descending=True, stable=True).argsort(1)
     looked = present(seen).any(1, keepdim=True)
-    return emptied(targets, held & looked & (best < overlap) & (rank >= keep))
+    return emptied(targets, held & looked & (best < min_iou) & (rank >= keep))
 
 
 def _packed(found: Sequence[Detections]) -> Tensor:

@@ -58,7 +58,7 @@ class Inspection:
     input_size: Fact  # [height, width]: an image of this size has passed
     mean: Fact
     std: Fact
-    order: Fact
+    channel_order: Fact
     batchnorm: BatchNorm
     sources: dict[str, Applies]
     device: str
@@ -96,10 +96,12 @@ def inspect_teacher(
     network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(device)
     (ALL_ON if plan is None else plan.training.speed).laid_out(network)
     if isinstance(program := network.network, Program) and program.size and subject.size.value is None:
-        subject = replace(subject, size=Fact(value=program.size, how="known", why="it was exported for this size"))
+        subject = replace(
+            subject, size=Fact(value=program.size, provenance="known", why="it was exported for this size")
+        )
     outputs, input_size, macs = _look(network, subject, device)
     made, kind, problem = _task(outputs, subject, task, input_size.value)
-    counted = Fact(value=made.num_classes, how="known", why="it answers so many")
+    counted = Fact(value=made.num_classes, provenance="known", why="it answers so many")
 
     # What its images must be.
     trained = has_weights(spec)
@@ -139,7 +141,7 @@ def inspect_teacher(
         input_size=input_size,
         mean=mean,
         std=std,
-        order=order,
+        channel_order=order,
         batchnorm=norms,
         sources={name: applies(name, made, norms, trained, problem) for name in sorted(SOURCES)},
         device=f"{device.type}, {str(dtype).removeprefix('torch.')}",
@@ -166,7 +168,7 @@ def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[
         else:
             size = subject.size
             if size.value is None:
-                size = Fact(value=(height, width), how="unknown", why="nobody says; this one passes")
+                size = Fact(value=(height, width), provenance="unknown", why="nobody says; this one passes")
             return outputs, size, counter.get_total_flops() // 2
     height, width = tried[0]
     raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}")
@@ -184,19 +186,19 @@ def _task(
         if stated not in (None, kind):
             raise NetworkError(f"--task is {stated}, but the recipe's is {kind}: leave --task out")
         made: Task = replace(plan.task, image_size=size, num_classes=count)
-        fact = Fact(value=kind, how="stated", why=f"the recipe {plan.name}")
+        fact = Fact(value=kind, provenance="stated", why=f"the recipe {plan.name}")
     else:
         kind = stated or guess or ""
         if not kind:
             raise NetworkError(f"{name} answers {_form(outputs)}, which is the form of no task here")
         made = TASKS[kind](num_classes=count, image_size=size)
-        fact = Fact(value=kind, how="suggested", why="the form of its answers")
+        fact = Fact(value=kind, provenance="suggested", why="the form of its answers")
         if stated is not None:
-            fact = Fact(value=kind, how="stated", why="--task")
+            fact = Fact(value=kind, provenance="stated", why="--task")
     try:
         made.check(outputs, f"teacher {name}")
     except NetworkError as error:
-        if fact.how == "stated" or subject.classes.how == "stated":
+        if fact.provenance == "stated" or subject.classes.provenance == "stated":
             raise
         return made, fact, str(error)
     return made, fact, None
@@ -228,12 +230,12 @@ def _doubts(seen: Seen, mean: Fact, std: Fact, order: Fact) -> list[str]:
         possible = 0 <= level <= 1 and 0.02 < spread <= 0.5  # values in [0, 1] spread by 0.5 at most
         verdict = "unlike photographs, of 0.45 and 0.27" if possible else "which no images in [0, 1] have"
         doubts.append(
-            f"if the {mean.how} mean and std are right, it was trained on images in [0, 1] with a mean of {level:.2g} "
+            f"if the {mean.provenance} mean and std are right, it was trained on images in [0, 1] with a mean of {level:.2g} "
             f"and a spread of {spread:.2g}, {verdict}"
         )
     told = told_order(seen) if len(set(mean.value)) == 1 else None
     if told is not None and order.value not in (None, told):
-        doubts.append(f"its order is {order.how} as {order.value}, but its first BatchNorm suggests {told}")
+        doubts.append(f"its order is {order.provenance} as {order.value}, but its first BatchNorm suggests {told}")
     return doubts
 
 

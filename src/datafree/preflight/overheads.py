@@ -20,14 +20,14 @@ from torch import Tensor
 
 from datafree.data.images import to_image
 from datafree.data.labelled import LabelledData
-from datafree.engine import heldout
+from datafree.engine import validation
 from datafree.engine.artifacts import save_artefacts, save_calibration
 from datafree.engine.progress import SAVED_WITHIN
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
 from datafree.ops import modes
-from datafree.preflight.cost.calibration import Calibration, Work
+from datafree.preflight.cost.calibration import Calibration, CostItem
 from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.recipe import Recipe, dump
 from datafree.report.profile import measure
@@ -47,7 +47,7 @@ _WRITTEN = 32  # images of the shard that is written
 class Surroundings:
     """What is done beside, and what lies on the disk in the end (bytes by what it is)."""
 
-    work: list[Work]
+    work: list[CostItem]
     disk: dict[str, int]
 
 
@@ -64,13 +64,13 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
     logged = sum(step % training.log_every == 0 or step in (0, training.steps) for step in steps)
 
     def look() -> None:
-        heldout.signals(task, teacher, student, source)
+        validation.signals(task, teacher, student, source)
 
     def draw() -> Tensor | None:
-        return heldout.picture(task, teacher, student, source, trained=True)
+        return validation.picture(task, teacher, student, source, trained=True)
 
-    images = source.held_out(heldout.COMPARED)
-    more = heldout.SHOWN / max(1, min(heldout.SHOWN, len(images)))  # a small source may have held out fewer
+    images = source.validation_images(validation.COMPARED)
+    more = validation.SHOWN / max(1, min(validation.SHOWN, len(images)))  # a small source may have held out fewer
     work = [
         _once("looks at held-out images", compared, look, calibrated),
         _once("pictures", shown, draw, calibrated),
@@ -90,15 +90,17 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
         }
         each, size = _written(folder / "state.pt", state)
         full = size - checkpoint.size_of(source.state_dict()) + calibrated.state_bytes(range(steps[0] - 1, steps[-1]))
-        work.append(Work(what="saves", often=saved, each=Cost(seconds=each * full / size)))
+        work.append(CostItem(what="saves", often=saved, each=Cost(seconds=each * full / size)))
         began = time.perf_counter()
         save_weights(bare(student), folder / "kept" / "student.safetensors")
         save_artefacts(source, folder / "kept")
         if len(images):
             save_calibration(images, folder / "kept")
-        work.append(Work(what="weights", often=1, each=Cost(seconds=time.perf_counter() - began)))
+        work.append(CostItem(what="weights", often=1, each=Cost(seconds=time.perf_counter() - began)))
         kept = _size(folder / "kept")
-    work.append(Work(what="pages", often=1 + int(min(seconds / 10, 0.01 * seconds / PAGE)), each=Cost(seconds=PAGE)))
+    work.append(
+        CostItem(what="pages", often=1 + int(min(seconds / 10, 0.01 * seconds / PAGE)), each=Cost(seconds=PAGE))
+    )
     if labelled is not None and len(labelled):
         work.append(_scores(calibrated, labelled))
     disk = {
@@ -171,11 +173,11 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
         )
 
 
-def _once(what: str, often: int, act: Callable[[], object], calibrated: Calibration) -> Work:
-    return Work(what=what, often=often, each=cost_of(act, calibrated.device, heldout.COMPARED, 0.0, least=0))
+def _once(what: str, often: int, act: Callable[[], object], calibrated: Calibration) -> CostItem:
+    return CostItem(what=what, often=often, each=cost_of(act, calibrated.device, validation.COMPARED, 0.0, least=0))
 
 
-def _scores(calibrated: Calibration, labelled: LabelledData) -> Work:
+def _scores(calibrated: Calibration, labelled: LabelledData) -> CostItem:
     """Both networks on all labelled images, from a few of them."""
     few = _Few(labelled, min(len(labelled), 64))
 
@@ -184,7 +186,7 @@ def _scores(calibrated: Calibration, labelled: LabelledData) -> Work:
             evaluate(network, calibrated.task, few, device=calibrated.device)
 
     each = cost_of(score, calibrated.device, 32, 0.0, least=0).times(len(labelled) / len(few))
-    return Work(what="scores", often=1, each=each)
+    return CostItem(what="scores", often=1, each=each)
 
 
 class _Few:

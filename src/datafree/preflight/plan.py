@@ -20,7 +20,7 @@ from datafree.errors import RecipeError
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
-from datafree.preflight.cost.calibration import Calibration, Work
+from datafree.preflight.cost.calibration import Calibration, CostItem
 from datafree.preflight.cost.estimate import calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.pass_cost import Cost
 from datafree.preflight.overheads import of_run, of_shard
@@ -99,7 +99,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
     teacher = prepare(recipe.teacher, task, "teacher", device, dtype, speed=training.speed)
     modes.seed_everything(training.seed)
     student = prepare(recipe.student, task, "student", device, dtype, speed=training.speed)
-    opening = Work(what="opening", often=1, each=Cost(seconds=time.perf_counter() - opened))
+    opening = CostItem(what="opening", often=1, each=Cost(seconds=time.perf_counter() - opened))
     known = cost_of_teacher(teacher, task.image_size, device, training.batch)
     finished: list[Batch] = []
     with calibration(
@@ -144,7 +144,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
 class _Parts:
     """What a run and a data set have of their own in a plan."""
 
-    work: list[Work]
+    work: list[CostItem]
     memory: int
     disk: dict[str, int]
     on: list[On]
@@ -155,7 +155,7 @@ class _Parts:
 
 
 def _run(
-    calibrated: Calibration, labelled: LabelledData | None, opening: Work, link: float, devices: Sequence[int]
+    calibrated: Calibration, labelled: LabelledData | None, opening: CostItem, link: float, devices: Sequence[int]
 ) -> _Parts:
     cost = run_cost(calibrated)
     around = of_run(calibrated, labelled, cost.seconds)
@@ -186,13 +186,13 @@ def _set(
     recipe: Recipe,
     finished: list[Batch],
     images: int,
-    opening: Work,
+    opening: CostItem,
     devices: Sequence[int],
 ) -> _Parts:
     source = recipe.source
     trained = calibrated.updates(range(-source.warmup, 0)) if trains_first(source) else []
     shard = of_shard(calibrated, recipe, finished)
-    shards = Work(what="shards", often=-(-images // shard.images), each=shard.each)
+    shards = CostItem(what="shards", often=-(-images // shard.images), each=shard.each)
     alone = sum(work.seconds for work in (*trained, opening))
     disk = {"images, what they show, records": round(images / shard.images * shard.bytes)}
     if shard.entries:
@@ -222,7 +222,7 @@ def _set(
 
 
 def rounds(shards: int, devices: int, carries: bool) -> int:
-    """How often P devices make a shard each until all are made; one after the other where each `carries` on."""
+    """Provenance often P devices make a shard each until all are made; one after the other where each `carries` on."""
     return shards if carries else -(-shards // devices)
 
 
@@ -249,7 +249,7 @@ def parse_link(text: str) -> float:
     return float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2]] / (8 if match[3] == "bit" else 1)
 
 
-def together(work: list[Work], devices: int, link: float) -> float:
+def together(work: list[CostItem], devices: int, link: float) -> float:
     """Seconds of all work of a run on P devices."""
     return sum(part.often * divided(part.each, devices, link)[0] for part in work)
 
@@ -260,7 +260,7 @@ def on_devices(devices: int, seconds: float, step: tuple[float, float]) -> On:
     return On(devices=devices, seconds=seconds, device_hours=hours, step=step[0], exchanged=step[1])
 
 
-def _row(work: Work, is_set: bool) -> Row:
+def _row(work: CostItem, is_set: bool) -> Row:
     each = work.each
     share = each.passes / each.seconds if each.seconds else 0.0
     if is_set:

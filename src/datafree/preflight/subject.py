@@ -26,7 +26,7 @@ from datafree.networks.pretrained import PRETRAINED
 from datafree.recipe.recipe import Recipe, load_recipe, packaged_recipes
 from datafree.text import did_you_mean, show
 
-How = Literal["known", "stated", "suggested", "unknown"]
+Provenance = Literal["known", "stated", "suggested", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Fact:
     """A value and how it is known."""
 
     value: Any  # plain; None: unknown
-    how: How
+    provenance: Provenance
     why: str  # who says so
 
 
@@ -104,13 +104,13 @@ def _size(spec: NetworkSpec, stated: str | None, plan: Recipe | None) -> Fact:
         match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", stated.strip(), re.ASCII)
         if match is None or 0 in (pair := (int(match[1]), int(match[2] or match[1]))):
             raise NetworkError(f"--size {show(stated)} is not a size in pixels; write it as HEIGHTxWIDTH, 224x320")
-        return Fact(value=pair, how="stated", why="--size")
+        return Fact(value=pair, provenance="stated", why="--size")
     if plan is not None:
-        return Fact(value=plan.task.image_size, how="stated", why=f"the recipe {plan.name}")
+        return Fact(value=plan.task.image_size, provenance="stated", why=f"the recipe {plan.name}")
     metadata = known(spec)
     if metadata is not None and metadata.input_size is not None:
-        return Fact(value=metadata.input_size, how="known", why=metadata.origin)
-    return Fact(value=None, how="unknown", why="nobody says")
+        return Fact(value=metadata.input_size, provenance="known", why=metadata.origin)
+    return Fact(value=None, provenance="unknown", why="nobody says")
 
 
 def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact:
@@ -118,18 +118,18 @@ def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact
     if stated is not None:
         if stated < 1:
             raise NetworkError(f"--classes is {stated}: give a number of at least 1")
-        return Fact(value=stated, how="stated", why="--classes")
+        return Fact(value=stated, provenance="stated", why="--classes")
     if plan is not None:
-        return Fact(value=plan.task.num_classes, how="stated", why=f"the recipe {plan.name}")
+        return Fact(value=plan.task.num_classes, provenance="stated", why=f"the recipe {plan.name}")
     if spec.is_own_code or spec.is_program:  # it knows itself
-        return Fact(value=None, how="unknown", why="to be seen")
+        return Fact(value=None, provenance="unknown", why="to be seen")
     if isinstance(given, int):
-        return Fact(value=given, how="stated", why="args")
+        return Fact(value=given, provenance="stated", why="args")
     if spec.weights is not None and (count := classes_of(spec)) is not None:
-        return Fact(value=count, how="suggested", why=f"the last layers in {spec.weights.name}")
+        return Fact(value=count, provenance="suggested", why=f"the last layers in {spec.weights.name}")
     metadata = known(spec)
     if metadata is not None and metadata.classes is not None:
-        return Fact(value=metadata.classes, how="known", why=metadata.origin)
+        return Fact(value=metadata.classes, provenance="known", why=metadata.origin)
     _shapes(spec, 2)  # a wrong name is to be said first
     way = "; its weights do not tell, so give --classes N" if spec.weights else ": give --classes N, or --weights FILE"
     raise NetworkError(f"nobody says how many classes {spec.network} tells apart{way}")
@@ -194,11 +194,11 @@ def input_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Su
         return _facts(metadata, "suggested", f"{metadata.origin}, for the library's own weights")
     guess = suggestion.preprocessing
     if guess is None:
-        unknown = Fact(value=None, how="unknown", why=suggestion.why)
+        unknown = Fact(value=None, provenance="unknown", why=suggestion.why)
         return unknown, unknown, unknown
     mean, std, order = _facts(guess, "suggested", guess.origin)
-    if guess.order is None:
-        return mean, std, Fact(value=None, how="unknown", why="its first BatchNorm does not tell")
+    if guess.channel_order is None:
+        return mean, std, Fact(value=None, provenance="unknown", why="its first BatchNorm does not tell")
     return (
         mean,
         std,
@@ -206,6 +206,8 @@ def input_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Su
     )
 
 
-def _facts(of: NetworkSpec | Preprocessing, how: How, why: str) -> tuple[Fact, Fact, Fact]:
-    mean, std, order = (Fact(value=value, how=how, why=why) for value in (of.mean, of.std, of.order))
+def _facts(of: NetworkSpec | Preprocessing, provenance: Provenance, why: str) -> tuple[Fact, Fact, Fact]:
+    mean, std, order = (
+        Fact(value=value, provenance=provenance, why=why) for value in (of.mean, of.std, of.channel_order)
+    )
     return mean, std, order

@@ -223,7 +223,7 @@ def _network(section: object, teacher: NetworkSpec | None) -> NetworkSpec:
     """
     inherited: dict[str, Any] = {}
     if teacher is not None:
-        inherited = {name: getattr(teacher, name) for name in ("mean", "std", "channels", "order")}
+        inherited = {name: getattr(teacher, name) for name in ("mean", "std", "channels", "channel_order")}
     name = section.get("network") if isinstance(section, Mapping) else None
     spec: NetworkSpec = _checked(NetworkSpec, section, [("network", _no_network(name))], inherited)
     if not asks_for_all_weights(spec.network.partition("/")[0], spec.args):

@@ -12,7 +12,7 @@ from torch import nn
 
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.sources.base import Batch, Setting
+from datafree.sources.base import Batch, SourceContext
 from datafree.tasks.base import Task
 
 
@@ -26,10 +26,12 @@ class Training:
     lr: float = 1e-3
     momentum: float = 0.9  # of SGD
     weight_decay: float = 5e-4
-    decay: Literal["step", "cosine", "none"] = "cosine"  # step: a tenth at 1/3 and 2/3 of the steps
+    lr_schedule: Literal["step", "cosine", "none"] = "cosine"  # step: a tenth at 1/3 and 2/3 of the steps
     label_weight: float = 0.0  # of the loss on the source's own targets, where it has some
-    match_weight: float = 0.0  # of the distance between the attention maps of both networks' paired layers
-    match: dict[str, str] = field(default_factory=dict)  # teacher's layer -> student's; empty: paired by size
+    attention_weight: float = 0.0  # of the distance between the attention maps of both networks' paired layers
+    attention_layers: dict[str, str] = field(
+        default_factory=dict
+    )  # teacher's layer -> student's; empty: paired by size
     shift: int = 0  # pixels: images the student learns from are shifted by up to this, and mirrored at 1/2; 0 = not
     mixup: float = 0.0  # share of each batch that is mixed with others of it
     select: Literal["last", "agreement"] = (
@@ -42,7 +44,7 @@ class Training:
     log_every: int = 20  # steps
     save_every: int = 200  # steps
     picture_every: int = 500  # steps
-    rollbacks: int = 3  # at most: back to the last good state at half the rates, after numbers that are not finite
+    max_rollbacks: int = 3  # at most: back to the last good state at half the rates, after numbers that are not finite
 
     def __post_init__(self) -> None:
         if isinstance(self.batch_size, str) and self.batch_size != "auto":
@@ -62,9 +64,9 @@ class Training:
     def lr_at(self, step: int) -> float:
         """The learning rate of a step: a pure function of it."""
         fraction = step / self.steps
-        if self.decay == "cosine":
+        if self.lr_schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * fraction)) / 2
-        return self.lr * 0.1 ** int(fraction * 3) if self.decay == "step" else self.lr
+        return self.lr * 0.1 ** int(fraction * 3) if self.lr_schedule == "step" else self.lr
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """The student's optimiser."""
@@ -81,9 +83,9 @@ class Training:
         say: Callable[[str], None],
         keep: Callable[[Batch], None] | None = None,
         pace: Callable[[], float] = lambda: 1.0,
-    ) -> Setting:
+    ) -> SourceContext:
         """What a source is told of this training before it works."""
-        return Setting(
+        return SourceContext(
             task=task,
             teacher=teacher,
             steps=self.steps,

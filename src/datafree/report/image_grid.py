@@ -86,7 +86,7 @@ def rows_in(image: Image.Image, size: tuple[int, int]) -> int | None:
 
 
 def titles(rows: int | None, *, trained: bool) -> tuple[str, ...]:
-    """What the rows of a picture by `datafree.engine.heldout.picture` show; `trained`: is there a student?"""
+    """What the rows of a picture by `datafree.engine.validation.picture` show; `trained`: is there a student?"""
     if rows == 4 or (rows == 3 and not trained):
         return ("image", "wanted", "teacher", "student")[:rows]
     return ("image", "teacher", "student")[:rows]

@@ -202,14 +202,16 @@ def by_class(seen: Seen) -> tuple[str, list[ByClass]]:
     """The name of the score by class (or nothing), and a row for each class, at most 200."""
     names = class_names(seen)
     given = seen.measured.get("class_agreement")
-    agreed = [number(value) for value in given] if isinstance(given, list) and len(given) == len(names) else []
+    all_agree = [number(value) for value in given] if isinstance(given, list) and len(given) == len(names) else []
     theirs, ours = _per_class(seen, "teacher"), _per_class(seen, "student")
-    if not agreed and not ours:
+    if not all_agree and not ours:
         return "", []
     figures = mapping(mapping(mapping(seen.result.get("scores")).get("student")).get("per_class"))
     figure = readable(str(next(iter(figures), "score")))[:40] if ours else ""
     rows = [
-        ByClass(name=name, agreement=agreed[i] if agreed else None, teacher=theirs.get(name), student=ours.get(name))
+        ByClass(
+            name=name, agreement=all_agree[i] if all_agree else None, teacher=theirs.get(name), student=ours.get(name)
+        )
         for i, name in enumerate(names)
     ]
     return figure, rows[:200]

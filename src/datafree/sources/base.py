@@ -28,7 +28,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class SourceContext:
     """What every source is given before it works. The teacher is frozen by the engine and stays so."""
 
     task: Task
@@ -56,7 +56,9 @@ class ImageSource(ABC):
     """
 
     serves: ClassVar[type[Any]] = Task  # the tasks it makes images for: this one, or all
-    finishes: ClassVar[bool] = False  # whether each update finishes a batch of images, for `Setting.keep` or a bank
+    finishes: ClassVar[bool] = (
+        False  # whether each update finishes a batch of images, for `SourceContext.keep` or a bank
+    )
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
     needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
 
@@ -64,7 +66,7 @@ class ImageSource(ABC):
     update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up
 
     @abstractmethod
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         """Build networks, open folders. Called once, before anything else. Raises DataError, NetworkError."""
 
     def due(self, step: int) -> bool:
@@ -82,14 +84,14 @@ class ImageSource(ABC):
         """n images for the student to learn from, without gradients."""
 
     @abstractmethod
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         """Up to n images (B, 3, H, W) that `sample` never returns, perhaps none; the same for the same state.
 
         Must not touch any random state: looking at a run may not change it.
         """
 
-    def held_out_targets(self, n: int) -> Tensor | None:
-        """What the images of `held_out(n)` were meant to show, in their order, or None. Touches no random state."""
+    def validation_targets(self, n: int) -> Tensor | None:
+        """What the images of `validation_images(n)` were meant to show, in their order, or None. Touches no random state."""
         return None
 
     @abstractmethod

@@ -3,7 +3,7 @@
 Xinyi Yu et al., "Conditional Generative Data-Free Knowledge Distillation", arXiv 2112.15358 (2021-2022). Only its
 abstracts are public. They state: a generator conditioned on preset labels, which are the ground truth of its training;
 an adversarial framework of several losses that lets the student explore; a student that learns by distillation, by
-cross-entropy with the preset labels and from the teacher's attention maps (training.label_weight and match_weight).
+cross-entropy with the preset labels and from the teacher's attention maps (training.label_weight and attention_weight).
 Inferred from its named relatives, all weights included: the generator's BatchNorm, balance and activation terms (GDFQ,
 DAFL, CPSC-DFKD), the form and the guard of the adversarial term (Fast-DFKD), warm-up, rhythm and bank (CMI, Fast-DFKD).
 
@@ -24,8 +24,8 @@ from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.parts.generator_trainer import Maker
+from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.parts.generator_trainer import GeneratorTrainer
 from datafree.sources.parts.memory_bank import Bank
 from datafree.tasks.base import synthetic_batch
 
@@ -61,10 +61,10 @@ class Cgdd(ImageSource):
     warmup: int = 100  # updates without the adversarial term
     update_every: int = 5  # student steps per update
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
         task, teacher = setting.task, setting.teacher
-        self._maker = Maker(
+        self._maker = GeneratorTrainer(
             setting=setting,
             generator=ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes),
             beta1=self.beta1,
@@ -133,12 +133,12 @@ class Cgdd(ImageSource):
         return Batch(images=torch.cat([images, old_images]), targets=torch.cat([targets, old_targets]))
 
     @torch.no_grad()
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         task, fixed = self._setting.task, torch.Generator().manual_seed(self._setting.seed + 1)
-        return self._maker.held_out(n, task.layout(task.sample_targets(n, self._setting.device, fixed)))
+        return self._maker.validation_images(n, task.class_maps(task.sample_targets(n, self._setting.device, fixed)))
 
     def _make(self, targets: Tensor) -> Tensor:
-        return self._maker.make(self._maker.draw(len(targets)), self._setting.task.layout(targets))
+        return self._maker.make(self._maker.draw(len(targets)), self._setting.task.class_maps(targets))
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._maker.state_dict(), "bank": self._bank.state_dict(), "match": self._match.state_dict()}

@@ -24,9 +24,9 @@ from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.parts.image_pool import Stock
-from datafree.sources.parts.pixel_optimizer import Lowest
+from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.parts.pixel_optimizer import BestSoFar
 from datafree.tasks.base import synthetic_batch
 
 HEAD = 256  # dimensions in which images are told apart
@@ -72,7 +72,7 @@ class Cmi(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         require_batchnorm(setting.teacher, "cmi")
         self._setting = setting
         self._match = StatisticsMatch(network=setting.teacher, fused=setting.speed.fused_statistics)
@@ -90,7 +90,7 @@ class Cmi(ImageSource):
         self._head_optimizer = setting.speed.adam(self._head.parameters(), self.lr)
         self._remembered = torch.empty(0, 2 * dims, device=setting.device)  # (M, 2 D): local and global view
         self._cursor = 0
-        self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         task, teacher, device = self._setting.task, self._setting.teacher, self._setting.device
@@ -100,7 +100,7 @@ class Cmi(ImageSource):
         lr = self.lr * self._setting.pace()
         self._head_optimizer.param_groups[0]["lr"] = lr
         optimizer = self._setting.speed.adam([*self._generator.parameters(), z], lr, (self.beta1, 0.999))
-        best, terms = Lowest(), {}
+        best, terms = BestSoFar(), {}
         self._generator.train()
         for _ in range(self.iterations):
             with self._setting.autocast():
@@ -157,11 +157,11 @@ class Cmi(ImageSource):
     def sample(self, n: int) -> Batch:
         return self._stock.sample(n)
 
-    def held_out(self, n: int) -> Tensor:
-        return self._stock.held_out(n)
+    def validation_images(self, n: int) -> Tensor:
+        return self._stock.validation_images(n)
 
-    def held_out_targets(self, n: int) -> Tensor | None:
-        return self._stock.held_out_targets(n)
+    def validation_targets(self, n: int) -> Tensor | None:
+        return self._stock.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {  # the generator is drawn anew for each batch

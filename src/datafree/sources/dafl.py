@@ -19,8 +19,8 @@ from datafree.networks import features
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses
-from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.parts.generator_trainer import Maker
+from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.parts.generator_trainer import GeneratorTrainer
 from datafree.tasks.base import synthetic_batch
 
 
@@ -45,9 +45,9 @@ class Dafl(ImageSource):
     restarts: int = 3  # at most; each halves the rate
     update_every: int = 1  # student steps per generator step
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
-        self._maker = Maker(
+        self._maker = GeneratorTrainer(
             setting=setting,
             generator=ResizeGenerator(setting.task.image_size, self.latent, self.width),
             on_collapse=self.on_collapse,
@@ -80,8 +80,8 @@ class Dafl(ImageSource):
     def sample(self, n: int) -> Batch:
         return Batch(images=self._maker.make(self._maker.draw(n)))
 
-    def held_out(self, n: int) -> Tensor:
-        return self._maker.held_out(n)
+    def validation_images(self, n: int) -> Tensor:
+        return self._maker.validation_images(n)
 
     def state_dict(self) -> dict[str, Any]:
         return self._maker.state_dict()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from datafree.data.images import UnreadableImage
 from datafree.data.labelled import LabelledData, NothingToScore
 from datafree.errors import DataError
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 from datafree.tasks.base import Task
 
@@ -41,7 +41,7 @@ class Dataset(ImageSource):
         if self.hold_out < 0:
             raise DataError(f"a data set's hold_out must not be negative, but is {self.hold_out}; 0 turns it off")
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
         made = (self.path / "shards").is_dir() and (self.path / "data").is_dir()
         self._data = _opened(setting.task, self.path / "data" if made else self.path)
@@ -75,7 +75,7 @@ class Dataset(ImageSource):
         """The next n images of the sequence, with targets. Raises DataError when no image of the set can be read."""
         return self._to_batch(self._reader.take(n))
 
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         """Up to n images (B, 3, H, W) of those kept back; unreadable ones are passed over."""
         found: list[Example] = []
         for index in self._held:

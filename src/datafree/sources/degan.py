@@ -19,7 +19,7 @@ from datafree.distributed import replicas
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.generators import Discriminator, Generator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.folder import Folder
 
 
@@ -49,7 +49,7 @@ class Degan(ImageSource):
         if self.generator is not None:
             self.warmup = self.update_every = 0
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
         self.proxy.attach(setting)
         size, device = setting.task.image_size, setting.device
@@ -104,7 +104,7 @@ class Degan(ImageSource):
         return Batch(images=self._render(self._generator.draw_latents(n, self._setting.device)))
 
     @torch.no_grad()
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         latents = torch.Generator().manual_seed(self._setting.seed + 1)
         return self._render(self._generator.draw_latents(n, self._setting.device, latents))
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.parts.generator_trainer import Maker
+from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.parts.generator_trainer import GeneratorTrainer
 
 
 @final
@@ -39,10 +39,10 @@ class Dfad(ImageSource):
     restarts: int = 3  # at most; each halves the rate
     update_every: int = 5  # student steps per generator step
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
         networks: dict[str, type[Generator | ResizeGenerator]] = {"resize": ResizeGenerator, "dcgan": Generator}
-        self._maker = Maker(
+        self._maker = GeneratorTrainer(
             setting=setting,
             generator=networks[self.network](setting.task.image_size, self.latent, self.width),
             on_collapse=self.on_collapse,
@@ -66,8 +66,8 @@ class Dfad(ImageSource):
     def sample(self, n: int) -> Batch:
         return Batch(images=self._maker.make(self._maker.draw(n)))
 
-    def held_out(self, n: int) -> Tensor:
-        return self._maker.held_out(n)
+    def validation_images(self, n: int) -> Tensor:
+        return self._maker.validation_images(n)
 
     def state_dict(self) -> dict[str, Any]:
         return self._maker.state_dict()

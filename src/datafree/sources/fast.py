@@ -23,9 +23,9 @@ from datafree.health.guard import Guard
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.parts.image_pool import Stock
-from datafree.sources.parts.pixel_optimizer import Lowest
+from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.parts.pixel_optimizer import BestSoFar
 
 
 @final
@@ -69,7 +69,7 @@ class Fast(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         require_batchnorm(setting.teacher, "fast")
         self._setting = setting
         fused = setting.speed.fused_statistics
@@ -78,7 +78,7 @@ class Fast(ImageSource):
         replicas.share(setting.speed.laid_out(self._generator.to(setting.device)))
         meta_lr = self.generator_lr * self.iterations
         self._optimizer = setting.speed.adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999))
-        self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
         self._guard = Guard(
             parts={"generator": self._generator, "optimizer": self._optimizer},
             what="source.generator_lr",  # see `update`
@@ -103,7 +103,7 @@ class Fast(ImageSource):
         groups: list[dict[str, Any]] = [{"params": copied.parameters()}, {"params": [z], "lr": self.latent_lr * pace}]
         optimizer = self._setting.speed.adam(groups, self.generator_lr * pace, (self.beta1, 0.999))
         gradients = [torch.zeros_like(p) for p in copied.parameters()]
-        best, terms = Lowest(), {}
+        best, terms = BestSoFar(), {}
         for _ in range(self.iterations):
             with self._setting.autocast():
                 images = copied(z)
@@ -155,11 +155,11 @@ class Fast(ImageSource):
     def sample(self, n: int) -> Batch:
         return self._stock.sample(n)
 
-    def held_out(self, n: int) -> Tensor:
-        return self._stock.held_out(n)
+    def validation_images(self, n: int) -> Tensor:
+        return self._stock.validation_images(n)
 
-    def held_out_targets(self, n: int) -> Tensor | None:
-        return self._stock.held_out_targets(n)
+    def validation_targets(self, n: int) -> Tensor | None:
+        return self._stock.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datafree.data import images
 from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
@@ -53,7 +53,7 @@ class Folder(ImageSource):
             if value < 0:
                 raise DataError(f"a folder's {name} must not be negative, but is {value}; 0 turns it off")
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
         self._root = Path(self.path)
         self._found = [p.relative_to(self._root).as_posix() for p in images.list_images(self._root)]
@@ -92,7 +92,7 @@ class Folder(ImageSource):
         """The next n images of the sequence. Raises DataError when no image of the folder can be read."""
         return Batch(images=self._to_images(self._reader.take(n)))
 
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         """Up to n centre crops (B, 3, H, W) of the images kept back; unreadable ones are passed over."""
         found: list[Pixels] = []
         for name in self._held:

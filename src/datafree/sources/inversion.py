@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.parts import pixel_optimizer
-from datafree.sources.parts.image_pool import Stock
+from datafree.sources.parts.image_pool import ImagePool
 
 
 @final
@@ -63,12 +63,12 @@ class Inversion(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         require_batchnorm(setting.teacher, "inversion")
         self._setting = setting
         fused = setting.speed.fused_statistics
         self._match = StatisticsMatch(network=setting.teacher, first=self.first_bn_weight, fused=fused)
-        self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
         if self.adversarial_weight and not self.update_every:
             setting.say("note: source.adversarial_weight is off: no image is made once the student learns")
 
@@ -126,11 +126,11 @@ class Inversion(ImageSource):
     def sample(self, n: int) -> Batch:
         return self._stock.sample(n)
 
-    def held_out(self, n: int) -> Tensor:
-        return self._stock.held_out(n)
+    def validation_images(self, n: int) -> Tensor:
+        return self._stock.validation_images(n)
 
-    def held_out_targets(self, n: int) -> Tensor | None:
-        return self._stock.held_out_targets(n)
+    def validation_targets(self, n: int) -> Tensor | None:
+        return self._stock.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {"stock": self._stock.state_dict()}

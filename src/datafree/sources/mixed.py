@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import DataError
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 
 
 @final
@@ -40,7 +40,7 @@ class Mixed(ImageSource):
             raise DataError("mixed has no warmup or update_every of its own; set them on its parts")
         self.warmup = longest
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         for part in self.parts:
             part.attach(setting)
 
@@ -57,8 +57,8 @@ class Mixed(ImageSource):
     def sample(self, n: int) -> Batch:
         return Batch(images=torch.cat([part.sample(count).images for part, count in self._shares(n)]))
 
-    def held_out(self, n: int) -> Tensor:
-        return torch.cat([part.held_out(count) for part, count in self._shares(n)])
+    def validation_images(self, n: int) -> Tensor:
+        return torch.cat([part.validation_images(count) for part, count in self._shares(n)])
 
     def _shares(self, n: int) -> list[tuple[ImageSource, int]]:
         """How many of n images each part gives: the ratio, rounded so that the counts add up to n."""

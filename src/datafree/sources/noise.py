@@ -8,7 +8,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 
 
 @final
@@ -18,7 +18,7 @@ class Noise(ImageSource):
 
     kind: Literal["uniform", "gaussian"] = "uniform"  # U(0, 1), or N(0.5, 0.25) clipped to [0, 1]
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ class Noise(ImageSource):
     def sample(self, n: int) -> Batch:
         return Batch(images=self._make(n, None))
 
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         return self._make(n, torch.Generator().manual_seed(self._setting.seed + 1))
 
     def _make(self, n: int, generator: torch.Generator | None) -> Tensor:

@@ -3,7 +3,7 @@
 Paul Micaelli and Amos Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019, arXiv
 1905.09768; settings of its public CIFAR-10 script. The student there learns by KL at temperature 1 (task.temperature=1)
 with Adam at 2e-3, cosine, batches of 128, and by attention transfer with beta 250. The public code's KL is a mean over
-classes too, so that beside the sum over classes in `losses.kl_loss` training.match_weight is 250 * C to match it (2,500
+classes too, so that beside the sum over classes in `losses.kl_loss` training.attention_weight is 250 * C to match it (2,500
 for CIFAR-10).
 
 Ours: the student's gradients are not clipped; images are kept in [0, 1] by a sigmoid, where the public generator ends
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, Setting
-from datafree.sources.parts.generator_trainer import Maker
+from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.parts.generator_trainer import GeneratorTrainer
 
 
 @final
@@ -45,9 +45,9 @@ class Zskt(ImageSource):
     restarts: int = 3  # at most; each halves the rate
     update_every: int = 10  # student steps per update, all on its images
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         self._setting = setting
-        self._maker = Maker(
+        self._maker = GeneratorTrainer(
             setting=setting,
             generator=ResizeGenerator(setting.task.image_size, self.latent, self.width),
             on_collapse=self.on_collapse,
@@ -78,8 +78,8 @@ class Zskt(ImageSource):
             images = torch.cat([images, self._maker.make(self._maker.draw(n - len(images)))])
         return Batch(images=images)
 
-    def held_out(self, n: int) -> Tensor:
-        return self._maker.held_out(n)
+    def validation_images(self, n: int) -> Tensor:
+        return self._maker.validation_images(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._maker.state_dict(), "images": self._images}

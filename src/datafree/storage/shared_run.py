@@ -24,7 +24,7 @@ class SharedRun:
         """As `Run`."""
         self.path = path
         self._run: Run | None = None
-        self.saved, self.finished, self.warnings = replicas.of_first(lambda: self._open(recipe))
+        self.saved, self.finished, self.warnings = replicas.broadcast_from_rank0(lambda: self._open(recipe))
 
     def _open(self, recipe: dict[str, Any]) -> tuple[dict[str, Any] | None, bool, list[str]]:
         self._run = Run(self.path, recipe)
@@ -37,11 +37,11 @@ class SharedRun:
 
     def last_state(self) -> dict[str, Any] | None:
         """As `Run.last_state`."""
-        return replicas.of_first(lambda: self._first.last_state())
+        return replicas.broadcast_from_rank0(lambda: self._first.last_state())
 
     def start(self, index: int, say: Callable[[str], None] = lambda line: None) -> None:
         """As `Run.start`."""
-        replicas.of_first(lambda: self._first.start(index, say))
+        replicas.broadcast_from_rank0(lambda: self._first.start(index, say))
 
     def log(self, index: int, step: int, values: dict[str, float]) -> None:
         """As `Run.log`."""
@@ -55,11 +55,11 @@ class SharedRun:
 
     def save_state(self, state: dict[str, Any], *, must: bool = False) -> bool:
         """As `Run.save_state`."""
-        return replicas.of_first(lambda: self._first.save_state(state, must=must))
+        return replicas.broadcast_from_rank0(lambda: self._first.save_state(state, must=must))
 
     def save_fault(self, index: int, content: dict[str, Any]) -> Path | None:
         """As `Run.save_fault`."""
-        return replicas.of_first(lambda: self._first.save_fault(index, content))
+        return replicas.broadcast_from_rank0(lambda: self._first.save_fault(index, content))
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
         """As `Run.save_json`."""

@@ -31,7 +31,7 @@ from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.preview import means
 from datafree.synthesis.shard_index import hashes, read_record, records
 from datafree.synthesis.shards import Shards
-from datafree.synthesis.worker import Work
+from datafree.synthesis.worker import ShardWorker
 
 _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
 
@@ -108,7 +108,7 @@ def _fill(
         with modes.frozen(teacher), watch.answers_of(teacher):
             source.attach(training.setting(task, teacher, device, dtype, say, keep=finished.append))
             shards.begin(names)
-            work = Work(
+            work = ShardWorker(
                 recipe=recipe,
                 teacher=teacher,
                 student=student,

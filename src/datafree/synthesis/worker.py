@@ -37,7 +37,7 @@ TRAINED = "trained.pt"  # the source after its warm-up, or on the way there
 
 
 @dataclass(kw_only=True)
-class Work:
+class ShardWorker:
     """A source at work for a data set."""
 
     recipe: Recipe

@@ -31,15 +31,21 @@ class AveragePrecision:
 
     class_names: list[str]
     image_size: tuple[int, int]  # (height, width), pixels
-    overlap: float  # IoU above which only the surer of two detections of a class stays
-    least: float = 0.001  # score below which nothing counts as found
-    most: int = 100  # detections an image, the surest
+    nms_iou: float  # IoU above which only the surer of two detections of a class stays
+    score_threshold: float = 0.001  # score below which nothing counts as found
+    max_detections: int = 100  # detections an image, the surest
     truth: list[Numbers] = field(init=False, default_factory=list)  # an image's labelled rows (N, 5), as in targets
     found: list[Numbers] = field(init=False, default_factory=list)  # its detections (N, 6): class, box, score
 
     def update(self, outputs: Predictions, targets: Tensor) -> None:
         """Keep what `outputs` find and what targets (B, M, 5) say is there."""
-        seen = detect(outputs, least=self.least, overlap=self.overlap, most=self.most, size=self.image_size)
+        seen = detect(
+            outputs,
+            score_threshold=self.score_threshold,
+            nms_iou=self.nms_iou,
+            max_detections=self.max_detections,
+            size=self.image_size,
+        )
         for one, rows in zip(seen, targets.detach().cpu().double().numpy(), strict=True):
             self.truth.append(rows[rows[:, 0] != -1])
             columns = (one.labels[:, None], one.boxes, one.scores[:, None])
@@ -92,7 +98,7 @@ class AveragePrecision:
         )
         detected = labelled.loadRes(found[:, [0, 2, 3, 4, 5, 6, 1]])  # image, box, score, class
         scoring = coco.COCOeval_faster(labelled, detected, "bbox", print_function=_silent)
-        scoring.params.maxDets = [self.most]
+        scoring.params.maxDets = [self.max_detections]
         scoring.params.areaRng, scoring.params.areaRngLbl = scoring.params.areaRng[:1], ["all"]
         scoring.evaluate()
         scoring.accumulate()

@@ -49,13 +49,13 @@ class Task(ABC, Generic[OutputsT]):
     num_classes: int  # C
     image_size: tuple[int, int]  # (height, width), pixels
 
-    least_classes: ClassVar[int] = 2  # of one class only, nothing can be told apart
+    min_classes: ClassVar[int] = 2  # of one class only, nothing can be told apart
     reads_files: ClassVar[bool] = False  # whether labelled data may be a file; else it is a folder
     edges: ClassVar[str] = "zeros"  # what comes into an image that is moved: black, or ("border") its edge's pixels
 
     def __post_init__(self) -> None:
-        if self.num_classes < self.least_classes:
-            raise DataError(f"num_classes is {self.num_classes}; it must be {self.least_classes} or more")
+        if self.num_classes < self.min_classes:
+            raise DataError(f"num_classes is {self.num_classes}; it must be {self.min_classes} or more")
 
     @abstractmethod
     def check(self, outputs: object, what: str) -> OutputsT:
@@ -70,7 +70,7 @@ class Task(ABC, Generic[OutputsT]):
         """Targets that follow their images' pixels through an augmentation."""
 
     @abstractmethod
-    def layout(self, targets: Tensor) -> Tensor:
+    def class_maps(self, targets: Tensor) -> Tensor:
         """Class maps (B, C, h, w) of targets, the condition a generator works to: h x w is H x W or a single cell."""
 
     @abstractmethod

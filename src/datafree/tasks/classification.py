@@ -49,7 +49,7 @@ class Classification(Task[Tensor]):
     def move_targets(self, targets: Tensor, move: Move) -> Tensor:
         return targets
 
-    def layout(self, targets: Tensor) -> Tensor:
+    def class_maps(self, targets: Tensor) -> Tensor:
         return F.one_hot(targets, self.num_classes).float()[:, :, None, None]  # (B, C, 1, 1): the whole image
 
     def distill_loss(self, student: Tensor, teacher: Tensor) -> Tensor:

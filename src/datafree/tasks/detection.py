@@ -46,15 +46,15 @@ class Detection(Task[Predictions]):
     distill: Literal["auto", "heads", "boxes"] = "auto"  # auto: heads where shapes and anchors are equal, else boxes
     class_weight: float = 1.0  # boxes only: of the KL between the classes of a detection and of the student's own there
     temperature: float = 2.0  # of that KL
-    least_taught: float = 0.1  # boxes only: score of the teacher's detections that may be drawn
-    least_score: float = 0.3  # of detections that count as seen: in pictures, agreement and hard targets
-    overlap: float = 0.5  # IoU above which only the surer of two detections of a class stays
+    min_teacher_score: float = 0.1  # boxes only: score of the teacher's detections that may be drawn
+    score_threshold: float = 0.3  # of detections that count as seen: in pictures, agreement and hard targets
+    nms_iou: float = 0.5  # IoU above which only the surer of two detections of a class stays
     max_boxes: int = 32  # rows of targets: boxes an image can show
     boxes_per_image: tuple[int, int] = (1, 1)  # sampled targets: at least, at most (DIODE's one-box sets: 1, 1)
     box_sides: tuple[float, float] = (0.2, 0.8)  # sampled targets: of the image's width and height, least and most
     class_frequencies: tuple[float, ...] = ()  # sampled targets: a number for each class; empty: all as often
 
-    least_classes: ClassVar[int] = 1  # things of one kind are told from where there is none
+    min_classes: ClassVar[int] = 1  # things of one kind are told from where there is none
     reads_files: ClassVar[bool] = True  # COCO's json
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class Detection(Task[Predictions]):
     def move_targets(self, targets: Tensor, move: Move) -> Tensor:
         return boxes.moved(targets, move, self.image_size)
 
-    def layout(self, targets: Tensor) -> Tensor:
+    def class_maps(self, targets: Tensor) -> Tensor:
         """Class maps in cells of 8 x 8 pixels: 1 where a box of the class reaches; smaller boxes over larger ones."""
         height, width = (-(-side // _CELL) for side in self.image_size)
         down = (torch.arange(height, device=targets.device) + 0.5) * _CELL
@@ -137,7 +137,11 @@ class Detection(Task[Predictions]):
         if self.distill != "boxes" and not difference:
             return losses.heads_loss(student.heads, teacher.heads)
         found = detect(
-            teacher, least=self.least_taught, overlap=self.overlap, most=self.max_boxes, size=self.image_size
+            teacher,
+            score_threshold=self.min_teacher_score,
+            nms_iou=self.nms_iou,
+            max_detections=self.max_boxes,
+            size=self.image_size,
         )
         drawn = [torch.rand_like(seen.scores) < seen.scores for seen in found]
         targets = [(seen.labels[keep], seen.boxes[keep]) for seen, keep in zip(found, drawn, strict=True)]
@@ -176,7 +180,13 @@ class Detection(Task[Predictions]):
 
     def seen(self, outputs: Predictions) -> list[Detections]:
         """Each image's detections that count."""
-        return detect(outputs, least=self.least_score, overlap=self.overlap, most=self.max_boxes, size=self.image_size)
+        return detect(
+            outputs,
+            score_threshold=self.score_threshold,
+            nms_iou=self.nms_iou,
+            max_detections=self.max_boxes,
+            size=self.image_size,
+        )
 
     def class_probs(self, outputs: Predictions) -> Tensor:
         """(B, C): the highest score of each class anywhere in an image, brought to sum 1."""
@@ -208,7 +218,7 @@ class Detection(Task[Predictions]):
 
     def new_metric(self, class_names: list[str] | None = None) -> AveragePrecision:
         names = class_names or [f"class {c}" for c in range(self.num_classes)]
-        return AveragePrecision(class_names=names, image_size=self.image_size, overlap=self.overlap)
+        return AveragePrecision(class_names=names, image_size=self.image_size, nms_iou=self.nms_iou)
 
     def open_labelled(self, path: Path) -> BoxFolder:
         return BoxFolder(path, image_size=self.image_size, num_classes=self.num_classes)

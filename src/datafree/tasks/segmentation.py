@@ -64,7 +64,7 @@ class Segmentation(Task[Tensor]):
         moved = augment.resampled(masks[:, None].float(), move.scale, move.offset, self.edges, "nearest")
         return moved[:, 0].to(targets.dtype)
 
-    def layout(self, targets: Tensor) -> Tensor:
+    def class_maps(self, targets: Tensor) -> Tensor:
         known = targets != self.ignore_index
         maps = F.one_hot(torch.where(known, targets, 0), self.num_classes) * known[..., None]  # (B, H, W, C)
         return maps.movedim(-1, 1).float()

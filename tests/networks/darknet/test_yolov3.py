@@ -230,7 +230,7 @@ def test_sides_of_boxes_are_finite_and_keep_finite_gradients() -> None:
 
 
 def test_predictions_come_through_normalisation_and_resizing() -> None:
-    wrapped = Normalized(detector(), input_size=(64, 64), order="bgr").eval()
+    wrapped = Normalized(detector(), input_size=(64, 64), channel_order="bgr").eval()
     answer = wrapped(torch.rand(2, 3, 48, 96))
     assert isinstance(answer, Predictions)
     assert answer.centres[0, 0].tolist() == [24.0, 12.0]  # 16, 16 of 64 x 64
@@ -362,7 +362,9 @@ def test_a_narrow_tiny_learns_four_images_from_scratch() -> None:
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 10
     network.eval()
-    for seen, boxes in zip(detect(network(images), least=0.5, overlap=0.5, most=10, size=(96, 96)), shown, strict=True):
+    for seen, boxes in zip(
+        detect(network(images), score_threshold=0.5, nms_iou=0.5, max_detections=10, size=(96, 96)), shown, strict=True
+    ):
         assert len(seen.labels) == len(boxes)
         for label, box in boxes:
             places = (seen.labels == label).nonzero()

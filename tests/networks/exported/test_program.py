@@ -222,7 +222,7 @@ def test_a_program_cannot_learn(small: tuple[nn.Module, Path], tmp_path: Path) -
 def test_a_program_is_inspected(small: tuple[nn.Module, Path]) -> None:
     found = inspect_teacher(str(small[1]))
     assert (found.task.value, found.classes.value, found.input_size.value) == ("classification", 5, (32, 32))
-    assert found.input_size.how == "known"
+    assert found.input_size.provenance == "known"
     assert found.trained
     assert found.sources["dafl"].applies
     assert not found.sources["inversion"].applies

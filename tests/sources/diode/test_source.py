@@ -24,7 +24,7 @@ from datafree.ops.boxes import Labelled
 from datafree.ops.predictions import Heads, Predictions
 from datafree.recipe.recipe import load_recipe, to_yaml
 from datafree.sources import Diode, Mixed
-from datafree.sources.base import Batch, Setting
+from datafree.sources.base import Batch, SourceContext
 from datafree.sources.diode.stages import Stage
 from datafree.sources.parts import pixel_optimizer
 from datafree.tasks.detection import Detection
@@ -34,7 +34,7 @@ from recipes import changed, fault, load, write
 SIZE, CLASSES, CELL = (32, 64), 3, 8
 CPU = torch.device("cpu")
 COLOURS = torch.eye(CLASSES) * 0.8 + 0.1  # red, green, blue
-PLAIN: dict[str, Any] = {"brightness": 0.0, "contrast": 0.0, "erase": 0.0}  # no augmentation but the flip
+PLAIN: dict[str, Any] = {"brightness": 0.0, "contrast": 0.0, "erase_probability": 0.0}  # no augmentation but the flip
 
 
 class Cells(Detector):
@@ -156,7 +156,7 @@ def made(
     """The batch of one update, with what it logs."""
     kept: list[Batch] = []
     modes.seed_everything(seed)
-    source.attach(Setting(task=task or make_task(), teacher=teacher, steps=9, batch_size=4, keep=kept.append))
+    source.attach(SourceContext(task=task or make_task(), teacher=teacher, steps=9, batch_size=4, keep=kept.append))
     logs = source.update(teacher, -1)
     assert len(kept) == 1
     return kept[0], logs
@@ -285,7 +285,7 @@ def test_boxes_follow_their_pixels(
     start = torch.zeros(4, 3, *SIZE)
     start[..., 8:20, 24:40] = 1
     looked(*range(12), start=start)
-    made(teacher, Diode(batch_size=4, stages=one_stage(jitter=6), zoom=zoom, seen_every=0, **PLAIN))
+    made(teacher, Diode(batch_size=4, stages=one_stage(jitter=6), zoom=zoom, fp_sampling_every=0, **PLAIN))
     places = set()
     for images, targets in zip(probe(teacher).images[1:], probe(teacher).targets, strict=False):
         for image, (labels, found) in zip(images, targets, strict=True):
@@ -313,7 +313,7 @@ def test_each_augmentation_has_its_option(
     made(teacher, Diode(batch_size=2, stages=one_stage(jitter=5)))
     assert used == [("roll_and_flip", (5, 0.5)), ("brightness", (0.2,)), ("contrast", (0.1,)), ("erase", (0.5,))]
     used.clear()
-    made(teacher, Diode(batch_size=2, stages=one_stage(), mirror=0.0, zoom=(0.5, 1.5), cutout=0.25, **PLAIN))
+    made(teacher, Diode(batch_size=2, stages=one_stage(), flip_probability=0.0, zoom=(0.5, 1.5), cutout=0.25, **PLAIN))
     assert used == [("roll_and_flip", (0, 0.0)), ("scale_crop", (0.5, 1.5)), ("cutout", (0.25,))]
 
 
@@ -324,7 +324,7 @@ def test_degenerate_boxes_never_reach_the_detectors_loss(
     bad = ([1, 4, 4, 4, 9], [2, 9, 9, 12, 9.5], [0, nan, 1, 9, 9])
     fixed_boxes(monkeypatch, [0, 0, 2, 5, 30], *bad)
     looked(*range(20))
-    batch, _ = made(teacher, Diode(batch_size=4, stages=one_stage(jitter=6), seen_every=0))
+    batch, _ = made(teacher, Diode(batch_size=4, stages=one_stage(jitter=6), fp_sampling_every=0))
     given = [one for targets in probe(teacher).targets for one in targets]
     assert {len(labels) for labels, _ in given} == {0, 1}  # the sound one leaves the image now and then
     found = torch.cat([found for _, found in given])
@@ -352,8 +352,13 @@ def test_the_defaults_are_the_published_settings() -> None:
     assert (source.tv_l1_weight, source.tv_l2_weight) == (75, 0)
     assert (source.brightness, source.contrast, source.erase) == (0.2, 0.1, 0.5)
     assert (source.cutout, source.zoom, source.shift, source.tiles) == (0, (1, 1), 0, 0)  # none of them published
-    assert (source.seen_from, source.seen_every, source.seen_score, source.seen_overlap) == (800, 100, 0.2, 0.35)
-    assert (source.seen_area, source.drop_unseen) == ((0.01, 0.85), False)
+    assert (source.fp_sampling_from, source.fp_sampling_every, source.fp_sampling_score, source.fp_sampling_iou) == (
+        800,
+        100,
+        0.2,
+        0.35,
+    )
+    assert (source.fp_sampling_area, source.drop_unconfirmed) == ((0.01, 0.85), False)
     assert (source.batch_size, source.warmup, source.batch_size * source.warmup) == (128, 938, 120_064)
 
 
@@ -362,7 +367,7 @@ def test_of_darknet_53s_52_layers_the_second_stage_leaves_out_the_last() -> None
     teacher = frozen(yolov3(2, variant="spp", width=1 / 64))
     source = Diode()
     task = Detection(num_classes=2, image_size=(64, 64))
-    source.attach(Setting(task=task, teacher=teacher, steps=1, batch_size=1))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=1, batch_size=1))
     watched = [match.layers for match in map(source._statistics_of, source.stages) if match is not None]
     assert [len(layers) for layers in watched] == [52, 51]
     assert [name for name in watched[0] if name not in watched[1]] == ["body.73.norm"]
@@ -420,7 +425,7 @@ def test_noise_and_layers_that_were_clipped_stand_in_the_notes_once_also_after_r
     def attached() -> Diode:
         said.clear()
         source = Diode(batch_size=4, stages=one_stage(), bn_clip=1.0)
-        source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4, say=said.append))
+        source.attach(SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, say=said.append))
         return source
 
     said: list[str] = []
@@ -440,7 +445,7 @@ def test_noise_and_layers_that_were_clipped_stand_in_the_notes_once_also_after_r
 
 def test_a_state_from_before_noise_was_noted_is_gone_on_with(teacher: Normalized) -> None:
     source = Diode(batch_size=4, stages=one_stage())
-    source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4))
+    source.attach(SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4))
     source.update(teacher, -1)
     state = source.state_dict()
     del state["noise"]
@@ -450,7 +455,7 @@ def test_a_state_from_before_noise_was_noted_is_gone_on_with(teacher: Normalized
 
 def test_shards_of_a_data_set_carry_no_note_from_one_to_the_next(teacher: Normalized) -> None:
     source, states = Diode(batch_size=4, stages=one_stage(), bn_clip=1.0), list[Any]()
-    source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=lambda batch: None))
+    source.attach(SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=lambda batch: None))
     for _ in range(2):
         states.append(source.state_dict())
         source.update(teacher, -1)
@@ -485,7 +490,9 @@ def test_images_that_stay_noise_are_told_of_once_and_others_not(trained: Normali
         source = Diode(batch_size=4, stages=one_stage(iterations=30, **stage), **PLAIN, tv_l1_weight=1000.0)
         said, kept = list[str](), list[Batch]()
         modes.seed_everything(0)
-        setting = Setting(task=make_task(), teacher=trained, steps=9, batch_size=4, keep=kept.append, say=said.append)
+        setting = SourceContext(
+            task=make_task(), teacher=trained, steps=9, batch_size=4, keep=kept.append, say=said.append
+        )
         source.attach(setting)
         for _ in range(2):
             source.update(trained, -1)
@@ -527,7 +534,7 @@ def test_a_momentum_mixes_in_the_iterations_before_of_the_same_stage(
 def test_a_teacher_without_batchnorm_goes_without_the_term_and_says_so() -> None:
     said: list[str] = []
     teacher = teacher_with_statistics(norms=False)
-    setting = Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4, say=said.append)
+    setting = SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, say=said.append)
     source = Diode(batch_size=2, stages=one_stage(first_bn_weight=2.0))
     source.attach(setting)
     assert said == ["note: source.bn_weight is off: the teacher has no BatchNorm statistics"]
@@ -593,16 +600,16 @@ def test_boxes_are_looked_for_at_the_published_iterations_of_the_first_stage_onl
 
 def test_what_is_seen_becomes_a_target_of_the_student(seer: Normalized, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = fixed_boxes(monkeypatch, [1, 4, 4, 20, 20])
-    source = Diode(batch_size=4, stages=one_stage(iterations=3), seen_from=1, seen_every=2)
+    source = Diode(batch_size=4, stages=one_stage(iterations=3), fp_sampling_from=1, fp_sampling_every=2)
     batch, logs = made(seer, source)
     assert batch.targets is not None
     assert torch.equal(batch.targets[:, 0], rows[:, 0])
     assert torch.allclose(batch.targets[:, 1], torch.tensor([2, *Seer.box]).expand(4, 5))
     assert logs["boxes"] == 2
-    never = Diode(batch_size=4, stages=one_stage(iterations=3), seen_from=1, seen_every=0)
+    never = Diode(batch_size=4, stages=one_stage(iterations=3), fp_sampling_from=1, fp_sampling_every=0)
     assert made(seer, never)[1]["boxes"] == 1
-    for limit in ({"seen_score": 0.95}, {"seen_area": (0.3, 0.85)}, {"seen_area": (0.01, 0.1)}):
-        strict = Diode(batch_size=4, stages=one_stage(iterations=3), seen_from=1, seen_every=2, **limit)  # type: ignore[arg-type]
+    for limit in ({"fp_sampling_score": 0.95}, {"fp_sampling_area": (0.3, 0.85)}, {"fp_sampling_area": (0.01, 0.1)}):
+        strict = Diode(batch_size=4, stages=one_stage(iterations=3), fp_sampling_from=1, fp_sampling_every=2, **limit)  # type: ignore[arg-type]
         assert made(seer, strict)[1]["boxes"] == 1
 
 
@@ -623,7 +630,7 @@ class SeerOfTwo(Seer):
 
 def test_all_boxes_that_are_seen_count_and_each_once(teacher: Normalized, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = fixed_boxes(monkeypatch, [1, 4, 4, 20, 20])
-    source = Diode(batch_size=2, stages=one_stage(), seen_from=0)
+    source = Diode(batch_size=2, stages=one_stage(), fp_sampling_from=0)
     batch, _ = made(frozen(SeerOfTwo(probe(teacher).network)), source)
     assert batch.targets is not None
     for targets in batch.targets:
@@ -637,7 +644,7 @@ def test_seen_boxes_of_a_smaller_stage_are_kept_at_the_tasks_size(
 ) -> None:
     fixed_boxes(monkeypatch, [1, 4, 4, 20, 20])
     monkeypatch.setattr(Seer, "box", (20.0, 4.0, 30.0, 14.0))
-    batch, _ = made(seer, Diode(batch_size=2, stages=one_stage(scale=0.5), seen_from=0))
+    batch, _ = made(seer, Diode(batch_size=2, stages=one_stage(scale=0.5), fp_sampling_from=0))
     assert batch.targets is not None
     assert batch.targets[0, :2].tolist() == [[1, 4, 4, 20, 20], [2, 40, 8, 60, 28]]
 
@@ -647,7 +654,7 @@ def test_boxes_that_are_never_seen_are_dropped_where_asked_for(
 ) -> None:
     fixed_boxes(monkeypatch, [1, 4, 4, 20, 20], [0, 42, 9, 60, 28])
     for drop, kept in ((False, [1, 0]), (True, [0])):
-        source = Diode(batch_size=2, stages=one_stage(), seen_from=0, drop_unseen=drop)
+        source = Diode(batch_size=2, stages=one_stage(), fp_sampling_from=0, drop_unconfirmed=drop)
         batch, _ = made(seer, source)
         assert batch.targets is not None
         assert boxes.unpack(batch.targets)[0][0].tolist() == kept
@@ -670,7 +677,7 @@ def test_the_teacher_finds_the_boxes_where_its_loss_was_minimised_and_not_elsewh
 def test_finished_batches_go_to_whoever_keeps_them_and_nothing_stays(teacher: Normalized) -> None:
     source, kept = Diode(batch_size=3, stages=one_stage()), []
     assert source.finishes
-    setting = Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=kept.append)
+    setting = SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=kept.append)
     source.attach(setting)
     sizes = []
     for _ in range(3):
@@ -692,12 +699,12 @@ def test_boxes_of_held_out_images_are_those_they_were_made_for(
         return drawn[-1]
 
     monkeypatch.setattr(Detection, "sample_targets", noted)
-    source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=4))
-    assert source.held_out_targets(8) is None  # noise
+    source.attach(SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4))
+    assert source.validation_targets(8) is None  # noise
     for _ in range(2):
         source.update(teacher, -1)
-    found = source.held_out_targets(8)
-    assert len(source.held_out(8)) == 2
+    found = source.validation_targets(8)
+    assert len(source.validation_images(8)) == 2
     assert found is not None and torch.equal(found, torch.cat(drawn)[[15, 31]])
 
 
@@ -712,7 +719,9 @@ def test_nothing_is_kept_from_one_iteration_to_the_next(teacher: Normalized) -> 
             gc.collect()
             alive[-1] = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
-    source = Diode(batch_size=2, stages=one_stage(iterations=12), seen_from=1, seen_every=3, bn_momentum=0.9)
+    source = Diode(
+        batch_size=2, stages=one_stage(iterations=12), fp_sampling_from=1, fp_sampling_every=3, bn_momentum=0.9
+    )
     handle = teacher.register_forward_pre_hook(count)
     made(teacher, source)
     handle.remove()
@@ -720,8 +729,8 @@ def test_nothing_is_kept_from_one_iteration_to_the_next(teacher: Normalized) -> 
 
 
 def test_tiles_are_four_images_with_their_boxes(teacher: Normalized) -> None:
-    source = Diode(batch_size=2, stages=one_stage(), tiles=0.5)
-    source.attach(Setting(task=make_task(), teacher=teacher, steps=9, batch_size=8))
+    source = Diode(batch_size=2, stages=one_stage(), mosaic_share=0.5)
+    source.attach(SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=8))
     grey = torch.arange(15) / 15  # each image is of one grey, and its box lies at a place of its own
     targets = torch.full((15, 6, 5), float(boxes.NONE))
     targets[:, 0] = torch.stack([torch.arange(15) % CLASSES, *(torch.arange(15) + c for c in (0, 4, 20, 16))], 1)
@@ -840,7 +849,7 @@ def test_a_size_that_the_teacher_cannot_take_is_one_line_at_once() -> None:
     with pytest.raises(
         DataError, match=r"source.stages.1.scale=0.7: the teacher cannot take .*45 x 45.*multiples"
     ) as e:
-        source.attach(Setting(task=task, teacher=teacher, steps=9, batch_size=4))
+        source.attach(SourceContext(task=task, teacher=teacher, steps=9, batch_size=4))
     assert "\n" not in str(e.value)
 
 
@@ -848,7 +857,7 @@ def test_a_backbone_without_batchnorm_in_a_detector_that_has_some_is_told_at_onc
     class Elsewhere(Cells):
         backbone = "neck"
 
-    setting = Setting(task=make_task(), teacher=frozen(Elsewhere(probe(teacher).network)), steps=9, batch_size=4)
+    setting = SourceContext(task=make_task(), teacher=frozen(Elsewhere(probe(teacher).network)), steps=9, batch_size=4)
     with pytest.raises(NetworkError, match="no BatchNorm layer lies in 'neck'"):
         Diode(stages=one_stage()).attach(setting)
     Diode(stages=one_stage(), bn_weight=0.0).attach(setting)
@@ -858,7 +867,7 @@ def test_a_part_of_a_mixture_refuses_other_tasks_too(teacher: Normalized) -> Non
     mixture = Mixed(parts=[Diode(stages=one_stage())], ratio=(1.0,))
     task = Segmentation(num_classes=CLASSES, image_size=SIZE)
     with pytest.raises(DataError, match=r"source.method=diode makes images for task.kind=detection alone"):
-        mixture.attach(Setting(task=task, teacher=teacher, steps=9, batch_size=4))
+        mixture.attach(SourceContext(task=task, teacher=teacher, steps=9, batch_size=4))
 
 
 @pytest.mark.parametrize(
@@ -868,7 +877,7 @@ def test_a_part_of_a_mixture_refuses_other_tasks_too(teacher: Normalized) -> Non
         ({"warmup": 0}, "warmup and update_every are both 0"),
         ({"zoom": (1.2, 0.9)}, "zoom is"),
         ({"zoom": (0.0, 1.0)}, "zoom is"),
-        ({"seen_area": (0.5, 0.1)}, "seen_area is"),
+        ({"fp_sampling_area": (0.5, 0.1)}, "fp_sampling_area is"),
         ({"bn_norm": 0.5}, "bn_norm is 0.5"),
     ],
 )
@@ -910,8 +919,8 @@ def test_a_recipes_faults_are_named_down_to_the_stage(tmp_path: Path) -> None:
     assert at(stages=[]).startswith("source: stages is empty; give one or more")
     assert at(stages=[{}, {"lr": 0}]) == "source.stages.1.lr: 0 is too small; it must be above 0"
     assert "source.stages.0.iteration: no such option (did you mean iterations?)" in at(stages=[{"iteration": 5}])
-    assert at(seen_overlap=1.5) == "source.seen_overlap: 1.5 is out of range; it is a share, from 0 to 1"
-    assert at(seen_every=-1) == "source.seen_every: -1 is too small; it must be 0 or more"
+    assert at(fp_sampling_iou=1.5) == "source.fp_sampling_iou: 1.5 is out of range; it is a share, from 0 to 1"
+    assert at(fp_sampling_every=-1) == "source.fp_sampling_every: -1 is too small; it must be 0 or more"
     assert at(stages=[{"bn_layers": -1}]) == "source.stages.0.bn_layers: -1 is too small; it must be 0 or more"
     assert at(verifier={"network": 3}).startswith("source.verifier.network: 3 is not a text")
 

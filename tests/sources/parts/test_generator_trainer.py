@@ -1,4 +1,4 @@
-"""What the sources that hold a Maker owe, each of them: precision, the guard, exact states."""
+"""What the sources that hold a GeneratorTrainer owe, each of them: precision, the guard, exact states."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.ops import modes
 from datafree.sources import Dafl, Dfad, Zskt
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 
 Adversary = Dafl | Dfad | Zskt
@@ -31,7 +31,7 @@ def attached(method: type[Any], dtype: torch.dtype = torch.float32, **options: A
     teacher, student = network(dtype).eval().requires_grad_(False), network(dtype)
     source: Adversary = method(width=4, latent=8, batch_size=8, **options)
     task = Classification(num_classes=3, image_size=SIZE)
-    source.attach(Setting(task=task, teacher=teacher, steps=1000, batch_size=4, dtype=dtype))
+    source.attach(SourceContext(task=task, teacher=teacher, steps=1000, batch_size=4, dtype=dtype))
     return source, student
 
 
@@ -44,11 +44,11 @@ def rate(source: Adversary) -> float:
 @pytest.mark.parametrize("method", METHODS)
 def test_images_are_float32_and_the_generator_learns_under_bf16(method: type[Any]) -> None:
     source, student = attached(method, torch.bfloat16)
-    before = source.held_out(2)
+    before = source.validation_images(2)
     logs = source.update(student, 0)
     assert all(torch.isfinite(value) for value in logs.values())
-    assert source.sample(3).images.dtype == source.held_out(2).dtype == torch.float32
-    assert not torch.equal(before, source.held_out(2))
+    assert source.sample(3).images.dtype == source.validation_images(2).dtype == torch.float32
+    assert not torch.equal(before, source.validation_images(2))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -66,10 +66,10 @@ def test_collapse_puts_the_generator_back_and_says_so(method: type[Any]) -> None
     source, student = attached(method, restarts=1)
     guard = source._maker.guard
     guard.every = guard.patience = 1
-    guard.least_diversity = guard.least_balance = 0.0
+    guard.min_diversity = guard.min_balance = 0.0
     source.update(student, 0)  # healthy
     healthy = [parameter.clone() for parameter in source._maker.generator.parameters()]
-    guard.least_diversity = 1.0  # from here on nothing is varied enough
+    guard.min_diversity = 1.0  # from here on nothing is varied enough
     source.update(student, 1)
     assert all(map(torch.equal, source._maker.generator.parameters(), healthy))
     assert guard.caution == 0.5
@@ -84,9 +84,9 @@ def test_collapse_stops_or_is_ignored_as_asked(method: type[Any]) -> None:
         source, student = attached(method, on_collapse=on_collapse)
         guard = source._maker.guard
         guard.every = guard.patience = 1
-        guard.least_diversity = guard.least_balance = 0.0
+        guard.min_diversity = guard.min_balance = 0.0
         source.update(student, 0)
-        guard.least_diversity = 1.0
+        guard.min_diversity = 1.0
         if on_collapse == "ignore":
             source.update(student, 1)
             assert (guard.caution, source.notes()) == (1.0, [])
@@ -103,7 +103,7 @@ def test_state_holds_the_guard_too(method: type[Any]) -> None:
     other, _ = attached(method)
     other.load_state_dict(source.state_dict())
     assert other._maker.guard.caution == 0.5
-    assert torch.equal(other.held_out(4), source.held_out(4))
+    assert torch.equal(other.validation_images(4), source.validation_images(4))
     modes.seed_everything(1)
     expected = source.sample(12).images
     modes.seed_everything(1)

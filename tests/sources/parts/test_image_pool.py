@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from datafree.ops import modes
-from datafree.sources.base import Setting
-from datafree.sources.parts.image_pool import Stock
+from datafree.sources.base import SourceContext
+from datafree.sources.parts.image_pool import ImagePool
 from datafree.tasks import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
@@ -13,9 +13,9 @@ from datafree.tasks.segmentation import Segmentation
 SIZE = (16, 24)
 
 
-def stock(task: type[Task] = Classification, shift: int = 3) -> Stock:
-    setting = Setting(task=task(num_classes=4, image_size=SIZE), teacher=nn.Identity(), steps=1, batch_size=4)
-    return Stock(setting=setting, capacity=64, shift=shift)
+def stock(task: type[Task] = Classification, shift: int = 3) -> ImagePool:
+    setting = SourceContext(task=task(num_classes=4, image_size=SIZE), teacher=nn.Identity(), steps=1, batch_size=4)
+    return ImagePool(setting=setting, capacity=64, shift=shift)
 
 
 def test_there_is_noise_until_something_is_made() -> None:
@@ -24,8 +24,8 @@ def test_there_is_noise_until_something_is_made() -> None:
     batch = made.sample(3)
     assert batch.images.shape == (3, 3, *SIZE)
     assert batch.targets is None
-    assert torch.equal(made.held_out(2), made.held_out(2))
-    assert made.held_out(2).shape == (2, 3, *SIZE)
+    assert torch.equal(made.validation_images(2), made.validation_images(2))
+    assert made.validation_images(2).shape == (2, 3, *SIZE)
     assert not torch.equal(made.sample(3).images, batch.images)
 
 
@@ -58,17 +58,17 @@ def test_what_is_held_out_is_never_drawn() -> None:
     images = torch.zeros(16, 3, *SIZE)
     images[15] = 1.0
     made.add(images, torch.zeros(16, dtype=torch.int64))
-    assert torch.equal(made.held_out(4), torch.ones(1, 3, *SIZE))
+    assert torch.equal(made.validation_images(4), torch.ones(1, 3, *SIZE))
     assert made.sample(200).images.max() == 0
 
 
 def test_held_out_images_come_with_their_targets() -> None:
     made = stock(shift=0)
-    assert made.held_out_targets(4) is None  # noise shows nothing
+    assert made.validation_targets(4) is None  # noise shows nothing
     for first in (0, 40):
         labels = torch.arange(first, first + 40)
         made.add((labels / 100)[:, None, None, None].expand(-1, 3, *SIZE), labels)
     for n in (1, 3, 4, 8):  # of 5 that are held out
-        shown, targets = made.held_out(n), made.held_out_targets(n)
+        shown, targets = made.validation_images(n), made.validation_targets(n)
         assert targets is not None and targets.dtype == torch.int64
         assert (shown[:, 0, 0, 0] * 100).round().long().tolist() == targets.tolist() == [15, 31, 47, 63, 79][:n]

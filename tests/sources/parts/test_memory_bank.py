@@ -113,7 +113,7 @@ def test_what_is_added_may_carry_gradients_and_is_not_changed() -> None:
 
 def test_every_16th_image_is_held_out_and_never_drawn() -> None:
     bank = filled(1000, 5, 20, 300, 75)
-    held = bank.held_out(1000)
+    held = bank.validation_images(1000)
     assert held is not None
     assert numbers_in(held) == list(range(15, 400, 16))
     assert drawable(bank).isdisjoint(range(15, 400, 16))
@@ -123,24 +123,24 @@ def test_every_16th_image_is_held_out_and_never_drawn() -> None:
 def test_no_more_are_held_out_than_the_reserve_and_the_latest_stay() -> None:
     bank = Bank(capacity=10, reserve=4)
     bank.add(*numbered(0, 16 * 10))
-    held = bank.held_out(10)
+    held = bank.validation_images(10)
     assert held is not None
     assert set(numbers_in(held)) == {16 * n - 1 for n in (7, 8, 9, 10)}
-    assert len(bank.held_out(3)) == 3  # type: ignore[arg-type]
+    assert len(bank.validation_images(3)) == 3  # type: ignore[arg-type]
 
 
 def test_looking_at_held_out_images_draws_nothing() -> None:
     bank = filled(20, 40)
     before = torch.get_rng_state()
-    assert torch.equal(bank.held_out(2), bank.held_out(2))  # type: ignore[arg-type]
+    assert torch.equal(bank.validation_images(2), bank.validation_images(2))  # type: ignore[arg-type]
     assert torch.equal(before, torch.get_rng_state())
-    assert filled(20, 15).held_out(2) is None
+    assert filled(20, 15).validation_images(2) is None
 
 
 def test_a_bank_without_a_reserve_holds_nothing_out() -> None:
     bank = Bank(capacity=10, reserve=0)
     bank.add(*numbered(0, 40))
-    assert bank.held_out(4) is None
+    assert bank.validation_images(4) is None
     assert drawable(bank) == kept_of(40, 10)
 
 
@@ -160,7 +160,7 @@ def test_a_saved_bank_goes_on_exactly(batches: tuple[int, ...]) -> None:
         draws = []
         for each in (bank, other):
             torch.manual_seed(1)
-            draws.append((*each.sample(20), each.held_out(5)))
+            draws.append((*each.sample(20), each.validation_images(5)))
         for ours, theirs in zip(*draws, strict=True):
             assert (ours is None and theirs is None) or torch.equal(ours, theirs)
 

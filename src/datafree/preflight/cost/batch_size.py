@@ -51,10 +51,10 @@ def with_batch_size(
     def decide() -> tuple[int, list[str]]:
         if out is not None and (before := recorded(out / "recipe.yaml")) is not None:
             return before, []
-        with replicas.alone():
+        with replicas.single_process():
             return found(recipe, given, device, dtype)
 
-    size, lines = replicas.of_first(decide)
+    size, lines = replicas.broadcast_from_rank0(decide)
     return replace(recipe, training=replace(recipe.training, batch_size=size)), lines
 
 

@@ -18,8 +18,8 @@ from torch import nn
 
 from datafree.distributed import replicas
 from datafree.engine.nonfinite import Watch
-from datafree.engine.recovery import Coping
-from datafree.engine.student_step import Learner
+from datafree.engine.recovery import Recovery
+from datafree.engine.student_step import StudentStep
 from datafree.networks import features
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.pass_cost import Cost, cost_of
@@ -33,7 +33,7 @@ _MORE = 4  # iterations by which a second timing of an update is longer than the
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class CostItem:
     """Something that is done again and again."""
 
     what: str
@@ -77,7 +77,7 @@ class Calibration:
             replicas.share(network)
         self.optimizer = training.make_optimizer(self.student.train())
 
-    def updates(self, steps: Sequence[int]) -> list[Work]:
+    def updates(self, steps: Sequence[int]) -> list[CostItem]:
         """The source's updates at `steps`, those before the student's first step apart."""
         work = []
         for part, full in zip(_parts(self.small), _parts(self.source), strict=True):
@@ -87,15 +87,15 @@ class Calibration:
                 if often:
                     name = type(full).__name__.lower()
                     what = f"{name}, {'before the student' if step < 0 else 'updates'}"
-                    work.append(Work(what=what, often=often, each=self.update(part, full, step)))
+                    work.append(CostItem(what=what, often=often, each=self.update(part, full, step)))
         return work
 
-    def step(self) -> Work:
+    def step(self) -> CostItem:
         """The student's steps."""
         learn, whole = self._learner(), self.training.batch
         self._note_peak(self._kept_by(learn), self.timed, whole)
         each = cost_of(learn, self.device, self.timed, self.budget).of_images(whole)
-        return Work(what="the student", often=self.training.steps, each=each)
+        return CostItem(what="the student", often=self.training.steps, each=each)
 
     def kept(self) -> int:
         """Bytes that a step of the student on `timed` images keeps for its backward pass, at the peak."""
@@ -104,10 +104,10 @@ class Calibration:
     def _learner(self) -> Callable[[], None]:
         """A step of the student."""
         watch, pairs = Watch(self.device), {}
-        if self.training.match_weight:
+        if self.training.attention_weight:
             look = synthetic_batch(self.task.image_size, self.device)
-            pairs = features.chosen_pairs(self.teacher, self.student, look, self.training.match)
-        learner = Learner(
+            pairs = features.chosen_pairs(self.teacher, self.student, look, self.training.attention_layers)
+        learner = StudentStep(
             task=self.task,
             teacher=self.teacher,
             student=self.student,
@@ -115,7 +115,7 @@ class Calibration:
             optimizer=self.optimizer,
             pairs=pairs,
             watch=watch,
-            coping=Coping(),
+            coping=Recovery(),
         )
 
         def learn() -> None:

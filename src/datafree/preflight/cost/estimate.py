@@ -20,7 +20,7 @@ from datafree.networks.normalized import size_of
 from datafree.ops import modes
 from datafree.ops.predictions import Predictions
 from datafree.preflight.cost.activation_memory import watched_memory
-from datafree.preflight.cost.calibration import Calibration, Work, banks_of
+from datafree.preflight.cost.calibration import Calibration, CostItem, banks_of
 from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
 from datafree.tasks.base import Task, synthetic_batch
@@ -48,7 +48,9 @@ class RunCost:
     step: float  # seconds each
     seconds: float  # of all of them
     memory: int  # bytes at the peak
-    work: list[Work]  # the same taken apart: each part of the source before the student's steps and beside them; those
+    work: list[
+        CostItem
+    ]  # the same taken apart: each part of the source before the student's steps and beside them; those
     assumed: list[str]
 
 

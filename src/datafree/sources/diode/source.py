@@ -25,12 +25,12 @@ from datafree.networks.normalized import bare, detector_of
 from datafree.ops import augment, boxes, losses
 from datafree.ops.detections import confirmed, detect, with_seen
 from datafree.ops.predictions import Predictions
-from datafree.sources.base import Batch, ImageSource, Setting
+from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.diode.mosaic import tiled
 from datafree.sources.diode.stages import Stage, published_stages
 from datafree.sources.diode.verifier import ap50, build_verifier, first_answer
 from datafree.sources.parts import pixel_optimizer
-from datafree.sources.parts.image_pool import Stock
+from datafree.sources.parts.image_pool import ImagePool
 from datafree.tasks.detection import Detection
 
 
@@ -53,19 +53,21 @@ class Diode(ImageSource):
     bn_norm: float = 2.0  # p of that distance
     bn_clip: float = 100.0  # a layer that explodes counts so many times the median layer; 0 = as it is (published)
     bn_momentum: float = 0.0  # share of past iterations' statistics in the distance, for batches below 32 (ours)
-    mirror: float = 0.5  # probability that the batch is mirrored, each iteration
+    flip_probability: float = 0.5  # probability that the batch is mirrored, each iteration
     brightness: float = 0.2  # std of what is added to an image, each iteration
     contrast: float = 0.1  # std of what it is multiplied by, about 1
-    erase: float = 0.5  # probability that a rectangle of it is blackened
+    erase_probability: float = 0.5  # probability that a rectangle of it is blackened
     cutout: float = 0.0  # side of a square that is blackened, share of the image's shorter side (ours)
     zoom: tuple[float, float] = (1.0, 1.0)  # least and most enlargement, each image on its own (ours)
-    seen_every: int = 100  # iterations of the first stage from one look for further boxes to the next; 0 = no look
-    seen_from: int = 800  # iteration of the first look
-    seen_score: float = 0.2  # least score of a detection that becomes a box
-    seen_overlap: float = 0.35  # its IoU with every box of the image is below this
-    seen_area: tuple[float, float] = (0.01, 0.85)  # its share of the image, least and most
-    drop_unseen: bool = False  # at each look, boxes that no detection confirms are dropped (arXiv 2507.16782)
-    tiles: float = 0.0  # share of the images, drawn or in a data set, that are four images, 2 x 2
+    fp_sampling_every: int = (
+        100  # iterations of the first stage from one look for further boxes to the next; 0 = no look
+    )
+    fp_sampling_from: int = 800  # iteration of the first look
+    fp_sampling_score: float = 0.2  # least score of a detection that becomes a box
+    fp_sampling_iou: float = 0.35  # its IoU with every box of the image is below this
+    fp_sampling_area: tuple[float, float] = (0.01, 0.85)  # its share of the image, least and most
+    drop_unconfirmed: bool = False  # at each look, boxes that no detection confirms are dropped (arXiv 2507.16782)
+    mosaic_share: float = 0.0  # share of the images, drawn or in a data set, that are four images, 2 x 2
     verifier: NetworkSpec | None = None  # a second detector, of the same classes, whose AP50 on the images is logged
     stages: list[Stage] = field(default_factory=published_stages)
     batch_size: int = 128  # images per update
@@ -81,16 +83,16 @@ class Diode(ImageSource):
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise DataError(f"zoom is {self.zoom}; give 0 < least <= most, 1 = as large as it is")
-        if self.seen_area[0] > self.seen_area[1]:
-            raise DataError(f"seen_area is {self.seen_area}; give shares of the image, least <= most")
+        if self.fp_sampling_area[0] > self.fp_sampling_area[1]:
+            raise DataError(f"fp_sampling_area is {self.fp_sampling_area}; give shares of the image, least <= most")
         if self.bn_norm < 1:
             raise DataError(f"bn_norm is {self.bn_norm}; it is the p of a norm, 1 or more")
 
-    def attach(self, setting: Setting) -> None:
+    def attach(self, setting: SourceContext) -> None:
         if not isinstance(setting.task, Detection):  # a recipe sees to this, but not for the parts of a mixture
             raise DataError("source.method=diode makes images for task.kind=detection alone; for others: inversion")
         self._setting, self._task = setting, setting.task
-        self._stock = Stock(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
         self._off: list[str] = []  # notes on terms that are off
         self._noise = ""  # the note on images that are still noise
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
@@ -145,7 +147,12 @@ class Diode(ImageSource):
 
         def loss(x: Tensor, iteration: int) -> Tensor:
             nonlocal current
-            if look and self.seen_every and iteration >= self.seen_from and iteration % self.seen_every == 0:
+            if (
+                look
+                and self.fp_sampling_every
+                and iteration >= self.fp_sampling_from
+                and iteration % self.fp_sampling_every == 0
+            ):
                 current = self._with_seen(x, current, task)
             moved, moved_targets = self._augmented(x, current, stage, task)
             with nullcontext() if match is None else match.watching():
@@ -214,7 +221,7 @@ class Diode(ImageSource):
 
     def _augmented(self, x: Tensor, targets: Tensor, stage: Stage, task: Detection) -> tuple[Tensor, Tensor]:
         """This iteration's look at the images, and where the boxes are in it. In the published order; no clamp."""
-        x, move = augment.roll_and_flip(x, stage.jitter, self.mirror)
+        x, move = augment.roll_and_flip(x, stage.jitter, self.flip_probability)
         targets = task.move_targets(targets, move)
         if self.zoom != (1.0, 1.0):
             x, move = augment.scale_crop(x, *self.zoom)
@@ -223,8 +230,8 @@ class Diode(ImageSource):
             x = augment.brightness(x, self.brightness)
         if self.contrast:
             x = augment.contrast(x, self.contrast)
-        if self.erase:
-            x = augment.erase(x, self.erase)
+        if self.erase_probability:
+            x = augment.erase(x, self.erase_probability)
         if self.cutout:
             x = augment.cutout(x, self.cutout)
         return x, targets
@@ -233,12 +240,21 @@ class Diode(ImageSource):
     def _with_seen(self, x: Tensor, targets: Tensor, task: Detection) -> Tensor:
         """False-positive sampling: what the detector sees where no box is, in the images as they are, becomes a box."""
         found = detect(
-            self._setting.teacher(x), least=self.seen_score, overlap=task.overlap, most=100, size=task.image_size
+            self._setting.teacher(x),
+            score_threshold=self.fp_sampling_score,
+            nms_iou=task.nms_iou,
+            max_detections=100,
+            size=task.image_size,
         )
-        if self.drop_unseen:
-            targets = confirmed(targets, found, overlap=self.seen_overlap)
+        if self.drop_unconfirmed:
+            targets = confirmed(targets, found, min_iou=self.fp_sampling_iou)
         return with_seen(
-            targets, found, size=task.image_size, least=self.seen_score, overlap=self.seen_overlap, area=self.seen_area
+            targets,
+            found,
+            size=task.image_size,
+            score_threshold=self.fp_sampling_score,
+            max_iou=self.fp_sampling_iou,
+            area=self.fp_sampling_area,
         )
 
     @torch.no_grad()
@@ -250,13 +266,13 @@ class Diode(ImageSource):
         return Batch(images=images, targets=targets)
 
     def _tiled(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return tiled(images, targets, round(self.tiles * len(images)), self._task.image_size)
+        return tiled(images, targets, round(self.mosaic_share * len(images)), self._task.image_size)
 
-    def held_out(self, n: int) -> Tensor:
-        return self._stock.held_out(n)
+    def validation_images(self, n: int) -> Tensor:
+        return self._stock.validation_images(n)
 
-    def held_out_targets(self, n: int) -> Tensor | None:
-        return self._stock.held_out_targets(n)
+    def validation_targets(self, n: int) -> Tensor | None:
+        return self._stock.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"stock": self._stock.state_dict()}

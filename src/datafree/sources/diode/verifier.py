@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 from datafree.networks.load import NetworkSpec, build_network, has_weights
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 from datafree.tasks.base import synthetic_batch
 from datafree.tasks.detection import Detection
 
 
-def build_verifier(spec: NetworkSpec, task: Detection, setting: Setting) -> nn.Module:
+def build_verifier(spec: NetworkSpec, task: Detection, setting: SourceContext) -> nn.Module:
     """A second detector, on the run's device and frozen, that has no part in making images.
 
     Building it leaves torch's random state as it is, so that images are the same with it and without.

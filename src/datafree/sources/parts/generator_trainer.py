@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from datafree.distributed import replicas
 from datafree.health.guard import Guard
 from datafree.networks.generators import Generator, ResizeGenerator
-from datafree.sources.base import Setting
+from datafree.sources.base import SourceContext
 
 
 @dataclass(kw_only=True)
-class Maker:
+class GeneratorTrainer:
     """A generator that is being trained by Adam: makes images, takes steps, is put back when it collapses.
 
     What is minimised stays in the source; so does where `guard.caution` goes: the rate, or the weight of a term, which
     is then to be `guard.what`.
     """
 
-    setting: Setting
+    setting: SourceContext
     generator: Generator | ResizeGenerator  # is moved to the setting's device
     beta1: float = 0.9  # Adam's
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
@@ -48,24 +48,24 @@ class Maker:
         """n fresh latents (n, Z)."""
         return self.generator.draw_latents(n, self.setting.device)
 
-    def make(self, latents: Tensor, layout: Tensor | None = None) -> Tensor:
+    def make(self, latents: Tensor, class_maps: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) of latents (B, Z), and of class maps (B, C, h, w) if the generator takes them.
 
         By batch statistics, as the public code of adversarial methods does for both players.
         """
         self.generator.train()
-        return self._forward(latents, layout)
+        return self._forward(latents, class_maps)
 
     @torch.no_grad()
-    def held_out(self, n: int, layout: Tensor | None = None) -> Tensor:
+    def validation_images(self, n: int, class_maps: Tensor | None = None) -> Tensor:
         """n images of latents that depend on the seed only, by the running statistics: looking leaves no trace."""
         fixed = torch.Generator().manual_seed(self.setting.seed + 1)
         self.generator.eval()
-        return self._forward(self.generator.draw_latents(n, self.setting.device, fixed), layout)
+        return self._forward(self.generator.draw_latents(n, self.setting.device, fixed), class_maps)
 
-    def _forward(self, latents: Tensor, layout: Tensor | None) -> Tensor:
+    def _forward(self, latents: Tensor, class_maps: Tensor | None) -> Tensor:
         with self.setting.autocast():
-            images: Tensor = self.generator(latents) if layout is None else self.generator(latents, layout)
+            images: Tensor = self.generator(latents) if class_maps is None else self.generator(latents, class_maps)
         return images
 
     def step(self, loss: Tensor, lr: float, clip: float = 0.0) -> None:

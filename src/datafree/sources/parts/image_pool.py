@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from datafree.ops import augment
-from datafree.sources.base import Batch, Setting
+from datafree.sources.base import Batch, SourceContext
 from datafree.sources.parts.memory_bank import Bank
 
 
 @dataclass(kw_only=True)
-class Stock:
+class ImagePool:
     """Keeps what was made, hands it out again and again.
 
     A student sees each image many times, so each time it is shifted and mirrored anew, as in the public code of
     DeepInversion's, CMI's and Fast-DFKD's comparisons. Before anything is made there is nothing but noise.
     """
 
-    setting: Setting
+    setting: SourceContext
     capacity: int  # images
     shift: int  # pixels at most; 0 = images come as they were made
 
@@ -32,7 +32,7 @@ class Stock:
         self._bank = Bank(capacity=self.capacity)
 
     def add(self, images: Tensor, targets: Tensor) -> None:
-        """Keep images (B, 3, H, W) in [0, 1] and their targets (B, ...), or give them to `Setting.keep`."""
+        """Keep images (B, 3, H, W) in [0, 1] and their targets (B, ...), or give them to `SourceContext.keep`."""
         if self.setting.keep is not None:
             self.setting.keep(Batch(images=images, targets=targets))
         else:
@@ -50,17 +50,17 @@ class Stock:
             targets = None if targets is None else task.move_targets(targets, move)
         return Batch(images=images.clamp(0, 1), targets=targets)
 
-    def held_out(self, n: int) -> Tensor:
+    def validation_images(self, n: int) -> Tensor:
         """Up to n images that `sample` never returns; noise, always the same, while none are set aside."""
-        images = self._bank.held_out(n)
+        images = self._bank.validation_images(n)
         if images is not None:
             return images
         generator = torch.Generator().manual_seed(self.setting.seed + 1)
         return torch.rand(n, 3, *self.setting.task.image_size, generator=generator).to(self.setting.device)
 
-    def held_out_targets(self, n: int) -> Tensor | None:
-        """What the images of `held_out(n)` show; None while that is noise, or where they came without targets."""
-        return self._bank.held_out_targets(n)
+    def validation_targets(self, n: int) -> Tensor | None:
+        """What the images of `validation_images(n)` show; None while that is noise, or where they came without targets."""
+        return self._bank.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         """The bank."""

@@ -55,14 +55,14 @@ class Bank:
         index = torch.randint(len(self), (n,), device=self._kept.images.device)
         return self._kept.at(index)
 
-    def held_out(self, n: int) -> Tensor | None:
+    def validation_images(self, n: int) -> Tensor | None:
         """Up to n images that `sample` never returns, or None while there are none."""
         if not self._held.count:
             return None
         return self._held.at(slice(0, min(n, self._held.count)))[0]
 
-    def held_out_targets(self, n: int) -> Tensor | None:
-        """The targets of `held_out(n)`; None while there are none."""
+    def validation_targets(self, n: int) -> Tensor | None:
+        """The targets of `validation_images(n)`; None while there are none."""
         if not self._held.count:
             return None
         return self._held.at(slice(0, min(n, self._held.count)))[1]

@@ -37,7 +37,7 @@ def optimise(
     """
     pixels = start.detach().clone().requires_grad_()
     optimizer = speed.adam([pixels], rate(0), betas)
-    best = Lowest()
+    best = BestSoFar()
     for iteration in range(iterations):
         for group in optimizer.param_groups:
             group["lr"] = rate(iteration)
@@ -64,7 +64,7 @@ def cosine(iteration: int, iterations: int, lr: float, last: float = 0.0, warmup
 
 
 @dataclass(kw_only=True)
-class Lowest:
+class BestSoFar:
     """Keeps copies of what belonged to the lowest loss that was offered; of equal ones to the first."""
 
     kept: tuple[Any, ...] = field(default=(), init=False)  # tensors or predictions, without gradients

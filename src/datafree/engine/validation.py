@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.data.visualize import draw_targets, grid
-from datafree.health.signals import checkup
+from datafree.health.signals import health_metrics
 from datafree.ops import modes
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task
@@ -16,9 +16,9 @@ SHOWN = 8  # images in a picture
 
 
 def signals(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> dict[str, float]:
-    """What held-out images say without labels, as `datafree.health.signals.checkup`. Empty without images."""
-    images = source.held_out(COMPARED)
-    return checkup(task, teacher, student, images) if len(images) else {}
+    """What held-out images say without labels, as `datafree.health.signals.health_metrics`. Empty without images."""
+    images = source.validation_images(COMPARED)
+    return health_metrics(task, teacher, student, images) if len(images) else {}
 
 
 @torch.no_grad()
@@ -27,10 +27,10 @@ def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSou
 
     Between the images and the teacher's answers, what they were meant to show, where the source says it.
     """
-    images = source.held_out(SHOWN)
+    images = source.validation_images(SHOWN)
     if not len(images):
         return None
-    targets = source.held_out_targets(SHOWN)
+    targets = source.validation_targets(SHOWN)
     wanted = None if targets is None else draw_targets(images, targets, task.num_classes)
     rows = [images, *([] if wanted is None else [wanted]), task.draw(images, teacher(images))]
     if trained:
