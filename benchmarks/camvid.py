@@ -256,7 +256,7 @@ def run_cell(row: str, cell: Cell) -> dict[str, float]:
             weight_decay=5e-4,
             seed=cell.seed,
             image_size=task.image_size,
-            lr_schedule="step",
+            decay="step",
             augment=True,
             device=device,
             dtype=dtype,

@@ -28,7 +28,12 @@ def small_ssdlite() -> torch.nn.Module:
 
 
 RECIPE = """\
-task: {{kind: detection, num_classes: {classes}, image_size: [{size}, {size}], min_teacher_score: 0.02, score_threshold: 0.02}}
+task:
+  kind: detection
+  num_classes: {classes}
+  image_size: [{size}, {size}]
+  min_teacher_score: 0.02
+  score_threshold: 0.02
 teacher: {{network: "{teacher}", weights: teacher.safetensors}}
 student: {{network: "{student}"}}
 source:

@@ -230,8 +230,8 @@ def _doubts(seen: Seen, mean: Fact, std: Fact, order: Fact) -> list[str]:
         possible = 0 <= level <= 1 and 0.02 < spread <= 0.5  # values in [0, 1] spread by 0.5 at most
         verdict = "unlike photographs, of 0.45 and 0.27" if possible else "which no images in [0, 1] have"
         doubts.append(
-            f"if the {mean.provenance} mean and std are right, it was trained on images in [0, 1] with a mean of {level:.2g} "
-            f"and a spread of {spread:.2g}, {verdict}"
+            f"if the {mean.provenance} mean and std are right, it was trained on images in [0, 1] with a mean of "
+            f"{level:.2g} and a spread of {spread:.2g}, {verdict}"
         )
     told = told_order(seen) if len(set(mean.value)) == 1 else None
     if told is not None and order.value not in (None, told):

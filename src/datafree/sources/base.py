@@ -91,7 +91,7 @@ class ImageSource(ABC):
         """
 
     def validation_targets(self, n: int) -> Tensor | None:
-        """What the images of `validation_images(n)` were meant to show, in their order, or None. Touches no random state."""
+        """What the images of `validation_images(n)` were meant to show, in order, or None. Touches no random state."""
         return None
 
     @abstractmethod

@@ -3,8 +3,8 @@
 Paul Micaelli and Amos Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019, arXiv
 1905.09768; settings of its public CIFAR-10 script. The student there learns by KL at temperature 1 (task.temperature=1)
 with Adam at 2e-3, cosine, batches of 128, and by attention transfer with beta 250. The public code's KL is a mean over
-classes too, so that beside the sum over classes in `losses.kl_loss` training.attention_weight is 250 * C to match it (2,500
-for CIFAR-10).
+classes too, so that beside the sum over classes in `losses.kl_loss` training.attention_weight is 250 * C to match it
+(2,500 for CIFAR-10).
 
 Ours: the student's gradients are not clipped; images are kept in [0, 1] by a sigmoid, where the public generator ends
 in a BatchNorm. B images, C classes, N rows (an image or a pixel each).

@@ -59,7 +59,7 @@ class ImagePool:
         return torch.rand(n, 3, *self.setting.task.image_size, generator=generator).to(self.setting.device)
 
     def validation_targets(self, n: int) -> Tensor | None:
-        """What the images of `validation_images(n)` show; None while that is noise, or where they came without targets."""
+        """What the images of `validation_images(n)` show; None while that is noise, or without targets."""
         return self._bank.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
