@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from datafree.cli import main
+from datafree.cli.main import main
 from datafree.errors import DataError, Interrupted, RecipeError, TrainingError
 from datafree.tasks.base import Scores
 
 
 def test_help_names_every_verb_without_importing_torch() -> None:
     code = (
-        "import sys; from datafree.cli import main\n"
+        "import sys; from datafree.cli.main import main\n"
         "sys.argv = ['datafree', '--help']\n"
         "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
     )
@@ -37,7 +37,7 @@ def test_error_lines() -> None:
 
 @pytest.mark.thorough
 def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
-    code = "import sys; from datafree.cli import main; sys.argv = ['datafree', 'list']; main()"
+    code = "import sys; from datafree.cli.main import main; sys.argv = ['datafree', 'list']; main()"
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
