@@ -1,0 +1,65 @@
+"""What is imported is declared in pyproject.toml, and what a user has to install is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+FOR_USERS = [*PROJECT["dependencies"], *(line for name in ("onnx", "remote") for line in EXTRAS[name])]
+SCRIPTS = ("benchmarks", "scripts", "examples")  # their files import one another, and the tests'
+DISTRIBUTIONS = packages_distributions()  # of an imported name
+
+
+def normal(name: str) -> str:
+    """A distribution's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(lines: list[str]) -> set[str]:
+    """The distributions that requirements name."""
+    return {normal(re.split(r"[^\w.-]", line, maxsplit=1)[0]) for line in lines}
+
+
+def imported(folder: str) -> set[str]:
+    """Top-level modules imported below a folder, at any depth of a file, but the standard library's and datafree."""
+    found: set[str] = set()
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / folder).rglob("*.py")]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"datafree"}
+
+
+def is_declared(module: str, known: set[str]) -> bool:
+    """Whether one of the distributions that hold a module is known; one that is not installed goes by its own name."""
+    return any(normal(name) in known for name in DISTRIBUTIONS.get(module, [module]))
+
+
+def test_every_package_that_src_imports_is_declared_for_users() -> None:
+    modules = imported("src")
+    assert {"torch", "yaml", "PIL"} <= modules
+    assert {module for module in modules if not is_declared(module, declared(FOR_USERS))} == set()
+
+
+def test_every_package_that_users_must_install_is_imported_by_src() -> None:
+    used = {normal(name) for module in imported("src") for name in DISTRIBUTIONS.get(module, [module])}
+    assert declared(PROJECT["dependencies"]) - used == set()
+
+
+@pytest.mark.parametrize("folder", SCRIPTS)
+def test_every_package_that_a_script_imports_is_declared(folder: str) -> None:
+    known = declared([*FOR_USERS, *EXTRAS["dev"]])
+    own = {file.stem for other in (*SCRIPTS, "tests") for file in (ROOT / other).rglob("*.py")}
+    modules = imported(folder) - (own - set(DISTRIBUTIONS))
+    assert {module for module in modules if not is_declared(module, known)} == set()
