@@ -37,7 +37,6 @@ from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.networks.instances import is_live
 from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
-from datafree.ops.predictions import Predictions
 from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
 from datafree.storage.atomic import write_whole
@@ -87,7 +86,7 @@ def export_run(
     out = run / "export" if out is None else out if out.name else out.absolute()
     loaded = load_student(run, student=student, task=task)
     _check_out(out)
-    labelled = loaded.task.open_labelled(data) if data is not None else None
+    labelled = loaded.task.open_dataset(data) if data is not None else None
     if labelled is not None and not loaded.class_names:
         loaded = replace(loaded, class_names=labelled.class_names)
     calibration, origin = _calibration(run, images, loaded.task) if int8 else (torch.empty(0), "")
@@ -147,8 +146,7 @@ def _quantise(student: Student, file: Path, out: Path, images: Tensor, origin: s
     compared = max(1, len(images) // 4)
     learnt, fresh = images[:-compared], images[-compared:]
     exact = OnnxNetwork(file)
-    detector = isinstance(exact(_floats(fresh[:1])), Predictions)
-    quantize(file, out, map(_floats, torch.split(learnt, 8)), exact_ends=detector)
+    quantize(file, out, map(_floats, torch.split(learnt, 8)), exact_ends=student.task.exact_ends)
     small, task = OnnxNetwork(out), student.task
     parts = [(small(_floats(part)), exact(_floats(part))) for part in torch.split(fresh, 8)]
     ours, theirs = task.join([one for one, _ in parts]), task.join([other for _, other in parts])

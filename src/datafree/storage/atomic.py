@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -23,6 +23,12 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     with written_whole(path) as file:
         file.write(content)
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """Write a text file piece by piece, whole or not at all. Raises OSError."""
+    with written_whole(path) as file:
+        file.writelines(piece.encode() for piece in pieces)
 
 
 @contextmanager
