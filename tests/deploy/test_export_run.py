@@ -110,8 +110,10 @@ def segmenter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]
 @pytest.fixture(scope="session")
 def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
     task = {"kind": "detection", "num_classes": 3, "image_size": [64, 96]}
-    run = write_run(tmp_path_factory.mktemp("detector") / "run", {"network": "test_exporting:make_boxes", **LOOK}, task)
-    return run, export_run(run, int8=True, student="test_exporting:make_boxes")
+    run = write_run(
+        tmp_path_factory.mktemp("detector") / "run", {"network": "test_export_run:make_boxes", **LOOK}, task
+    )
+    return run, export_run(run, int8=True, student="test_export_run:make_boxes")
 
 
 @needs_onnx
@@ -175,7 +177,7 @@ def test_onnx_file_scores_as_its_run_does(segmenter: tuple[Path, Exported], tmp_
 @needs_onnx
 def test_detector_exports_boxes_and_scores(detector: tuple[Path, Exported]) -> None:
     run, done = detector
-    student = load_student(run, student="test_exporting:make_boxes").network
+    student = load_student(run, student="test_export_run:make_boxes").network
     images = torch.rand(3, 3, 64, 96)
     ours, theirs = OnnxNetwork(done.folder / "student.onnx")(images), answers(student, images)
     assert isinstance(ours, Predictions)

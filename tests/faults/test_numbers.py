@@ -76,7 +76,7 @@ def test_a_fault_that_comes_again_ends_the_run_with_code_3_and_the_last_good_sta
     assert [line.partition("times ")[2][:4] for line in said.lines] == ["0.5 ", "0.25"]
     assert injected.bad_numbers(tmp_path / "run") == []
     state = checkpoint.read(tmp_path / "run" / "state" / "state.pt")
-    assert (state["step"], state["coping"]["max_rollbacks"]) == (5, 2)  # a stopped run does not forget them
+    assert (state["step"], state["coping"]["rollbacks"]) == (5, 2)  # a stopped run does not forget them
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import datafree.moments
 import pytest
 import timm
 import torch
@@ -16,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+import datafree.ops.moments
 from datafree.errors import NetworkError
 from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers, require_batchnorm
 from datafree.networks.normalized import Normalized
@@ -118,7 +118,7 @@ def test_gradient_in_bf16_is_off_by_roundings_only(offset: float, tolerance: flo
 def test_plain_form_serves_where_torch_has_no_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
     x = maps()
     fused, fused_gradient = moments(x), gradient(moments, x)
-    monkeypatch.setattr(datafree.moments, "_FUSED", False)
+    monkeypatch.setattr(datafree.ops.moments, "_FUSED", False)
     monkeypatch.delattr(torch, "batch_norm_update_stats")
     torch.testing.assert_close(moments(x), fused)
     torch.testing.assert_close(gradient(moments, x), fused_gradient, rtol=1e-5, atol=1e-6)

@@ -28,13 +28,13 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_load import refusal, same, small
 from torch import Tensor, nn
 
 from datafree.errors import WeightsError
 from datafree.networks.checkpoints import index as weights_index
 from datafree.networks.checkpoints import torch_files, unpickler
 from datafree.networks.checkpoints.weights import load_weights, read_tensors, save_weights
+from weights_files import refusal, same, small
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # what torch's files of before the zip format begin with
 

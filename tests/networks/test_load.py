@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,17 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from datafree.errors import DatafreeError, NetworkError, WeightsError
+from datafree.errors import WeightsError
 from datafree.networks import load
 from datafree.networks.darknet.network import Darknet
 from datafree.networks.darknet.weights import save_darknet_weights
 from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare
-
-
-def small(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def refusal(call: Callable[[], object], kind: type[DatafreeError] = NetworkError) -> str:
-    """The line with which `call` is refused."""
-    with pytest.raises(kind) as caught:
-        call()
-    line = str(caught.value)
-    assert "\n" not in line
-    assert line.isprintable()
-    return line
+from weights_files import refusal, same
 
 
 def build(network: str, num_classes: int = 4, **args: Any) -> nn.Module:

@@ -364,12 +364,13 @@ def test_each_limit_of_false_positive_sampling_can_be_set() -> None:
     )
     added = {
         "": [1],
-        "least": [],
-        "overlap": [],
+        "score_threshold": [],
+        "max_iou": [],
         "area": [1, 2],
     }
-    changed = {"": {}, "least": {"least": 0.6}, "overlap": {"overlap": 1 / 3}, "area": {"area": (0.005, 1.0)}}
-    for name, options in changed.items():
+    changed = {"score_threshold": 0.6, "max_iou": 1 / 3, "area": (0.005, 1.0)}
+    for name in added:
+        options = {name: changed[name]} if name else {}
         grown = detections.with_seen(targets, [one], size=(50, 50), **options)  # type: ignore[arg-type]
         assert [int(row[0]) for row in grown[0, 1:] if row[0] != NONE] == added[name], name
 

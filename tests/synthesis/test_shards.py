@@ -20,20 +20,9 @@ from datafree.storage.atomic import write_pieces
 from datafree.synthesis import shard_index
 from datafree.synthesis.shard_index import listings, records
 from datafree.synthesis.shards import Shards
-from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
-from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
-
-RECIPE = {"training": {"seed": 0}}
-SIZE = (8, 12)
-DETECTION = Detection(num_classes=2, image_size=SIZE, max_boxes=3)
-
-
-def batch_of(task: Task, count: int, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.rand(count, 3, *SIZE, generator=generator)
-    return Batch(images=images, targets=task.sample_targets(count, torch.device("cpu"), generator))
+from small_shards import DETECTION, RECIPE, SIZE, batch_of
 
 
 def begun(path: Path, names: tuple[str, ...] = ("cat", "dog")) -> Shards:

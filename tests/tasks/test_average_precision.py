@@ -99,7 +99,7 @@ def reference(outputs: Predictions, targets: Tensor, *, least: float, most: int)
 @pytest.mark.parametrize(("seed", "most"), [(0, 100), (1, 100), (2, 12)])
 def test_scores_equal_pycocotools(seed: int, most: int, capfd: pytest.CaptureFixture[str]) -> None:
     outputs, targets = random_case(20, seed)
-    ours = metric(most=most)
+    ours = metric(max_detections=most)
     for start in range(0, 20, 6):
         ours.update(outputs[start : start + 6], targets[start : start + 6])
     scores = ours.compute()
@@ -177,7 +177,7 @@ def test_data_without_labelled_boxes_is_an_error(label: int) -> None:
 
 def test_what_it_keeps_is_small_and_plain() -> None:
     outputs, targets = random_case(3, 0)
-    ours = metric(most=5)
+    ours = metric(max_detections=5)
     ours.update(outputs, targets)
     assert all(type(rows) is np.ndarray and rows.shape[1] == 6 and len(rows) <= 5 for rows in ours.found)
     assert [len(rows) for rows in ours.truth] == (targets[..., 0] != -1).sum(1).tolist()

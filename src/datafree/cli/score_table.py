@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from datafree.tasks.base import Scores, relative
 from datafree.text import percent, readable, table
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ def score_table(scores: dict[str, Scores]) -> str:
     rows = [["", *map(readable, names)]]
     rows += [[who, *(percent(score.values[name]) for name in names)] for who, score in scores.items()]
     if "teacher" in scores and "student" in scores:
+        from datafree.tasks.base import relative  # with torch, which not every verb waits for
+
         shares = relative(scores)
         rows.append(["student / teacher", *(percent(shares.get(name, math.nan)) for name in names)])
     return table(rows)

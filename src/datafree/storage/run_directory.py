@@ -53,7 +53,7 @@ FREE_KEYS = (
 
 # What makes a state of an older version one of the next: version -> the change.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda state: {**state, "coping": {"max_rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}},
+    1: lambda state: {**state, "coping": {"rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}},
 }
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from test_load import refusal, same, small
 from torch import Tensor, nn
 
 from datafree.errors import WeightsError
 from datafree.networks.checkpoints.weights import load_weights, read_tensors, save_weights
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.unet import unet
+from weights_files import refusal, same, small
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.uint16, torch.float8_e4m3fn]
 DTYPES += [torch.complex64]

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_load import refusal, same
 from torch import Tensor, nn
 
 from datafree.config.schema import Invalid, build
@@ -27,6 +26,7 @@ from datafree.networks.darknet.yolov3 import cfg_text
 from datafree.networks.libraries import _DATAFREE
 from datafree.networks.load import FILES, NetworkSpec, build_network
 from datafree.recipe.recipe import Recipe, dump, load_recipe
+from weights_files import refusal, same
 
 Array = NDArray[np.float64]
 

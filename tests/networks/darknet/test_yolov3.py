@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_load import refusal, same
 from torch import Tensor, nn
 
 from datafree.networks.batchnorm import batchnorm_layers
@@ -22,6 +21,7 @@ from datafree.ops.boxes import Labelled, pack
 from datafree.ops.detections import detect
 from datafree.ops.predictions import Predictions
 from datafree.tasks.detection import Detection
+from weights_files import refusal, same
 
 # --- the published networks ---
 

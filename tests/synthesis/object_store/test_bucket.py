@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_synthesize import INVERSION, everything, recipe_for
 
 from datafree.config.paths import is_url, placed
 from datafree.errors import RunError
 from datafree.synthesis.object_store.bucket import Bucket
 from datafree.synthesis.synthesize import synthesize
 from folder_store import FolderStore
+from set_recipes import INVERSION, everything, recipe_for
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,6 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from test_shards import DETECTION, RECIPE, batch_of
-from test_synthesize import CGDD, CMI, DIODE, INVERSION, everything, recipe_for, stop_after
 
 from datafree.errors import DataError, Interrupted, RunError
 from datafree.recipe.recipe import Recipe, to_yaml
@@ -29,6 +27,8 @@ from datafree.synthesis.object_store.leases import Leases
 from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.synthesize import Made, synthesize, verify
 from folder_store import FolderStore
+from set_recipes import CGDD, CMI, DIODE, INVERSION, everything, recipe_for, stop_after
+from small_shards import DETECTION, RECIPE, batch_of
 from thorough import some
 
 METHODS: dict[str, tuple[dict[str, Any], str]] = {

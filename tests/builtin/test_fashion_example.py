@@ -26,7 +26,7 @@ from datafree.tasks.classification import Classification
 
 PACKAGE = Path(datafree.__file__).parent
 EXAMPLE = PACKAGE / "builtin" / "data" / "fashion"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # In the order of the labels 0 to 9.
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]

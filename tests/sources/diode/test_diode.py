@@ -350,8 +350,13 @@ def test_the_defaults_are_the_published_settings() -> None:
     assert (source.bn_weight, source.bn_norm, source.bn_momentum) == (0.1, 2, 0)
     assert source.bn_clip == 100  # ours: of what explodes only
     assert (source.tv_l1_weight, source.tv_l2_weight) == (75, 0)
-    assert (source.brightness, source.contrast, source.erase) == (0.2, 0.1, 0.5)
-    assert (source.cutout, source.zoom, source.shift, source.tiles) == (0, (1, 1), 0, 0)  # none of them published
+    assert (source.brightness, source.contrast, source.erase_probability) == (0.2, 0.1, 0.5)
+    assert (source.cutout, source.zoom, source.shift, source.mosaic_share) == (
+        0,
+        (1, 1),
+        0,
+        0,
+    )  # none of them published
     assert (source.fp_sampling_from, source.fp_sampling_every, source.fp_sampling_score, source.fp_sampling_iou) == (
         800,
         100,
@@ -755,7 +760,7 @@ def test_tiles_are_four_images_with_their_boxes(teacher: Normalized) -> None:
 @pytest.mark.parametrize("share", [0.5, 1.0])
 def test_a_batch_of_a_data_set_has_its_share_of_tiles_of_itself(teacher: Normalized, share: float) -> None:
     plain, logs = made(teacher, Diode(batch_size=6, stages=one_stage()))
-    batch, as_tiled = made(teacher, Diode(batch_size=6, stages=one_stage(), tiles=share))
+    batch, as_tiled = made(teacher, Diode(batch_size=6, stages=one_stage(), mosaic_share=share))
     assert plain.targets is not None and batch.targets is not None
     count, (height, width) = round(6 * share), SIZE
     assert torch.equal(batch.images[count:], plain.images[count:])

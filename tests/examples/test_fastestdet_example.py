@@ -29,7 +29,7 @@ from datafree.ops.detections import detect
 from datafree.ops.predictions import Predictions
 from datafree.tasks.detection import Detection
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are only in the repository")
 

@@ -24,7 +24,7 @@ from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 
 EXAMPLE = Path(datafree.__file__).parent / "builtin" / "data" / "garments"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 STATED_MIOU = 0.846  # in the example's README.md
 TASK = Segmentation(num_classes=6, image_size=(64, 64))

@@ -21,7 +21,7 @@ from datafree.sources import SOURCES
 from datafree.tasks.detection import Detection
 from thorough import some
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 DIODE = ["onebox", "onebox_fp", "onebox_tiles", "no_bn", "no_augment", "no_tv", "multibox"]
 ROWS = {
     "bccd": [

@@ -23,7 +23,7 @@ from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 from thorough import some
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 ROWS = [  # of the CPU size, as its table has them
     *("teacher", "student_labels", "kd_real", "kd_proxy", "noise", "cgdd"),
     *("dafl", "dfad", "zskt", "inversion", "cmi", "fast"),

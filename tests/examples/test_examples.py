@@ -26,7 +26,7 @@ from datafree.sources.base import SourceContext
 from datafree.tasks import Classification
 from recipes import changed, write
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TINY = {"steps": 2, "batch_size": 4, "log_every": 1, "save_every": 2}
 
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the examples are only in the repository")

@@ -20,7 +20,7 @@ from datafree.ops import modes
 from datafree.sources import SOURCES
 from datafree.tasks.classification import Classification
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SLOW = ("small/dafl", "small/dfad", "small/zskt", "small/inversion", "small/fast", "small/folder", "small/noise")
 GENERATED = ["unet/degan", "small/cgdd", "small/dafl", "small/dfad", "small/zskt", "yolov3-tiny/cgdd"]
 OPTIMISED = ["small/inversion", "small/cmi", "small/fast", "yolov3-tiny/diode"]

@@ -16,7 +16,7 @@ from datafree.data.images import to_image
 from datafree.data.visualize import grid
 from datafree.health.verdict import SIGNALS
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are only in the repository")
 
 
