@@ -93,7 +93,8 @@ def _summary(student: Student, record: Record) -> str:
     listed = f": {', '.join(map(_code, names[:8]))}{', ...' if len(names) > 8 else ''} (all in `config.json`)"
     return (
         f"{student.task.noun} of {parameters:,} parameters that learnt the answers of {teacher}. The images it learnt "
-        f"from came from {method}; the run was given no labelled image to learn from, and chose this student without any.\n\n"
+        f"from came from {method}; the run was given no labelled image to learn from, and chose this student without "
+        "any.\n\n"
         f"It takes RGB images of {height} x {width} pixels in [0, 1] and knows {student.task.num_classes} classes"
         f"{listed if names else '; their names were not recorded'}."
     )
