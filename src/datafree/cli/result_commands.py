@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from datafree.cli.parameters import StudentCode, TaskCode
-from datafree.cli.score_table import score_table
+from datafree.cli.score_table import print_outcome, score_table
 from datafree.errors import RecipeError
 from datafree.storage import strict_json
 from datafree.text import percent, table
@@ -85,10 +85,7 @@ def export(
     print(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
     for number, error in done.errors.items():
         print(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
-    if done.scores:
-        print(score_table(done.scores))
-    for note in done.notes:
-        print(f"note: {note}")
+    print_outcome(done.scores, done.notes)
 
 
 def report(

@@ -10,7 +10,7 @@ import typer
 
 from datafree.cli.demo import DEMO_TEXT, DEMOS, demo_table
 from datafree.cli.parameters import Compress, MaxTime, Named, Overrides, Processes, Quiet, Student
-from datafree.cli.score_table import score_table
+from datafree.cli.score_table import print_outcome
 from datafree.config.overrides import student_overrides
 from datafree.distributed.launch import launch, launched
 from datafree.engine.stopping import Stop, parse_time, stopping
@@ -43,10 +43,7 @@ def distill(
     if outcome.already_finished:
         print("this run had finished before; its result:", file=sys.stderr)
     print(f"run: {outcome.run}\npage: {outcome.run / 'report.html'}")
-    if outcome.scores:
-        print(score_table(outcome.scores))
-    for note in outcome.notes:
-        print(f"note: {note}")
+    print_outcome(outcome.scores, outcome.notes)
 
 
 def synthesize(

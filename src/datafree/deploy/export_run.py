@@ -12,7 +12,6 @@ B images, C classes, L locations, N images to calibrate with, H x W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +38,7 @@ from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
 from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
-from datafree.storage.atomic import write_whole
+from datafree.storage.atomic import sha256_of, write_whole
 from datafree.storage.environment import environment
 from datafree.tasks.base import Scores, Task
 from datafree.text import one_line
@@ -128,7 +127,7 @@ def export_run(
             versions=_versions(),
         )
         record = read_record(run)
-        sums = {file.name: _sha256(file) for file in sorted(stage.iterdir())}
+        sums = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
         text = strict_json.render(config(loaded, record, export, sums))
         write_whole(stage / "config.json", (text + "\n").encode())
         write_whole(stage / "README.md", model_card(loaded, record, export).encode())
@@ -268,8 +267,3 @@ def _put(stage: Path, out: Path) -> None:
         except OSError:
             old.rename(out)
             raise
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -8,7 +8,6 @@ about all images, such as classes.txt.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datafree.errors import RunError
-from datafree.storage.atomic import write_whole
+from datafree.storage.atomic import sha256_of, write_whole
 from datafree.tasks.base import Task
 
 INDEX = "index.json"  # the whole set's
@@ -63,16 +62,15 @@ def hashes(path: Path) -> Iterator[tuple[str, str]]:
     """Every file of the set at `path`, its name below data/, with the SHA-256 that was written down."""
     for record in records(path):
         yield from record["files"].items()
-    if (path / "index.json").exists():
-        yield from read_record(path / "index.json")["files"].items()
+    if (path / INDEX).exists():
+        yield from read_record(path / INDEX)["files"].items()
 
 
 def damages(path: Path) -> Iterator[tuple[str, str]]:
     """Every file of the set at `path` that is not as it was written: its name below `path`, and what is wrong."""
     for name, digest in hashes(path):
         try:
-            with (path / "data" / name).open("rb") as file:
-                sound = hashlib.file_digest(file, "sha256").hexdigest() == digest
+            sound = sha256_of(path / "data" / name) == digest
         except OSError as error:
             yield f"data/{name}", "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
             continue
@@ -84,7 +82,7 @@ def sealed(file: Path) -> str:
     """The SHA-256 of a file, which is on the disk from then on, also after a power cut."""
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256_of(file)
 
 
 def write_index(path: Path, task: Task, class_names: list[str]) -> None:
@@ -94,7 +92,7 @@ def write_index(path: Path, task: Task, class_names: list[str]) -> None:
         images, shards = images + record["images"], shards + 1
     task.write_index(data, lambda: listings(path, task), class_names)
     about = {file.name: sealed(file) for file in sorted(data.glob("[!.]*")) if file.is_file()}
-    write_whole(path / "index.json", (json.dumps({"images": images, "shards": shards, "files": about}) + "\n").encode())
+    write_whole(path / INDEX, (json.dumps({"images": images, "shards": shards, "files": about}) + "\n").encode())
 
 
 def listings(path: Path, task: Task) -> Iterator[list[Any]]:

@@ -29,7 +29,7 @@ from datafree.sources.base import Batch, ImageSource
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.preview import means
-from datafree.synthesis.shard_index import hashes, read_record, records
+from datafree.synthesis.shard_index import INDEX, hashes, read_record, records
 from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
@@ -159,7 +159,7 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
                 "to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, and run the "
                 "command without --verify"
             )
-        index = shards.path / "index.json"
+        index = shards.path / INDEX
         finished = index.exists() and read_record(index)["images"] == shards.images
         notes = [] if finished else ["the set is not finished; the command without --verify goes on"]
         return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
