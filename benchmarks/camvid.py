@@ -293,7 +293,7 @@ def run_cell(row: str, cell: Cell) -> dict[str, float]:
         )
         run.close()
         save_artefacts(source, run.path)
-    labelled = task.open_labelled(cell.data / "camvid" / "val")
+    labelled = task.open_dataset(cell.data / "camvid" / "val")
     return evaluate(student, task, labelled, device=device).values
 
 

@@ -69,7 +69,7 @@ def load_images(pair: Pair, part: Literal["train", "test"], fashion: Path) -> La
     if pair.images == "cifar10":
         return load_tar(expand(f"$DATAFREE_DATA/cifar10/{part}.tar.xz"))
     task = Classification(num_classes=CLASSES, image_size=(pair.side, pair.side))
-    shipped = task.open_labelled(expand("builtin:fashion/eval"))
+    shipped = task.open_dataset(expand("builtin:fashion/eval"))
     chosen = [shipped[index] for index in range(0, len(shipped), 50)]
     return LabelledImages(
         images=torch.stack([image for image, _ in chosen]).mul(255).round().byte(),

@@ -47,7 +47,7 @@ def load_boxes(file: str, task: Detection, limit: int | None) -> LabelledImages:
 
     Raises DataError, ValueError.
     """
-    folder = task.open_labelled(expand(file))
+    folder = task.open_dataset(expand(file))
     found = [folder[index] for index in range(min(len(folder), limit or len(folder)))]
     return LabelledImages(
         images=torch.stack([image for image, _ in found]).mul(255).round().byte(),

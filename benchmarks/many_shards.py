@@ -24,6 +24,7 @@ from datafree.config import yaml
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.shard_index import write_index
 from datafree.synthesis.shards import Shards
+from datafree.tasks.detection import Detection
 from results import write_results, write_table
 
 SHARDS = (80, 782)  # of 128 images: 10,000 and 100,000
@@ -63,11 +64,12 @@ def measure(shards: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "set"
         write_set(path, shards)
+        task = Detection(num_classes=len(CLASSES), image_size=(320, 320))
         opened: list[Shards] = []
         metrics = {"open_seconds": seconds(lambda: opened.append(Shards(path, RECIPE)))}
         with closing(opened[0]) as one:
             metrics["look_seconds"] = seconds(one.look)
-        metrics["index_seconds"] = seconds(lambda: write_index(path, CLASSES))
+        metrics["index_seconds"] = seconds(lambda: write_index(path, task, CLASSES))
         metrics["record_bytes"] = float(sum(file.stat().st_size for file in (path / "shards").iterdir()))
         metrics["annotations_bytes"] = float((path / "data" / "annotations.json").stat().st_size)
         metrics["claim_seconds"] = claim(path)

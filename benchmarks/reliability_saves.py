@@ -170,7 +170,7 @@ def _shard(out: Path) -> None:
     shards.begin(["cat", "dog"])
     if shards.count == 1:
         shards.write(1, TASK, _batch(1), {"weights": torch.ones(1000)})
-    shards.finish()
+    shards.finish(TASK)
     shards.close()
 
 

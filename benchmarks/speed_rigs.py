@@ -268,7 +268,7 @@ def _reader(method: str, task: Task, photos: Path) -> Any:
             shards.begin([f"class {label}" for label in range(task.num_classes)])
             targets = task.sample_targets(256, torch.device("cpu"))
             shards.write(0, task, Batch(images=torch.rand(256, 3, *task.image_size), targets=targets))
-            shards.finish()
+            shards.finish(task)
         return Dataset(path=made)
     if method == "mixed":
         return Mixed(parts=[Folder(path=photos), Noise()])

@@ -78,7 +78,7 @@ def train_teacher(data: Path, out: Path, state_path: Path | None) -> None:
     save_file({name: v.half().contiguous() if v.is_floating_point() else v for name, v in state.items()}, file)
     file.chmod(0o644)
     load_weights(bare(network), file)  # what is scored is what is shipped: the rounded weights
-    labelled = TASK.open_labelled(out / "eval" / "annotations.json")
+    labelled = TASK.open_dataset(out / "eval" / "annotations.json")
     scores = evaluate(TEACHER.wrap(network), TASK, labelled, device=torch.device("cpu"))
     print({name: round(value, 4) for name, value in {**scores.values, **scores.per_class["ap50"]}.items()})
 

@@ -211,7 +211,7 @@ def train_teacher(data: Path, out: Path, state_path: Path | None) -> None:
     }
     save_file(weights, file)
     load_weights(network, file)  # what is scored is what is shipped: the rounded weights
-    labelled = task.open_labelled(out / "eval")
+    labelled = task.open_dataset(out / "eval")
     scores = evaluate(Normalized(network, TEACHER.mean, TEACHER.std), task, labelled, device=torch.device("cpu"))
     print({name: round(value, 4) for name, value in {**scores.values, **scores.per_class["iou"]}.items()})
 

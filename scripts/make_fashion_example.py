@@ -84,7 +84,7 @@ def ship(teacher: Normalized, data: Path, out: Path) -> None:
     load_weights(teacher.network.float(), file)  # what is scored is what is shipped: the rounded weights
     scored: dict[str, LabelledData] = {
         "all test images": load_fashion(data, "t10k"),
-        "eval": TASK.open_labelled(out / "eval"),
+        "eval": TASK.open_dataset(out / "eval"),
     }
     for what, labelled in scored.items():
         scores = evaluate(teacher, TASK, labelled, device=torch.device("cpu"), batch_size=250)

@@ -51,7 +51,7 @@ def make_set(folder: Path, task: Task) -> Path:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(24, 3, *task.image_size, generator=generator)
     shards.write(0, task, Batch(images=images, targets=task.sample_targets(24, torch.device("cpu"), generator)))
-    shards.finish()
+    shards.finish(task)
     return folder
 
 

@@ -44,3 +44,46 @@ def test_the_first_look_is_short_and_so_is_every_module() -> None:
         str(file.relative_to(ROOT)): n for file in ROOT.rglob("*.py") if (n := len(file.read_text().splitlines())) > 300
     }
     assert not long
+
+
+# Only the task knows what an answer is: who else names one, and why.
+ANSWERS = {"Predictions", "Detection", "Segmentation", "Classification"}
+KNOWING = {"tasks", "ops", "networks", "data"}  # the tasks; the type itself; adapters that make it; files of boxes
+EXCEPTIONS = {
+    "__init__.py": "the public names",
+    "sources/diode/source.py": "a method for detectors alone, as its paper has it",
+    "sources/diode/verifier.py": "the same: it scores boxes",
+}
+
+
+def names_in(file: Path) -> set[str]:
+    """Every name, attribute and import of a module; texts and comments are none."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.alias):
+            found.add(node.name.rpartition(".")[2])
+    return found
+
+
+def test_only_the_task_knows_what_an_answer_is() -> None:
+    files = [file for file in sorted(ROOT.rglob("*.py")) if file.relative_to(ROOT).parts[0] not in KNOWING]
+    knowing = {file.relative_to(ROOT).as_posix() for file in files if names_in(file) & ANSWERS}
+    assert knowing == set(EXCEPTIONS)
+
+
+def test_answers_are_not_told_apart_by_options_of_one_task() -> None:
+    options = {"distill", "score_threshold", "nms_iou", "max_boxes", "ignore_index"}
+    asked = []
+    for file in sorted(ROOT.rglob("*.py")):
+        place = file.relative_to(ROOT)
+        if place.parts[0] in KNOWING or place.as_posix() in EXCEPTIONS:
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            read = isinstance(node, ast.Attribute) and node.attr in options and ast.unparse(node.value).endswith("task")
+            if read or (isinstance(node, ast.Call) and ast.unparse(node).startswith("getattr(task,")):
+                asked.append(f"{place}:{node.lineno}")
+    assert not asked

@@ -156,7 +156,7 @@ def evaluate(
     except Invalid as error:
         raise RecipeError([str(fault) for fault in error.faults]) from error
     where = modes.choose_device(device)
-    labelled = recipe.task.open_labelled(Path(data))
+    labelled = recipe.task.open_dataset(Path(data))
     with _as_before(*([] if network is None else [network])):
         prepared = prepare(recipe.teacher, recipe.task, "network", where, torch.float32, network)
         return score(prepared, recipe.task, labelled, device=where)

@@ -35,8 +35,7 @@ from datafree.recipe.training import Training
 from datafree.report.live_writer import page_kept
 from datafree.report.profile import measure
 from datafree.report.run_reader import MEASURED
-from datafree.storage.run_directory import Run
-from datafree.storage.shared_run import SharedRun, open_run
+from datafree.storage.shared_run import RunDirectory, open_run
 from datafree.tasks.base import Scores, relative
 
 
@@ -93,7 +92,7 @@ def run_recipe(
 
 def _carry_out(
     recipe: Recipe,
-    run: Run | SharedRun,
+    run: RunDirectory,
     given: Given,
     *,
     device: torch.device,
@@ -106,7 +105,7 @@ def _carry_out(
     task, training = recipe.task, recipe.training
 
     # Everything that can be wrong is looked at before the first file is written.
-    labelled = task.open_labelled(recipe.data) if recipe.data else None
+    labelled = task.open_dataset(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     speed = training.speed
     remarks: list[str] = []
@@ -187,7 +186,7 @@ def _how_chosen(chosen: Chosen, training: Training) -> str:
     return f"student of step {chosen.step}, chosen without labelled data: {rule}{known}"
 
 
-def _read_outcome(run: Run | SharedRun, student: Normalized) -> Outcome:
+def _read_outcome(run: RunDirectory, student: Normalized) -> Outcome:
     try:
         result = json.loads((run.path / "result.json").read_text(encoding="utf-8"))
         scores = {who: Scores(**score) for who, score in result["scores"].items()}

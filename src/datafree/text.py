@@ -65,6 +65,12 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def first_line(error: BaseException) -> str:
+    """An exception of anyone's code: its class and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
 def one_line(error: BaseException) -> str:
     printable = "".join(c if c.isprintable() else " " for c in str(error)[:2000])  # no terminal codes
     text = " ".join(printable.split())

@@ -117,7 +117,7 @@ def test_every_cell_of_the_training_split_finds_an_anchor_and_few_share_one(
     for size in ("cpu", "paper"):
         pair = benchmark.SIZES[size].pairs["bccd"]
         annotations = shared_data / "bccd" / "annotations" / "instances_train.json"
-        items = benchmark.make_task(pair, pair.rows["teacher"]).open_labelled(annotations)._items
+        items = benchmark.make_task(pair, pair.rows["teacher"]).open_dataset(annotations)._items
         image = torch.tensor([index for index, item in enumerate(items) for _ in item.rows])
         corners = torch.from_numpy(np.concatenate([item.rows for item in items]))[:, 1:]
         sides, middle = corners[:, 2:] - corners[:, :2], (corners[:, 2:] + corners[:, :2]) / 2
@@ -198,7 +198,7 @@ def test_labelled_images_are_in_memory_at_the_tasks_size(benchmark: ModuleType) 
     pair = benchmark.SIZES["smoke"].pairs["example"]
     task = replace(benchmark.make_task(pair, pair.rows["noise"]), image_size=(32, 64))
     data = benchmark.load_boxes(pair.test, task, 3)
-    whole = task.open_labelled(benchmark.expand(pair.test))
+    whole = task.open_dataset(benchmark.expand(pair.test))
     assert data.images.shape == (3, 3, 32, 64) and data.images.dtype == torch.uint8
     assert torch.equal(data.labels, torch.stack([whole[index][1] for index in range(3)]))
     images, targets = next(data.batches(2))

@@ -80,7 +80,7 @@ def test_shipped_teacher_reaches_its_stated_accuracy_through_the_packaged_recipe
     recipe = load_recipe("fashion-demo")
     assert recipe.data is not None
     teacher = prepare(recipe.teacher, recipe.task, "teacher", torch.device("cpu"), torch.float32)
-    labelled = recipe.task.open_labelled(recipe.data)
+    labelled = recipe.task.open_dataset(recipe.data)
     scores = evaluate(teacher, recipe.task, labelled, device=torch.device("cpu"), batch_size=250)
     assert len(labelled) == 1000
     assert scores.values["top1"] == pytest.approx(float(stated[1]) / 100, abs=0.002)
@@ -138,7 +138,7 @@ def test_the_script_writes_readable_images_and_ships_half_precision(
     assert "step 8/8" in capsys.readouterr().out
 
     task = Classification(num_classes=10, image_size=(28, 28))
-    folder = task.open_labelled(tmp_path / "out" / "eval")
+    folder = task.open_dataset(tmp_path / "out" / "eval")
     for label, name in enumerate(NAMES):
         assert [path.stem for path in sorted((tmp_path / "out" / "eval" / name).iterdir())] == [
             f"{place:05d}" for place in np.flatnonzero(labels == label)

@@ -84,7 +84,7 @@ def test_shipped_teacher_reaches_its_stated_miou() -> None:
     network = unet(num_classes=6, width=16, depth=4, stride=2)
     load_weights(network, EXAMPLE / "teacher.safetensors")
     teacher = Normalized(network, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    scores = evaluate(teacher, TASK, TASK.open_labelled(EXAMPLE / "eval"), device=torch.device("cpu"))
+    scores = evaluate(teacher, TASK, TASK.open_dataset(EXAMPLE / "eval"), device=torch.device("cpu"))
     assert scores.values["miou"] > STATED_MIOU - 0.01
 
 
@@ -250,7 +250,7 @@ def test_the_boxes_hold_the_masks_of_the_shipped_scenes() -> None:
     """A box reaches as far as its garment, of which a later one may cover a part: no pixel of a class is outside."""
     folder = EXAMPLE / "eval"
     task = Detection(num_classes=5, image_size=(64, 64))
-    labelled = task.open_labelled(folder / "annotations.json")
+    labelled = task.open_dataset(folder / "annotations.json")
     assert len(labelled) == 120
     assert labelled.class_names == ["pullover", "trouser", "dress", "sneaker", "bag"]
     for number, (_, targets) in enumerate(labelled[index] for index in range(0, 120, 10)):
@@ -267,5 +267,5 @@ def test_the_detector_finds_what_its_readme_states() -> None:
     recipe = load_recipe("boxes-demo")
     network = recipe.teacher.wrap(build_network(recipe.teacher, num_classes=5))
     assert recipe.data is not None
-    scores = evaluate(network, recipe.task, recipe.task.open_labelled(recipe.data), device=torch.device("cpu"))
+    scores = evaluate(network, recipe.task, recipe.task.open_dataset(recipe.data), device=torch.device("cpu"))
     assert scores.values["ap50"] == pytest.approx(0.922, abs=0.01)

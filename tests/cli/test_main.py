@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from datafree import __version__
-from datafree.cli import main
+from datafree.cli import main, run_commands
 from datafree.evaluation import scoring
 from datafree.tasks.base import Scores
 from recipes import write_teacher
@@ -147,7 +147,7 @@ def test_demo_compares_teacher_student_and_the_baseline(
     tiny = RECIPE + f"data: {labelled}\n"
     Path("good.yaml").write_text(tiny)
     Path("plain.yaml").write_text(tiny.replace("noise", "noise, kind: gaussian"))
-    monkeypatch.setattr(main, "DEMOS", {"segmentation": {"good.yaml": [], "plain.yaml": []}})
+    monkeypatch.setattr(run_commands, "DEMOS", {"segmentation": {"good.yaml": [], "plain.yaml": []}})
     result = datafree("demo", "--out", "demos")
     assert result.code == 0, result.err
     assert result.err.startswith("A small student learns from a trained teacher")
@@ -167,7 +167,7 @@ def test_a_quick_demo_has_run_directories_of_its_own_and_says_what_it_is_worth(
     datafree: Datafree, labelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("good.yaml").write_text(RECIPE + f"data: {labelled}\n")
-    monkeypatch.setattr(main, "DEMOS", {"segmentation": {"good.yaml": ["training.steps=2"]}})
+    monkeypatch.setattr(run_commands, "DEMOS", {"segmentation": {"good.yaml": ["training.steps=2"]}})
     result = datafree("demo", "--quick", "--quiet")
     assert result.code == 0, result.err
     assert "its scores say nothing" in result.out
@@ -251,7 +251,7 @@ def test_what_is_wrong_for_all_processes_the_first_says_at_once_and_others_only_
 def test_a_recipes_fault_is_said_once_before_any_process_is_started(
     datafree: Datafree, monkeypatch: pytest.MonkeyPatch, verb: list[str]
 ) -> None:
-    monkeypatch.setattr(main, "launch", lambda count, arguments: pytest.fail("processes were started"))
+    monkeypatch.setattr(run_commands, "launch", lambda count, arguments: pytest.fail("processes were started"))
     code, _, err = datafree(verb[0], "tiny.yaml", "training.steps=0", *verb[1:], "--processes", "2")
     assert code == 2 and err == "error: training.steps: 0 is too small; it must be 1 or more\n"
 

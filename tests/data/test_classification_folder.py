@@ -66,7 +66,7 @@ def test_batches_stream_and_the_last_may_be_smaller(animals: Path) -> None:
 
 def test_the_task_opens_it(animals: Path) -> None:
     task = Classification(num_classes=3, image_size=(16, 24))
-    images, labels = next(task.open_labelled(animals).batches(2))
+    images, labels = next(task.open_dataset(animals).batches(2))
     assert images.shape == (2, 3, 16, 24)
     assert labels.tolist() == [0, 0]
 

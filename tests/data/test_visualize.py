@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from datafree.data.visualize import class_colours, draw_boxes, draw_targets
+from datafree.data.visualize import class_colours, draw_boxes, draw_labels, draw_masks
 from datafree.engine import validation
 from datafree.sources.base import SourceContext
 from datafree.sources.inversion import Inversion
 from datafree.sources.noise import Noise
 from datafree.tasks.classification import Classification
+from datafree.tasks.detection import Detection
+from datafree.tasks.segmentation import Segmentation
 
 GREY = 0.5
 
@@ -93,33 +95,29 @@ def test_the_images_are_not_touched_and_keep_their_place_in_the_batch() -> None:
     assert [bool(((pictures[i] - before[i]).abs() > 0.003).any()) for i in range(3)] == [False, True, False]
 
 
-# Targets of every form.
+# Targets of every task.
 
 
-def test_targets_are_drawn_by_their_form() -> None:
+def test_every_tasks_targets_are_drawn_in_its_way() -> None:
     images = torch.full((2, 3, 64, 96), GREY)
     boxes = torch.tensor([[[3, 10, 20, 50, 44], [-1, 0, 0, 0, 0]], [[1, 2, 2, 90, 60], [2, 5, 5, 20, 20]]]).float()
-    drawn = draw_targets(images, boxes, 12)
-    assert drawn is not None and torch.equal(drawn, draw_boxes(images, boxes, 12))
+    drawn = Detection(num_classes=12, image_size=(64, 96)).draw_targets(images, boxes)
+    assert torch.equal(drawn, draw_boxes(images, boxes, 12))
     masks = torch.zeros(2, 64, 96, dtype=torch.int64)
     masks[0, 10:], masks[1, :, 50:] = 4, 255  # 255 is of no class
-    drawn = draw_targets(images, masks, 12)
-    assert drawn is not None
+    drawn = Segmentation(num_classes=12, image_size=(64, 96)).draw_targets(images, masks)
+    assert torch.equal(drawn, draw_masks(masks, 12))
     for index, y, x, colour in ((0, 5, 5, class_colours(12)[0]), (0, 30, 5, class_colours(12)[4]), (1, 5, 60, None)):
         assert torch.equal(drawn[index, :, y, x], torch.zeros(3) if colour is None else colour)
-    drawn = draw_targets(images, torch.tensor([3, 11]), 12)
-    assert drawn is not None and drawn.shape == images.shape
+    labels = torch.tensor([3, 11])
+    drawn = Classification(num_classes=12, image_size=(64, 96)).draw_targets(images, labels)
+    assert drawn.shape == images.shape and torch.equal(drawn, draw_labels(images, labels, 12))
     for picture, label in zip(drawn, (3, 11), strict=True):
         torch.testing.assert_close(picture[:, 0, 0], class_colours(12)[label], atol=1 / 255, rtol=0)
         assert (
             changed(picture)[:10, :14].any() and not changed(picture)[14:].any() and not changed(picture)[:, 20:].any()
         )
     assert torch.equal(images, torch.full_like(images, GREY))
-
-
-@pytest.mark.parametrize("targets", [torch.zeros(2, 4), torch.zeros(2, 3, 4), torch.zeros(2, 9, 9, dtype=torch.int64)])
-def test_targets_of_another_form_are_not_drawn(targets: Tensor) -> None:
-    assert draw_targets(torch.zeros(2, 3, 64, 96), targets, 12) is None
 
 
 def test_held_out_images_stand_over_what_they_were_meant_to_show_where_that_is_known() -> None:
@@ -137,5 +135,5 @@ def test_held_out_images_stand_over_what_they_were_meant_to_show_where_that_is_k
             assert torch.equal(torch.get_rng_state(), before)
             assert shown is not None and shown.shape[1] == 26 * (2 + known + trained) + 4
             assert torch.equal(shown[:, 2:26, 2:34], images[0].float())
-            second = task.draw(images, network(images)) if targets is None else draw_targets(images, targets, 4)
-            assert second is not None and torch.equal(shown[:, 28:52, 2:34], second[0])
+            second = task.draw_outputs(images, network(images)) if targets is None else draw_labels(images, targets, 4)
+            assert torch.equal(shown[:, 28:52, 2:34], second[0])

@@ -169,7 +169,7 @@ def test_onnx_file_scores_as_its_run_does(segmenter: tuple[Path, Exported], tmp_
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
         Image.fromarray(pixels[..., 0] % 3).save(tmp_path / "masks" / f"{index}.png")
     task, network = load_onnx(done.folder / "student.onnx")
-    scores = evaluate(network, task, task.open_labelled(tmp_path), device=torch.device("cpu"))
+    scores = evaluate(network, task, task.open_dataset(tmp_path), device=torch.device("cpu"))
     wanted = evaluate_run(run, tmp_path)["student"].values
     assert scores.values == pytest.approx(wanted, abs=1e-3)
 
@@ -204,7 +204,7 @@ def test_post_process_of_the_card_finds_what_datafree_finds(detector: tuple[Path
         class_logits=scores, scores=scores, boxes=boxes, centres=boxes[..., :2], heads=(), loss=lambda h, t: h[0]
     )
     task = Detection(num_classes=3, image_size=(64, 96))
-    (wanted,) = task.seen(outputs)
+    (wanted,) = task.detections(outputs)
     labels, found, sure = space["detections"](boxes[0].numpy(), scores[0].numpy(), (64, 96))
     assert labels.tolist() == wanted.labels.tolist()
     assert len(labels) > 3

@@ -47,7 +47,7 @@ def test_perfect_and_opposite_networks_score_one_and_zero(tmp_path: Path) -> Non
             return 5 * torch.nn.functional.one_hot((ids + self.shift) % 3, 3).movedim(-1, 1).float()
 
     task = Segmentation(num_classes=3, image_size=(32, 32))
-    data = task.open_labelled(labelled(tmp_path / "data"))
+    data = task.open_dataset(labelled(tmp_path / "data"))
     for shift, expected in ((0, 1.0), (1, 0.0)):
         scores = evaluate(Normalized(Reader(shift)), task, data, device=torch.device("cpu"))
         assert scores.values == {"miou": expected, "pixel_accuracy": expected}
@@ -101,7 +101,7 @@ def test_evaluation_leaves_the_network_in_its_mode(tmp_path: Path) -> None:
     network = Normalized(unet(3, width=2, depth=2)).train()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     task = Segmentation(num_classes=3, image_size=(32, 32))
-    evaluate(network, task, task.open_labelled(labelled(tmp_path / "data")), device=torch.device("cpu"))
+    evaluate(network, task, task.open_dataset(labelled(tmp_path / "data")), device=torch.device("cpu"))
     assert all(m.training for m in network.modules())
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
 

@@ -331,7 +331,7 @@ def test_ap50_is_the_published_weights_and_falls_with_the_channels_swapped(
     example: ModuleType, shared_data: Path
 ) -> None:
     task = Detection(num_classes=80, image_size=(352, 352), nms_iou=0.45)
-    data = task.open_labelled(shared_data / "coco-val128")
+    data = task.open_dataset(shared_data / "coco-val128")
     found = {}
     for order in ("bgr", "rgb"):
         spec = spec_of({"network": "fastestdet:make", "weights": str(weights_of(shared_data)), "channel_order": order})

@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datafree.config import yaml
+from datafree.data.coco_yolo import coco_text
 from datafree.data.images import UnreadableImage, read_image, read_stored
 from datafree.errors import DatafreeError, RunError
 from datafree.recipe.recipe import load_recipe
@@ -206,7 +207,7 @@ def test_masks_of_any_bytes_and_values(
 def read_all(task: Any, folder: Path) -> None:
     before = listing(folder)
     try:
-        for images, _ in task.open_labelled(folder).batches(2):
+        for images, _ in task.open_dataset(folder).batches(2):
             assert images.isfinite().all()
     except DatafreeError as error:
         one_line(error)
@@ -254,18 +255,19 @@ def test_yolo_files_of_any_values(tmp_path: Path, lines: list[str], listing: Any
 
 # Manifests and states.
 
+TASK = Detection(num_classes=2, image_size=(8, 8))
 RECIPE: dict[str, Any] = {"name": "cases", "training": {"select": "last"}}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A made data set of one shard."""
-    task, out = Detection(num_classes=2, image_size=(8, 8)), tmp_path_factory.mktemp("made") / "out"
+    task, out = TASK, tmp_path_factory.mktemp("made") / "out"
     shards = Shards(out, RECIPE)
     shards.begin(["cat", "dog"])
     targets = task.sample_targets(2, torch.device("cpu"), torch.Generator().manual_seed(0))
     shards.write(0, task, Batch(images=torch.zeros(2, 3, 8, 8), targets=targets))
-    shards.finish()
+    shards.finish(task)
     shards.close()
     return out
 
@@ -285,7 +287,7 @@ def test_manifests_of_any_values(
         shards = Shards(made, RECIPE)
         assert shards.count <= 1
         list(shard_index.damages(made))
-        list(shard_index.coco_text(made, ["cat", "dog"]))
+        list(coco_text(partial(shard_index.listings, made, TASK), ["cat", "dog"]))
     except DatafreeError as error:
         one_line(error)
     finally:

@@ -132,7 +132,7 @@ def test_a_source_that_does_not_fit_is_told_the_size_that_does(tmp_path: Path) -
 
 def test_scoring_goes_on_half_by_half(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "noise"})
-    data = recipe.task.open_labelled(labelled(tmp_path / "labelled"))
+    data = recipe.task.open_dataset(labelled(tmp_path / "labelled"))
     network = nn.Conv2d(3, 3, 1)
     whole = evaluate(network, recipe.task, data, device=torch.device("cpu"))
     network.register_forward_pre_hook(at_most(1))

@@ -171,7 +171,7 @@ def test_a_made_set_of_every_task_is_read(task: Task, tmp_path: Path) -> None:
     torch.manual_seed(0)
     made = Batch(images=torch.rand(6, 3, 8, 8), targets=task.sample_targets(6, torch.device("cpu")))
     shards.write(0, task, made)
-    shards.finish()
+    shards.finish(task)
     for path in (tmp_path, tmp_path / "data"):
         batch = attached(path, task=task, hold_out=0).sample(6)
         assert batch.targets is not None and made.targets is not None
@@ -189,9 +189,9 @@ def test_a_made_set_without_a_box_is_learnt_from_but_scores_nothing(tmp_path: Pa
     shards.begin(["cat", "dog"])
     empty = torch.tensor([-1.0, 0, 0, 0, 0]).expand(6, 2, 5)
     shards.write(0, task, Batch(images=torch.rand(6, 3, 32, 32), targets=empty))
-    shards.finish()
+    shards.finish(task)
     with pytest.raises(DataError, match="has no box in any of its 6 images"):
-        task.open_labelled(tmp_path / "data")
+        task.open_dataset(tmp_path / "data")
     source = attached(tmp_path, task=task)
     batch = source.sample(4)
     assert batch.targets is not None and batch.targets[..., 0].eq(-1).all() and len(source.validation_images(4)) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from datafree.data.coco_yolo import coco_json
+from datafree.data.coco_yolo import coco_json, coco_text
 from datafree.errors import DataError, RunError
 from datafree.ops.boxes import pack
 from datafree.sources.base import Batch
+from datafree.storage.atomic import write_pieces
 from datafree.synthesis import shard_index
-from datafree.synthesis.shard_index import coco_text, records
+from datafree.synthesis.shard_index import listings, records
 from datafree.synthesis.shards import Shards
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
@@ -52,7 +54,7 @@ def test_a_streamed_coco_file_is_the_one_of_all_images_together(tmp_path: Path) 
     entries = [entry for record in records(path) for entry in record["entries"]]
     sizes = [(entry["file_name"], entry["width"], entry["height"]) for entry in entries]
     expected = coco_json(sizes, [entry["boxes"] for entry in entries], ["cat", "dog"])
-    assert json.loads("".join(coco_text(path, ["cat", "dog"]))) == expected
+    assert json.loads("".join(coco_text(partial(listings, path, DETECTION), ["cat", "dog"]))) == expected
     assert len(expected["images"]) == 12 and len(expected["annotations"]) == 9
 
 
@@ -61,7 +63,7 @@ def test_memory_for_the_coco_file_and_the_hashes_does_not_grow_with_the_shards(t
     for shards in (5, 30):
         path = boxes_of(tmp_path / str(shards), shards, images=20)
         tracemalloc.start()
-        shard_index.write_pieces(path / "annotations.json", coco_text(path, ["cat", "dog"]))
+        write_pieces(path / "annotations.json", coco_text(partial(listings, path, DETECTION), ["cat", "dog"]))
         assert list(shard_index.damages(path)) == []
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -74,8 +76,8 @@ def test_a_shard_without_any_box_is_listed_and_labelled(tmp_path: Path) -> None:
     one = (torch.tensor([1]), torch.tensor([[1.0, 2.0, 5.0, 6.0]]))
     for number, found in enumerate(([nothing, nothing], [one, nothing])):
         shards.write(number, DETECTION, Batch(images=torch.rand(2, 3, *SIZE), targets=pack(found, 3)))
-    shards.finish()
-    labelled = DETECTION.open_labelled(tmp_path / "data")
+    shards.finish(DETECTION)
+    labelled = DETECTION.open_dataset(tmp_path / "data")
     assert len(labelled) == 4
     _, targets = next(labelled.batches(4))
     assert (targets[..., 0] >= 0).sum(1).tolist() == [0, 0, 1, 0]
@@ -89,7 +91,7 @@ def test_masks_of_many_classes_are_read_back(tmp_path: Path) -> None:
     assert batch.targets is not None and batch.targets.max() > 255
     batch.targets[0, 0, 0] = 65535
     shards.write(0, task, batch)
-    _, masks = next(task.open_labelled(tmp_path / "data").batches(2))
+    _, masks = next(task.open_dataset(tmp_path / "data").batches(2))
     assert torch.equal(masks, batch.targets)
 
 
@@ -128,7 +130,7 @@ def test_a_move_that_was_broken_off_is_finished(tmp_path: Path, monkeypatch: pyt
     again.begin(["cat", "dog"])
     assert (again.images, again.claim(5)) == (4, 1)
     for shards in (whole, again):
-        shards.finish()
+        shards.finish(DETECTION)
         shards.close()
         assert list(shard_index.damages(shards.path)) == []
     files = {
@@ -189,6 +191,33 @@ def test_a_damaged_record_is_one_line_that_says_what_to_do(content: str, tmp_pat
     with pytest.raises(RunError, match=r"00000.json is damaged .*; remove it") as caught:
         Shards(tmp_path, RECIPE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"width": 0},
+        {"height": 8.0},
+        {"file_name": 7},
+        {"boxes": [[2, 1.0, 2.0, 3.5, 4.25]]},  # of a class that there is not
+        {"boxes": [[0, 1.0, 2.0, 3.5]]},
+        {"boxes": [[0, 1.0, 2.0, 3.5, float("nan")]]},
+        {"boxes": [[0, 1.0, 2.0, 3.5, 10**400]]},
+        {"boxes": None},
+    ],
+)
+def test_a_record_that_lists_what_is_no_image_is_named_and_no_index_is_written(
+    spoilt: dict[str, Any], tmp_path: Path
+) -> None:
+    shards = begun(tmp_path)
+    shards.write(0, DETECTION, batch_of(DETECTION, 2))
+    file = tmp_path / "shards" / "00000.json"
+    record = json.loads(file.read_text())
+    record["entries"][1] |= spoilt
+    file.write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"00000.json is damaged \(it lists what is no image\); remove it"):
+        shards.finish(DETECTION)
+    assert not (tmp_path / "index.json").exists() and not (tmp_path / "data" / "annotations.json").exists()
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd"])

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from datafree.data.images import to_tensor
-from datafree.data.visualize import class_colours, draw_targets
+from datafree.data.visualize import class_colours
 from datafree.engine.progress import Progress
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
 from datafree.networks.unet import unet
@@ -102,7 +102,7 @@ def test_the_first_images_are_shown_with_their_targets(kind: str, tmp_path: Path
     source = DIODE if kind == "detection" else INVERSION
     out, recipe = tmp_path / "out", recipe_for(tmp_path, {**source, "batch_size": 20}, kind)
     made = synthesize(recipe, out, 40)
-    (height, width), data = SIZE[kind], recipe.task.open_labelled(Path(made.path))
+    (height, width), data = SIZE[kind], recipe.task.open_dataset(Path(made.path))
     shown = to_tensor(Image.open(out / "shards" / "preview.png"))
     assert shown.shape == (3, 4 * (height + 2) + 6, 8 * (width + 2) + 2)  # two bands of images and targets
     images = {pixels(data[index][0]).numpy().tobytes(): data[index][1] for index in range(40)}
@@ -113,7 +113,7 @@ def test_the_first_images_are_shown_with_their_targets(kind: str, tmp_path: Path
         if kind == "segmentation":
             assert torch.equal(pixels(below), pixels(class_colours(3)[target].movedim(-1, 0)))
         else:
-            wanted = draw_targets(image[None], target[None], 3)
+            wanted = recipe.task.draw_targets(image[None], target[None])
             assert wanted is not None and torch.equal(pixels(below), pixels(wanted[0]))
             assert not torch.equal(below, image)
 
@@ -141,7 +141,7 @@ def test_every_image_that_was_finished_is_read_back_once_with_its_target(
     assert (outcome.images, outcome.shards) == (len(made) * batch, len(made))
     assert 7 <= outcome.images < 7 + batch
 
-    labelled = recipe.task.open_labelled(outcome.path)
+    labelled = recipe.task.open_dataset(outcome.path)
     assert labelled.class_names == ["class 0", "class 1", "class 2"]
     read = [pair for images, targets in labelled.batches(4) for pair in zip(images, targets, strict=True)]
     images, targets = torch.cat([images for images, _ in made]), torch.cat([targets for _, targets in made])
@@ -164,9 +164,9 @@ def test_boxes_are_written_as_yolo_has_them_too(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, DIODE, "detection")
     outcome = synthesize(recipe, tmp_path / "out", 6)
     (outcome.path / "annotations.json").rename(tmp_path / "annotations.json")
-    yolo = recipe.task.open_labelled(outcome.path)
+    yolo = recipe.task.open_dataset(outcome.path)
     (tmp_path / "annotations.json").rename(outcome.path / "annotations.json")
-    coco = recipe.task.open_labelled(outcome.path)
+    coco = recipe.task.open_dataset(outcome.path)
     assert len(yolo) == len(coco) == 6
     for ours, theirs in zip(yolo.batches(6), coco.batches(6), strict=True):
         assert torch.equal(ours[0], theirs[0])
@@ -183,7 +183,7 @@ def test_a_generator_is_trained_first_and_every_sample_shows_its_preset_class(tm
     outcome = synthesize(recipe, tmp_path / "out", 10, log=log)
     assert steps == [("warm-up", step) for step in range(-4, 1)] + [("images", 6), ("images", 10)]
     assert (outcome.images, outcome.shards) == (12, 2)
-    _, labels = next(recipe.task.open_labelled(outcome.path).batches(12))
+    _, labels = next(recipe.task.open_dataset(outcome.path).batches(12))
     assert torch.bincount(labels).tolist() == [4, 4, 4]  # rounds of classes: two a shard, of a batch each
     assert (tmp_path / "out" / "generator.safetensors").is_file()
     assert len({digest for name, digest in everything(outcome.path).items() if name.endswith(".png")}) == 12
@@ -196,7 +196,7 @@ def test_images_without_targets_get_the_teachers_answers(tmp_path: Path) -> None
     assert outcome.notes == ["the source's images have no targets: they were written with the teacher's answers"]
     teacher = unet(3, **ARGS["segmentation"]).eval()
     teacher.load_state_dict(load_file(tmp_path / "segmentation.safetensors"))
-    for images, masks in recipe.task.open_labelled(outcome.path).batches(3):
+    for images, masks in recipe.task.open_dataset(outcome.path).batches(3):
         with torch.no_grad():
             mean, std = torch.tensor(recipe.teacher.mean), torch.tensor(recipe.teacher.std)
             answers = teacher((images - mean.view(3, 1, 1)) / std.view(3, 1, 1))
@@ -215,7 +215,7 @@ def test_classes_are_called_as_in_the_recipes_labelled_data_and_keep_their_names
     assert (outcome.path / "classes.txt").read_text() == "dog\ncow\ncat\n"
     plain = recipe_for(tmp_path, INVERSION, "classification")
     synthesize(plain, tmp_path / "out", 10)
-    assert plain.task.open_labelled(outcome.path).class_names == ["dog", "cow", "cat"]
+    assert plain.task.open_dataset(outcome.path).class_names == ["dog", "cow", "cat"]
 
 
 def test_unnamed_classes_sort_as_their_ids_do(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_agreement_counts_images_of_the_same_class() -> None:
 def test_tiles_are_pictures_of_the_images_size_in_the_classes_colours(size: tuple[int, int], classes: int) -> None:
     labels = [0, 1, classes - 1]
     outputs = 20 * torch.nn.functional.one_hot(torch.tensor(labels), classes).float()
-    tiles = make_task(classes, size).draw(torch.rand(3, 3, *size), outputs)
+    tiles = make_task(classes, size).draw_outputs(torch.rand(3, 3, *size), outputs)
     assert tiles.shape == (3, 3, *size)
     assert tiles.min() >= 0
     assert tiles.max() <= 1
@@ -189,5 +189,5 @@ def test_tiles_are_pictures_of_the_images_size_in_the_classes_colours(size: tupl
 
 
 def test_a_tile_shows_how_sure_the_answer_is() -> None:
-    sure, unsure = make_task(3).draw(torch.rand(2, 3, 32, 40), torch.tensor([[9.0, 0, 0], [1.0, 0, 0]]))
+    sure, unsure = make_task(3).draw_outputs(torch.rand(2, 3, 32, 40), torch.tensor([[9.0, 0, 0], [1.0, 0, 0]]))
     assert not torch.equal(sure, unsure)

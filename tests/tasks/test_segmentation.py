@@ -163,7 +163,7 @@ def test_masks_move_exactly_as_their_images_do(size: tuple[int, int]) -> None:
     masks[:, :3, :3] = 255  # what is ignored moves along
     images = masks[:, None].float() / 255
     for _ in range(6):
-        for moved, move in (augment.roll_and_flip(images, 7), augment.shift_and_flip(images, 4, task.edges)):
+        for moved, move in (augment.roll_and_flip(images, 7), augment.shift_and_flip(images, 4, task.padding_mode)):
             found = task.move_targets(masks, move)
             assert found.dtype == torch.int64
             assert torch.equal(found, (moved[:, 0] * 255).round().long())
@@ -191,6 +191,6 @@ def test_layout_is_a_one_in_the_class_of_each_pixel_and_none_where_it_is_ignored
 
 def test_drawing_gives_each_class_its_own_colour() -> None:
     outputs = torch.eye(C)[None, :, :, None]  # pixel i is class i
-    picture = make_task().draw(torch.zeros(1, 3, C, 1), outputs)
+    picture = make_task().draw_outputs(torch.zeros(1, 3, C, 1), outputs)
     assert picture.shape == (1, 3, C, 1)
     assert len({tuple(c.tolist()) for c in picture[0, :, :, 0].T}) == C

@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from datafree.tasks.base import Scores
 
 
+def print_outcome(scores: dict[str, Scores], notes: list[str]) -> None:
+    """Scores, where there are any, and what is to be noted."""
+    if scores:
+        print(score_table(scores))
+    for note in notes:
+        print(f"note: {note}")
+
+
 def score_table(scores: dict[str, Scores]) -> str:
     """Scores in percent, a row for each network, and the student's share of the teacher's."""
     names = list(next(iter(scores.values())).values)

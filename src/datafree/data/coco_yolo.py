@@ -7,8 +7,9 @@ as shares of the image.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Any
@@ -21,6 +22,9 @@ BEYOND = 1.0  # pixels that a box may reach over the image's edge, by rounding; 
 _LONGEST = 10**6  # pixels of an image's side
 
 Row = tuple[int, float, float, float, float]  # as it is read
+
+
+Entry = dict[str, Any]  # of an image: file_name, width, height, boxes as rows of class id, x1, y1, x2, y2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,43 @@ def coco_json(
         "annotations": annotations,
         "categories": [{"id": label, "name": name} for label, name in enumerate(class_names, 1)],
     }
+
+
+def coco_text(listings: Callable[[], Iterable[Sequence[Entry]]], class_names: Sequence[str]) -> Iterator[str]:
+    """The text of a COCO file of many images, piece by piece: what `coco_json` answers, with ids that count on.
+
+    `listings` is called twice; it goes through the images, some at a time.
+    """
+    for key, opening in (("images", '{"images": [\n'), ("annotations", '],\n"annotations": [\n')):
+        yield opening
+        images = boxes = 0
+        between = ""
+        for entries in listings():
+            sizes = [(entry["file_name"], entry["width"], entry["height"]) for entry in entries]
+            content = coco_json(sizes, [entry["boxes"] for entry in entries], class_names)
+            for listed in content[key]:
+                listed["id"] += images if key == "images" else boxes
+                if key == "annotations":
+                    listed["image_id"] += images
+                yield between + json.dumps(listed)
+                between = ",\n"
+            images, boxes = images + len(content["images"]), boxes + len(content["annotations"])
+    yield f'],\n"categories": {json.dumps(coco_json([], [], class_names)["categories"])}}}\n'
+
+
+def is_entry(entry: Any) -> bool:
+    """Whether a value, read from a file that is not trusted, is an `Entry`."""
+    try:
+        sizes = [entry["width"], entry["height"]]
+        numbers = [number for box in entry["boxes"] for number in box]
+        return (
+            isinstance(entry["file_name"], str)
+            and all(type(size) is int and size > 0 for size in sizes)
+            and all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
+            and all(len(box) == 5 for box in entry["boxes"])
+        )
+    except (KeyError, TypeError, AttributeError, OverflowError):
+        return False
 
 
 def yolo_line(row: Sequence[float], width: int, height: int) -> str:

@@ -27,6 +27,13 @@ def class_colours(count: int) -> Tensor:
     return torch.tensor(colours[:count])
 
 
+def outline_colours(count: int) -> Tensor:
+    """(C, 3) as `class_colours`, the first nearly white: an outline of dark grey would be lost in most images."""
+    colours = class_colours(count)
+    colours[:1] = 0.9
+    return colours
+
+
 def draw_boxes(images: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     """(B, 3, H, W) in [0, 1], 8-bit values: images with the boxes of targets (B, M, 5) as outlines.
 
@@ -34,8 +41,7 @@ def draw_boxes(images: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     corner where it is large enough to spare the room. Small boxes lie over large ones. Empty and crowd rows are not
     drawn.
     """
-    colours = class_colours(num_classes)
-    colours[:1] = 0.9  # an outline of dark grey would be lost in most images
+    colours = outline_colours(num_classes)
     thick, font = _pen(images)
     drawn = []
     for image, rows, wanted in zip(images, targets.detach().float().cpu(), present(targets).cpu(), strict=True):
@@ -58,24 +64,15 @@ def draw_boxes(images: Tensor, targets: Tensor, num_classes: int) -> Tensor:
     return torch.stack(drawn).to(images.device)
 
 
-def draw_targets(images: Tensor, targets: Tensor, num_classes: int) -> Tensor | None:
-    """(B, 3, H, W) in [0, 1]: what images are meant to show, by the form of their targets; None of another form.
-
-    Boxes (B, M, 5) as outlines; masks (B, H, W) in their colours, black where they are of no class; labels (B,) as ids
-    in the images' corners.
-    """
-    if targets.is_floating_point():
-        return draw_boxes(images, targets, num_classes) if targets.shape[2:] == (5,) else None
-    if targets.ndim == 1:
-        return _draw_labels(images, targets, num_classes)
-    if targets.shape[1:] != images.shape[2:]:
-        return None
-    known = (targets >= 0) & (targets < num_classes)
-    colours = class_colours(num_classes).to(targets.device)[torch.where(known, targets, 0)]  # (B, H, W, 3)
+def draw_masks(masks: Tensor, num_classes: int) -> Tensor:
+    """(B, 3, H, W) in [0, 1]: masks (B, H, W) in their classes' colours, black where they are of no class."""
+    known = (masks >= 0) & (masks < num_classes)
+    colours = class_colours(num_classes).to(masks.device)[torch.where(known, masks, 0)]  # (B, H, W, 3)
     return (colours * known[..., None]).movedim(-1, 1)
 
 
-def _draw_labels(images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+def draw_labels(images: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(B, 3, H, W) in [0, 1]: images with their labels (B,) as ids in a corner."""
     colours, (thick, font), drawn = class_colours(num_classes), _pen(images), []
     for image, label in zip(images, labels.tolist(), strict=True):
         picture = to_image(image)

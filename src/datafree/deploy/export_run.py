@@ -12,7 +12,6 @@ B images, C classes, L locations, N images to calibrate with, H x W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -37,10 +36,9 @@ from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.networks.instances import is_live
 from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
-from datafree.ops.predictions import Predictions
 from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
-from datafree.storage.atomic import write_whole
+from datafree.storage.atomic import sha256_of, write_whole
 from datafree.storage.environment import environment
 from datafree.tasks.base import Scores, Task
 from datafree.text import one_line
@@ -87,7 +85,7 @@ def export_run(
     out = run / "export" if out is None else out if out.name else out.absolute()
     loaded = load_student(run, student=student, task=task)
     _check_out(out)
-    labelled = loaded.task.open_labelled(data) if data is not None else None
+    labelled = loaded.task.open_dataset(data) if data is not None else None
     if labelled is not None and not loaded.class_names:
         loaded = replace(loaded, class_names=labelled.class_names)
     calibration, origin = _calibration(run, images, loaded.task) if int8 else (torch.empty(0), "")
@@ -129,7 +127,7 @@ def export_run(
             versions=_versions(),
         )
         record = read_record(run)
-        sums = {file.name: _sha256(file) for file in sorted(stage.iterdir())}
+        sums = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
         text = strict_json.render(config(loaded, record, export, sums))
         write_whole(stage / "config.json", (text + "\n").encode())
         write_whole(stage / "README.md", model_card(loaded, record, export).encode())
@@ -147,8 +145,7 @@ def _quantise(student: Student, file: Path, out: Path, images: Tensor, origin: s
     compared = max(1, len(images) // 4)
     learnt, fresh = images[:-compared], images[-compared:]
     exact = OnnxNetwork(file)
-    detector = isinstance(exact(_floats(fresh[:1])), Predictions)
-    quantize(file, out, map(_floats, torch.split(learnt, 8)), exact_ends=detector)
+    quantize(file, out, map(_floats, torch.split(learnt, 8)), exact_ends=student.task.exact_ends)
     small, task = OnnxNetwork(out), student.task
     parts = [(small(_floats(part)), exact(_floats(part))) for part in torch.split(fresh, 8)]
     ours, theirs = task.join([one for one, _ in parts]), task.join([other for _, other in parts])
@@ -270,8 +267,3 @@ def _put(stage: Path, out: Path) -> None:
         except OSError:
             old.rename(out)
             raise
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

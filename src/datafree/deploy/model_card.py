@@ -15,15 +15,7 @@ from typing import Any
 from datafree.config import yaml
 from datafree.deploy.snippets import load_snippet, onnx_snippet
 from datafree.evaluation.finished_run import Record, Student, mapping, number
-from datafree.networks.detectors import Detector
-from datafree.recipe.recipe import TASK
 from datafree.tasks.base import Scores
-
-_TASKS = {  # kind -> the Hub's name for it, what a card calls such a network
-    "classification": ("image-classification", "An image classifier"),
-    "detection": ("object-detection", "An object detector"),
-    "segmentation": ("image-segmentation", "A semantic segmentation network"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,27 +79,22 @@ def public(value: Any) -> Any:
 def _front(student: Student) -> str:
     library = student.spec.network.partition("/")[0]
     known = {"timm": "timm", "torchvision": "torchvision", "smp": "segmentation-models-pytorch"}
-    pipeline = _TASKS.get(_kind(student))
     lines = ["---", f"library_name: {known.get(library, 'datafree' if library == 'datafree' else 'pytorch')}"]
-    lines += [f"pipeline_tag: {pipeline[0]}"] if pipeline else []
+    lines += [f"pipeline_tag: {student.task.hub_name}"] if student.task.hub_name else []
     return "\n".join([*lines, "tags: [datafree, knowledge-distillation]", "---"])
-
-
-def _kind(student: Student) -> str:
-    return TASK.name_of(type(student.task))
 
 
 def _summary(student: Student, record: Record) -> str:
     height, width = student.task.image_size
-    what = _TASKS.get(_kind(student), ("", "A network"))[1]
     teacher = _code(student.taught_by.get("network"), "a teacher that was not recorded")
     method = _code(record.source.get("method"), "a method that was not recorded")
     parameters = sum(parameter.numel() for parameter in student.network.parameters())
     names = student.class_names
     listed = f": {', '.join(map(_code, names[:8]))}{', ...' if len(names) > 8 else ''} (all in `config.json`)"
     return (
-        f"{what} of {parameters:,} parameters that learnt the answers of {teacher}. The images it learnt from came "
-        f"from {method}; the run was given no labelled image to learn from, and chose this student without any.\n\n"
+        f"{student.task.noun} of {parameters:,} parameters that learnt the answers of {teacher}. The images it learnt "
+        f"from came from {method}; the run was given no labelled image to learn from, and chose this student without "
+        "any.\n\n"
         f"It takes RGB images of {height} x {width} pixels in [0, 1] and knows {student.task.num_classes} classes"
         f"{listed if names else '; their names were not recorded'}."
     )
@@ -218,7 +205,7 @@ def _loading(student: Student, export: Export) -> str:
             f"network to a relative error of {worst}. Mean, standard deviation and channel order are inside."
             f"\n\n```python\n{onnx_snippet(student)}```"
         )
-        if isinstance(student.network.network, Detector):
+        if student.task.numpy_decoding():
             parts.append(
                 "The network answers a box in pixels and the scores of all classes at each of its locations; "
                 "`detections` keeps the surest of those that overlap, as `datafree` does when it scores detectors."

@@ -15,29 +15,6 @@ from datafree.networks.detectors import Detector
 from datafree.networks.instances import class_of, is_live
 from datafree.networks.load import NetworkSpec
 from datafree.networks.pretrained import PRETRAINED
-from datafree.tasks.detection import Detection
-from datafree.tasks.segmentation import Segmentation
-
-# One image's detections in numpy; the same as `datafree.ops.detections.detect` finds.
-POST_PROCESS = '''\
-def detections(boxes, scores, size, least={least}, overlap={overlap}, most={most}):
-    """Of one image: boxes (L, 4) in pixels, scores (L, C), size (height, width) -> class ids, boxes, scores."""
-    order = np.argsort(-scores, axis=None, kind="stable")[:1000]  # pairs of a location and a class, the surest
-    places, labels = np.divmod(order, scores.shape[1])
-    sure, boxes = scores.ravel()[order], np.clip(boxes[places], 0, [size[1], size[0]] * 2)
-    good = (sure > least) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
-    labels, boxes, sure = labels[good], boxes[good], sure[good]
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    kept = []
-    for i in range(len(boxes)):  # of two of a class that overlap only the surer stays
-        same = [k for k in kept if labels[k] == labels[i]]
-        low, high = np.maximum(boxes[i, :2], boxes[same, :2]), np.minimum(boxes[i, 2:], boxes[same, 2:])
-        shared = np.clip(high - low, 0, None).prod(1)
-        if not (shared > overlap * (area[i] + area[same] - shared)).any():
-            kept.append(i)
-    kept = kept[:most]
-    return labels[kept], boxes[kept], sure[kept]
-'''
 
 
 def load_snippet(student: Student) -> str:
@@ -71,7 +48,7 @@ def load_snippet(student: Student) -> str:
         ]
     else:
         lines += ["with torch.no_grad():", f"    logits = {answer}"]
-        if spec.input_size is not None and isinstance(task, Segmentation):
+        if spec.input_size is not None and task.dense:
             lines.append('    logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")')
     return "\n".join(lines) + "\n"
 
@@ -89,18 +66,9 @@ def onnx_snippet(student: Student) -> str:
     ]
     if not isinstance(student.network.network, Detector):
         return "\n".join([*lines, '(logits,) = session.run(None, {"images": images})']) + "\n"
-    wanted = task if isinstance(task, Detection) else Detection(num_classes=1, image_size=task.image_size)
-    process = POST_PROCESS.format(least=wanted.score_threshold, overlap=wanted.nms_iou, most=wanted.max_boxes)
-    lines += [
-        'boxes, scores = session.run(None, {"images": images})  # (B, L, 4), (B, L, C)',
-        "",
-        "",
-        *process.splitlines(),
-        "",
-        "",
-        f"labels, found, sure = detections(boxes[0], scores[0], ({height}, {width}))",
-    ]
-    return "\n".join(lines) + "\n"
+    lines.append('boxes, scores = session.run(None, {"images": images})  # (B, L, 4), (B, L, C)')
+    decoding = task.numpy_decoding()
+    return "\n".join(lines) + "\n" + (f"\n\n{decoding}" if decoding else "")
 
 
 def _images(size: tuple[int, int]) -> list[str]:

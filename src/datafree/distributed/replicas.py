@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from datafree.distributed import collectives
 from datafree.errors import DatafreeError
-from datafree.ops.predictions import Predictions
+from datafree.ops.predictions import map_answer
 from datafree.text import one_line
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -197,7 +197,7 @@ def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
             torch.rand(())
         for act in _endings:
             act()
-        return answer.each(collected) if isinstance(answer, Predictions) else collected(answer)
+        return map_answer(answer, collected)
     finally:
         _passes.pop()
         _endings.clear()

@@ -17,7 +17,7 @@ from datafree.networks.exported.program import Program
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare
 from datafree.sources.base import ImageSource
-from datafree.storage.atomic import write_whole
+from datafree.storage.atomic import sha256_of, write_whole
 
 
 def save_artefacts(source: ImageSource, folder: Path) -> None:
@@ -49,8 +49,7 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
     inner = bare(network)
     file = inner.path if isinstance(inner, Program) else spec.weights
     if file is not None:
-        with file.open("rb") as content:
-            digest, of = hashlib.file_digest(content, "sha256").hexdigest(), "file"
+        digest, of = sha256_of(file), "file"
     else:
         tensors = {
             name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)

@@ -5,11 +5,11 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.exported.program import Program
@@ -19,13 +19,13 @@ from datafree.networks.load import NetworkSpec, adapted, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
-from datafree.ops import boxes, modes
+from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.ops.predictions import Predictions
+from datafree.ops.predictions import raw_tensors
 from datafree.recipe.recipe import Recipe
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.text import show
+from datafree.text import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,23 +104,16 @@ def prepare(
     except Exception as error:  # whatever a network of anyone's raises
         height, width = task.image_size
         raise NetworkError(
-            f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {_reason(error)}"
+            f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {first_line(error)}"
         ) from error
     task.check(outputs, f"{what} {spec.network}")
-    answered = len(outputs.scores if isinstance(outputs, Predictions) else outputs)
-    if answered != len(look):
-        raise NetworkError(f"the {what} {spec.network} answers {answered} images, but was asked {len(look)}")
-    if isinstance(outputs, Tensor) and outputs.min() >= 0 and outputs.max() <= 1 and outputs.min() < outputs.max():
-        say(
-            f"note: what the {what} {spec.network} answers to a first image lies all between 0 and 1; if its last "
-            "layer is a sigmoid, take it off: logits are needed"
-        )
-    if what == "student" and isinstance(learning, Predictions) and getattr(task, "distill", None) != "heads":
-        parts = tuple(head.detach().clone().requires_grad_() for head in learning.heads)
-        learning = replace(learning, heads=parts)
-        why = "it learns boxes by this (task.distill=heads does without, where its heads are its teacher's)"
+    if len(outputs) != len(look):
+        raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
+    if warning := task.warning(outputs, f"{what} {spec.network}"):
+        say(f"note: {warning}")
+    if what == "student":
         with torch.enable_grad(), modes.looked_through(network, "train"):
-            _require_loss(learning, parts, task, f"the student {spec.network}", "heads", why)
+            task.probe_student(learning, f"student {spec.network}")
     return network
 
 
@@ -137,59 +130,16 @@ def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, devic
     with torch.enable_grad(), modes.frozen(teacher):
         try:
             outputs = teacher(look)
-            answers = outputs.heads if isinstance(outputs, Predictions) else [outputs]
-            comes = any(answer.requires_grad for answer in answers)
-            if comes and not isinstance(outputs, Predictions):
-                torch.autograd.backward(outputs.sum())
-                comes = look.grad is not None
+            if any(part.requires_grad for part in raw_tensors(outputs)):
+                task.probe_teacher(outputs, look, f"teacher {name}", why)
+        except NetworkError:
+            raise
         except Exception as error:  # whatever a network of anyone's raises, such as one that writes into its input
-            raise NetworkError(f"a gradient cannot go through the teacher {name}: {_reason(error)}; {why}") from error
-        if not comes:
+            raise NetworkError(
+                f"a gradient cannot go through the teacher {name}: {first_line(error)}; {why}"
+            ) from error
+        if look.grad is None:
             raise NetworkError(
                 f"no gradient comes back through the teacher {name} to its images (a detach() or no_grad() in its "
                 f"code?), and {why}"
             )
-        if isinstance(outputs, Predictions):
-            _require_loss(outputs, [look], task, f"the teacher {name}", "images", why)
-
-
-def _require_loss(outputs: Predictions, leaves: Sequence[Tensor], task: Task, whose: str, to: str, why: str) -> None:
-    """Raise NetworkError unless a detector's own loss is a finite number with a gradient to one of `leaves`.
-
-    `outputs` are about two images, of which the first is said to show a box, the second none. `to` names the leaves;
-    `why` says what needs this.
-    """
-    height, width = task.image_size
-    one = torch.tensor([[0.25 * width, 0.25 * height, 0.75 * width, 0.75 * height]], device=outputs.scores.device)
-    ids = torch.zeros(1, dtype=torch.int64, device=one.device)
-    targets = boxes.pack([(ids, one), (ids[:0], one[:0])], 1)
-    asked = f"the loss of {whose}, asked about a box in one image and none in another,"
-    before = modes.random_state()  # some draw which locations they learn from
-    try:
-        loss: object = outputs.own_loss(targets)
-        number = isinstance(loss, Tensor) and loss.ndim == 0 and bool(loss.isfinite())
-        if isinstance(loss, Tensor) and number and loss.requires_grad:
-            torch.autograd.backward(loss)
-    except Exception as error:  # whatever a loss of anyone's raises
-        raise NetworkError(f"{asked} raises {_reason(error)}; {why}") from error
-    finally:
-        modes.set_random_state(before)
-    if not number:
-        raise NetworkError(f"{asked} gives {_named(loss)}; a tensor of shape () with a finite number is needed: {why}")
-    if all(leaf.grad is None for leaf in leaves):
-        raise NetworkError(f"{asked} gives its {to} no gradient (a detach(), no_grad() or item() in its code?): {why}")
-
-
-def _named(loss: object) -> str:
-    """What a loss is that is no finite number."""
-    if isinstance(loss, Tensor):
-        return f"{loss.item()}" if loss.ndim == 0 else f"a tensor of shape {tuple(loss.shape)}"
-    if isinstance(loss, Mapping):
-        return f"a dict with the keys {show(sorted(map(str, loss)))} (add up its values)"
-    return "None" if loss is None else f"a {type(loss).__name__}"
-
-
-def _reason(error: Exception) -> str:
-    """An exception of anyone's code on one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

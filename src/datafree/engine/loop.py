@@ -27,8 +27,7 @@ from datafree.networks import features
 from datafree.ops import modes
 from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
-from datafree.storage.run_directory import Run
-from datafree.storage.shared_run import SharedRun
+from datafree.storage.shared_run import RunDirectory
 from datafree.tasks.base import Task, synthetic_batch
 
 
@@ -48,7 +47,7 @@ def distill(
     student: nn.Module,
     source: ImageSource,
     training: Training,
-    run: Run | SharedRun,
+    run: RunDirectory,
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,

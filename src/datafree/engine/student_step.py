@@ -94,7 +94,7 @@ def _varied(task: Task, batch: Batch, training: Training) -> tuple[Tensor, Tenso
     """What the student sees of a batch: images, targets moved with them, the indices of images that are no mixture."""
     images, targets = batch.images, batch.targets
     if training.shift:
-        images, move = augment.shift_and_flip(images, training.shift, task.edges)
+        images, move = augment.shift_and_flip(images, training.shift, task.padding_mode)
         targets = None if targets is None else task.move_targets(targets, move)
         images = images.clamp(0, 1)  # interpolation rounds
     if training.mixup:

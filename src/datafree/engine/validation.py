@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from datafree.data.visualize import draw_targets, grid
+from datafree.data.visualize import grid
 from datafree.health.signals import health_metrics
 from datafree.ops import modes
 from datafree.sources.base import ImageSource
@@ -31,9 +31,9 @@ def picture(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSou
     if not len(images):
         return None
     targets = source.validation_targets(SHOWN)
-    wanted = None if targets is None else draw_targets(images, targets, task.num_classes)
-    rows = [images, *([] if wanted is None else [wanted]), task.draw(images, teacher(images))]
+    wanted = None if targets is None else task.draw_targets(images, targets)
+    rows = [images, *([] if wanted is None else [wanted]), task.draw_outputs(images, teacher(images))]
     if trained:
         with modes.frozen(student):
-            rows.append(task.draw(images, student(images)))
+            rows.append(task.draw_outputs(images, student(images)))
     return grid(rows)

@@ -106,7 +106,7 @@ def evaluate_run(
     """
     where = modes.choose_device(device)
     made, network = _student(run, where, student, task)
-    labelled = made.open_labelled(data)
+    labelled = made.open_dataset(data)
     return {"student": evaluate(network, made, labelled, device=where)}
 
 

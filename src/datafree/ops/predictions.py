@@ -138,6 +138,51 @@ def _plain(value: object) -> Hashable:
     return value if isinstance(value, int | float | str) else None
 
 
+# --- an answer of any task: a tensor, batch first, or `Predictions` ---
+
+
+def map_answer(outputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The answer with every tensor in it changed, the batch first in all of them."""
+    return outputs.each(change) if isinstance(outputs, Predictions) else change(outputs)
+
+
+def where_answer(chosen: Tensor, outputs: Any, other: Any) -> Any:
+    """`outputs` if the scalar `chosen` is true, else the `other` answer, of the same shapes and network."""
+    if isinstance(outputs, Predictions):
+        return outputs.where(chosen, other)
+    return torch.where(chosen, outputs, other)
+
+
+def raw_tensors(outputs: Any) -> list[Tensor]:
+    """What a network computes all else of its answer from: a tensor of logits, or a detector's heads."""
+    return [*outputs.heads] if isinstance(outputs, Predictions) else [outputs]
+
+
 def answer_tensors(outputs: Any) -> list[Tensor]:
     """What of a network's answer must be finite: a tensor, or a detector's heads and scores."""
     return [*outputs.heads, outputs.scores] if isinstance(outputs, Predictions) else [outputs]
+
+
+def all_tensors(outputs: Any) -> list[Tensor]:
+    """Every tensor of an answer."""
+    tensors: list[Tensor] = []
+
+    def note(values: Tensor) -> Tensor:
+        tensors.append(values)
+        return values
+
+    map_answer(outputs, note)
+    return tensors
+
+
+def answer_form(outputs: Any) -> str:
+    """The shapes of an answer in words."""
+    if isinstance(outputs, Predictions):
+        heads = ", ".join(_shape_of(head) for head in outputs.heads)
+        _, locations, columns = outputs.scores.shape
+        return f"predictions at {locations:,} locations of {columns} classes; heads {heads}"
+    return f"one tensor {_shape_of(outputs)}"
+
+
+def _shape_of(values: Tensor) -> str:
+    return f"({', '.join(map(str, ('B', *values.shape[1:])))})"

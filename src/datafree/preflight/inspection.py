@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.engine.build_networks import NOTHING_GIVEN, prepare, with_student
@@ -25,7 +24,7 @@ from datafree.networks.normalized import Normalized, bare, size_of
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON
-from datafree.ops.predictions import Predictions
+from datafree.ops.predictions import answer_form
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.subject import Fact, Subject, find_subject, input_facts
@@ -134,7 +133,7 @@ def inspect_teacher(
         task=kind,
         problem=problem,
         classes=counted if subject.classes.value is None else subject.classes,
-        output=_form(outputs),
+        output=answer_form(outputs),
         parameters=sum(parameter.numel() for parameter in bare(network).parameters()),
         bytes=size_of(bare(network)),
         macs=macs,
@@ -152,7 +151,7 @@ def inspect_teacher(
     )
 
 
-def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[Tensor | Predictions, Fact, int]:
+def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[Any, Fact, int]:
     """What it answers to an image, of which size, and the multiplications that takes. Raises NetworkError."""
     tried = [subject.size.value] if subject.size.value is not None else list(_SIZES)
     reason = ""
@@ -174,13 +173,11 @@ def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[
     raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}")
 
 
-def _task(
-    outputs: Tensor | Predictions, subject: Subject, stated: str | None, size: tuple[int, int]
-) -> tuple[Task, Fact, str | None]:
+def _task(outputs: Any, subject: Subject, stated: str | None, size: tuple[int, int]) -> tuple[Task, Fact, str | None]:
     """The task, how its kind is known, and why the answers do not fit it. Raises NetworkError where it was stated."""
     name, plan = subject.spec.network, subject.plan
     guess, columns = _guess(outputs)
-    count = subject.classes.value or columns
+    count = subject.classes.value or (None if plan is None else plan.task.classes_of(outputs)) or columns
     if plan is not None:
         kind = TASK.name_of(type(plan.task))
         if stated not in (None, kind):
@@ -190,7 +187,7 @@ def _task(
     else:
         kind = stated or guess or ""
         if not kind:
-            raise NetworkError(f"{name} answers {_form(outputs)}, which is the form of no task here")
+            raise NetworkError(f"{name} answers {answer_form(outputs)}, which is the form of no task here")
         made = TASKS[kind](num_classes=count, image_size=size)
         fact = Fact(value=kind, provenance="suggested", why="the form of its answers")
         if stated is not None:
@@ -204,22 +201,12 @@ def _task(
     return made, fact, None
 
 
-def _guess(outputs: Tensor | Predictions) -> tuple[str | None, int]:
+def _guess(outputs: Any) -> tuple[str | None, int]:
     """The kind of task whose form answers have, and their classes."""
-    if isinstance(outputs, Predictions):
-        return "detection", outputs.scores.shape[-1]
-    columns = outputs.shape[1] if outputs.ndim > 1 else 1
-    if outputs.ndim == 2 or (outputs.ndim == 4 and outputs.shape[2:] == (1, 1)):
-        return "classification", columns
-    return ("segmentation" if outputs.ndim == 4 else None), columns
-
-
-def _form(outputs: Tensor | Predictions) -> str:
-    if isinstance(outputs, Predictions):
-        heads = ", ".join(f"({', '.join(map(str, ('B', *head.shape[1:])))})" for head in outputs.heads)
-        _, locations, columns = outputs.scores.shape
-        return f"predictions at {locations:,} locations of {columns} classes; heads {heads}"
-    return f"one tensor ({', '.join(map(str, ('B', *outputs.shape[1:])))})"
+    for kind, task in TASKS.items():
+        if (count := task.classes_of(outputs)) is not None:
+            return kind, count
+    return None, outputs.shape[1] if outputs.ndim > 1 else 1
 
 
 def _doubts(seen: Seen, mean: Fact, std: Fact, order: Fact) -> list[str]:

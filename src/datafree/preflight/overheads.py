@@ -33,6 +33,7 @@ from datafree.recipe.recipe import Recipe, dump
 from datafree.report.profile import measure
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
+from datafree.synthesis.shard_index import read_record
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.synthesize import class_names
 from datafree.synthesis.worker import SAMPLED
@@ -160,14 +161,15 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
             shards.write(0, task, Batch(images=shown, targets=torch.cat(targets)[: len(shown)]))
             written = Cost(seconds=time.perf_counter() - began, images=len(shown)).of_images(images)
         files = [file for file in shards.data.rglob("*") if file.is_file() and file.parent != shards.data]
-        record = (shards.path / "shards" / "00000.json").stat().st_size
+        file = shards.path / "shards" / "00000.json"
+        record, listed = file.stat().st_size, bool(read_record(file)["entries"])
         size, more = sum(file.stat().st_size for file in files), images / len(shown)
         return ShardCost(
             each=each + written,
             images=images,
             files=round(len(files) * more) + 1,
             bytes=round((size + record) * more),
-            entries=round(record * more) if task.reads_files else 0,
+            entries=round(record * more) if listed else 0,
             carries=carries,
             state=len(after),
         )

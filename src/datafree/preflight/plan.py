@@ -91,7 +91,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
     dtype = modes.choose_precision(recipe.training.precision, device)
     recipe, notes = with_student(recipe)
     task = recipe.task
-    labelled = task.open_labelled(recipe.data) if recipe.data else None
+    labelled = task.open_dataset(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     recipe, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
     training = recipe.training

@@ -15,6 +15,7 @@ from typing import Any
 from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.evaluation.finished_run import mapping, number
+from datafree.tasks import TASKS, Task
 
 MAX_BYTES = 10_000_000  # of a file that describes the run
 MAX_LOG = 100_000_000  # bytes of metrics.jsonl that are read
@@ -60,6 +61,11 @@ class Seen:
         """Of the student, as the recipe says."""
         found = number(mapping(self.recipe.get("training")).get("steps"))
         return None if found is None else int(found)
+
+    @property
+    def task(self) -> type[Task]:
+        """Its class, if it is one of ours; else what holds for all tasks: a user's own class is not imported."""
+        return TASKS.get(str(mapping(self.recipe.get("task")).get("kind")), Task)
 
     def latest(self) -> dict[str, float]:
         """The last value of every figure."""

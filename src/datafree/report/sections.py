@@ -143,9 +143,8 @@ def pictures(seen: Seen) -> tuple[list[Picture], list[list[Picture]]]:
         if picture is not None:
             found.append(picture)
             room -= len(picture.uri) * 3 // 4 // len(files)
-    kind = mapping(seen.recipe.get("task")).get("kind")
     last = image_grid.read_picture(files[-1]) if files else None
-    if last is not None and size and kind in ("segmentation", "detection"):
+    if last is not None and size and seen.task.localizes:
         titles = image_grid.titles(image_grid.rows_in(last, size), trained=int(files[-1].stem) > warmup)
         for index, column in enumerate(image_grid.cells(last, size)[:SIDE_BY_SIDE]):
             large = [
@@ -177,14 +176,10 @@ def class_names(seen: Seen) -> list[str]:
 
 def colours(seen: Seen) -> list[tuple[int, str, str]]:
     """Id, name and colour of each class in pictures; none where there are too many to tell apart."""
-    from datafree.data.visualize import class_colours
-
     names = class_names(seen)
     if not 1 < len(names) <= 40 or not seen.samples:
         return []
-    values = (255 * class_colours(len(names))).round().int().tolist()
-    if mapping(seen.recipe.get("task")).get("kind") == "detection":
-        values[0] = [230, 230, 230]  # as `datafree.data.visualize.draw_boxes` has it
+    values = (255 * seen.task.colours(len(names))).round().int().tolist()
     return [(i, name, f"rgb({r} {g} {b})") for i, (name, (r, g, b)) in enumerate(zip(names, values, strict=True))]
 
 

@@ -107,7 +107,7 @@ class Cmi(ImageSource):
                 images = self._generator(z)
 
             # What the teacher sees in the whole image; what the student does not know yet.
-            moved, move = augment.shift_and_flip(images, self.shift, task.edges)
+            moved, move = augment.shift_and_flip(images, self.shift, task.padding_mode)
             moved_targets = task.move_targets(targets, move)
             with self._match.watching(), features.watched(bare(teacher), self._layers) as maps:
                 outputs = teacher(moved)

@@ -133,6 +133,6 @@ class Dataset(ImageSource):
 def _opened(task: Task[Any], path: Path) -> LabelledData:
     """The data at `path`. That nothing is labelled in it is fine: it is learnt from, nothing is scored by it."""
     try:
-        return task.open_labelled(path)
+        return task.open_dataset(path)
     except NothingToScore as error:
         return error.data

@@ -107,7 +107,7 @@ class Fast(ImageSource):
         for _ in range(self.iterations):
             with self._setting.autocast():
                 images = copied(z)
-            moved, move = augment.shift_and_flip(images, self.shift, task.edges)
+            moved, move = augment.shift_and_flip(images, self.shift, task.padding_mode)
             moved_targets = task.move_targets(targets, move)
             assert moved_targets is not None
             with self._match.watching():

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from datafree.data.images import to_image
-from datafree.data.visualize import draw_targets, grid
+from datafree.data.visualize import grid
 from datafree.engine.progress import FIRST
 from datafree.errors import RunError
 from datafree.sources.base import Batch
@@ -40,22 +40,21 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_preview(path: Path, task: Task, batch: Batch) -> bool:
-    """Write some images of a batch, evenly chosen, and below each its target; whether there was a way to draw these.
+def write_preview(path: Path, task: Task, batch: Batch) -> None:
+    """Write some images of a batch, evenly chosen, and below each its target; nothing where the task draws no targets.
 
     Raises RunError.
     """
     assert batch.targets is not None
     chosen = torch.linspace(0, len(batch.images) - 1, min(SHOWN, len(batch.images))).round().long()
     images, targets = batch.images[chosen.to(batch.images.device)], batch.targets[chosen.to(batch.targets.device)]
-    drawn = draw_targets(images, targets, task.num_classes)
+    drawn = task.draw_targets(images, targets)
     if drawn is None:
-        return False
+        return
     content = io.BytesIO()
     to_image(grid([images, drawn])).save(content, "PNG", optimize=True)
     with writing(path):
         write_whole(path / PREVIEW, content.getvalue())
-    return True
 
 
 def means(records: Iterable[Record]) -> str | None:

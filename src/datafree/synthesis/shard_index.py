@@ -8,18 +8,15 @@ about all images, such as classes.txt.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datafree.config import yaml
-from datafree.data.coco_yolo import coco_json
 from datafree.errors import RunError
-from datafree.storage.atomic import write_whole, written_whole
+from datafree.storage.atomic import sha256_of, write_whole
+from datafree.tasks.base import Task
 
 INDEX = "index.json"  # the whole set's
 RECORD = "record.json"  # the name of a shard's record before the shard is in its place
@@ -44,7 +41,6 @@ def read_record(file: Path) -> Record:
         )
         if not whole:
             sound &= isinstance(record["carries"], bool) and isinstance(record["entries"], list)
-            sound &= all(map(_is_entry, record["entries"]))
             sound &= file.name in (RECORD, f"{record['shard']:05}.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(_damaged(file, type(error).__name__)) from error
@@ -58,18 +54,6 @@ def _is_below(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
 
 
-def _is_entry(entry: Any) -> bool:
-    """Whether an entry is what `Task.write_example` answers: an image's name, size and boxes."""
-    sizes = [entry["width"], entry["height"]]
-    numbers = [number for box in entry["boxes"] for number in box]
-    return (
-        isinstance(entry["file_name"], str)
-        and all(type(size) is int and size > 0 for size in sizes)
-        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers)
-        and all(len(box) == 5 for box in entry["boxes"])
-    )
-
-
 def _damaged(file: Path, what: str) -> str:
     return f"{file} is damaged ({what}); remove it, and the command that made it makes what it was about again"
 
@@ -78,16 +62,15 @@ def hashes(path: Path) -> Iterator[tuple[str, str]]:
     """Every file of the set at `path`, its name below data/, with the SHA-256 that was written down."""
     for record in records(path):
         yield from record["files"].items()
-    if (path / "index.json").exists():
-        yield from read_record(path / "index.json")["files"].items()
+    if (path / INDEX).exists():
+        yield from read_record(path / INDEX)["files"].items()
 
 
 def damages(path: Path) -> Iterator[tuple[str, str]]:
     """Every file of the set at `path` that is not as it was written: its name below `path`, and what is wrong."""
     for name, digest in hashes(path):
         try:
-            with (path / "data" / name).open("rb") as file:
-                sound = hashlib.file_digest(file, "sha256").hexdigest() == digest
+            sound = sha256_of(path / "data" / name) == digest
         except OSError as error:
             yield f"data/{name}", "missing" if isinstance(error, FileNotFoundError) else str(error.strerror)
             continue
@@ -95,47 +78,26 @@ def damages(path: Path) -> Iterator[tuple[str, str]]:
             yield f"data/{name}", "damaged"
 
 
-def coco_text(path: Path, class_names: list[str]) -> Iterator[str]:
-    """The text of a COCO file about all images, piece by piece: what `coco_json` answers, with ids that count on."""
-    for key, opening in (("images", '{"images": [\n'), ("annotations", '],\n"annotations": [\n')):
-        yield opening
-        images = boxes = 0
-        between = ""
-        for record in records(path):
-            entries = record["entries"]
-            sizes = [(entry["file_name"], entry["width"], entry["height"]) for entry in entries]
-            content = coco_json(sizes, [entry["boxes"] for entry in entries], class_names)
-            for entry in content[key]:
-                entry["id"] += images if key == "images" else boxes
-                if key == "annotations":
-                    entry["image_id"] += images
-                yield between + json.dumps(entry)
-                between = ",\n"
-            images, boxes = images + len(content["images"]), boxes + len(content["annotations"])
-    yield f'],\n"categories": {json.dumps(coco_json([], [], class_names)["categories"])}}}\n'
-
-
-def write_pieces(path: Path, pieces: Iterable[str]) -> None:
-    """Write a text file piece by piece, whole or not at all. Raises OSError."""
-    with written_whole(path) as file:
-        file.writelines(piece.encode() for piece in pieces)
-
-
 def sealed(file: Path) -> str:
     """The SHA-256 of a file, which is on the disk from then on, also after a power cut."""
     with file.open("rb+") as opened:
         os.fsync(opened.fileno())
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256_of(file)
 
 
-def write_index(path: Path, class_names: list[str]) -> None:
-    """Write what is about the whole set: for boxes data/annotations.json and data.yaml, and index.json at last."""
-    data, images, shards, boxes = path / "data", 0, 0, False
+def write_index(path: Path, task: Task, class_names: list[str]) -> None:
+    """Write what is about the whole set: the files of `Task.write_index`, and index.json at last. Raises RunError."""
+    data, images, shards = path / "data", 0, 0
     for record in records(path):
-        images, shards, boxes = images + record["images"], shards + 1, boxes or bool(record["entries"])
-    if boxes:
-        write_pieces(data / "annotations.json", coco_text(path, class_names))
-        listing = {"train": "images", "val": "images", "names": dict(enumerate(class_names))}
-        write_whole(data / "data.yaml", yaml.render(listing).encode())
+        images, shards = images + record["images"], shards + 1
+    task.write_index(data, lambda: listings(path, task), class_names)
     about = {file.name: sealed(file) for file in sorted(data.glob("[!.]*")) if file.is_file()}
-    write_whole(path / "index.json", (json.dumps({"images": images, "shards": shards, "files": about}) + "\n").encode())
+    write_whole(path / INDEX, (json.dumps({"images": images, "shards": shards, "files": about}) + "\n").encode())
+
+
+def listings(path: Path, task: Task) -> Iterator[list[Any]]:
+    """The entries of one shard after the other. Raises RunError for one that the task would not have written."""
+    for record in records(path):
+        if not all(map(task.is_entry, record["entries"])):
+            raise RunError(_damaged(path / "shards" / f"{record['shard']:05}.json", "it lists what is no image"))
+        yield record["entries"]

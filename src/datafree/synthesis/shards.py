@@ -3,7 +3,7 @@
     DIR/
       recipe.yaml        the resolved recipe
       environment.json   versions, hardware, when it began
-      data/              the data set: the task's `open_labelled` and other trainers read it
+      data/              the data set: the task's `open_dataset` and other trainers read it
         classes.txt      the classes' names, in the order of their ids
       shards/NNNNN.json  one for each whole shard: how many images, the SHA-256 of each file, what its update logged
       shards/preview.png images of the first shard, their targets drawn (`set_files`)
@@ -231,8 +231,8 @@ class Shards:
         """Every file that is not as it was written: its name below `place`, and what is wrong."""
         return damages(self.path)
 
-    def finish(self) -> None:
-        """Write what is about the whole set: for boxes annotations.json and data.yaml, and index.json at last.
+    def finish(self, task: Task) -> None:
+        """Write what is about the whole set: the files of `Task.write_index`, and index.json at last.
 
         Nothing where another process is doing so.
         """
@@ -240,7 +240,7 @@ class Shards:
         with self.alone_at("index") as mine:
             if mine:
                 with writing(self.path):
-                    write_index(self.path, self.class_names)
+                    write_index(self.path, task, self.class_names)
 
     def _check_same(self) -> None:
         file = self.path / "recipe.yaml"

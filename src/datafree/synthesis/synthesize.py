@@ -29,7 +29,8 @@ from datafree.sources.base import Batch, ImageSource
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.preview import means
-from datafree.synthesis.shard_index import hashes, read_record, records
+from datafree.synthesis.shard_index import INDEX, hashes, read_record, records
+from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
 
@@ -69,13 +70,13 @@ def synthesize(
         return _fill(shards, recipe, images, trains=trains, stop=stop, log=log, say=say)
 
 
-def _opened(recipe: Recipe, out: Path | str) -> Shards | BucketShards:
+def _opened(recipe: Recipe, out: Path | str) -> ShardStore:
     given = dump(recipe), _is_free(recipe.source)
     return Shards(out, *given) if isinstance(out, Path) else BucketShards(out, *given)
 
 
 def _fill(
-    shards: Shards | BucketShards,
+    shards: ShardStore,
     recipe: Recipe,
     images: int,
     *,
@@ -134,7 +135,7 @@ def _fill(
         if work.answered:
             notes.append("the source's images have no targets: they were written with the teacher's answers")
     shards.begin(names)
-    shards.finish()
+    shards.finish(task)
     if figures := means(records(shards.path)):  # of a bucket, its mirror's
         notes.append(figures)
     return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
@@ -158,7 +159,7 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
                 "to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, and run the "
                 "command without --verify"
             )
-        index = shards.path / "index.json"
+        index = shards.path / INDEX
         finished = index.exists() and read_record(index)["images"] == shards.images
         notes = [] if finished else ["the set is not finished; the command without --verify goes on"]
         return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
@@ -191,6 +192,6 @@ def _is_free(source: ImageSource) -> Callable[[str], bool]:
 def class_names(recipe: Recipe) -> list[str]:
     """The names in the recipe's labelled data, else numbers that sort as the ids do."""
     if recipe.data is not None:
-        return recipe.task.open_labelled(recipe.data).class_names
+        return recipe.task.open_dataset(recipe.data).class_names
     count = recipe.task.num_classes
     return [f"class {label:0{len(str(count - 1))}}" for label in range(count)]

@@ -12,6 +12,7 @@ import io
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +28,8 @@ from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.synthesis.claims import PAUSE, longer
-from datafree.synthesis.object_store.bucket import Bucket
-from datafree.synthesis.object_store.shards import BucketShards
-from datafree.synthesis.preview import PREVIEW, write_preview
-from datafree.synthesis.shards import Shards
+from datafree.synthesis.preview import write_preview
+from datafree.synthesis.shard_store import ShardStore
 
 SAMPLED = 256  # images of a shard that is sampled, at least
 TRAINED = "trained.pt"  # the source after its warm-up, or on the way there
@@ -44,7 +43,7 @@ class ShardWorker:
     teacher: nn.Module
     student: nn.Module  # untrained, for updates that look at one
     finished: list[Batch]  # the source puts into it
-    shards: Shards | BucketShards
+    shards: ShardStore
     stop: Callable[[], str | None]
     log: Callable[[Progress], None]
     watch: Watch
@@ -150,16 +149,10 @@ class ShardWorker:
                     shards.leave(number)
                     continue
             if number == 0:
-                self._preview(batch)
+                shards.keep(partial(write_preview, task=self.recipe.task, batch=batch))  # so no shard is without
             shards.write(number, self.recipe.task, batch, after)
             done, rate = min(shards.images, images), (shards.images - had) / (time.perf_counter() - began)
             self.log(Progress(phase="images", step=done, first=0, last=images, rate=rate, values=batch.figures))
-
-    def _preview(self, batch: Batch) -> None:
-        """A picture of the first shard. Before the shard, which is thus never there without."""
-        shards = self.shards
-        if write_preview(shards.path, self.recipe.task, batch) and isinstance(shards, BucketShards):
-            Bucket(shards.place).put({PREVIEW: shards.path / PREVIEW})
 
     def _updated(self, step: int) -> dict[str, Tensor]:
         """An update of the source, looked at. Raises NotFinite, or TrainingError with a batch size that fits."""

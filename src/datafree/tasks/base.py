@@ -9,7 +9,7 @@ B images, C classes, H x W pixels, N rows (an image, a pixel or a location each)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, cast
@@ -19,6 +19,7 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from datafree.data.labelled import LabelledData
+from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
 from datafree.ops.augment import Move
 
@@ -51,7 +52,14 @@ class Task(ABC, Generic[OutputsT]):
 
     min_classes: ClassVar[int] = 2  # of one class only, nothing can be told apart
     reads_files: ClassVar[bool] = False  # whether labelled data may be a file; else it is a folder
-    edges: ClassVar[str] = "zeros"  # what comes into an image that is moved: black, or ("border") its edge's pixels
+    dense: ClassVar[bool] = False  # whether outputs are maps (B, C, H, W), resized with their images
+    localizes: ClassVar[bool] = False  # whether an answer says where in an image: pictures of it are shown large
+    exact_ends: ClassVar[bool] = False  # whether an INT8 file keeps the last layers in float
+    hub_name: ClassVar[str] = ""  # the Hugging Face Hub's name of the task ("pipeline_tag"); "" where it has none
+    noun: ClassVar[str] = "A network"  # what a model card calls a network of this task
+    padding_mode: ClassVar[str] = (
+        "zeros"  # what comes into an image that is moved: black, or ("border") its edge's pixels
+    )
 
     def __post_init__(self) -> None:
         if self.num_classes < self.min_classes:
@@ -60,6 +68,35 @@ class Task(ABC, Generic[OutputsT]):
     @abstractmethod
     def check(self, outputs: object, what: str) -> OutputsT:
         """Return `outputs` if a network called `what` answers in this task's form, else raise NetworkError."""
+
+    @classmethod
+    def classes_of(cls, outputs: Any) -> int | None:
+        """How many classes outputs in this task's form tell apart; None where they have another form, or it is shared.
+
+        Of a network that nobody has described, the first task of the registry whose form fits is suggested.
+        """
+        return None
+
+    def warning(self, outputs: OutputsT, what: str) -> str:
+        """What to tell of outputs that pass `check` but may not be what they look like; "" if nothing."""
+        if isinstance(outputs, Tensor) and outputs.min() >= 0 and outputs.max() <= 1 and outputs.min() < outputs.max():
+            return (
+                f"what the {what} answers to a first image lies all between 0 and 1; if its last layer is a sigmoid, "
+                "take it off: logits are needed"
+            )
+        return ""
+
+    def probe_student(self, outputs: OutputsT, what: str) -> None:
+        """Raise NetworkError if a student that answers this about two images in train mode cannot learn; most can."""
+        return
+
+    def probe_teacher(self, outputs: OutputsT, images: Tensor, what: str, why: str) -> None:
+        """Send a gradient from a frozen teacher's outputs about two images back to these, as sources do.
+
+        Whether it arrives is seen in `images.grad`. Raises whatever the network does, or NetworkError; `why` says what
+        needs the gradient.
+        """
+        torch.autograd.backward(cast("Tensor", outputs).sum())
 
     @abstractmethod
     def sample_targets(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -94,22 +131,47 @@ class Task(ABC, Generic[OutputsT]):
         """A fresh, empty metric; classes are called "class 0", ... where no names are given."""
 
     @abstractmethod
-    def open_labelled(self, path: Path) -> LabelledData:
+    def open_dataset(self, path: Path) -> LabelledData:
         """Labelled data at `path`, in this task's folder layout. Raises DataError."""
 
     @abstractmethod
     def write_example(
         self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]
     ) -> dict[str, Any] | None:
-        """Write an image (3, H, W) in [0, 1] and its target below `folder`, so that `open_labelled` reads them there.
+        """Write an image (3, H, W) in [0, 1] and its target below `folder`, so that `open_dataset` reads them there.
 
-        `name` is "SHARD/NUMBER". Returns what a COCO file of all images says of this one (file_name, width, height,
-        boxes as rows of class id, x1, y1, x2, y2), None where the layout has no such file. Raises OSError, DataError.
+        `name` is "SHARD/NUMBER". Returns plain values for `write_index`, None where there is no such file. Raises
+        OSError, DataError.
         """
 
+    def is_entry(self, entry: Any) -> bool:
+        """Whether a value from a file that is not trusted is what `write_example` returns, where that is not None."""
+        return False
+
+    def write_index(self, folder: Path, listings: Callable[[], Iterable[list[Any]]], class_names: list[str]) -> None:
+        """Write what is about all images of a data set into `folder`, from what `write_example` returned of each.
+
+        By default nothing. `listings` may be called again; it goes through the images, a shard at a time. Raises
+        OSError.
+        """
+        return
+
     @abstractmethod
-    def draw(self, images: Tensor, outputs: OutputsT) -> Tensor:
+    def draw_outputs(self, images: Tensor, outputs: OutputsT) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1] of what `outputs` say about `images` (for people)."""
+
+    def draw_targets(self, images: Tensor, targets: Tensor) -> Tensor | None:
+        """Pictures (B, 3, H, W) in [0, 1] of what `images` are meant to show; None where there is no way to draw it."""
+        return None
+
+    @classmethod
+    def colours(cls, count: int) -> Tensor:
+        """(C, 3) in [0, 1]: the colour of each of `count` classes in pictures."""
+        return class_colours(count)
+
+    def numpy_decoding(self) -> str:
+        """Python for a model card: what a user makes of an ONNX file's answers, numpy arrays; "" if they are logits."""
+        return ""
 
     def join(self, parts: list[OutputsT]) -> OutputsT:
         """Answers about several batches as about one."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 from datafree.data.classification_folder import LabelFolder
 from datafree.data.images import to_image, to_tensor
 from datafree.data.labelled import save_image
-from datafree.data.visualize import class_colours
+from datafree.data.visualize import class_colours, draw_labels
 from datafree.errors import DataError, NetworkError
 from datafree.ops import losses
 from datafree.ops.augment import Move
@@ -33,11 +33,20 @@ class Classification(Task[Tensor]):
     distill: Literal["kl", "l1"] = "kl"  # kl: Hinton et al., arXiv 1503.02531; l1: |s - t| on logits, as DFAD
     temperature: float = 4.0  # of the KL
 
+    hub_name: ClassVar[str] = "image-classification"
+    noun: ClassVar[str] = "An image classifier"
+
     def check(self, outputs: object, what: str) -> Tensor:
         wanted = f"(B, {self.num_classes})"
         if isinstance(outputs, Tensor) and outputs.ndim == 4 and outputs.shape[2:] == (1, 1):
             raise NetworkError(f"the {what} answers {tuple(outputs.shape)}; flatten it to logits {wanted}")
         return check_logits(outputs, what, dims=2, wanted=wanted, num_classes=self.num_classes)
+
+    @classmethod
+    def classes_of(cls, outputs: Any) -> int | None:
+        if not isinstance(outputs, Tensor) or not (outputs.ndim == 2 or outputs.shape[2:] == (1, 1)):
+            return None
+        return outputs.shape[1]
 
     def sample_targets(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         where = device if generator is None else torch.device("cpu")
@@ -72,7 +81,7 @@ class Classification(Task[Tensor]):
     def new_metric(self, class_names: list[str] | None = None) -> ClassificationMetric:
         return ClassificationMetric(class_names=class_names or [f"class {c}" for c in range(self.num_classes)])
 
-    def open_labelled(self, path: Path) -> LabelFolder:
+    def open_dataset(self, path: Path) -> LabelFolder:
         return LabelFolder(path, image_size=self.image_size, num_classes=self.num_classes)
 
     def write_example(self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]) -> None:
@@ -82,7 +91,11 @@ class Classification(Task[Tensor]):
             raise DataError(f"the class name {show(label)} cannot name a folder; rename it, or leave `data` out")
         save_image(to_image(image), folder / label / f"{name.replace('/', '-')}.png")
 
-    def draw(self, images: Tensor, outputs: Tensor) -> Tensor:
+    def draw_targets(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The images with their class ids in a corner."""
+        return draw_labels(images, targets, self.num_classes)
+
+    def draw_outputs(self, images: Tensor, outputs: Tensor) -> Tensor:
         """Tiles in the class's colour with its id and, where there is room, its probability in percent."""
         height, width = images.shape[-2:]
         colours = class_colours(self.num_classes)  # (C, 3)

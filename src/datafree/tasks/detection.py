@@ -7,8 +7,8 @@ B images, L locations, C classes, M rows of targets, N detections of one image, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
@@ -16,19 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datafree.data.coco_yolo import yolo_text
+from datafree.config import yaml
+from datafree.data.coco_yolo import coco_text, is_entry, yolo_text
 from datafree.data.detection_folder import BoxFolder
 from datafree.data.images import to_image
 from datafree.data.labelled import save_image
-from datafree.data.visualize import draw_boxes
+from datafree.data.visualize import draw_boxes, outline_colours
 from datafree.errors import DataError, NetworkError
 from datafree.ops import boxes, losses
 from datafree.ops.augment import Move
 from datafree.ops.detections import Detections, agreement, detect
 from datafree.ops.predictions import Predictions, joined
+from datafree.storage.atomic import write_pieces, write_whole
 from datafree.tasks.average_precision import AveragePrecision
 from datafree.tasks.base import Task
-from datafree.text import show
+from datafree.tasks.head_match import head_difference
+from datafree.tasks.numpy_detections import numpy_detections
+from datafree.tasks.own_loss import require_loss
 
 _CELL = 8  # pixels of an image to a cell of its layout
 
@@ -56,6 +60,10 @@ class Detection(Task[Predictions]):
 
     min_classes: ClassVar[int] = 1  # things of one kind are told from where there is none
     reads_files: ClassVar[bool] = True  # COCO's json
+    localizes: ClassVar[bool] = True
+    exact_ends: ClassVar[bool] = True  # boxes are in pixels, and would be rounded to a 255th of the image
+    hub_name: ClassVar[str] = "object-detection"
+    noun: ClassVar[str] = "An object detector"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +104,20 @@ class Detection(Task[Predictions]):
             raise NetworkError(f"the {what} answers scores outside 0 to 1; its adapter must apply sigmoid or softmax")
         return outputs
 
+    @classmethod
+    def classes_of(cls, outputs: Any) -> int | None:
+        return outputs.scores.shape[-1] if isinstance(outputs, Predictions) else None
+
+    def probe_student(self, outputs: Predictions, what: str) -> None:
+        if self.distill == "heads":  # its own loss is not asked
+            return
+        heads = tuple(head.detach().clone().requires_grad_() for head in outputs.heads)
+        why = "it learns boxes by this (task.distill=heads does without, where its heads are its teacher's)"
+        require_loss(replace(outputs, heads=heads), heads, self.image_size, f"the {what}", "heads", why)
+
+    def probe_teacher(self, outputs: Predictions, images: Tensor, what: str, why: str) -> None:
+        require_loss(outputs, [images], self.image_size, f"the {what}", "images", why)
+
     def sample_targets(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         sampled = boxes.sampled(
             n,
@@ -131,7 +153,7 @@ class Detection(Task[Predictions]):
         return maps
 
     def distill_loss(self, student: Predictions, teacher: Predictions) -> Tensor:
-        difference = _difference(student, teacher)
+        difference = head_difference(student, teacher)
         if self.distill == "heads" and difference:
             raise NetworkError(f"task.distill=heads needs {difference}")
         if self.distill != "boxes" and not difference:
@@ -176,9 +198,9 @@ class Detection(Task[Predictions]):
         return outputs.own_loss(targets)
 
     def pseudo_targets(self, outputs: Predictions) -> Tensor:
-        return boxes.pack([(seen.labels, seen.boxes) for seen in self.seen(outputs)], self.max_boxes)
+        return boxes.pack([(seen.labels, seen.boxes) for seen in self.detections(outputs)], self.max_boxes)
 
-    def seen(self, outputs: Predictions) -> list[Detections]:
+    def detections(self, outputs: Predictions) -> list[Detections]:
         """Each image's detections that count."""
         return detect(
             outputs,
@@ -198,18 +220,18 @@ class Detection(Task[Predictions]):
 
     def disagreement(self, student: Predictions, teacher: Predictions) -> Tensor:
         """Of the raw heads where equal ones mean the same boxes, else of `class_probs`."""
-        if _difference(student, teacher):
+        if head_difference(student, teacher):
             return losses.l1_loss(self.class_probs(student), self.class_probs(teacher))
         pairs = zip(student.heads, teacher.heads, strict=True)
         return torch.stack([losses.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
 
     def agreement(self, student: Predictions, teacher: Predictions) -> float:
         """F1 of the student's detections against the teacher's."""
-        return agreement(self.seen(student), self.seen(teacher))
+        return agreement(self.detections(student), self.detections(teacher))
 
     def class_agreement(self, student: Predictions, teacher: Predictions) -> list[float | None]:
         """F1 as in `agreement`, of the detections of each class; None where neither network finds any."""
-        ours, theirs = self.seen(student), self.seen(teacher)
+        ours, theirs = self.detections(student), self.detections(teacher)
         found: list[float | None] = []
         for label in range(self.num_classes):
             one, other = [seen.of(label) for seen in ours], [seen.of(label) for seen in theirs]
@@ -220,13 +242,13 @@ class Detection(Task[Predictions]):
         names = class_names or [f"class {c}" for c in range(self.num_classes)]
         return AveragePrecision(class_names=names, image_size=self.image_size, nms_iou=self.nms_iou)
 
-    def open_labelled(self, path: Path) -> BoxFolder:
+    def open_dataset(self, path: Path) -> BoxFolder:
         return BoxFolder(path, image_size=self.image_size, num_classes=self.num_classes)
 
     def write_example(
         self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]
     ) -> dict[str, Any]:
-        """images/SHARD/NUMBER.png and YOLO's labels/SHARD/NUMBER.txt; a COCO file takes the boxes from the answer."""
+        """images/SHARD/NUMBER.png and YOLO's labels/SHARD/NUMBER.txt; `write_index` takes the boxes from the answer."""
         height, width = image.shape[-2:]
         rows = target[boxes.present(target[None])[0]].tolist()
         save_image(to_image(image), folder / "images" / f"{name}.png")
@@ -235,41 +257,31 @@ class Detection(Task[Predictions]):
         labels.write_text(yolo_text(rows, width, height), encoding="ascii")
         return {"file_name": f"{name}.png", "width": width, "height": height, "boxes": rows}
 
-    def draw(self, images: Tensor, outputs: Predictions) -> Tensor:
+    def is_entry(self, entry: Any) -> bool:
+        return is_entry(entry) and all(0 <= row[0] < self.num_classes for row in entry["boxes"])
+
+    def write_index(self, folder: Path, listings: Callable[[], Iterable[list[Any]]], class_names: list[str]) -> None:
+        """annotations.json as COCO has it, and data.yaml as YOLO has it."""
+        write_pieces(folder / "annotations.json", coco_text(listings, class_names))
+        listing = {"train": "images", "val": "images", "names": dict(enumerate(class_names))}
+        write_whole(folder / "data.yaml", yaml.render(listing).encode())
+
+    def draw_targets(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The images with their boxes as outlines."""
+        return draw_boxes(images, targets, self.num_classes)
+
+    @classmethod
+    def colours(cls, count: int) -> Tensor:
+        return outline_colours(count)
+
+    def numpy_decoding(self) -> str:
+        return numpy_detections(
+            score_threshold=self.score_threshold,
+            nms_iou=self.nms_iou,
+            max_detections=self.max_boxes,
+            size=self.image_size,
+        )
+
+    def draw_outputs(self, images: Tensor, outputs: Predictions) -> Tensor:
         """The images with the boxes that are seen, in their classes' colours."""
         return draw_boxes(images, self.pseudo_targets(outputs), self.num_classes)
-
-
-def _difference(student: Predictions, teacher: Predictions) -> str:
-    """Why equal heads would not be equal answers, and the way out, as an error says it; "" where they would be."""
-    if not teacher.whole or [head.shape for head in student.heads] != [head.shape for head in teacher.heads]:
-        return (
-            f"equal heads that are the whole answer; the teacher's are {_shapes(teacher)}"
-            f"{'' if teacher.whole else ' before its second stage'}, the student's {_shapes(student)}: use "
-            "task.distill=boxes"
-        )
-    if not (student.decoding and teacher.decoding):
-        return ""
-    theirs, ours = dict(teacher.decoding), dict(student.decoding)
-    for name in {**theirs, **ours}:
-        one, other = theirs.get(name, "nothing"), ours.get(name, "nothing")
-        if one != other:
-            one, other = _first(one, other)
-            return (
-                f"heads that mean the same boxes, but they differ in {name}, {show(one)} of the teacher's and "
-                f"{show(other)} of the student's: give both the same, or use task.distill=boxes"
-            )
-    return ""
-
-
-def _first(one: Hashable, other: Hashable) -> tuple[Hashable, Hashable]:
-    """Of two different tuples of as many tuples, the first parts that differ, and so on inwards; else the values."""
-    if not (isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other)):
-        return one, other
-    if not all(isinstance(part, tuple) for part in (*one, *other)):
-        return one, other
-    return next(_first(left, right) for left, right in zip(one, other, strict=True) if left != right)
-
-
-def _shapes(outputs: Predictions) -> str:
-    return ", ".join(str(tuple(head.shape[1:])) for head in outputs.heads)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from datafree.data.images import to_image
 from datafree.data.labelled import save_image
 from datafree.data.segmentation_folder import MaskFolder
-from datafree.data.visualize import class_colours
+from datafree.data.visualize import class_colours, draw_masks
 from datafree.errors import DataError, NetworkError
 from datafree.ops import augment, losses
 from datafree.ops.augment import Move
@@ -34,7 +34,11 @@ class Segmentation(Task[Tensor]):
     distill: Literal["kl", "l1"] = "kl"  # kl: eq. 10 of arXiv 2011.00809; l1: |s - t| on logits, as DFAD
     temperature: float = 1.0  # of the KL; the paper has 1
 
-    edges: ClassVar[str] = "border"  # what is moved in belongs to the class at the edge, so that masks stay true
+    dense: ClassVar[bool] = True
+    localizes: ClassVar[bool] = True
+    hub_name: ClassVar[str] = "image-segmentation"
+    noun: ClassVar[str] = "A semantic segmentation network"
+    padding_mode: ClassVar[str] = "border"  # what is moved in belongs to the class at the edge, so that masks stay true
 
     def check(self, outputs: object, what: str) -> Tensor:
         wanted = f"(B, {self.num_classes}, {self.image_size[0]}, {self.image_size[1]})"
@@ -46,6 +50,10 @@ class Segmentation(Task[Tensor]):
                 "choose a task.image_size that it keeps, or wrap it so that it upsamples its logits"
             )
         return checked
+
+    @classmethod
+    def classes_of(cls, outputs: Any) -> int | None:
+        return outputs.shape[1] if isinstance(outputs, Tensor) and outputs.ndim == 4 else None
 
     def sample_targets(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Masks (n, H, W) of smooth regions: at each place the class whose low-frequency noise is highest."""
@@ -61,7 +69,7 @@ class Segmentation(Task[Tensor]):
         masks = torch.roll(targets, (move.down, move.right), (-2, -1))
         if move.scale is None or move.offset is None:
             return masks
-        moved = augment.resampled(masks[:, None].float(), move.scale, move.offset, self.edges, "nearest")
+        moved = augment.resampled(masks[:, None].float(), move.scale, move.offset, self.padding_mode, "nearest")
         return moved[:, 0].to(targets.dtype)
 
     def class_maps(self, targets: Tensor) -> Tensor:
@@ -94,7 +102,7 @@ class Segmentation(Task[Tensor]):
         names = class_names or [f"class {c}" for c in range(self.num_classes)]
         return SegmentationMetric(class_names=names, ignore_index=self.ignore_index)
 
-    def open_labelled(self, path: Path) -> MaskFolder:
+    def open_dataset(self, path: Path) -> MaskFolder:
         return MaskFolder(
             path, image_size=self.image_size, num_classes=self.num_classes, ignore_index=self.ignore_index
         )
@@ -106,7 +114,11 @@ class Segmentation(Task[Tensor]):
         save_image(to_image(image), folder / "images" / f"{name}.png")
         save_image(Image.fromarray(ids), folder / "masks" / f"{name}.png")
 
-    def draw(self, images: Tensor, outputs: Tensor) -> Tensor:
+    def draw_targets(self, images: Tensor, targets: Tensor) -> Tensor:
+        """The masks in their classes' colours, black where they are of no class."""
+        return draw_masks(targets, self.num_classes)
+
+    def draw_outputs(self, images: Tensor, outputs: Tensor) -> Tensor:
         colours = class_colours(self.num_classes).to(images.device)  # (C, 3)
         return colours[outputs.argmax(1)].movedim(-1, 1)  # (B, 3, H, W)
 

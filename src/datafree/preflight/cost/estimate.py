@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
-from datafree.ops.predictions import Predictions
+from datafree.ops.predictions import raw_tensors
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.calibration import Calibration, CostItem, banks_of
 from datafree.recipe.training import Training
@@ -140,8 +140,7 @@ def _images(size: tuple[int, int], device: torch.device, count: int) -> Tensor:
 
 def _backward(network: nn.Module, images: Tensor) -> None:
     """A pass and back to the images."""
-    outputs = network(images.requires_grad_())
-    parts = outputs.heads if isinstance(outputs, Predictions) else [outputs]
+    parts = raw_tensors(network(images.requires_grad_()))
     torch.autograd.backward(torch.stack([part.float().square().sum() for part in parts]).sum())
 
 

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from datafree.distributed import replicas
-from datafree.ops.predictions import Predictions, answer_tensors
+from datafree.ops.predictions import all_tensors, answer_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class _Watcher:
         self._inside = None
         self.seconds += self.now() - self._began
         answers, backward = answer_tensors(outputs), torch.is_grad_enabled()
-        self._gather(*_exchanged(outputs))
+        self._gather(*all_tensors(outputs))
         learnt = [parameter for parameter in network.parameters() if backward and parameter.requires_grad]
         changed = [images for images in inputs if backward and images.requires_grad]
         self._gather(*changed)
@@ -122,20 +122,6 @@ class _Watcher:
 
     def _sum(self, size: int) -> None:
         self.summed, self.exchanges = self.summed + size, self.exchanges + 1
-
-
-def _exchanged(outputs: Any) -> list[Tensor]:
-    """The tensors of an answer that each process needs of all parts."""
-    tensors: list[Tensor] = []
-    if isinstance(outputs, Predictions):
-
-        def note(values: Tensor) -> Tensor:
-            tensors.append(values)
-            return values
-
-        outputs.each(note)
-        return tensors
-    return [outputs]
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class ImagePool:
         images, targets = self._bank.sample(n)
         if self.shift:
             task = self.setting.task
-            images, move = augment.shift_and_flip(images, self.shift, task.edges)
+            images, move = augment.shift_and_flip(images, self.shift, task.padding_mode)
             targets = None if targets is None else task.move_targets(targets, move)
         return Batch(images=images.clamp(0, 1), targets=targets)
 

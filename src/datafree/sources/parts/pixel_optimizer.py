@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.ops.predictions import Predictions
+from datafree.ops.predictions import where_answer
 
 
 def optimise(
@@ -76,7 +76,4 @@ class BestSoFar:
             self._least, self.kept = loss, made
         lower = loss < self._least  # never at first; but then it is copied, too, before anyone changes it
         self._least = torch.where(lower, loss, self._least)
-        self.kept = tuple(
-            new.where(lower, old) if isinstance(new, Predictions) else torch.where(lower, new, old)
-            for new, old in zip(made, self.kept, strict=True)
-        )
+        self.kept = tuple(where_answer(lower, new, old) for new, old in zip(made, self.kept, strict=True))

@@ -204,15 +204,16 @@ class BucketShards:
         folder.mkdir()
         try:
             write(folder)
-            self._bucket.put({file.name: file for file in folder.iterdir()})
+            files = [file for file in folder.rglob("*") if file.is_file()]
+            self._bucket.put({file.relative_to(folder).as_posix(): file for file in files})
         finally:
             shutil.rmtree(folder)
 
-    def finish(self) -> None:
+    def finish(self, task: Task) -> None:
         with self.alone_at("index") as mine:
             if mine:
                 with self._called():
-                    self._mirror.finish()
+                    self._mirror.finish(task)
                 about = [f"data/{name}" for name in read_record(self.path / INDEX)["files"]]
                 self._bucket.put({name: self.path / name for name in about})
                 self._bucket.put({INDEX: self.path / INDEX})

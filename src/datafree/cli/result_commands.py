@@ -1,0 +1,108 @@
+"""Verbs about a run that is there: `evaluate`, `export`, `report`, `watch`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from datafree.cli.parameters import StudentCode, TaskCode
+from datafree.cli.score_table import print_outcome, score_table
+from datafree.errors import RecipeError
+from datafree.storage import strict_json
+from datafree.text import percent, table
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run directory with a finished student, or an exported .onnx file.")],
+    data: Annotated[Path | None, typer.Option(help="A folder of labelled images.")] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of any images: agreement with --teacher.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="RECIPE", help="The recipe that names the teacher.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    student: StudentCode = None,
+    task: TaskCode = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fractions instead of percent.")] = False,
+) -> None:
+    """Score a run's student on labelled data, or compare it with its teacher on images of any kind."""
+    from datafree.evaluation.scoring import agreement_of_run, evaluate_run
+    from datafree.recipe.recipe import load_recipe
+
+    if (images is None) != (teacher is None) or (data is None and images is None):
+        raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])
+    code: dict[str, Any] = {"device": device, "student": student, "task": task}
+    scores = {} if data is None else evaluate_run(run, data, **code)
+    all_agree = (
+        None if images is None or teacher is None else agreement_of_run(run, images, load_recipe(teacher), **code)
+    )
+    if as_json:
+        content: dict[str, Any] = {who: {"values": s.values, "per_class": s.per_class} for who, s in scores.items()}
+        print(strict_json.render(content if all_agree is None else {**content, "agreement": all_agree}))
+        return
+    if scores:
+        print(score_table(scores))
+    for who, score in scores.items():
+        for figure, by_class in score.per_class.items():
+            print(f"\n{figure} by class, {who}")
+            print(table([[name, percent(value)] for name, value in by_class.items()]))
+    if all_agree is not None:
+        print(f"agreement with the teacher: {percent(all_agree)} on the images of {images}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run directory with a finished student.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write.", show_default="RUN/export")] = None,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write student.onnx too.")] = True,
+    opset: Annotated[int | None, typer.Option(help="Of ONNX.", show_default="torch's")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Write student.int8.onnx too.")] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images to calibrate INT8 with.", show_default="the run's own")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A folder of labelled images: scores what is exported.")] = None,
+    student: StudentCode = None,
+    task: TaskCode = None,
+) -> None:
+    """Write a run's student as files to ship: weights, ONNX, INT8, a description and a model card."""
+    from datafree.deploy.export_run import export_run
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    done = export_run(
+        run,
+        out,
+        onnx=onnx,
+        opset=opset,
+        int8=int8,
+        images=images,
+        data=data,
+        student=student,
+        task=task,
+        say=say,
+    )
+    print(f"export: {done.folder}")
+    print(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
+    for number, error in done.errors.items():
+        print(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
+    print_outcome(done.scores, done.notes)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run directory; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="Instead of RUN/report.html or comparison.html.")] = None,
+) -> None:
+    """Write the page of a run, or one that compares several."""
+    from datafree.report.page import write_report
+
+    print(f"page: {write_report(runs, out)}")
+
+
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run directory, in progress or finished.")],
+    port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 0,
+) -> None:
+    """Serve a run's page on this machine alone; it loads itself again as the run goes on. Ctrl-C ends it."""
+    from datafree.report.server import serve
+
+    serve(run, port, tell=print)

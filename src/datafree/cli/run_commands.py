@@ -1,0 +1,129 @@
+"""Verbs that work for long, and go on where they were stopped: `distill`, `synthesize`, `demo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from datafree.cli.demo import DEMO_TEXT, DEMOS, demo_table
+from datafree.cli.parameters import Compress, MaxTime, Named, Overrides, Processes, Quiet, Student
+from datafree.cli.score_table import print_outcome
+from datafree.config.overrides import student_overrides
+from datafree.distributed.launch import launch, launched
+from datafree.engine.stopping import Stop, parse_time, stopping
+from datafree.errors import RecipeError
+from datafree.text import did_you_mean, show
+
+if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
+    from datafree.recipe.recipe import Recipe
+    from datafree.run import Outcome
+
+
+def distill(
+    recipe: Named,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
+    student: Student = None,
+    compress: Compress = None,
+    max_time: MaxTime = None,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a student as a recipe says. The same command goes on with a run that was stopped."""
+    changes = [*(overrides or []), *student_overrides(student, compress)]
+    _share(processes, recipe, changes)
+    with stopping(None if max_time is None else parse_time(max_time)) as stop:
+        from datafree.recipe.recipe import load_recipe
+
+        loaded = load_recipe(recipe, changes)
+        outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet)
+    if outcome.already_finished:
+        print("this run had finished before; its result:", file=sys.stderr)
+    print(f"run: {outcome.run}\npage: {outcome.run / 'report.html'}")
+    print_outcome(outcome.scores, outcome.notes)
+
+
+def synthesize(
+    recipe: Named,
+    out: Annotated[
+        str, typer.Option(metavar="PATH", help="Where it goes: a directory, or a URL such as s3://bucket/folder.")
+    ],
+    overrides: Overrides = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many images at least; shards are whole.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Make nothing: compare every file with what was written.")
+    ] = False,
+    max_time: MaxTime = None,
+    processes: Processes = 1,
+    quiet: Quiet = False,
+) -> None:
+    """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
+    _share(processes, recipe, overrides or [])
+    with stopping(None if max_time is None else parse_time(max_time)) as stop:
+        from datafree.cli.display import display
+        from datafree.config.paths import placed
+        from datafree.recipe.recipe import load_recipe
+        from datafree.synthesis.synthesize import synthesize as make
+        from datafree.synthesis.synthesize import verify as check
+
+        loaded = load_recipe(recipe, overrides or [])
+        if verify:
+            made = check(loaded, placed(out), say=print)
+        elif images is None:
+            raise RecipeError(["--images is missing; say how many, such as --images 1000"])
+        else:
+            with display(quiet=quiet) as shown:
+                made = make(loaded, placed(out), images, stop=stop, log=shown.log, say=shown.say)
+    sound = ", every file as it was written" if verify else ""
+    print(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
+    for note in made.notes:
+        print(f"note: {note}")
+
+
+def demo(
+    task: Annotated[str, typer.Option(help=f"One of: {', '.join(DEMOS)}.")] = "segmentation",
+    out: Annotated[Path, typer.Option(help="Where its run directories go.")] = Path("runs"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps only: to see that all works.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil the built-in example and the noise baseline, and compare."""
+    if task not in DEMOS:
+        hint = f"{did_you_mean(task, DEMOS)}; one of: {', '.join(DEMOS)}"
+        raise RecipeError([f"there is no demo for the task {show(task)}{hint}"])
+    print(DEMO_TEXT, file=sys.stderr)
+    with stopping(None) as stop:
+        from datafree.recipe.recipe import load_recipe
+
+        recipes = [load_recipe(name, short if quick else []) for name, short in DEMOS[task].items()]
+        outcomes = []
+        for recipe in recipes:
+            if not quiet:
+                print(f"\n{recipe.name}: distilling", file=sys.stderr)
+            outcomes.append(_run(recipe, out / f"{recipe.name}{'-quick' if quick else ''}", stop, quiet))
+    print(demo_table(recipes, outcomes))
+    if quick:
+        print("note: --quick trains for a few steps only; its scores say nothing about the method")
+    print("\n".join(f"run: {outcome.run}\npage: {outcome.run / 'report.html'}" for outcome in outcomes))
+
+
+def _share(processes: int, recipe: str, overrides: list[str]) -> None:
+    """Leave the work to as many processes as the user wants, if this is none of them already."""
+    if processes == 1 or launched():
+        return
+    from datafree.recipe.recipe import load_recipe
+
+    load_recipe(recipe, overrides)  # what is wrong with it is said at once, and once
+    raise typer.Exit(launch(processes, sys.argv[1:]))
+
+
+def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:
+    from datafree.cli.display import display
+    from datafree.run import run_recipe
+
+    with display(quiet=quiet) as shown:
+        return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say)
