@@ -196,13 +196,13 @@ def test_what_is_said_of_a_method_is_what_it_does(method: str, photos: Callable[
         assert said.applies == (method == "dataset")
         return
     source = schema.choose(SOURCE, given, FAMILIES)
-    setting = SourceContext(task=task, teacher=Normalized(network), steps=4, batch_size=2)
+    context = SourceContext(task=task, teacher=Normalized(network), steps=4, batch_size=2)
     if said.applies:
-        source.attach(setting)
+        source.attach(context)
     else:
         assert "BatchNorm" in said.note
         with pytest.raises(NetworkError, match="BatchNorm"):
-            source.attach(setting)
+            source.attach(context)
 
 
 def test_a_method_says_what_it_lacks_and_what_will_be_off() -> None:
@@ -399,8 +399,8 @@ class Clocked(ImageSource):
     warmup: int = 3
     update_every: int = 4
 
-    def attach(self, setting: SourceContext) -> None:
-        self._size = setting.task.image_size
+    def attach(self, context: SourceContext) -> None:
+        self._size = context.task.image_size
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         Clocked.now += 0.1 * self.batch_size + 0.01 * self.batch_size * self.iterations

@@ -73,7 +73,7 @@ from datafree.sources.base import ImageSource
 @dataclass(kw_only=True)
 class Mine(ImageSource):
     shade: float = 0.5
-    def attach(self, setting): pass
+    def attach(self, context): pass
     def update(self, student, step): return {}
     def sample(self, n): raise AssertionError
     def validation_images(self, n): raise AssertionError

@@ -596,7 +596,7 @@ def test_no_image_is_held_once_its_shard_is_written(tmp_path: Path, monkeypatch:
     synthesize(recipe, tmp_path / "out", 25, log=log)
     assert alive == [(0, 1)] * 5
     assert isinstance(recipe.source, Inversion)
-    assert recipe.source._stock._bank.added == 0
+    assert recipe.source._pool._bank.added == 0
 
 
 def test_a_record_is_plain_json_and_names_every_file_of_its_shard(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from datafree.tasks.base import Task
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNorm:
-    """Provenance many layers there are of each kind; one folded into its convolution is gone and cannot be counted."""
+    """How many layers there are of each kind; one folded into its convolution is gone and cannot be counted."""
 
     live: int  # with running statistics
     frozen: int  # with statistics, and scales that no training changes, as in torchvision's FrozenBatchNorm2d

@@ -40,8 +40,8 @@ class SourceContext:
     dtype: torch.dtype = torch.float32  # of forward passes
     speed: Speed = ALL_ON  # how networks, optimisers and statistics are to be made
     say: Callable[[str], None] = lambda line: None  # tells the user something at once
-    keep: Callable[[Batch], None] | None = None  # takes finished batches; None: they go into the source's bank
-    pace: Callable[[], float] = lambda: 1.0  # times every learning rate; falls when numbers were not finite
+    on_finished_batch: Callable[[Batch], None] | None = None  # takes finished batches; None: they go into the bank
+    lr_scale: Callable[[], float] = lambda: 1.0  # times every learning rate; falls when numbers were not finite
 
     def autocast(self) -> torch.autocast:
         return modes.autocast(self.device, self.dtype)
@@ -57,7 +57,7 @@ class ImageSource(ABC):
 
     serves: ClassVar[type[Any]] = Task  # the tasks it makes images for: this one, or all
     finishes: ClassVar[bool] = (
-        False  # whether each update finishes a batch of images, for `SourceContext.keep` or a bank
+        False  # whether each update finishes a batch of images, for `SourceContext.on_finished_batch` or a bank
     )
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
     needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
@@ -66,7 +66,7 @@ class ImageSource(ABC):
     update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up
 
     @abstractmethod
-    def attach(self, setting: SourceContext) -> None:
+    def attach(self, context: SourceContext) -> None:
         """Build networks, open folders. Called once, before anything else. Raises DataError, NetworkError."""
 
     def due(self, step: int) -> bool:

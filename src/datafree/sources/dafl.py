@@ -45,23 +45,23 @@ class Dafl(ImageSource):
     restarts: int = 3  # at most; each halves the rate
     update_every: int = 1  # student steps per generator step
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
-        self._maker = GeneratorTrainer(
-            setting=setting,
-            generator=ResizeGenerator(setting.task.image_size, self.latent, self.width),
+    def attach(self, context: SourceContext) -> None:
+        self._context = context
+        self._trainer = GeneratorTrainer(
+            context=context,
+            generator=ResizeGenerator(context.task.image_size, self.latent, self.width),
             on_collapse=self.on_collapse,
             restarts=self.restarts,
         )
         # f_T, the features before the classifier: pooled or not, a ReLU's map has the same mean.
-        look = synthetic_batch(setting.task.image_size, setting.device)
-        self._deepest = list(features.last_layers(setting.teacher, look).values())[-1:]
+        look = synthetic_batch(context.task.image_size, context.device)
+        self._deepest = list(features.last_layers(context.teacher, look).values())[-1:]
         if self.activation_weight and not self._deepest:
-            setting.say("note: the teacher has no feature maps; source.activation_weight is off")
+            context.say("note: the teacher has no feature maps; source.activation_weight is off")
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task, teacher = self._setting.task, self._setting.teacher
-        images = self._maker.make(self._maker.draw(self.batch_size))
+        task, teacher = self._context.task, self._context.teacher
+        images = self._trainer.make(self._trainer.draw(self.batch_size))
         with features.watched(bare(teacher), self._deepest) as maps:
             outputs = teacher(images)
         terms = {
@@ -72,25 +72,25 @@ class Dafl(ImageSource):
         if self._deepest:
             terms["activation"] = losses.activation_loss(maps[self._deepest[0]])
             loss = loss + self.activation_weight * terms["activation"]
-        self._maker.step(loss, self.lr * self._maker.guard.caution)
+        self._trainer.step(loss, self.lr * self._trainer.guard.caution)
         logs = {name: value.detach() for name, value in terms.items()}
-        return logs | self._maker.guard.after(step, task, images, outputs)
+        return logs | self._trainer.guard.after(step, task, images, outputs)
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
-        return Batch(images=self._maker.make(self._maker.draw(n)))
+        return Batch(images=self._trainer.make(self._trainer.draw(n)))
 
     def validation_images(self, n: int) -> Tensor:
-        return self._maker.validation_images(n)
+        return self._trainer.validation_images(n)
 
     def state_dict(self) -> dict[str, Any]:
-        return self._maker.state_dict()
+        return self._trainer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._maker.load_state_dict(state)
+        self._trainer.load_state_dict(state)
 
     def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._maker.generator}
+        return {"generator": self._trainer.generator}
 
     def notes(self) -> list[str]:
-        return list(self._maker.guard.history)
+        return list(self._trainer.guard.history)

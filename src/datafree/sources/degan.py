@@ -49,30 +49,30 @@ class Degan(ImageSource):
         if self.generator is not None:
             self.warmup = self.update_every = 0
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
-        self.proxy.attach(setting)
-        size, device = setting.task.image_size, setting.device
+    def attach(self, context: SourceContext) -> None:
+        self._context = context
+        self.proxy.attach(context)
+        size, device = context.task.image_size, context.device
         self._generator = Generator(size, self.latent, self.width).to(device)
         self._discriminator = Discriminator(size, self.width).to(device)
         for network in (self._generator, self._discriminator):
-            replicas.share(setting.speed.laid_out(network))
+            replicas.share(context.speed.laid_out(network))
         if self.generator is not None:
             load_weights(self._generator, self.generator)
         betas = (self.beta1, 0.999)
-        self._g_optimizer = setting.speed.adam(self._generator.parameters(), self.lr, betas)
-        self._d_optimizer = setting.speed.adam(self._discriminator.parameters(), self.lr, betas)
+        self._g_optimizer = context.speed.adam(self._generator.parameters(), self.lr, betas)
+        self._d_optimizer = context.speed.adam(self._discriminator.parameters(), self.lr, betas)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         for optimizer in (self._g_optimizer, self._d_optimizer):
-            optimizer.param_groups[0]["lr"] = self.lr * self._setting.pace()
+            optimizer.param_groups[0]["lr"] = self.lr * self._context.lr_scale()
         real = self.proxy.sample(self.batch_size).images
         self._generator.train()
-        with self._setting.autocast():
-            fake = self._generator(self._generator.draw_latents(self.batch_size, self._setting.device))
+        with self._context.autocast():
+            fake = self._generator(self._generator.draw_latents(self.batch_size, self._context.device))
 
         # The discriminator tells proxy images from generated ones, eq. 1.
-        with self._setting.autocast():
+        with self._context.autocast():
             real_logits, fake_logits = self._discriminator(real), self._discriminator(fake.detach())
         d_loss = losses.discriminator_loss(real_logits, fake_logits)
         self._d_optimizer.zero_grad()
@@ -80,12 +80,12 @@ class Degan(ImageSource):
         self._d_optimizer.step()
 
         # The generator deceives it while the teacher is sure of what it sees and sees every class, eq. 6.
-        with modes.parameters_fixed(self._discriminator), self._setting.autocast():
+        with modes.parameters_fixed(self._discriminator), self._context.autocast():
             adversarial = losses.generator_loss(self._discriminator(fake))  # eq. 2
         logs = {"discriminator": d_loss, "adversarial": adversarial}
         g_loss = adversarial
         if self.entropy_weight > 0 or self.diversity_weight > 0:  # plain DCGAN never asks the teacher
-            probs = self._setting.task.class_probs(self._setting.teacher(fake))  # (N, C)
+            probs = self._context.task.class_probs(self._context.teacher(fake))  # (N, C)
             entropy = losses.entropy_loss(probs)  # eq. 3
             plain, weighted = (
                 losses.diversity_loss(probs),
@@ -101,16 +101,16 @@ class Degan(ImageSource):
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
-        return Batch(images=self._render(self._generator.draw_latents(n, self._setting.device)))
+        return Batch(images=self._render(self._generator.draw_latents(n, self._context.device)))
 
     @torch.no_grad()
     def validation_images(self, n: int) -> Tensor:
-        latents = torch.Generator().manual_seed(self._setting.seed + 1)
-        return self._render(self._generator.draw_latents(n, self._setting.device, latents))
+        latents = torch.Generator().manual_seed(self._context.seed + 1)
+        return self._render(self._generator.draw_latents(n, self._context.device, latents))
 
     def _render(self, latents: Tensor) -> Tensor:
         self._generator.eval()
-        with self._setting.autocast():
+        with self._context.autocast():
             images: Tensor = self._generator(latents)
         return images
 

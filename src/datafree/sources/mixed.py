@@ -40,9 +40,9 @@ class Mixed(ImageSource):
             raise DataError("mixed has no warmup or update_every of its own; set them on its parts")
         self.warmup = longest
 
-    def attach(self, setting: SourceContext) -> None:
+    def attach(self, context: SourceContext) -> None:
         for part in self.parts:
-            part.attach(setting)
+            part.attach(context)
 
     def due(self, step: int) -> bool:
         return any(part.due(step) for part in self.parts)

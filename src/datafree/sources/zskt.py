@@ -45,29 +45,29 @@ class Zskt(ImageSource):
     restarts: int = 3  # at most; each halves the rate
     update_every: int = 10  # student steps per update, all on its images
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
-        self._maker = GeneratorTrainer(
-            setting=setting,
-            generator=ResizeGenerator(setting.task.image_size, self.latent, self.width),
+    def attach(self, context: SourceContext) -> None:
+        self._context = context
+        self._trainer = GeneratorTrainer(
+            context=context,
+            generator=ResizeGenerator(context.task.image_size, self.latent, self.width),
             on_collapse=self.on_collapse,
             restarts=self.restarts,
         )
-        self._images = torch.empty(0, 3, *setting.task.image_size, device=setting.device)  # the latest update's
+        self._images = torch.empty(0, 3, *context.task.image_size, device=context.device)  # the latest update's
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task = self._setting.task
-        latents = self._maker.draw(self.batch_size)
-        images = self._maker.make(latents)
-        outputs = self._setting.teacher(images)
+        task = self._context.task
+        latents = self._trainer.draw(self.batch_size)
+        images = self._trainer.make(latents)
+        outputs = self._context.teacher(images)
         with modes.looked_through(student, self.student_mode):
             student_probs = task.class_probs(student(images))
         loss = losses.zskt_generator_loss(student_probs, task.class_probs(outputs))
-        cosine = (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2
-        self._maker.step(loss, self.lr * cosine * self._maker.guard.caution, self.clip)
-        signals = self._maker.guard.after(step, task, images, outputs)  # may put the generator back
+        cosine = (1 + math.cos(math.pi * max(step, 0) / self._context.steps)) / 2
+        self._trainer.step(loss, self.lr * cosine * self._trainer.guard.caution, self.clip)
+        signals = self._trainer.guard.after(step, task, images, outputs)  # may put the generator back
         with torch.no_grad():
-            self._images = self._maker.make(latents)
+            self._images = self._trainer.make(latents)
         return {"divergence": -loss.detach() * student_probs.shape[1], **signals}  # of a row, nats
 
     @torch.no_grad()
@@ -75,21 +75,21 @@ class Zskt(ImageSource):
         order = torch.randperm(len(self._images), device=self._images.device)[:n]
         images = self._images[order]
         if len(images) < n:
-            images = torch.cat([images, self._maker.make(self._maker.draw(n - len(images)))])
+            images = torch.cat([images, self._trainer.make(self._trainer.draw(n - len(images)))])
         return Batch(images=images)
 
     def validation_images(self, n: int) -> Tensor:
-        return self._maker.validation_images(n)
+        return self._trainer.validation_images(n)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._maker.state_dict(), "images": self._images}
+        return {**self._trainer.state_dict(), "images": self._images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._maker.load_state_dict(state)
-        self._images = state["images"].to(self._setting.device)
+        self._trainer.load_state_dict(state)
+        self._images = state["images"].to(self._context.device)
 
     def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._maker.generator}
+        return {"generator": self._trainer.generator}
 
     def notes(self) -> list[str]:
-        return list(self._maker.guard.history)
+        return list(self._trainer.guard.history)

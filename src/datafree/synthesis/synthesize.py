@@ -106,7 +106,7 @@ def _fill(
         finished: list[Batch] = []
         watch = Watch(device)
         with modes.frozen(teacher), watch.answers_of(teacher):
-            source.attach(training.setting(task, teacher, device, dtype, say, keep=finished.append))
+            source.attach(training.source_context(task, teacher, device, dtype, say, on_finished_batch=finished.append))
             shards.begin(names)
             work = ShardWorker(
                 recipe=recipe,

@@ -61,7 +61,7 @@ class Calibration:
     dtype: torch.dtype
     most: int  # images at once
     budget: float  # seconds that each thing is timed for, about
-    keep: Callable[[Batch], None] | None = None  # takes the batches that the small source finishes
+    on_finished_batch: Callable[[Batch], None] | None = None  # takes the batches that the small source finishes
     small: ImageSource = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     timed: int = field(init=False)  # images of the student's step
@@ -72,7 +72,7 @@ class Calibration:
         self.device = next(self.teacher.parameters()).device
         self.timed = max(2, min(self.most, training.batch))
         self._training = replace(training, batch_size=self.timed, lr=1e-12)  # nothing goes wrong by a few more steps
-        self.small = self._attached(self.most, self.keep)
+        self.small = self._attached(self.most, self.on_finished_batch)
         for network in (self.teacher, self.student):
             replicas.share(network)
         self.optimizer = training.make_optimizer(self.student.train())
@@ -169,10 +169,12 @@ class Calibration:
             total += size_of(part.state_dict()) + each * (min(room, made) - min(room, kept))
         return round(total)
 
-    def _attached(self, most: int, keep: Callable[[Batch], None] | None) -> ImageSource:
+    def _attached(self, most: int, on_finished_batch: Callable[[Batch], None] | None) -> ImageSource:
         small = _smaller(copy.deepcopy(self.source), most)
         small.attach(
-            self._training.setting(self.task, self.teacher, self.device, self.dtype, lambda line: None, keep=keep)
+            self._training.source_context(
+                self.task, self.teacher, self.device, self.dtype, lambda line: None, on_finished_batch=on_finished_batch
+            )
         )
         return small
 

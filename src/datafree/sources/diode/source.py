@@ -88,25 +88,26 @@ class Diode(ImageSource):
         if self.bn_norm < 1:
             raise DataError(f"bn_norm is {self.bn_norm}; it is the p of a norm, 1 or more")
 
-    def attach(self, setting: SourceContext) -> None:
-        if not isinstance(setting.task, Detection):  # a recipe sees to this, but not for the parts of a mixture
+    def attach(self, context: SourceContext) -> None:
+        if not isinstance(context.task, Detection):  # a recipe sees to this, but not for the parts of a mixture
             raise DataError("source.method=diode makes images for task.kind=detection alone; for others: inversion")
-        self._setting, self._task = setting, setting.task
-        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self._context, self._task = context, context.task
+        self._for_set = context.on_finished_batch is not None  # a data set takes the batches, no student
+        self._pool = ImagePool(context=context, capacity=self.bank_size, shift=self.shift)
         self._off: list[str] = []  # notes on terms that are off
         self._noise = ""  # the note on images that are still noise
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
         for number, stage in enumerate(self.stages):  # faults that would else be seen after hours
             try:
-                first_answer(setting.teacher, self._size_of(stage), setting.device, "teacher")
+                first_answer(context.teacher, self._size_of(stage), context.device, "teacher")
             except NetworkError as error:
                 at = f"source.stages.{number}.scale={stage.scale:g}"
                 raise DataError(f"{at}: {error}; choose it or task.image_size so that it can") from error
             self._statistics_of(stage)
-        if not batchnorm_layers(setting.teacher) and any(map(self._weighs_statistics, self.stages)):
+        if not batchnorm_layers(context.teacher) and any(map(self._weighs_statistics, self.stages)):
             self._off.append("source.bn_weight is off: the teacher has no BatchNorm statistics")
-            setting.say(f"note: {self._off[-1]}")
-        self._verifier = None if self.verifier is None else build_verifier(self.verifier, self._task, setting)
+            context.say(f"note: {self._off[-1]}")
+        self._verifier = None if self.verifier is None else build_verifier(self.verifier, self._task, context)
 
     def _size_of(self, stage: Stage) -> tuple[int, int]:
         height, width = self._task.image_size
@@ -116,9 +117,9 @@ class Diode(ImageSource):
         return self.bn_weight > 0 or stage.first_bn_weight > 0
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        targets = self._task.sample_targets(self.batch_size, self._setting.device)
+        targets = self._task.sample_targets(self.batch_size, self._context.device)
         size = self._size_of(self.stages[0])
-        images = torch.randn(self.batch_size, 3, *size, device=self._setting.device).clamp_(0, 1)  # half of it black
+        images = torch.randn(self.batch_size, 3, *size, device=self._context.device).clamp_(0, 1)  # half of it black
         logs: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
             size = self._size_of(stage)
@@ -128,10 +129,10 @@ class Diode(ImageSource):
             if index == 0:
                 self._compare_with_noise(before, images)
         images = _resized(images, self._task.image_size)  # where no stage is of that size
-        for_set = self._setting.keep is not None  # else tiles are laid when the student draws, each time anew
-        self._stock.add(*(self._tiled(images, targets) if for_set else (images, targets)))
+        # In a data set tiles are laid now; else when the student draws, each time anew.
+        self._pool.add(*(self._tiled(images, targets) if self._for_set else (images, targets)))
         logs["boxes"] = boxes.present(targets).float().sum(1).mean()
-        for who, network in (("teacher", self._setting.teacher), ("verifier", self._verifier)):
+        for who, network in (("teacher", self._context.teacher), ("verifier", self._verifier)):
             if network is not None and logs["boxes"] > 0:
                 logs[f"{who}_ap50"] = ap50(network, self._task, images, targets)
         return logs
@@ -140,7 +141,7 @@ class Diode(ImageSource):
         self, images: Tensor, targets: Tensor, stage: Stage, size: tuple[int, int], *, look: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One stage: images (B, 3, H, W) with a lower loss, their targets at the task's size, the last terms."""
-        task, teacher = replace(self._task, image_size=size), self._setting.teacher
+        task, teacher = replace(self._task, image_size=size), self._context.teacher
         match = self._statistics_of(stage)
         current = boxes.at_size(targets, self._task.image_size, size)
         terms: dict[str, Tensor] = {}  # of the latest iteration; nothing else is kept from one to the next
@@ -180,10 +181,10 @@ class Diode(ImageSource):
             loss,
             iterations=stage.iterations,
             rate=lambda iteration: (
-                pixel_optimizer.cosine(iteration, stage.iterations, stage.lr, stage.lr_end) * self._setting.pace()
+                pixel_optimizer.cosine(iteration, stage.iterations, stage.lr, stage.lr_end) * self._context.lr_scale()
             ),
             betas=(stage.beta1, stage.beta2),
-            speed=self._setting.speed,
+            speed=self._context.speed,
             keep="last",
         )
         for name, ratio in {} if match is None else match.clipped().items():
@@ -201,11 +202,11 @@ class Diode(ImageSource):
             f"of which a student learns little; raise source.tv_l1_weight={self.tv_l1_weight:g} to "
             f"{max(10 * self.tv_l1_weight, 100):g} or more, or the stage's first_bn_weight or iterations"
         )
-        self._setting.say(f"note: {self._noise}")
+        self._context.say(f"note: {self._noise}")
 
     def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
         """What watches the backbone's BatchNorm layers; None where there are none or they weigh nothing."""
-        teacher = self._setting.teacher
+        teacher = self._context.teacher
         if not self._weighs_statistics(stage) or not batchnorm_layers(teacher):
             return None
         detector = detector_of(teacher)
@@ -216,7 +217,7 @@ class Diode(ImageSource):
             within="" if detector is None else detector.backbone,
             count=stage.bn_layers,
             clip=self.bn_clip,
-            fused=self._setting.speed.fused_statistics,
+            fused=self._context.speed.fused_statistics,
         )
 
     def _augmented(self, x: Tensor, targets: Tensor, stage: Stage, task: Detection) -> tuple[Tensor, Tensor]:
@@ -240,7 +241,7 @@ class Diode(ImageSource):
     def _with_seen(self, x: Tensor, targets: Tensor, task: Detection) -> Tensor:
         """False-positive sampling: what the detector sees where no box is, in the images as they are, becomes a box."""
         found = detect(
-            self._setting.teacher(x),
+            self._context.teacher(x),
             score_threshold=self.fp_sampling_score,
             nms_iou=task.nms_iou,
             max_detections=100,
@@ -259,7 +260,7 @@ class Diode(ImageSource):
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
-        batch = self._stock.sample(n)
+        batch = self._pool.sample(n)
         if batch.targets is None:
             return batch
         images, targets = self._tiled(batch.images, batch.targets)
@@ -269,20 +270,20 @@ class Diode(ImageSource):
         return tiled(images, targets, round(self.mosaic_share * len(images)), self._task.image_size)
 
     def validation_images(self, n: int) -> Tensor:
-        return self._stock.validation_images(n)
+        return self._pool.validation_images(n)
 
     def validation_targets(self, n: int) -> Tensor | None:
-        return self._stock.validation_targets(n)
+        return self._pool.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"stock": self._stock.state_dict()}
-        if self._setting.keep is None:  # in a data set a note would look like something to carry on to the next shard
+        state: dict[str, Any] = {"stock": self._pool.state_dict()}
+        if not self._for_set:  # in a data set a note would look like something to carry on to the next shard
             state |= {"exploding": dict(self._exploding), "noise": self._noise}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stock.load_state_dict(state["stock"])
-        if self._setting.keep is None:
+        self._pool.load_state_dict(state["stock"])
+        if not self._for_set:
             self._exploding = dict(state["exploding"])
             self._noise = state.get("noise", "")  # older states have none
 

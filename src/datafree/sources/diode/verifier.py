@@ -1,4 +1,4 @@
-"""How well made images show their boxes, as detectors see it: DIODE's own measure of its images.
+"""AP50 of detectors on generated images: how well these show their boxes, DIODE's own measure.
 
 B images, M rows of targets, H x W pixels.
 """
@@ -15,7 +15,7 @@ from datafree.tasks.base import synthetic_batch
 from datafree.tasks.detection import Detection
 
 
-def build_verifier(spec: NetworkSpec, task: Detection, setting: SourceContext) -> nn.Module:
+def build_verifier(spec: NetworkSpec, task: Detection, context: SourceContext) -> nn.Module:
     """A second detector, on the run's device and frozen, that has no part in making images.
 
     Building it leaves torch's random state as it is, so that images are the same with it and without.
@@ -25,10 +25,10 @@ def build_verifier(spec: NetworkSpec, task: Detection, setting: SourceContext) -
     if not has_weights(spec):
         raise NetworkError(f"the {what} has no weights, so it can verify nothing; give source.verifier.weights=FILE")
     with torch.random.fork_rng(devices=[]):
-        network = spec.wrap(build_network(spec, num_classes=task.num_classes), setting.dtype)
-    setting.speed.laid_out(network.to(setting.device))
+        network = spec.wrap(build_network(spec, num_classes=task.num_classes), context.dtype)
+    context.speed.laid_out(network.to(context.device))
     network.eval().requires_grad_(False)
-    task.check(first_answer(network, task.image_size, setting.device, what), what)
+    task.check(first_answer(network, task.image_size, context.device, what), what)
     return network
 
 
