@@ -19,7 +19,7 @@ from datafree.distributed import replicas
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.generators import Discriminator, Generator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
 from datafree.sources.folder import Folder
 
 
@@ -48,6 +48,15 @@ class Degan(ImageSource):
     def __post_init__(self) -> None:
         if self.generator is not None:
             self.warmup = self.update_every = 0
+
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size)
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size = size.images
+
+    def nested_sources(self) -> tuple[ImageSource, ...]:
+        return (self.proxy,)
 
     def attach(self, context: SourceContext) -> None:
         self._context = context

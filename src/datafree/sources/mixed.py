@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Mixed(ImageSource):
 
     Its parts say themselves when they are updated; targets are dropped, since not every part has them.
     """
+
+    needs_gradients: ClassVar[bool] = False  # its parts may
+    forwards_updates: ClassVar[bool] = True
 
     parts: list[ImageSource]
     ratio: tuple[float, ...] = (1.0, 1.0)  # alpha : beta, eq. 7-9; one share a part
@@ -43,6 +46,9 @@ class Mixed(ImageSource):
     def attach(self, context: SourceContext) -> None:
         for part in self.parts:
             part.attach(context)
+
+    def nested_sources(self) -> tuple[ImageSource, ...]:
+        return tuple(self.parts)
 
     def due(self, step: int) -> bool:
         return any(part.due(step) for part in self.parts)
