@@ -552,8 +552,10 @@ def test_a_source_that_learns_only_beside_a_student_is_refused(tmp_path: Path) -
 
 def test_parts_that_finish_batches_are_not_mixed(tmp_path: Path) -> None:
     mixed = {"method": "mixed", "parts": [INVERSION, {"method": "noise"}]}
-    with pytest.raises(DataError, match="make a data set of that part alone"):
-        synthesize(recipe_for(tmp_path, mixed), tmp_path / "out", 5)
+    for source in (mixed, {"method": "mixed", "parts": [mixed, {"method": "noise"}]}):
+        with pytest.raises(RecipeError, match="make a data set of that part alone"):
+            synthesize(recipe_for(tmp_path, source), tmp_path / "out", 5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_source_that_gives_the_same_images_again_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class ImageSource(ABC):
     serves: ClassVar[type[Any]] = Task  # the tasks it makes images for: this one, or all
     finishes: ClassVar[bool] = False  # whether each update finishes a batch, for `on_finished_batch` or a bank
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
-    uses_batchnorm: ClassVar[bool] = False  # whether a term, of `bn_weight`, looks at these statistics where there are any
+    uses_batchnorm: ClassVar[bool] = False  # whether `bn_weight` is of a term on these statistics
     needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
     forwards_updates: ClassVar[bool] = False  # whether its update is nothing but those of its nested sources
 

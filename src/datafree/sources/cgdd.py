@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,15 @@ from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.generator_trainer import GeneratorTrainer
+from datafree.sources.base import Batch, SourceContext
+from datafree.sources.parts.generator_source import GeneratorSource
 from datafree.sources.parts.memory_bank import Bank
 from datafree.tasks.base import synthetic_batch
 
 
 @final
 @dataclass(kw_only=True)
-class Cgdd(ImageSource):
+class Cgdd(GeneratorSource):
     """A generator makes images of preset labels that the teacher recognises and the student does not know yet.
 
     One update is one generator step. The student draws a share of each batch from a bank of past updates' images, so
@@ -41,6 +41,8 @@ class Cgdd(ImageSource):
     The weights' defaults are those of our Fashion-MNIST benchmark, since the paper's are not known: there only the
     BatchNorm term made a difference beyond the spread over seeds (docs/results.md).
     """
+
+    uses_batchnorm: ClassVar[bool] = True
 
     target_weight: float = 0.5  # of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 20.0  # of the distance to the teacher's BatchNorm statistics; off where it has none
@@ -61,16 +63,13 @@ class Cgdd(ImageSource):
     warmup: int = 100  # updates without the adversarial term
     update_every: int = 5  # student steps per update
 
+    def bank_images(self) -> int:
+        return self.bank_size
+
     def attach(self, context: SourceContext) -> None:
-        self._context = context
         task, teacher = context.task, context.teacher
-        self._trainer = GeneratorTrainer(
-            context=context,
-            generator=ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes),
-            beta1=self.beta1,
-            on_collapse=self.on_collapse,
-            restarts=self.restarts,
-        )
+        generator = ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes)
+        self.attach_generator(context, generator, self.beta1)
         self._bank = Bank(capacity=self.bank_size)
         fused = context.speed.fused_statistics
         self._match = StatisticsMatch(network=teacher, momentum=self.bn_momentum, fused=fused)
@@ -147,9 +146,3 @@ class Cgdd(ImageSource):
         self._trainer.load_state_dict(state)
         self._bank.load_state_dict(state["bank"], self._context.device)
         self._match.load_state_dict(state["match"])
-
-    def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._trainer.generator}
-
-    def notes(self) -> list[str]:
-        return list(self._trainer.guard.history)

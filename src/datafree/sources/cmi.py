@@ -24,9 +24,9 @@ from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.base import SourceContext, UpdateSize
 from datafree.sources.parts.pixel_optimizer import BestSoFar
+from datafree.sources.parts.pool_source import PoolSource
 from datafree.tasks.base import synthetic_batch
 
 HEAD = 256  # dimensions in which images are told apart
@@ -34,7 +34,7 @@ HEAD = 256  # dimensions in which images are told apart
 
 @final
 @dataclass(kw_only=True)
-class Cmi(ImageSource):
+class Cmi(PoolSource):
     """A fresh generator and its latents are fitted to each batch, by the teacher and against all images made before.
 
     One update makes one batch and adds it to a bank that the student draws from. Two views of an image must be closer,
@@ -42,8 +42,8 @@ class Cmi(ImageSource):
     Published rhythm: a batch of 256 images, then 400 student steps.
     """
 
-    finishes: ClassVar[bool] = True
     needs_batchnorm: ClassVar[bool] = True
+    uses_batchnorm: ClassVar[bool] = True
 
     target_weight: float = 1.0  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 1.0  # bn: of the distance to the teacher's BatchNorm statistics
@@ -72,9 +72,15 @@ class Cmi(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size, (self.iterations,) = size.images, size.iterations
+
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "cmi")
-        self._context = context
+        self.attach_pool(context)
         self._match = StatisticsMatch(network=context.teacher, fused=context.speed.fused_statistics)
         self._generator = ResizeGenerator(context.task.image_size, self.latent, self.width)
         replicas.share(context.speed.laid_out(self._generator.to(context.device)))
@@ -90,7 +96,6 @@ class Cmi(ImageSource):
         self._head_optimizer = context.speed.adam(self._head.parameters(), self.lr)
         self._remembered = torch.empty(0, 2 * dims, device=context.device)  # (M, 2 D): local and global view
         self._cursor = 0
-        self._pool = ImagePool(context=context, capacity=self.bank_size, shift=self.shift)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         task, teacher, device = self._context.task, self._context.teacher, self._context.device
@@ -153,15 +158,6 @@ class Cmi(ImageSource):
         places = (torch.arange(len(over), device=over.device) + self._cursor) % self.memory
         self._remembered[places] = over
         self._cursor = (self._cursor + len(over)) % self.memory
-
-    def sample(self, n: int) -> Batch:
-        return self._pool.sample(n)
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._pool.validation_images(n)
-
-    def validation_targets(self, n: int) -> Tensor | None:
-        return self._pool.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {  # the generator is drawn anew for each batch

@@ -10,23 +10,22 @@ sigmoid, where the public generator ends in a BatchNorm. B images, C classes, N 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from datafree.networks import features
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.generator_trainer import GeneratorTrainer
+from datafree.sources.base import SourceContext
+from datafree.sources.parts.generator_source import GeneratorSource
 from datafree.tasks.base import synthetic_batch
 
 
 @final
 @dataclass(kw_only=True)
-class Dafl(ImageSource):
+class Dafl(GeneratorSource):
     """The generator makes images of which the teacher is sure, of every class alike, with strong activations.
 
     One update is one generator step; the published rhythm is one to each step of the student. The defaults are those of
@@ -46,13 +45,7 @@ class Dafl(ImageSource):
     update_every: int = 1  # student steps per generator step
 
     def attach(self, context: SourceContext) -> None:
-        self._context = context
-        self._trainer = GeneratorTrainer(
-            context=context,
-            generator=ResizeGenerator(context.task.image_size, self.latent, self.width),
-            on_collapse=self.on_collapse,
-            restarts=self.restarts,
-        )
+        self.attach_generator(context, ResizeGenerator(context.task.image_size, self.latent, self.width))
         # f_T, the features before the classifier: pooled or not, a ReLU's map has the same mean.
         look = synthetic_batch(context.task.image_size, context.device)
         self._deepest = list(features.last_layers(context.teacher, look).values())[-1:]
@@ -75,22 +68,3 @@ class Dafl(ImageSource):
         self._trainer.step(loss, self.lr * self._trainer.guard.caution)
         logs = {name: value.detach() for name, value in terms.items()}
         return logs | self._trainer.guard.after(step, task, images, outputs)
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Batch:
-        return Batch(images=self._trainer.make(self._trainer.draw(n)))
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._trainer.validation_images(n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._trainer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._trainer.load_state_dict(state)
-
-    def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._trainer.generator}
-
-    def notes(self) -> list[str]:
-        return list(self._trainer.guard.history)

@@ -7,20 +7,19 @@ defaults are those for CamVid. For CIFAR: network resize, objective l1, batch_si
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.generator_trainer import GeneratorTrainer
+from datafree.sources.base import SourceContext
+from datafree.sources.parts.generator_source import GeneratorSource
 
 
 @final
 @dataclass(kw_only=True)
-class Dfad(ImageSource):
+class Dfad(GeneratorSource):
     """The generator climbs the disagreement |s - t| of student and teacher, which the student then learns away.
 
     One update is one generator step; the published rhythm is five student steps to each. Use it with task.distill=l1,
@@ -40,14 +39,8 @@ class Dfad(ImageSource):
     update_every: int = 5  # student steps per generator step
 
     def attach(self, context: SourceContext) -> None:
-        self._context = context
         networks: dict[str, type[Generator | ResizeGenerator]] = {"resize": ResizeGenerator, "dcgan": Generator}
-        self._trainer = GeneratorTrainer(
-            context=context,
-            generator=networks[self.network](context.task.image_size, self.latent, self.width),
-            on_collapse=self.on_collapse,
-            restarts=self.restarts,
-        )
+        self.attach_generator(context, networks[self.network](context.task.image_size, self.latent, self.width))
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         task = self._context.task
@@ -61,22 +54,3 @@ class Dfad(ImageSource):
         self._trainer.step(loss, self.lr * 0.1**falls * self._trainer.guard.caution)
         signals = self._trainer.guard.after(step, task, images, outputs)
         return {"generator": loss.detach(), "disagreement": disagreement.detach(), **signals}
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Batch:
-        return Batch(images=self._trainer.make(self._trainer.draw(n)))
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._trainer.validation_images(n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._trainer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._trainer.load_state_dict(state)
-
-    def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._trainer.generator}
-
-    def notes(self) -> list[str]:
-        return list(self._trainer.guard.history)

@@ -23,14 +23,14 @@ from datafree.health.guard import Guard
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.base import SourceContext, UpdateSize
 from datafree.sources.parts.pixel_optimizer import BestSoFar
+from datafree.sources.parts.pool_source import PoolSource
 
 
 @final
 @dataclass(kw_only=True)
-class Fast(ImageSource):
+class Fast(PoolSource):
     """A copy of the meta-generator is adapted for each batch in a few steps; what all copies need, it then learns.
 
     One update makes one batch and adds it to a bank that the student draws from. Features that images have in common
@@ -38,8 +38,8 @@ class Fast(ImageSource):
     20 batches before the first.
     """
 
-    finishes: ClassVar[bool] = True
     needs_batchnorm: ClassVar[bool] = True
+    uses_batchnorm: ClassVar[bool] = True
 
     target_weight: float = 0.4  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 10.0  # bn: of the distance to the teacher's BatchNorm statistics
@@ -69,16 +69,21 @@ class Fast(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size, (self.iterations,) = size.images, size.iterations
+
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "fast")
-        self._context = context
+        self.attach_pool(context)
         fused = context.speed.fused_statistics
         self._match = StatisticsMatch(network=context.teacher, momentum=self.bn_momentum, fused=fused)
         self._generator = ResizeGenerator(context.task.image_size, self.latent, self.width)
         replicas.share(context.speed.laid_out(self._generator.to(context.device)))
         meta_lr = self.generator_lr * self.iterations
         self._optimizer = context.speed.adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999))
-        self._pool = ImagePool(context=context, capacity=self.bank_size, shift=self.shift)
         self._guard = Guard(
             parts={"generator": self._generator, "optimizer": self._optimizer},
             what="source.generator_lr",  # see `update`
@@ -151,15 +156,6 @@ class Fast(ImageSource):
         """Whether this is the first update at or after the step of the reset. (Published: update 120 of 200.)"""
         first = math.ceil(self.reset_at * self._context.steps)
         return self.reset_at > 0 and first <= step < first + self.update_every
-
-    def sample(self, n: int) -> Batch:
-        return self._pool.sample(n)
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._pool.validation_images(n)
-
-    def validation_targets(self, n: int) -> Tensor | None:
-        return self._pool.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {

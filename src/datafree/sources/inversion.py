@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import SourceContext, UpdateSize
 from datafree.sources.parts import pixel_optimizer
-from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.parts.pool_source import PoolSource
 
 
 @final
 @dataclass(kw_only=True)
-class Inversion(ImageSource):
+class Inversion(PoolSource):
     """Pixels are optimised until the teacher recognises preset targets in images with its BatchNorm statistics.
 
     One update makes one batch, with all its iterations, and adds it to a bank that the student draws from. As
@@ -33,8 +33,8 @@ class Inversion(ImageSource):
     not know yet: adversarial_weight=1, update_every=400 is its form in CMI's comparison (arXiv 2105.08584).
     """
 
-    finishes: ClassVar[bool] = True
     needs_batchnorm: ClassVar[bool] = True
+    uses_batchnorm: ClassVar[bool] = True
 
     target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy), eq. 1
     bn_weight: float = 10.0  # alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4
@@ -63,12 +63,17 @@ class Inversion(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size, (self.iterations,) = size.images, size.iterations
+
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "inversion")
-        self._context = context
+        self.attach_pool(context)
         fused = context.speed.fused_statistics
         self._match = StatisticsMatch(network=context.teacher, first=self.first_bn_weight, fused=fused)
-        self._pool = ImagePool(context=context, capacity=self.bank_size, shift=self.shift)
         if self.adversarial_weight and not self.update_every:
             context.say("note: source.adversarial_weight is off: no image is made once the student learns")
 
@@ -122,15 +127,6 @@ class Inversion(ImageSource):
     @property
     def _betas(self) -> tuple[float, float]:
         return self.beta1, self.beta2
-
-    def sample(self, n: int) -> Batch:
-        return self._pool.sample(n)
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._pool.validation_images(n)
-
-    def validation_targets(self, n: int) -> Tensor | None:
-        return self._pool.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {"stock": self._pool.state_dict()}

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.generator_trainer import GeneratorTrainer
+from datafree.sources.base import Batch, SourceContext
+from datafree.sources.parts.generator_source import GeneratorSource
 
 
 @final
 @dataclass(kw_only=True)
-class Zskt(ImageSource):
+class Zskt(GeneratorSource):
     """The generator looks for images on which the student does not believe its teacher: KL(teacher || student), T = 1.
 
     One update is one generator step; the latents of that step, through the generator after it, are the images from
@@ -46,13 +46,7 @@ class Zskt(ImageSource):
     update_every: int = 10  # student steps per update, all on its images
 
     def attach(self, context: SourceContext) -> None:
-        self._context = context
-        self._trainer = GeneratorTrainer(
-            context=context,
-            generator=ResizeGenerator(context.task.image_size, self.latent, self.width),
-            on_collapse=self.on_collapse,
-            restarts=self.restarts,
-        )
+        self.attach_generator(context, ResizeGenerator(context.task.image_size, self.latent, self.width))
         self._images = torch.empty(0, 3, *context.task.image_size, device=context.device)  # the latest update's
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
@@ -78,18 +72,9 @@ class Zskt(ImageSource):
             images = torch.cat([images, self._trainer.make(self._trainer.draw(n - len(images)))])
         return Batch(images=images)
 
-    def validation_images(self, n: int) -> Tensor:
-        return self._trainer.validation_images(n)
-
     def state_dict(self) -> dict[str, Any]:
         return {**self._trainer.state_dict(), "images": self._images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._trainer.load_state_dict(state)
         self._images = state["images"].to(self._context.device)
-
-    def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._trainer.generator}
-
-    def notes(self) -> list[str]:
-        return list(self._trainer.guard.history)

@@ -172,6 +172,10 @@ def require_number(recipe: Recipe) -> None:
 
 def trains_first(source: ImageSource) -> bool:
     """Whether updates train the source before it makes anything. Raises RecipeError for one that cannot be."""
+    if source.forwards_updates and any(part.finishes for part in source.updated_sources()):
+        raise RecipeError(
+            ["source: a part of it finishes batches of images, which are not mixed: make a data set of that part alone"]
+        )
     if not source.finishes and not source.warmup and source.due(0):
         raise RecipeError(["source.warmup: is 0, and no student learns here: nothing would train the source; set it"])
     return source.warmup > 0 and not source.finishes

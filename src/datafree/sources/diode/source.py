@@ -25,18 +25,18 @@ from datafree.networks.normalized import bare, detector_of
 from datafree.ops import augment, boxes, losses
 from datafree.ops.detections import confirmed, detect, with_seen
 from datafree.ops.predictions import Predictions
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, SourceContext, UpdateSize
 from datafree.sources.diode.mosaic import tiled
 from datafree.sources.diode.stages import Stage, published_stages
 from datafree.sources.diode.verifier import ap50, build_verifier, first_answer
 from datafree.sources.parts import pixel_optimizer
-from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.parts.pool_source import PoolSource
 from datafree.tasks.detection import Detection
 
 
 @final
 @dataclass(kw_only=True)
-class Diode(ImageSource):
+class Diode(PoolSource):
     """Pixels are optimised until the detector sees the boxes sampled for them, in images whose statistics it knows.
 
     One update makes one batch: noise, through all stages, and adds it to a bank that the student draws from. What the
@@ -45,7 +45,7 @@ class Diode(ImageSource):
     """
 
     serves: ClassVar[type[Any]] = Detection
-    finishes: ClassVar[bool] = True
+    uses_batchnorm: ClassVar[bool] = True
 
     tv_l1_weight: float = 75.0  # of the mean differences of neighbouring pixels; 10 to 25 where images turn out dark
     tv_l2_weight: float = 0.0  # of their norm
@@ -88,12 +88,19 @@ class Diode(ImageSource):
         if self.bn_norm < 1:
             raise DataError(f"bn_norm is {self.bn_norm}; it is the p of a norm, 1 or more")
 
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size, iterations=tuple(stage.iterations for stage in self.stages))
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size = size.images
+        self.stages = [replace(stage, iterations=n) for stage, n in zip(self.stages, size.iterations, strict=True)]
+
     def attach(self, context: SourceContext) -> None:
-        if not isinstance(context.task, Detection):  # a recipe sees to this, but not for the parts of a mixture
+        if not isinstance(context.task, Detection):  # a recipe sees to this
             raise DataError("source.method=diode makes images for task.kind=detection alone; for others: inversion")
-        self._context, self._task = context, context.task
+        self.attach_pool(context)
+        self._task = context.task
         self._for_set = context.on_finished_batch is not None  # a data set takes the batches, no student
-        self._pool = ImagePool(context=context, capacity=self.bank_size, shift=self.shift)
         self._off: list[str] = []  # notes on terms that are off
         self._noise = ""  # the note on images that are still noise
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
@@ -268,12 +275,6 @@ class Diode(ImageSource):
 
     def _tiled(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return tiled(images, targets, round(self.mosaic_share * len(images)), self._task.image_size)
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._pool.validation_images(n)
-
-    def validation_targets(self, n: int) -> Tensor | None:
-        return self._pool.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"stock": self._pool.state_dict()}
