@@ -24,7 +24,7 @@ from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import SourceContext, UpdateSize
+from datafree.sources.base import SourceContext
 from datafree.sources.parts.pixel_optimizer import BestSoFar
 from datafree.sources.parts.pool_source import PoolSource
 from datafree.tasks.base import synthetic_batch
@@ -71,12 +71,6 @@ class Cmi(PoolSource):
             raise DataError(f"negatives is {self.negatives}; it must be 0 or more")
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
-
-    def update_size(self) -> UpdateSize:
-        return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
-
-    def resize_updates(self, size: UpdateSize) -> None:
-        self.batch_size, (self.iterations,) = size.images, size.iterations
 
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "cmi")

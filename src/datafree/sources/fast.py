@@ -23,7 +23,7 @@ from datafree.health.guard import Guard
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import SourceContext, UpdateSize
+from datafree.sources.base import SourceContext
 from datafree.sources.parts.pixel_optimizer import BestSoFar
 from datafree.sources.parts.pool_source import PoolSource
 
@@ -68,12 +68,6 @@ class Fast(PoolSource):
             raise DataError(f"bn_momentum is {self.bn_momentum}; it must be 0 or more, and below 1")
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
-
-    def update_size(self) -> UpdateSize:
-        return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
-
-    def resize_updates(self, size: UpdateSize) -> None:
-        self.batch_size, (self.iterations,) = size.images, size.iterations
 
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "fast")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import SourceContext, UpdateSize
+from datafree.sources.base import SourceContext
 from datafree.sources.parts import pixel_optimizer
 from datafree.sources.parts.pool_source import PoolSource
 
@@ -62,12 +62,6 @@ class Inversion(PoolSource):
             raise DataError(f"iterations is {self.iterations}; it must be at least 1")
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
-
-    def update_size(self) -> UpdateSize:
-        return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
-
-    def resize_updates(self, size: UpdateSize) -> None:
-        self.batch_size, (self.iterations,) = size.images, size.iterations
 
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "inversion")

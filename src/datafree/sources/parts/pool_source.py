@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
 from datafree.sources.parts.image_pool import ImagePool
 
 
@@ -23,8 +23,10 @@ class PoolSource(ImageSource, ABC):
     finishes: ClassVar[bool] = True
 
     # Options that every such method has, each with a default of its own.
+    batch_size: int
     shift: int
     bank_size: int
+    iterations: int  # of an update; a method of several stages has these instead, and its own `update_size`
 
     _context: SourceContext
     _pool: ImagePool
@@ -33,6 +35,12 @@ class PoolSource(ImageSource, ABC):
         """Hold the run's context, and an empty pool. For the method's `attach`."""
         self._context = context
         self._pool = ImagePool(context=context, capacity=self.bank_size, shift=self.shift)
+
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size, (self.iterations,) = size.images, size.iterations
 
     def bank_images(self) -> int:
         return self.bank_size
