@@ -6,9 +6,9 @@ B images, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,14 @@ class UpdateSize:
     iterations: tuple[int, ...] = ()  # of each stage of one update; empty: an update does not iterate
 
 
+class Paper(NamedTuple):
+    """Where a method was published."""
+
+    authors: str
+    arxiv: str = ""  # its number; the documentation links it
+    remark: str = ""  # the venue of a paper that is not there, what of it was taken
+
+
 @dataclass(kw_only=True)
 class ImageSource(ABC):
     """Makes images. A method is a final, keyword-only dataclass whose fields are its options.
@@ -66,12 +74,15 @@ class ImageSource(ABC):
     `nested_sources`. Nothing outside reads its options to find out.
     """
 
+    paper: ClassVar[Paper | None] = None
     serves: ClassVar[type[Any]] = Task  # the tasks it makes images for: this one, or all
     finishes: ClassVar[bool] = False  # whether each update finishes a batch, for `on_finished_batch` or a bank
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
     uses_batchnorm: ClassVar[bool] = False  # whether `bn_weight` is of a term on these statistics
     needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
+    needs_images: ClassVar[bool] = False  # whether it needs images of the user's own: photos, proxies, a data set
     forwards_updates: ClassVar[bool] = False  # whether its update is nothing but those of its nested sources
+    passes: ClassVar[Mapping[str, int]] = {}  # of one iteration, forward and backward: network -> how many
 
     warmup: int = 0  # updates before the student's first step
     update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up

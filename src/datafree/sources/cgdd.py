@@ -13,6 +13,7 @@ B images, C classes, N rows (an image or a pixel each).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -24,7 +25,7 @@ from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, SourceContext
+from datafree.sources.base import Batch, Paper, SourceContext
 from datafree.sources.parts.generator_source import GeneratorSource
 from datafree.sources.parts.memory_bank import Bank
 from datafree.tasks.base import synthetic_batch
@@ -42,7 +43,9 @@ class Cgdd(GeneratorSource):
     BatchNorm term made a difference beyond the spread over seeds (docs/results.md).
     """
 
+    paper: ClassVar[Paper | None] = Paper("Yu et al.", "2112.15358", "its abstracts; the rest is inferred")
     uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     target_weight: float = 0.5  # of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 20.0  # of the distance to the teacher's BatchNorm statistics; off where it has none

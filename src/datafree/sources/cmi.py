@@ -24,7 +24,7 @@ from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import SourceContext
+from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts.pixel_optimizer import BestSoFar
 from datafree.sources.parts.pool_source import PoolSource
 from datafree.tasks.base import synthetic_batch
@@ -42,8 +42,10 @@ class Cmi(PoolSource):
     Published rhythm: a batch of 256 images, then 400 student steps.
     """
 
+    paper: ClassVar[Paper | None] = Paper("Fang et al.", "2105.08584")
     needs_batchnorm: ClassVar[bool] = True
     uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 2, "student": 1}
 
     target_weight: float = 1.0  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 1.0  # bn: of the distance to the teacher's BatchNorm statistics

@@ -9,8 +9,9 @@ sigmoid, where the public generator ends in a BatchNorm. B images, C classes, N 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from datafree.networks import features
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses
-from datafree.sources.base import SourceContext
+from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts.generator_source import GeneratorSource
 from datafree.tasks.base import synthetic_batch
 
@@ -32,6 +33,9 @@ class Dafl(GeneratorSource):
     CIFAR-10; CIFAR-100 has one_hot_weight 0.5, balance_weight 20, activation_weight 0.1. The teacher's BatchNorm is not
     used, nor need it have any.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Chen et al.", "1904.01186")
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1}
 
     one_hot_weight: float = 0.05  # of the teacher's loss on the answer it gives itself: sure answers
     balance_weight: float = 5.0  # of the average answer's negative entropy, in powers of ten (log10)

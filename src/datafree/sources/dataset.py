@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ class Dataset(ImageSource):
     the files, scaled to the task's size as labelled data is; training.shift moves them. Files that cannot be read are
     skipped and named in `notes`. The targets are learnt from by training.label_weight, and by nothing else.
     """
+
+    needs_images: ClassVar[bool] = True
 
     path: Path  # the --out of `datafree synthesize`, or a folder of labelled images
     hold_out: int = 64  # images kept back for `held_out` at most, and at most a tenth of the set (but one)

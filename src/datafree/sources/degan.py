@@ -8,9 +8,10 @@ B images, C classes, N rows (pixels, for segmentation).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from datafree.distributed import replicas
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.generators import Discriminator, Generator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
+from datafree.sources.base import Batch, ImageSource, Paper, SourceContext, UpdateSize
 from datafree.sources.folder import Folder
 
 
@@ -32,6 +33,10 @@ class Degan(ImageSource):
     weighted diversity at weight 10, no entropy term. Plain DCGAN is both weights at 0; the paper's "DeGAN" row is
     entropy_weight 10, diversity_weight 0.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Bhogale", "2011.00809")
+    needs_images: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "discriminator": 3, "teacher": 1}
 
     proxy: Folder  # unlabelled images; need not hold every class
     entropy_weight: float = 0.0  # lambda_e, eq. 6

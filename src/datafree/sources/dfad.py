@@ -6,14 +6,15 @@ defaults are those for CamVid. For CIFAR: network resize, objective l1, batch_si
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 from torch import Tensor, nn
 
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.ops import losses, modes
-from datafree.sources.base import SourceContext
+from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts.generator_source import GeneratorSource
 
 
@@ -25,6 +26,9 @@ class Dfad(GeneratorSource):
     One update is one generator step; the published rhythm is five student steps to each. Use it with task.distill=l1,
     the student's published loss. Nothing fixed can be held out: `validation_images` shows what the generator makes now.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Fang et al.", "1912.11006")
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     network: Literal["resize", "dcgan"] = "dcgan"  # resize: resize-convolutions, CIFAR's script; dcgan: near CamVid's
     objective: Literal["l1", "log"] = "log"  # to be large; l1: mean |s - t|, CIFAR's; log: log(that + 1), CamVid's

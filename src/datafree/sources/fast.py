@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -23,7 +24,7 @@ from datafree.health.guard import Guard
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import SourceContext
+from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts.pixel_optimizer import BestSoFar
 from datafree.sources.parts.pool_source import PoolSource
 
@@ -38,8 +39,10 @@ class Fast(PoolSource):
     20 batches before the first.
     """
 
+    paper: ClassVar[Paper | None] = Paper("Fang et al.", "2112.15278")
     needs_batchnorm: ClassVar[bool] = True
     uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     target_weight: float = 0.4  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 10.0  # bn: of the distance to the teacher's BatchNorm statistics

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datafree.data import images
 from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
@@ -36,6 +36,9 @@ class Folder(ImageSource):
     student learns from this one; the state knows only of images handed out. Files that cannot be read, or
     vanish, are skipped and named in `notes`.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Hinton et al.", "1503.02531", "distillation itself")
+    needs_images: ClassVar[bool] = True
 
     path: Path  # with every image below it
     crop: Literal["centre", "random"] = "centre"  # of the image scaled to just cover the task's image size

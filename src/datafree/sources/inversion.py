@@ -9,6 +9,7 @@ B images, C classes, H x W pixels, N rows (an image or a pixel each).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import SourceContext
+from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts import pixel_optimizer
 from datafree.sources.parts.pool_source import PoolSource
 
@@ -33,8 +34,10 @@ class Inversion(PoolSource):
     not know yet: adversarial_weight=1, update_every=400 is its form in CMI's comparison (arXiv 2105.08584).
     """
 
+    paper: ClassVar[Paper | None] = Paper("Yin et al.", "1912.08795")
     needs_batchnorm: ClassVar[bool] = True
     uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
 
     target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy), eq. 1
     bn_weight: float = 10.0  # alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4

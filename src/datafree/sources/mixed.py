@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import DataError
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 
 
 @final
@@ -25,6 +25,7 @@ class Mixed(ImageSource):
     Its parts say themselves when they are updated; targets are dropped, since not every part has them.
     """
 
+    paper: ClassVar[Paper | None] = Paper("Bhogale", "2011.00809", "eq. 7-9")
     needs_gradients: ClassVar[bool] = False  # its parts may
     forwards_updates: ClassVar[bool] = True
 

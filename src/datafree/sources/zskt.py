@@ -13,15 +13,16 @@ in a BatchNorm. B images, C classes, N rows (an image or a pixel each).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, SourceContext
+from datafree.sources.base import Batch, Paper, SourceContext
 from datafree.sources.parts.generator_source import GeneratorSource
 
 
@@ -34,6 +35,9 @@ class Zskt(GeneratorSource):
     which the student draws until the next update: with batches of equal size every step is on the whole of them, as
     published. A larger batch is filled up with images made anew.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Micaelli & Storkey", "1905.09768")
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     latent: int = 100  # Z
     width: int = 64  # channels of the generator at full size

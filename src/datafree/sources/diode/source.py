@@ -10,12 +10,12 @@ B images, M rows of targets, H x W pixels of a stage.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.errors import DataError, NetworkError
@@ -25,10 +25,10 @@ from datafree.networks.normalized import bare, detector_of
 from datafree.ops import augment, boxes, losses
 from datafree.ops.detections import confirmed, detect, with_seen
 from datafree.ops.predictions import Predictions
-from datafree.sources.base import Batch, SourceContext, UpdateSize
+from datafree.sources.base import Batch, Paper, SourceContext, UpdateSize
 from datafree.sources.diode.mosaic import tiled
-from datafree.sources.diode.stages import Stage, published_stages
-from datafree.sources.diode.verifier import ap50, build_verifier, first_answer
+from datafree.sources.diode.stages import Stage, published_stages, resized
+from datafree.sources.diode.verifier import ap50, build_verifier, first_answer, still_noise
 from datafree.sources.parts import pixel_optimizer
 from datafree.sources.parts.pool_source import PoolSource
 from datafree.tasks.detection import Detection
@@ -44,8 +44,10 @@ class Diode(PoolSource):
     `inversion` is its kin for other tasks. Boxes and classes are drawn by the task (task.box_sides and the like).
     """
 
+    paper: ClassVar[Paper | None] = Paper("Chawla et al.", remark="WACV 2021")
     serves: ClassVar[type[Any]] = Detection
     uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
 
     tv_l1_weight: float = 75.0  # of the mean differences of neighbouring pixels; 10 to 25 where images turn out dark
     tv_l2_weight: float = 0.0  # of their norm
@@ -131,11 +133,12 @@ class Diode(PoolSource):
         for index, stage in enumerate(self.stages):
             size = self._size_of(stage)
             before = images
-            images, targets, terms = self._run(_resized(images, size), targets, stage, size, look=index == 0)
+            images, targets, terms = self._run(resized(images, size), targets, stage, size, look=index == 0)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
-            if index == 0:
-                self._compare_with_noise(before, images)
-        images = _resized(images, self._task.image_size)  # where no stage is of that size
+            if index == 0 and not self._noise and (line := still_noise(before, images, self.tv_l1_weight)):
+                self._noise = line
+                self._context.say(f"note: {line}")
+        images = resized(images, self._task.image_size)  # where no stage is of that size
         # In a data set tiles are laid now; else when the student draws, each time anew.
         self._pool.add(*(self._tiled(images, targets) if self._for_set else (images, targets)))
         logs["boxes"] = boxes.present(targets).float().sum(1).mean()
@@ -198,18 +201,6 @@ class Diode(PoolSource):
             self._exploding[name] = max(ratio, self._exploding.get(name, 0.0))
         targets = boxes.at_size(current, size, self._task.image_size)
         return made, targets, {name: value.detach() for name, value in terms.items()}
-
-    def _compare_with_noise(self, noise: Tensor, images: Tensor) -> None:
-        """Say once, and early, what else is only seen in the pictures: the first stage has left much of its noise."""
-        began, ended = (float(losses.total_variation_l1(x)) for x in (noise, images))
-        if self._noise or not ended > began / 2:  # where all is well it is a tenth; NaN is for others to tell
-            return
-        self._noise = (
-            f"after the first stage the images are still noise (total variation {ended:.2g}; it began at {began:.2g}), "
-            f"of which a student learns little; raise source.tv_l1_weight={self.tv_l1_weight:g} to "
-            f"{max(10 * self.tv_l1_weight, 100):g} or more, or the stage's first_bn_weight or iterations"
-        )
-        self._context.say(f"note: {self._noise}")
 
     def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
         """What watches the backbone's BatchNorm layers; None where there are none or they weigh nothing."""
@@ -297,9 +288,3 @@ class Diode(PoolSource):
         named = ", ".join(f"{name} ({ratio:.1f} times)" for name, ratio in worst[:3])
         clipped = f"BatchNorm layers above source.bn_clip={self.bn_clip:g} times the median, and clipped: {named}"
         return [*notes, clipped]
-
-
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)
