@@ -163,7 +163,7 @@ def within_runs(cells: Sequence[dict[str, Any]], signal: str) -> float | None:
 
 
 def good_range(cells: Sequence[dict[str, Any]], signal: str, least: float) -> str:
-    """BestSoFar to highest at the end of runs whose accuracy is at `least` that, and the median of the others."""
+    """Lowest to highest at the end of runs whose accuracy is at `least` that, and the median of the others."""
     ends = [(cell["metrics"], steps_of(cell)[-1]) for cell in cells]
     seen = [(m[f"{signal}@{s}"], m[f"top1@{s}"]) for m, s in ends if f"{signal}@{s}" in m]
     good, bad = [v for v, top1 in seen if top1 >= least], [v for v, top1 in seen if top1 < least]

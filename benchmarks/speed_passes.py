@@ -110,7 +110,7 @@ class Rig:
         teacher = self.networks["teacher"]
         with modes.frozen(teacher):
             self.source.attach(
-                self.training.setting(self.task, teacher, self.device, self.dtype, say=lambda line: None)
+                self.training.source_context(self.task, teacher, self.device, self.dtype, say=lambda line: None)
             )
         state = self.source.state_dict()
         if "remembered" in state:  # CMI's, which an update's time depends on

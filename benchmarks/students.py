@@ -39,8 +39,8 @@ class Pictures(ImageSource):
     images: Tensor  # (N, 1 or 3, H, W) uint8
     hold_out: int = 64  # images kept back, evenly spread, since sets lie class by class; at most a tenth
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
+    def attach(self, context: SourceContext) -> None:
+        self._context = context
         held = min(self.hold_out, max(1, len(self.images) // 10))
         chosen = torch.zeros(len(self.images), dtype=torch.bool)
         chosen[torch.linspace(0, len(self.images) - 1, held).round().long()] = True
@@ -51,10 +51,10 @@ class Pictures(ImageSource):
 
     def sample(self, n: int) -> Batch:
         chosen = torch.randint(len(self._pool), (n,))
-        return Batch(images=as_images(self._pool[chosen].to(self._setting.device)))
+        return Batch(images=as_images(self._pool[chosen].to(self._context.device)))
 
     def validation_images(self, n: int) -> Tensor:
-        return as_images(self._held[:n].to(self._setting.device))
+        return as_images(self._held[:n].to(self._context.device))
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 from datafree.networks.darknet.yolov3 import yolov3
+from datafree.networks.generators import Discriminator, Generator, ResizeGenerator
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops import modes
+from datafree.ops.predictions import Predictions
 from datafree.sources import SOURCES, Dataset, Degan, Folder, ImageSource
-from datafree.sources.base import Batch, SourceContext
+from datafree.sources.base import Batch, SourceContext, UpdateSize
 from datafree.sources.diode.stages import Stage
 from datafree.synthesis.shards import Shards
 from datafree.tasks import TASKS, Task
@@ -168,6 +170,43 @@ def test_update_logs_detached_scalars(rig: Rig) -> None:
         assert value.shape == ()
         assert not value.requires_grad
         assert torch.isfinite(value)
+
+
+def test_an_update_makes_the_passes_that_are_declared_on_as_many_images_as_it_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with gradients, through each network; others are to be had for a fraction, and counted nowhere."""
+    made: dict[str, list[int]] = {}  # images of each pass
+
+    def count(name: str, answers: object, images: int) -> None:
+        first = answers.heads[0] if isinstance(answers, Predictions) else answers
+        assert isinstance(first, Tensor)
+        if first.requires_grad:
+            made.setdefault(name, []).append(images)
+
+    for name, network in (("teacher", rig.teacher), ("student", rig.student)):
+        network.register_forward_hook(lambda m, args, answers, name=name: count(name, answers, len(args[0])))
+    for name, kind in (("generator", Generator), ("generator", ResizeGenerator), ("discriminator", Discriminator)):
+
+        def forward(self: nn.Module, x: Tensor, *more: Any, name: str = name, plain: Any = kind.forward) -> Any:
+            answers = plain(self, x, *more)
+            count(name, answers, len(x))
+            return answers
+
+        monkeypatch.setattr(kind, "forward", forward)
+    source, step = rig.source, 0 if rig.source.update_every else -1
+    size = source.update_size()
+    if size is not None:  # another size, after `attach`
+        size = UpdateSize(images=3, iterations=tuple(range(2, 2 + len(size.iterations))))
+        source.resize_updates(size)
+        assert source.update_size() == size
+    source.update(rig.student, step)
+    if source.forwards_updates:
+        assert not source.passes
+        return
+    iterations = sum(size.iterations or (1,)) if size is not None else 0
+    images = 0 if size is None else size.images
+    assert made == {name: [images] * (passes * iterations) for name, passes in source.passes.items()}
 
 
 def test_held_out_images_are_fixed_and_looking_changes_nothing(rig: Rig) -> None:

@@ -22,6 +22,7 @@ from datafree.ops.predictions import Heads, Predictions
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.sources.cgdd import Cgdd
+from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
@@ -92,7 +93,10 @@ def test_a_teacher_that_gives_no_gradient_is_refused_where_one_is_needed(cut: Ca
             with pytest.raises(NetworkError, match="no gradient comes back through the teacher mine:net") as caught:
                 require_gradients(SOURCES[method](), teacher, TASK, CPU, name)
             assert "folder, dataset and noise" in str(caught.value)
-    unlearned: list[ImageSource] = [Noise(), Asking(warmup=3)]
+        for part in (Cgdd(), Mixed(parts=[Noise(), Cgdd()])):
+            with pytest.raises(NetworkError, match="no gradient comes back"):
+                require_gradients(Mixed(parts=[Noise(), part]), teacher, TASK, CPU, name)
+    unlearned: list[ImageSource] = [Noise(), Asking(warmup=3), Mixed(parts=[Noise(), Asking(warmup=3)])]
     for source in unlearned:
         require_gradients(source, teacher, TASK, CPU, name)
     require_gradients(Cgdd(), prepared(), TASK, CPU, name)

@@ -45,7 +45,7 @@ class Fixed(ImageSource):
     images: Tensor
     targets: Tensor | None = None
 
-    def attach(self, setting: SourceContext) -> None: ...
+    def attach(self, context: SourceContext) -> None: ...
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         return {}

@@ -19,6 +19,7 @@ from datafree.errors import TrainingError
 from datafree.evaluation.scoring import evaluate
 from datafree.recipe.training import Training
 from datafree.run import run_recipe
+from datafree.sources import Dfad, Mixed, Noise
 from datafree.sources.base import Batch
 from datafree.tasks.classification import Classification
 from small_runs import labelled, recipe_for
@@ -128,6 +129,23 @@ def test_a_source_that_does_not_fit_is_told_the_size_that_does(tmp_path: Path) -
         run_recipe(recipe, tmp_path / "run")
     assert error.value.exit_code == 3
     assert tried == [16, 8, 4]
+
+
+def test_the_size_that_fits_is_found_for_sources_in_a_mixture_in_a_mixture() -> None:
+    small, large = Dfad(batch_size=6), Dfad(batch_size=16)
+    mixed = Mixed(parts=[Mixed(parts=[Noise(), small]), large])
+    tried: list[tuple[int, int]] = []
+
+    def limited(student: nn.Module, step: int) -> dict[str, Any]:
+        tried.append((small.batch_size, large.batch_size))
+        if max(tried[-1]) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return {}
+
+    mixed.update = limited  # type: ignore[method-assign]
+    assert out_of_memory.update_batches(mixed) == [6, 16]
+    assert out_of_memory.fitting(mixed, nn.Identity(), 0) == 4
+    assert tried == [(6, 8), (4, 4)]
 
 
 def test_scoring_goes_on_half_by_half(tmp_path: Path) -> None:

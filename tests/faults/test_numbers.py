@@ -87,7 +87,7 @@ def test_a_teacher_that_answers_no_numbers_to_a_sources_images_is_named(
     update = Dfad.update
 
     def spoilt(source: Dfad, student: nn.Module, step: int) -> dict[str, torch.Tensor]:
-        mend = injected.spoil_answers(source._setting.teacher) if step == 5 else lambda: None
+        mend = injected.spoil_answers(source._context.teacher) if step == 5 else lambda: None
         try:
             return update(source, student, step)
         finally:
@@ -154,7 +154,7 @@ def test_a_step_that_went_wrong_can_be_repeated_from_what_was_kept(tmp_path: Pat
     assert "not finite at step" in kept["what"]
 
     source = Noise()
-    source.attach(recipe.training.setting(recipe.task, unet(3), torch.device("cpu"), torch.float32, print))
+    source.attach(recipe.training.source_context(recipe.task, unet(3), torch.device("cpu"), torch.float32, print))
     modes.set_random_state(kept["random"])
     assert torch.equal(source.sample(3).images, kept["images"])  # the very images of that step
 
@@ -178,23 +178,25 @@ def test_a_run_stopped_between_two_faults_remembers_the_first(tmp_path: Path, mo
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("method", ["degan", "dfad", "zskt", "dafl", "cgdd", "fast"])
-def test_the_pace_is_in_every_rate_of_a_source(method: str, tmp_path: Path, photos: Callable[..., Path]) -> None:
-    """At half the pace the first step of Adam is half as long, at none there is no step."""
+def test_lr_scale_is_in_every_rate_of_a_source(method: str, tmp_path: Path, photos: Callable[..., Path]) -> None:
+    """At half the scale the first step of Adam is half as long, at none there is no step."""
     moved = {}
-    for pace in (1.0, 0.5, 0.0):
-        recipe = recipe_for(tmp_path, sources(photos(10, name=str(pace)))[method])
+    for scale in (1.0, 0.5, 0.0):
+        recipe = recipe_for(tmp_path, sources(photos(10, name=str(scale)))[method])
         device, dtype = torch.device("cpu"), torch.float32
         teacher = prepare(recipe.teacher, recipe.task, "teacher", device, dtype)
         student = prepare(recipe.student, recipe.task, "student", device, dtype)
         modes.seed_everything(0)
-        setting = recipe.training.setting(recipe.task, teacher, device, dtype, print, pace=lambda pace=pace: pace)
+        context = recipe.training.source_context(
+            recipe.task, teacher, device, dtype, print, lr_scale=lambda scale=scale: scale
+        )
         with modes.frozen(teacher):
-            recipe.source.attach(setting)
+            recipe.source.attach(context)
             (generator,) = recipe.source.artefacts().values()
             before = [parameter.detach().clone() for parameter in generator.parameters()]
             recipe.source.update(student, 0)
         steps = [(now - then).abs().max() for now, then in zip(generator.parameters(), before, strict=True)]
-        moved[pace] = float(max(steps).detach())
+        moved[scale] = float(max(steps).detach())
     assert moved[0.0] == 0.0
     assert 0 < moved[0.5] == pytest.approx(moved[1.0] / 2, rel=0.05)
 

@@ -47,7 +47,9 @@ class Rig:
         self.source: ImageSource = make_source(method, photos, self.task)
         modes.seed_everything(0)
         self.source.attach(
-            self.training.setting(self.task, self.teacher, torch.device("cpu"), self.dtype, say=lambda line: None)
+            self.training.source_context(
+                self.task, self.teacher, torch.device("cpu"), self.dtype, say=lambda line: None
+            )
         )
         self.optimizer = self.training.make_optimizer(self.student)
 
@@ -230,5 +232,5 @@ def test_the_lowest_of_several_tries_is_kept_as_it_was() -> None:
     for loss, value in ((3.0, 1.0), (1.0, 2.0), (float("nan"), 3.0), (1.0, 4.0), (2.0, 5.0)):
         image.fill_(value)  # in place, as pixels are changed
         best.offer(torch.tensor(loss, requires_grad=True), image)
-    assert best.kept[0].tolist() == [2, 2]
-    assert not best.kept[0].requires_grad
+    assert best.values[0].tolist() == [2, 2]
+    assert not best.values[0].requires_grad

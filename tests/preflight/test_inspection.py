@@ -25,14 +25,14 @@ from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.preflight.cost import estimate
 from datafree.preflight.cost.activation_memory import watched_memory
-from datafree.preflight.cost.estimate import TeacherCost, calibration, run_cost
+from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, run_cost
 from datafree.preflight.inspection import Inspection, inspect_teacher
 from datafree.preflight.subject import classes_of
 from datafree.preflight.suitability import BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import FAMILIES, SOURCE
 from datafree.recipe.training import Training
-from datafree.sources import SOURCES
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources import SOURCES, Mixed, Noise
+from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
@@ -196,13 +196,13 @@ def test_what_is_said_of_a_method_is_what_it_does(method: str, photos: Callable[
         assert said.applies == (method == "dataset")
         return
     source = schema.choose(SOURCE, given, FAMILIES)
-    setting = SourceContext(task=task, teacher=Normalized(network), steps=4, batch_size=2)
+    context = SourceContext(task=task, teacher=Normalized(network), steps=4, batch_size=2)
     if said.applies:
-        source.attach(setting)
+        source.attach(context)
     else:
         assert "BatchNorm" in said.note
         with pytest.raises(NetworkError, match="BatchNorm"):
-            source.attach(setting)
+            source.attach(context)
 
 
 def test_a_method_says_what_it_lacks_and_what_will_be_off() -> None:
@@ -389,21 +389,33 @@ def test_the_networks_own_values_are_no_memory_of_a_pass() -> None:
 
 @dataclass(kw_only=True)
 class Clocked(ImageSource):
-    """Takes a second for each update, a tenth for each image and a hundredth for each image and iteration."""
+    """Takes a tenth of a second for each image of an update and a hundredth for each image and iteration.
+
+    Its options have names of its own: what they stand for is known by what it declares.
+    """
 
     now: ClassVar[float] = 0.0
 
-    batch_size: int = 32
-    iterations: int = 50
-    bank_size: int = 100
+    made_at_once: int = 32
+    rounds: int = 50
+    remembered: int = 100
     warmup: int = 3
     update_every: int = 4
 
-    def attach(self, setting: SourceContext) -> None:
-        self._size = setting.task.image_size
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.made_at_once, iterations=(self.rounds,))
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.made_at_once, (self.rounds,) = size.images, size.iterations
+
+    def bank_images(self) -> int:
+        return self.remembered
+
+    def attach(self, context: SourceContext) -> None:
+        self._size = context.task.image_size
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        Clocked.now += 0.1 * self.batch_size + 0.01 * self.batch_size * self.iterations
+        Clocked.now += 0.1 * self.made_at_once + 0.01 * self.made_at_once * self.rounds
         return {}
 
     def sample(self, n: int) -> Batch:
@@ -419,28 +431,48 @@ class Clocked(ImageSource):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def test_a_run_is_estimated_by_its_updates_iterations_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def costed(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> RunCost:
+    """What ten steps of a student beside `source` are said to cost, by Clocked's own clock."""
     monkeypatch.setattr(estimate.time, "perf_counter", lambda: Clocked.now)
-    task = Classification(num_classes=5, image_size=(16, 16))
-    teacher, student = Normalized(resnet(5, depth=8, width=2)), Normalized(resnet(5, depth=8, width=2))
-    source, training = Clocked(), Training(steps=10, batch_size=64, device="cpu", optimizer="sgd")
     with calibration(
-        task=task,
-        teacher=teacher,
-        student=student,
+        task=Classification(num_classes=5, image_size=(16, 16)),
+        teacher=Normalized(resnet(5, depth=8, width=2)),
+        student=Normalized(resnet(5, depth=8, width=2)),
         source=source,
-        training=training,
+        training=Training(steps=10, batch_size=64, device="cpu", optimizer="sgd"),
         known=TeacherCost(images=4, forward=0.0, backward=0.0, kept=0),
         dtype=torch.float32,
     ) as calibrated:
-        found = run_cost(calibrated)
+        return run_cost(calibrated)
+
+
+def test_a_users_own_source_is_estimated_by_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Clocked()
+    found = costed(source, monkeypatch)
     assert found.updates == 3 + 3  # the warm-up; steps 0, 4 and 8
     assert found.update == pytest.approx(0.1 * 32 + 0.01 * 32 * 50)
     assert found.step == pytest.approx(0.02 * 64)
     assert found.seconds == pytest.approx(6 * found.update + 10 * found.step)
-    assert found.memory > 100 * 3 * 16 * 16 + 4 * estimate.size_of(teacher)  # the bank, both networks, a pass
-    assert (source.batch_size, source.iterations) == (32, 50)
-    assert not hasattr(source, "_size")
+    assert source == Clocked()  # the run's own is as it was
+    no_bank = costed(Clocked(remembered=0), monkeypatch)
+    assert found.memory - no_bank.memory == 100 * 3 * 16 * 16  # bytes: a bank is full in the end
+
+
+def test_sources_in_a_mixture_in_a_mixture_are_estimated_each_by_its_own_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner = Mixed(parts=[Noise(), Clocked(made_at_once=8, rounds=20, remembered=40)])
+    found = costed(Mixed(parts=[inner, Clocked()]), monkeypatch)
+    small, large = 0.1 * 8 + 0.01 * 8 * 20, 0.1 * 32 + 0.01 * 32 * 50
+    assert [(work.what, work.often) for work in found.work[:-1]] == [
+        ("clocked, before the student", 3),
+        ("clocked, updates", 3),
+    ] * 2
+    assert [work.each.seconds for work in found.work[:-1]] == pytest.approx([small, small, large, large])
+    plain = costed(Mixed(parts=[Mixed(parts=[Noise(), Noise()]), Noise()]), monkeypatch)
+    assert plain.updates == 0
+    held = found.memory - plain.memory
+    assert held == (40 + 100) * 3 * 16 * 16  # both banks; updates that ask no network keep nothing else
 
 
 @pytest.mark.parametrize("method", some(["cmi", "degan", "diode", "mixed", "zskt"], "degan"))

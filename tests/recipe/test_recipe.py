@@ -73,7 +73,7 @@ from datafree.sources.base import ImageSource
 @dataclass(kw_only=True)
 class Mine(ImageSource):
     shade: float = 0.5
-    def attach(self, setting): pass
+    def attach(self, context): pass
     def update(self, student, step): return {}
     def sample(self, n): raise AssertionError
     def validation_images(self, n): raise AssertionError
@@ -177,4 +177,7 @@ def test_a_source_that_does_not_serve_the_task_is_refused_with_those_that_do(tmp
         load(tmp_path, changed(source={"method": "diode"}))
     line = str(caught.value)
     assert "source.method: diode makes images for task.kind=detection, not for segmentation; for that: cgdd" in line
+    inner = {"method": "mixed", "parts": [{"method": "diode"}, {"method": "noise"}]}
+    deep = {"method": "mixed", "parts": [{"method": "noise"}, inner]}
+    assert fault(tmp_path, changed(source=deep)) == line
     assert "diode" not in line.partition("for that: ")[2]

@@ -279,7 +279,7 @@ def test_where_no_adversarial_term_is_at_work_the_rate_is_lowered_and_named() ->
     (line,) = rig.said
     assert "source.lr now times 0.5" in line
     rates: list[float] = []
-    step_of, optimizer = rig.source._maker.optimizer.step, rig.source._maker.optimizer
+    step_of, optimizer = rig.source._trainer.optimizer.step, rig.source._trainer.optimizer
     optimizer.step = lambda: (rates.append(optimizer.param_groups[0]["lr"]), step_of())  # type: ignore[assignment, method-assign]
     rig.source.update(rig.student, -1)
     rig.source.update(rig.student, 0)

@@ -98,7 +98,7 @@ class ByHand:
     """One update of two iterations, on the numbers that a source is going to draw."""
 
     def __init__(self, source: Cmi, student: nn.Module, weights: dict[str, float], tau: float) -> None:
-        task, teacher = source._setting.task, source._setting.teacher
+        task, teacher = source._context.task, source._context.teacher
         self.head = copy.deepcopy(source._head)
         self.generator = copy.deepcopy(source._generator).train()
         student = copy.deepcopy(student).eval()
@@ -197,7 +197,7 @@ def test_the_best_of_the_iterations_is_kept_and_its_features_remembered(monkeypa
     monkeypatch.setattr(Classification, "target_loss", loss)
     source.update(teacher, -1)
     in_bytes = [(images.detach() * 255).round().byte() for images in made]
-    assert torch.equal(source._stock._bank._kept.images[:B], in_bytes[2])
+    assert torch.equal(source._pool._bank._train.images[:B], in_bytes[2])
     assert not torch.equal(in_bytes[2], in_bytes[3])
     whole, part = described[4:6]  # two looks an iteration
     assert torch.equal(source._remembered, torch.cat([part, whole], 1))

@@ -78,11 +78,11 @@ def test_each_term_moves_the_generator_its_own_way() -> None:
 def test_loss_is_the_published_sum_of_three_terms() -> None:
     source, teacher = made()
     modes.seed_everything(3)
-    images = source._maker.make(source._maker.draw(32))
-    gradients = torch.autograd.grad(published_loss(teacher, images), list(source._maker.generator.parameters()))
+    images = source._trainer.make(source._trainer.draw(32))
+    gradients = torch.autograd.grad(published_loss(teacher, images), list(source._trainer.generator.parameters()))
     modes.seed_everything(3)
     logs = source.update(teacher, 0)
-    for parameter, gradient in zip(source._maker.generator.parameters(), gradients, strict=True):
+    for parameter, gradient in zip(source._trainer.generator.parameters(), gradients, strict=True):
         assert parameter.grad is not None
         assert torch.allclose(parameter.grad, gradient, atol=1e-7, rtol=1e-3)
     total = 0.05 * logs["one_hot"] + 5 * logs["class_information"] + 0.01 * logs["activation"]

@@ -42,7 +42,7 @@ def test_rate_falls_to_a_tenth_at_each_third_of_the_run() -> None:
     rates = []
     for step in (0, 29, 30, 60, 89):
         source.update(unet(4, width=4, depth=2), step)
-        rates.append(source._maker.optimizer.param_groups[0]["lr"])
+        rates.append(source._trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-5, 1e-5])
 
 
@@ -68,7 +68,7 @@ def test_cifar_objective_is_minus_the_mean_distance_of_logits(name: str, kind: t
     source.attach(SourceContext(task=task, teacher=teacher, steps=100, batch_size=4))
     assert type(source.artefacts()["generator"]) is kind
     modes.seed_everything(3)
-    images = source._maker.make(source._maker.draw(4))
+    images = source._trainer.make(source._trainer.draw(4))
     with modes.looked_through(student, "train"):
         total = sum(abs(s - t) for s, t in zip(
             student(images).flatten().tolist(), teacher(images).flatten().tolist(), strict=True

@@ -66,7 +66,7 @@ class ByHand:
     """
 
     def __init__(self, source: Fast, student: nn.Module) -> None:
-        self.task, self.teacher = source._setting.task, source._setting.teacher
+        self.task, self.teacher = source._context.task, source._context.teacher
         self.student = copy.deepcopy(student).eval()
         self.past: list[Tensor] | None = None
 
@@ -248,7 +248,7 @@ def test_the_best_of_the_steps_is_what_the_bank_keeps(monkeypatch: pytest.Monkey
     monkeypatch.setattr(source._guard, "after", lambda step, task, *found: looked_at.append(found) or {})
     source.update(teacher, -1)
     in_bytes = [(images.detach() * 255).round().byte() for images in made]
-    assert torch.equal(source._stock._bank._kept.images[:B], in_bytes[2])
+    assert torch.equal(source._pool._bank._train.images[:B], in_bytes[2])
     assert not torch.equal(in_bytes[2], in_bytes[3])
     (images, outputs) = looked_at[0]
     assert torch.equal(images, made[2])

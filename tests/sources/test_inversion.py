@@ -62,7 +62,7 @@ def attached(source: Inversion, teacher: nn.Module, task: Task | None = None) ->
 
 def images_of(source: Inversion) -> tuple[Tensor, Tensor]:
     """What is in the bank, as it was made."""
-    bank = source._stock._bank._kept
+    bank = source._pool._bank._train
     images, targets = bank.at(slice(0, bank.count))
     assert targets is not None
     return images, targets
@@ -236,9 +236,9 @@ def test_options_that_would_never_make_an_image_are_refused() -> None:
 def test_a_competition_that_could_never_act_is_told(classifier: nn.Module) -> None:
     said: list[str] = []
     task = Classification(num_classes=CLASSES, image_size=SIZE)
-    setting = SourceContext(task=task, teacher=classifier, steps=10, batch_size=4, say=said.append)
-    Inversion(adversarial_weight=1.0, update_every=5).attach(setting)
+    context = SourceContext(task=task, teacher=classifier, steps=10, batch_size=4, say=said.append)
+    Inversion(adversarial_weight=1.0, update_every=5).attach(context)
     assert said == []
-    Inversion(adversarial_weight=1.0).attach(setting)
+    Inversion(adversarial_weight=1.0).attach(context)
     assert len(said) == 1
     assert "adversarial_weight is off" in said[0]

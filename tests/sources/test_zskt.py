@@ -48,11 +48,11 @@ def test_generator_climbs_the_divergence_of_a_student_that_stands_still() -> Non
 def test_divergence_is_kl_of_teacher_and_student_and_the_step_goes_up_it_clipped() -> None:
     source, teacher, student = made(clip=1e-4)
     modes.seed_everything(3)
-    images = source._maker.make(source._maker.draw(8))
+    images = source._trainer.make(source._trainer.draw(8))
     with modes.looked_through(student, "train"):
         log_s, log_t = student(images).log_softmax(1), teacher(images).log_softmax(1)
     kl = (log_t.exp() * (log_t - log_s)).sum(1).mean()
-    parameters = list(source._maker.generator.parameters())
+    parameters = list(source._trainer.generator.parameters())
     gradients = torch.autograd.grad(-kl / C, parameters)  # the public code's mean is over classes too
     norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
     assert norm > 1e-4
@@ -66,10 +66,10 @@ def test_divergence_is_kl_of_teacher_and_student_and_the_step_goes_up_it_clipped
 def test_student_steps_between_updates_are_all_on_the_updated_generators_images() -> None:
     source, _, student = made()
     modes.seed_everything(3)
-    latents = source._maker.draw(8)
+    latents = source._trainer.draw(8)
     modes.seed_everything(3)
     source.update(student, 0)
-    expected = in_order(source._maker.make(latents).detach())
+    expected = in_order(source._trainer.make(latents).detach())
     batches = [source.sample(8).images for _ in range(3)]
     for batch in batches:
         assert torch.equal(in_order(batch), expected)
@@ -94,5 +94,5 @@ def test_rate_falls_to_zero_along_a_cosine() -> None:
     rates = []
     for step in (0, 50, 99):
         source.update(student, step)
-        rates.append(source._maker.optimizer.param_groups[0]["lr"])
+        rates.append(source._trainer.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 0.5e-3, 1e-3 * (1 + math.cos(0.99 * math.pi)) / 2])

@@ -479,8 +479,10 @@ def test_a_source_that_learns_only_beside_a_student_is_refused(tmp_path: Path) -
 
 def test_parts_that_finish_batches_are_not_mixed(tmp_path: Path) -> None:
     mixed = {"method": "mixed", "parts": [INVERSION, {"method": "noise"}]}
-    with pytest.raises(DataError, match="make a data set of that part alone"):
-        synthesize(recipe_for(tmp_path, mixed), tmp_path / "out", 5)
+    for source in (mixed, {"method": "mixed", "parts": [mixed, {"method": "noise"}]}):
+        with pytest.raises(RecipeError, match="make a data set of that part alone"):
+            synthesize(recipe_for(tmp_path, source), tmp_path / "out", 5)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_source_that_gives_the_same_images_again_is_refused(tmp_path: Path) -> None:
@@ -523,7 +525,7 @@ def test_no_image_is_held_once_its_shard_is_written(tmp_path: Path, monkeypatch:
     synthesize(recipe, tmp_path / "out", 25, log=log)
     assert alive == [(0, 1)] * 5
     assert isinstance(recipe.source, Inversion)
-    assert recipe.source._stock._bank.added == 0
+    assert recipe.source._pool._bank.added == 0
 
 
 def test_a_record_is_plain_json_and_names_every_file_of_its_shard(tmp_path: Path) -> None:

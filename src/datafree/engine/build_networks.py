@@ -120,10 +120,10 @@ def prepare(
 def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, device: torch.device, name: str) -> None:
     """Raise NetworkError if `source` learns through the teacher and no gradient comes back to the teacher's images.
 
-    Such a source would run to its end and know nothing of the teacher. From a detector it has to come back by its own
-    loss. `name` is the teacher's, for the message.
+    Such a source, or one that it holds, would run to its end and know nothing of the teacher. From a detector the
+    gradient has to come back by its own loss. `name` is the teacher's, for the message.
     """
-    if not source.needs_gradients or not (source.warmup or source.update_every):
+    if not any(each.needs_gradients and (each.warmup or each.update_every) for each in source.all_sources()):
         return
     look = synthetic_batch(task.image_size, device).requires_grad_()
     why = "the source learns by it; those that do without are folder, dataset and noise"

@@ -62,7 +62,7 @@ def distill(
     device, dtype = next(student.parameters()).device, _dtype_of(student)
     coping, watch = Recovery(), Watch(device)
     with modes.frozen(teacher), watch.answers_of(teacher):
-        source.attach(training.setting(task, teacher, device, dtype, say, pace=lambda: coping.pace))
+        source.attach(training.source_context(task, teacher, device, dtype, say, lr_scale=lambda: coping.pace))
         pairs: Mapping[str, str] = {}  # teacher's layer -> student's, whose attention maps are compared
         if training.attention_weight or training.attention_layers:  # what was named is looked for in any case
             pairs = features.chosen_pairs(

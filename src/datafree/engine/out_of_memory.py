@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -47,19 +47,16 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def sized(source: ImageSource) -> list[Any]:
-    """The source, or its parts, that have a `batch_size` of their own."""
-    if hasattr(source, "batch_size"):
-        return [source]
-    return [part for part in getattr(source, "parts", []) if hasattr(part, "batch_size")]
+def update_batches(source: ImageSource) -> list[int]:
+    """Images of an update of the source and of each that it holds, as far as they say so."""
+    return [size.images for each in source.all_sources() if (size := each.update_size()) is not None]
 
 
 def fitting(source: ImageSource, student: nn.Module, step: int) -> int | None:
-    """The largest `batch_size`, halved from the source's own, at which its update does not run out; None if none does.
+    """The most images, halved from the source's own, at which its update does not run out; None if none do.
 
     It is found by trying: the source, and every random state, are not what they were afterwards.
     """
-    parts = sized(source)
 
     def try_update() -> bool:
         try:
@@ -69,15 +66,16 @@ def fitting(source: ImageSource, student: nn.Module, step: int) -> int | None:
             return False
         return True
 
-    return _halved(parts, try_update)
+    return _halved(source, try_update)
 
 
-def _halved(parts: list[Any], works: Callable[[], bool]) -> int | None:
-    largest = max((part.batch_size for part in parts), default=0)
+def _halved(source: ImageSource, works: Callable[[], bool]) -> int | None:
+    largest = max(update_batches(source), default=0)
     while largest > 1:
         largest //= 2
-        for part in parts:
-            part.batch_size = max(1, min(part.batch_size, largest))
+        for each in source.all_sources():
+            if (size := each.update_size()) is not None:
+                each.resize_updates(replace(size, images=max(1, min(size.images, largest))))
         if works():
             return largest
     return None

@@ -93,7 +93,7 @@ def way_out(fault: NotFinite, rate: str = "training.lr") -> str:
 
 def too_large(source: ImageSource, student: nn.Module, step: int) -> TrainingError:
     """What to raise when memory runs out in a source's update, with a batch size that fits; the source is spent."""
-    had = [part.batch_size for part in out_of_memory.sized(source)]
+    had = out_of_memory.update_batches(source)
     fits = out_of_memory.fitting(source, student, step) if had else None
     advice = f"with batch_size={fits} it fits (tried)" if fits else "no smaller batch_size was found to fit"
     return TrainingError(

@@ -33,7 +33,7 @@ def entropy_loss(probs: Tensor) -> Tensor:
 def diversity_loss(probs: Tensor) -> Tensor:
     """L_div = sum_c q_c log q_c with q the mean row, eq. 4: minus the entropy of the average answer.
 
-    `probs`: (N, C). BestSoFar, -log C, when all classes are equally frequent.
+    `probs`: (N, C). Lowest, -log C, when all classes are equally frequent.
     """
     q = probs.mean(0)
     return (q * q.clamp_min(1e-8).log()).sum()

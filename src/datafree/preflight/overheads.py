@@ -135,7 +135,8 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
         each = calibrated.update(small, source, -1)
         finished.clear()
         small.update(calibrated.student, -1)
-        parts, whole = list(finished), each.images / getattr(small, "batch_size", each.images)
+        update = small.update_size()
+        parts, whole = list(finished), 1.0 if update is None else each.images / update.images
         images = round(sum(len(part.images) for part in parts) * whole)
     else:
         parts = [small.sample(calibrated.timed)]

@@ -110,7 +110,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
         training=training,
         known=known,
         dtype=dtype,
-        keep=None if images is None else finished.append,
+        on_finished_batch=None if images is None else finished.append,
     ) as calibrated:
         if images is None:
             parts = _run(calibrated, labelled, opening, link, devices)
@@ -222,7 +222,7 @@ def _set(
 
 
 def rounds(shards: int, devices: int, carries: bool) -> int:
-    """Provenance often P devices make a shard each until all are made; one after the other where each `carries` on."""
+    """How often P devices make a shard each until all are made; one after the other where each `carries` on."""
     return shards if carries else -(-shards // devices)
 
 

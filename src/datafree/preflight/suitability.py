@@ -17,7 +17,7 @@ from datafree.tasks.base import Task
 
 @dataclass(frozen=True, kw_only=True)
 class BatchNorm:
-    """Provenance many layers there are of each kind; one folded into its convolution is gone and cannot be counted."""
+    """How many layers there are of each kind; one folded into its convolution is gone and cannot be counted."""
 
     live: int  # with running statistics
     frozen: int  # with statistics, and scales that no training changes, as in torchvision's FrozenBatchNorm2d
@@ -68,7 +68,6 @@ def _instead(network: nn.Module) -> str:
 def applies(name: str, task: Task, norms: BatchNorm, trained: bool, problem: str | None) -> Applies:
     """Whether the method `name` can use a teacher; `trained`: it has weights; `problem`: why it does not fit `task`."""
     source = SOURCES[name]
-    fields = {field.name: field for field in dataclasses.fields(source) if field.init}
     if problem is not None:
         return Applies(applies=False, note="not before the answers fit the task")
     if not issubclass(type(task), source.serves):
@@ -78,11 +77,11 @@ def applies(name: str, task: Task, norms: BatchNorm, trained: bool, problem: str
         return Applies(applies=False, note="is built on BatchNorm statistics, and there are none")
     notes = [
         f"needs source.{field.name}"
-        for field in fields.values()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        for field in dataclasses.fields(source)
+        if field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    if "bn_weight" in fields and not statistics:
+    if source.uses_batchnorm and not statistics:
         notes.append("source.bn_weight is off without BatchNorm statistics")
-    elif "bn_weight" in fields and trained and norms.as_new == statistics:
+    elif source.uses_batchnorm and trained and norms.as_new == statistics:
         notes.append("the BatchNorm statistics are as new and say nothing")
     return Applies(applies=True, note="; ".join(notes))

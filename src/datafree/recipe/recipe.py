@@ -188,11 +188,8 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
     teacher = part("teacher", lambda section: _network(section, None))
     student = part("student", lambda section: _network(section, teacher))
     source = part("source", lambda section: schema.choose(SOURCE, section, FAMILIES))
-    if task is not None and source is not None and not isinstance(task, source.serves):
-        kind, wanted = TASK.name_of(type(task)), TASK.name_of(source.serves)
-        others = [name for name, method in SOURCES.items() if isinstance(task, method.serves)]
-        text = f"makes images for task.kind={wanted}, not for {kind}; for that: {', '.join(others)}"
-        faults.append(Fault(("source", "method"), f"{SOURCE.name_of(type(source))} {text}"))
+    if task is not None and source is not None:
+        faults += [Fault(("source", "method"), text) for text in _unserved(task, source)]
     training = part("training", lambda section: _training(Training, section))
     try:
         outline = schema.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
@@ -214,6 +211,18 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
         training=training,
         data=outline.data,
     )
+
+
+def _unserved(task: Task, source: ImageSource) -> list[str]:
+    """A line for each source, of those that `source` holds too, that makes no images for `task`."""
+    kind = TASK.name_of(type(task))
+    others = ", ".join(name for name, method in SOURCES.items() if isinstance(task, method.serves))
+    return [
+        f"{SOURCE.name_of(type(each))} makes images for task.kind={TASK.name_of(each.serves)}, not for {kind}; "
+        f"for that: {others}"
+        for each in source.all_sources()
+        if not isinstance(task, each.serves)
+    ]
 
 
 def _network(section: object, teacher: NetworkSpec | None) -> NetworkSpec:

@@ -74,17 +74,17 @@ class Training:
             return self.speed.sgd(network.parameters(), self.lr, self.momentum, self.weight_decay)
         return self.speed.adam(network.parameters(), self.lr, weight_decay=self.weight_decay)
 
-    def setting(
+    def source_context(
         self,
         task: Task,
         teacher: nn.Module,
         device: torch.device,
         dtype: torch.dtype,
         say: Callable[[str], None],
-        keep: Callable[[Batch], None] | None = None,
-        pace: Callable[[], float] = lambda: 1.0,
+        on_finished_batch: Callable[[Batch], None] | None = None,
+        lr_scale: Callable[[], float] = lambda: 1.0,
     ) -> SourceContext:
-        """What a source is told of this training before it works."""
+        """What a source is given of this training before it works."""
         return SourceContext(
             task=task,
             teacher=teacher,
@@ -95,6 +95,6 @@ class Training:
             dtype=dtype,
             speed=self.speed,
             say=say,
-            keep=keep,
-            pace=pace,
+            on_finished_batch=on_finished_batch,
+            lr_scale=lr_scale,
         )

@@ -6,9 +6,9 @@ B images, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,27 @@ class SourceContext:
     dtype: torch.dtype = torch.float32  # of forward passes
     speed: Speed = ALL_ON  # how networks, optimisers and statistics are to be made
     say: Callable[[str], None] = lambda line: None  # tells the user something at once
-    keep: Callable[[Batch], None] | None = None  # takes finished batches; None: they go into the source's bank
-    pace: Callable[[], float] = lambda: 1.0  # times every learning rate; falls when numbers were not finite
+    on_finished_batch: Callable[[Batch], None] | None = None  # takes finished batches; None: they go into the bank
+    lr_scale: Callable[[], float] = lambda: 1.0  # times every learning rate; falls when numbers were not finite
 
     def autocast(self) -> torch.autocast:
         return modes.autocast(self.device, self.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateSize:
+    """How large one update of a source is: its time and its memory are in proportion to it."""
+
+    images: int  # B, images of one update
+    iterations: tuple[int, ...] = ()  # of each stage of one update; empty: an update does not iterate
+
+
+class Paper(NamedTuple):
+    """Where a method was published."""
+
+    authors: str
+    arxiv: str = ""  # its number; the documentation links it
+    remark: str = ""  # the venue of a paper that is not there, what of it was taken
 
 
 @dataclass(kw_only=True)
@@ -53,20 +69,26 @@ class ImageSource(ABC):
 
     The loop counts steps from `-warmup` to the end; `due(step)` says when `update` is called. All randomness comes
     from torch's global generators, or is a pure function of (seed, position): then a resumed run is exact.
+
+    What it needs and costs it declares by the class variables and by `update_size`, `resize_updates`, `bank_images` and
+    `nested_sources`. Nothing outside reads its options to find out.
     """
 
+    paper: ClassVar[Paper | None] = None
     serves: ClassVar[type[Any]] = Task  # the tasks it makes images for: this one, or all
-    finishes: ClassVar[bool] = (
-        False  # whether each update finishes a batch of images, for `SourceContext.keep` or a bank
-    )
+    finishes: ClassVar[bool] = False  # whether each update finishes a batch, for `on_finished_batch` or a bank
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
+    uses_batchnorm: ClassVar[bool] = False  # whether `bn_weight` is of a term on these statistics
     needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
+    needs_images: ClassVar[bool] = False  # whether it needs images of the user's own: photos, proxies, a data set
+    forwards_updates: ClassVar[bool] = False  # whether its update is nothing but those of its nested sources
+    passes: ClassVar[Mapping[str, int]] = {}  # of one iteration, forward and backward: network -> how many
 
     warmup: int = 0  # updates before the student's first step
     update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up
 
     @abstractmethod
-    def attach(self, setting: SourceContext) -> None:
+    def attach(self, context: SourceContext) -> None:
         """Build networks, open folders. Called once, before anything else. Raises DataError, NetworkError."""
 
     def due(self, step: int) -> bool:
@@ -74,6 +96,39 @@ class ImageSource(ABC):
         if step < 0:
             return step >= -self.warmup
         return self.update_every > 0 and step % self.update_every == 0
+
+    def update_size(self) -> UpdateSize | None:
+        """How large an update is; None: nothing is known of it, and it is taken to cost the same at any batch size."""
+        return None
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        """Make the updates that follow as large as `size`, also after `attach`. For sources with an `update_size`.
+
+        A calibration times small updates by it; a search for the batch that fits into memory halves them.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has an update_size but no resize_updates")
+
+    def bank_images(self) -> int:
+        """Images that it keeps in memory once its bank is full; 0 without a bank."""
+        return 0
+
+    def nested_sources(self) -> tuple[ImageSource, ...]:
+        """The sources that it holds: what it mixes, where its proxy images come from."""
+        return ()
+
+    @final
+    def all_sources(self) -> Iterator[ImageSource]:
+        """Itself and its nested sources, however deep."""
+        yield self
+        for nested in self.nested_sources():
+            yield from nested.all_sources()
+
+    @final
+    def updated_sources(self) -> list[ImageSource]:
+        """The sources whose updates are their own work: itself, or those that it forwards its updates to."""
+        if not self.forwards_updates:
+            return [self]
+        return [source for nested in self.nested_sources() for source in nested.updated_sources()]
 
     @abstractmethod
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:

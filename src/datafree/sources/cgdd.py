@@ -13,8 +13,9 @@ B images, C classes, N rows (an image or a pixel each).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,15 @@ from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.generator_trainer import GeneratorTrainer
+from datafree.sources.base import Batch, Paper, SourceContext
+from datafree.sources.parts.generator_source import GeneratorSource
 from datafree.sources.parts.memory_bank import Bank
 from datafree.tasks.base import synthetic_batch
 
 
 @final
 @dataclass(kw_only=True)
-class Cgdd(ImageSource):
+class Cgdd(GeneratorSource):
     """A generator makes images of preset labels that the teacher recognises and the student does not know yet.
 
     One update is one generator step. The student draws a share of each batch from a bank of past updates' images, so
@@ -41,6 +42,10 @@ class Cgdd(ImageSource):
     The weights' defaults are those of our Fashion-MNIST benchmark, since the paper's are not known: there only the
     BatchNorm term made a difference beyond the spread over seeds (docs/results.md).
     """
+
+    paper: ClassVar[Paper | None] = Paper("Yu et al.", "2112.15358", "its abstracts; the rest is inferred")
+    uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     target_weight: float = 0.5  # of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 20.0  # of the distance to the teacher's BatchNorm statistics; off where it has none
@@ -61,39 +66,36 @@ class Cgdd(ImageSource):
     warmup: int = 100  # updates without the adversarial term
     update_every: int = 5  # student steps per update
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
-        task, teacher = setting.task, setting.teacher
-        self._maker = GeneratorTrainer(
-            setting=setting,
-            generator=ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes),
-            beta1=self.beta1,
-            on_collapse=self.on_collapse,
-            restarts=self.restarts,
-        )
+    def bank_images(self) -> int:
+        return self.bank_size
+
+    def attach(self, context: SourceContext) -> None:
+        task, teacher = context.task, context.teacher
+        generator = ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes)
+        self.attach_generator(context, generator, self.beta1)
         self._bank = Bank(capacity=self.bank_size)
-        fused = setting.speed.fused_statistics
+        fused = context.speed.fused_statistics
         self._match = StatisticsMatch(network=teacher, momentum=self.bn_momentum, fused=fused)
-        self._maker.guard.parts = {**self._maker.guard.parts, "match": self._match}
+        self._trainer.guard.parts = {**self._trainer.guard.parts, "match": self._match}
         self._deepest: list[str] = []  # the layer whose activations shall be strong
         if self.activation_weight:
-            look = synthetic_batch(task.image_size, setting.device)
+            look = synthetic_batch(task.image_size, context.device)
             self._deepest = list(features.last_layers(teacher, look).values())[-1:]
             if not self._deepest:
-                setting.say("note: the teacher has no feature maps; source.activation_weight is off")
+                context.say("note: the teacher has no feature maps; source.activation_weight is off")
         if self.bn_weight and not self._match.layers:
-            setting.say("note: the teacher has no BatchNorm statistics; source.bn_weight is off")
+            context.say("note: the teacher has no BatchNorm statistics; source.bn_weight is off")
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task, guard = self._setting.task, self._maker.guard
+        task, guard = self._context.task, self._trainer.guard
         adversarial = self.adversarial_weight > 0 and step >= 0
         guard.what = "source.adversarial_weight" if adversarial else "source.lr"
-        targets = task.sample_targets(self.batch_size, self._setting.device)
+        targets = task.sample_targets(self.batch_size, self._context.device)
         images = self._make(targets)
 
         # What the teacher sees: the preset labels, familiar statistics, every class, strong activations.
-        with self._match.watching(), features.watched(bare(self._setting.teacher), self._deepest) as maps:
-            outputs = self._setting.teacher(images)
+        with self._match.watching(), features.watched(bare(self._context.teacher), self._deepest) as maps:
+            outputs = self._context.teacher(images)
         probs = task.class_probs(outputs)  # (N, C)
         terms = {"target": task.target_loss(outputs, targets), "balance": losses.diversity_loss(probs)}
         loss = self.target_weight * terms["target"] + self.balance_weight * terms["balance"]
@@ -111,8 +113,8 @@ class Cgdd(ImageSource):
             terms["adversarial"] = losses.decision_adversarial_loss(student_probs, probs)
             loss = loss + self.adversarial_weight * guard.caution * terms["adversarial"]
 
-        lr = self.lr * (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2
-        self._maker.step(loss, lr if adversarial else lr * guard.caution)
+        lr = self.lr * (1 + math.cos(math.pi * max(step, 0) / self._context.steps)) / 2
+        self._trainer.step(loss, lr if adversarial else lr * guard.caution)
         self._match.remember()
         if step >= 0 and guard.healthy:  # the warm-up's images are not worth remembering, nor a collapse's
             self._bank.add(images, targets)
@@ -122,7 +124,7 @@ class Cgdd(ImageSource):
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
         old = round(n * self.replay) if len(self._bank) else 0
-        targets = self._setting.task.sample_targets(n - old, self._setting.device)
+        targets = self._context.task.sample_targets(n - old, self._context.device)
         images = self._make(targets) if n > old else torch.empty(0)
         if not old:
             return Batch(images=images, targets=targets)
@@ -134,22 +136,16 @@ class Cgdd(ImageSource):
 
     @torch.no_grad()
     def validation_images(self, n: int) -> Tensor:
-        task, fixed = self._setting.task, torch.Generator().manual_seed(self._setting.seed + 1)
-        return self._maker.validation_images(n, task.class_maps(task.sample_targets(n, self._setting.device, fixed)))
+        task, fixed = self._context.task, torch.Generator().manual_seed(self._context.seed + 1)
+        return self._trainer.validation_images(n, task.class_maps(task.sample_targets(n, self._context.device, fixed)))
 
     def _make(self, targets: Tensor) -> Tensor:
-        return self._maker.make(self._maker.draw(len(targets)), self._setting.task.class_maps(targets))
+        return self._trainer.make(self._trainer.draw(len(targets)), self._context.task.class_maps(targets))
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._maker.state_dict(), "bank": self._bank.state_dict(), "match": self._match.state_dict()}
+        return {**self._trainer.state_dict(), "bank": self._bank.state_dict(), "match": self._match.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._maker.load_state_dict(state)
-        self._bank.load_state_dict(state["bank"], self._setting.device)
+        self._trainer.load_state_dict(state)
+        self._bank.load_state_dict(state["bank"], self._context.device)
         self._match.load_state_dict(state["match"])
-
-    def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._maker.generator}
-
-    def notes(self) -> list[str]:
-        return list(self._maker.guard.history)

@@ -24,9 +24,9 @@ from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts.pixel_optimizer import BestSoFar
+from datafree.sources.parts.pool_source import PoolSource
 from datafree.tasks.base import synthetic_batch
 
 HEAD = 256  # dimensions in which images are told apart
@@ -34,7 +34,7 @@ HEAD = 256  # dimensions in which images are told apart
 
 @final
 @dataclass(kw_only=True)
-class Cmi(ImageSource):
+class Cmi(PoolSource):
     """A fresh generator and its latents are fitted to each batch, by the teacher and against all images made before.
 
     One update makes one batch and adds it to a bank that the student draws from. Two views of an image must be closer,
@@ -42,8 +42,10 @@ class Cmi(ImageSource):
     Published rhythm: a batch of 256 images, then 400 student steps.
     """
 
-    finishes: ClassVar[bool] = True
+    paper: ClassVar[Paper | None] = Paper("Fang et al.", "2105.08584")
     needs_batchnorm: ClassVar[bool] = True
+    uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 2, "student": 1}
 
     target_weight: float = 1.0  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 1.0  # bn: of the distance to the teacher's BatchNorm statistics
@@ -72,38 +74,37 @@ class Cmi(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
-    def attach(self, setting: SourceContext) -> None:
-        require_batchnorm(setting.teacher, "cmi")
-        self._setting = setting
-        self._match = StatisticsMatch(network=setting.teacher, fused=setting.speed.fused_statistics)
-        self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
-        replicas.share(setting.speed.laid_out(self._generator.to(setting.device)))
+    def attach(self, context: SourceContext) -> None:
+        require_batchnorm(context.teacher, "cmi")
+        self.attach_pool(context)
+        self._match = StatisticsMatch(network=context.teacher, fused=context.speed.fused_statistics)
+        self._generator = ResizeGenerator(context.task.image_size, self.latent, self.width)
+        replicas.share(context.speed.laid_out(self._generator.to(context.device)))
         # The ends of the teacher's stages, as published for ResNet-34; for others its code takes every BatchNorm's
         # input, which for a deep network is some thousands of features an image.
-        look = synthetic_batch(setting.task.image_size, setting.device)
-        self._layers = list(features.last_layers(setting.teacher, look).values())
-        with torch.no_grad(), features.watched(bare(setting.teacher), self._layers) as maps:
-            setting.teacher(look)
+        look = synthetic_batch(context.task.image_size, context.device)
+        self._layers = list(features.last_layers(context.teacher, look).values())
+        with torch.no_grad(), features.watched(bare(context.teacher), self._layers) as maps:
+            context.teacher(look)
         dims = _described(maps).shape[1]
         self._head = nn.Sequential(nn.Linear(dims, dims), nn.ReLU(inplace=True), nn.Linear(dims, HEAD))
-        self._head.to(setting.device)
-        self._head_optimizer = setting.speed.adam(self._head.parameters(), self.lr)
-        self._remembered = torch.empty(0, 2 * dims, device=setting.device)  # (M, 2 D): local and global view
+        self._head.to(context.device)
+        self._head_optimizer = context.speed.adam(self._head.parameters(), self.lr)
+        self._remembered = torch.empty(0, 2 * dims, device=context.device)  # (M, 2 D): local and global view
         self._cursor = 0
-        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task, teacher, device = self._setting.task, self._setting.teacher, self._setting.device
+        task, teacher, device = self._context.task, self._context.teacher, self._context.device
         targets = task.sample_targets(self.batch_size, device)
         reinitialise(self._generator)
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
-        lr = self.lr * self._setting.pace()
+        lr = self.lr * self._context.lr_scale()
         self._head_optimizer.param_groups[0]["lr"] = lr
-        optimizer = self._setting.speed.adam([*self._generator.parameters(), z], lr, (self.beta1, 0.999))
+        optimizer = self._context.speed.adam([*self._generator.parameters(), z], lr, (self.beta1, 0.999))
         best, terms = BestSoFar(), {}
         self._generator.train()
         for _ in range(self.iterations):
-            with self._setting.autocast():
+            with self._context.autocast():
                 images = self._generator(z)
 
             # What the teacher sees in the whole image; what the student does not know yet.
@@ -135,8 +136,8 @@ class Cmi(ImageSource):
             torch.autograd.backward(loss)
             optimizer.step()
             self._head_optimizer.step()
-        images, described = best.kept
-        self._stock.add(images, targets)
+        images, described = best.values
+        self._pool.add(images, targets)
         self._remember(described)
         return {name: value.detach() for name, value in terms.items()}  # of the last iteration
 
@@ -154,30 +155,21 @@ class Cmi(ImageSource):
         self._remembered[places] = over
         self._cursor = (self._cursor + len(over)) % self.memory
 
-    def sample(self, n: int) -> Batch:
-        return self._stock.sample(n)
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._stock.validation_images(n)
-
-    def validation_targets(self, n: int) -> Tensor | None:
-        return self._stock.validation_targets(n)
-
     def state_dict(self) -> dict[str, Any]:
         return {  # the generator is drawn anew for each batch
             "head": self._head.state_dict(),
             "head_optimizer": self._head_optimizer.state_dict(),
             "remembered": self._remembered,
             "cursor": self._cursor,
-            "stock": self._stock.state_dict(),
+            "stock": self._pool.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._head.load_state_dict(state["head"])
         self._head_optimizer.load_state_dict(state["head_optimizer"])
-        self._remembered = state["remembered"].to(self._setting.device).clone()
+        self._remembered = state["remembered"].to(self._context.device).clone()
         self._cursor = state["cursor"]
-        self._stock.load_state_dict(state["stock"])
+        self._pool.load_state_dict(state["stock"])
 
 
 def contrastive_loss(parts: Tensor, wholes: Tensor, new: int, temperature: float) -> Tensor:

@@ -9,30 +9,33 @@ sigmoid, where the public generator ends in a BatchNorm. B images, C classes, N 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import ClassVar, Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from datafree.networks import features
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.generator_trainer import GeneratorTrainer
+from datafree.sources.base import Paper, SourceContext
+from datafree.sources.parts.generator_source import GeneratorSource
 from datafree.tasks.base import synthetic_batch
 
 
 @final
 @dataclass(kw_only=True)
-class Dafl(ImageSource):
+class Dafl(GeneratorSource):
     """The generator makes images of which the teacher is sure, of every class alike, with strong activations.
 
     One update is one generator step; the published rhythm is one to each step of the student. The defaults are those of
     CIFAR-10; CIFAR-100 has one_hot_weight 0.5, balance_weight 20, activation_weight 0.1. The teacher's BatchNorm is not
     used, nor need it have any.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Chen et al.", "1904.01186")
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1}
 
     one_hot_weight: float = 0.05  # of the teacher's loss on the answer it gives itself: sure answers
     balance_weight: float = 5.0  # of the average answer's negative entropy, in powers of ten (log10)
@@ -45,23 +48,17 @@ class Dafl(ImageSource):
     restarts: int = 3  # at most; each halves the rate
     update_every: int = 1  # student steps per generator step
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
-        self._maker = GeneratorTrainer(
-            setting=setting,
-            generator=ResizeGenerator(setting.task.image_size, self.latent, self.width),
-            on_collapse=self.on_collapse,
-            restarts=self.restarts,
-        )
+    def attach(self, context: SourceContext) -> None:
+        self.attach_generator(context, ResizeGenerator(context.task.image_size, self.latent, self.width))
         # f_T, the features before the classifier: pooled or not, a ReLU's map has the same mean.
-        look = synthetic_batch(setting.task.image_size, setting.device)
-        self._deepest = list(features.last_layers(setting.teacher, look).values())[-1:]
+        look = synthetic_batch(context.task.image_size, context.device)
+        self._deepest = list(features.last_layers(context.teacher, look).values())[-1:]
         if self.activation_weight and not self._deepest:
-            setting.say("note: the teacher has no feature maps; source.activation_weight is off")
+            context.say("note: the teacher has no feature maps; source.activation_weight is off")
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task, teacher = self._setting.task, self._setting.teacher
-        images = self._maker.make(self._maker.draw(self.batch_size))
+        task, teacher = self._context.task, self._context.teacher
+        images = self._trainer.make(self._trainer.draw(self.batch_size))
         with features.watched(bare(teacher), self._deepest) as maps:
             outputs = teacher(images)
         terms = {
@@ -72,25 +69,6 @@ class Dafl(ImageSource):
         if self._deepest:
             terms["activation"] = losses.activation_loss(maps[self._deepest[0]])
             loss = loss + self.activation_weight * terms["activation"]
-        self._maker.step(loss, self.lr * self._maker.guard.caution)
+        self._trainer.step(loss, self.lr * self._trainer.guard.caution)
         logs = {name: value.detach() for name, value in terms.items()}
-        return logs | self._maker.guard.after(step, task, images, outputs)
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Batch:
-        return Batch(images=self._maker.make(self._maker.draw(n)))
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._maker.validation_images(n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._maker.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._maker.load_state_dict(state)
-
-    def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._maker.generator}
-
-    def notes(self) -> list[str]:
-        return list(self._maker.guard.history)
+        return logs | self._trainer.guard.after(step, task, images, outputs)

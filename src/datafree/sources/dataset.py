@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Dataset(ImageSource):
     skipped and named in `notes`. The targets are learnt from by training.label_weight, and by nothing else.
     """
 
+    needs_images: ClassVar[bool] = True
+
     path: Path  # the --out of `datafree synthesize`, or a folder of labelled images
     hold_out: int = 64  # images kept back for `held_out` at most, and at most a tenth of the set (but one)
 
@@ -41,16 +43,16 @@ class Dataset(ImageSource):
         if self.hold_out < 0:
             raise DataError(f"a data set's hold_out must not be negative, but is {self.hold_out}; 0 turns it off")
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
+    def attach(self, context: SourceContext) -> None:
+        self._context = context
         made = (self.path / "shards").is_dir() and (self.path / "data").is_dir()
-        self._data = _opened(setting.task, self.path / "data" if made else self.path)
+        self._data = _opened(context.task, self.path / "data" if made else self.path)
         if not len(self._data):
             raise DataError(f"{self.path} holds no images; give a data set that does")
         self._held, learnt = self._split(len(self._data))
         self._reader = Reader(
             keys=learnt,
-            seed=setting.seed,
+            seed=context.seed,
             read=lambda index, place: self._data[index],
             fault=self._fault,
             none_left=lambda index, fault: (
@@ -64,7 +66,7 @@ class Dataset(ImageSource):
     def _split(self, count: int) -> tuple[list[int], list[int]]:
         """Images to keep back and images to learn from, drawn by the seed."""
         drawn = list(range(count))
-        random.Random(f"{self._setting.seed} held out").shuffle(drawn)
+        random.Random(f"{self._context.seed} held out").shuffle(drawn)
         held = kept_back(count, self.hold_out)
         return drawn[:held], sorted(drawn[held:])
 
@@ -105,7 +107,7 @@ class Dataset(ImageSource):
                 f"{self.path} had {state['count']} images when the run was stopped in epoch {state['epoch']}, and has "
                 f"{len(self._data)} now: it went on with the next epoch, and cannot be repeated exactly"
             )
-        self._reader.go_on(self._reader.keys, place, skipped)
+        self._reader.resume_at(self._reader.keys, place, skipped)
 
     def notes(self) -> list[str]:
         skipped = self._reader.skipped | self._held_skipped
@@ -122,9 +124,9 @@ class Dataset(ImageSource):
 
     def _to_batch(self, examples: list[Example]) -> Batch:
         """Images (B, 3, H, W) float32 in [0, 1] and their targets (B, ...), on the run's device."""
-        device = self._setting.device
+        device = self._context.device
         if not examples:
-            return Batch(images=torch.zeros(0, 3, *self._setting.task.image_size, device=device))
+            return Batch(images=torch.zeros(0, 3, *self._context.task.image_size, device=device))
         images = torch.stack([image for image, _ in examples])
         targets = torch.stack([target for _, target in examples])
         return Batch(images=images.to(device), targets=targets.to(device))

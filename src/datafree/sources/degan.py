@@ -8,9 +8,10 @@ B images, C classes, N rows (pixels, for segmentation).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from datafree.distributed import replicas
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.generators import Discriminator, Generator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, ImageSource, Paper, SourceContext, UpdateSize
 from datafree.sources.folder import Folder
 
 
@@ -32,6 +33,10 @@ class Degan(ImageSource):
     weighted diversity at weight 10, no entropy term. Plain DCGAN is both weights at 0; the paper's "DeGAN" row is
     entropy_weight 10, diversity_weight 0.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Bhogale", "2011.00809")
+    needs_images: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "discriminator": 3, "teacher": 1}
 
     proxy: Folder  # unlabelled images; need not hold every class
     entropy_weight: float = 0.0  # lambda_e, eq. 6
@@ -49,30 +54,39 @@ class Degan(ImageSource):
         if self.generator is not None:
             self.warmup = self.update_every = 0
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
-        self.proxy.attach(setting)
-        size, device = setting.task.image_size, setting.device
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size)
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size = size.images
+
+    def nested_sources(self) -> tuple[ImageSource, ...]:
+        return (self.proxy,)
+
+    def attach(self, context: SourceContext) -> None:
+        self._context = context
+        self.proxy.attach(context)
+        size, device = context.task.image_size, context.device
         self._generator = Generator(size, self.latent, self.width).to(device)
         self._discriminator = Discriminator(size, self.width).to(device)
         for network in (self._generator, self._discriminator):
-            replicas.share(setting.speed.laid_out(network))
+            replicas.share(context.speed.laid_out(network))
         if self.generator is not None:
             load_weights(self._generator, self.generator)
         betas = (self.beta1, 0.999)
-        self._g_optimizer = setting.speed.adam(self._generator.parameters(), self.lr, betas)
-        self._d_optimizer = setting.speed.adam(self._discriminator.parameters(), self.lr, betas)
+        self._g_optimizer = context.speed.adam(self._generator.parameters(), self.lr, betas)
+        self._d_optimizer = context.speed.adam(self._discriminator.parameters(), self.lr, betas)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         for optimizer in (self._g_optimizer, self._d_optimizer):
-            optimizer.param_groups[0]["lr"] = self.lr * self._setting.pace()
+            optimizer.param_groups[0]["lr"] = self.lr * self._context.lr_scale()
         real = self.proxy.sample(self.batch_size).images
         self._generator.train()
-        with self._setting.autocast():
-            fake = self._generator(self._generator.draw_latents(self.batch_size, self._setting.device))
+        with self._context.autocast():
+            fake = self._generator(self._generator.draw_latents(self.batch_size, self._context.device))
 
         # The discriminator tells proxy images from generated ones, eq. 1.
-        with self._setting.autocast():
+        with self._context.autocast():
             real_logits, fake_logits = self._discriminator(real), self._discriminator(fake.detach())
         d_loss = losses.discriminator_loss(real_logits, fake_logits)
         self._d_optimizer.zero_grad()
@@ -80,12 +94,12 @@ class Degan(ImageSource):
         self._d_optimizer.step()
 
         # The generator deceives it while the teacher is sure of what it sees and sees every class, eq. 6.
-        with modes.parameters_fixed(self._discriminator), self._setting.autocast():
+        with modes.parameters_fixed(self._discriminator), self._context.autocast():
             adversarial = losses.generator_loss(self._discriminator(fake))  # eq. 2
         logs = {"discriminator": d_loss, "adversarial": adversarial}
         g_loss = adversarial
         if self.entropy_weight > 0 or self.diversity_weight > 0:  # plain DCGAN never asks the teacher
-            probs = self._setting.task.class_probs(self._setting.teacher(fake))  # (N, C)
+            probs = self._context.task.class_probs(self._context.teacher(fake))  # (N, C)
             entropy = losses.entropy_loss(probs)  # eq. 3
             plain, weighted = (
                 losses.diversity_loss(probs),
@@ -101,16 +115,16 @@ class Degan(ImageSource):
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
-        return Batch(images=self._render(self._generator.draw_latents(n, self._setting.device)))
+        return Batch(images=self._render(self._generator.draw_latents(n, self._context.device)))
 
     @torch.no_grad()
     def validation_images(self, n: int) -> Tensor:
-        latents = torch.Generator().manual_seed(self._setting.seed + 1)
-        return self._render(self._generator.draw_latents(n, self._setting.device, latents))
+        latents = torch.Generator().manual_seed(self._context.seed + 1)
+        return self._render(self._generator.draw_latents(n, self._context.device, latents))
 
     def _render(self, latents: Tensor) -> Tensor:
         self._generator.eval()
-        with self._setting.autocast():
+        with self._context.autocast():
             images: Tensor = self._generator(latents)
         return images
 

@@ -6,26 +6,29 @@ defaults are those for CamVid. For CIFAR: network resize, objective l1, batch_si
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import ClassVar, Literal, final
 
-import torch
 from torch import Tensor, nn
 
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.generator_trainer import GeneratorTrainer
+from datafree.sources.base import Paper, SourceContext
+from datafree.sources.parts.generator_source import GeneratorSource
 
 
 @final
 @dataclass(kw_only=True)
-class Dfad(ImageSource):
+class Dfad(GeneratorSource):
     """The generator climbs the disagreement |s - t| of student and teacher, which the student then learns away.
 
     One update is one generator step; the published rhythm is five student steps to each. Use it with task.distill=l1,
-    the student's published loss. There is nothing fixed to hold out: `held_out` shows what the generator makes now.
+    the student's published loss. Nothing fixed can be held out: `validation_images` shows what the generator makes now.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Fang et al.", "1912.11006")
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     network: Literal["resize", "dcgan"] = "dcgan"  # resize: resize-convolutions, CIFAR's script; dcgan: near CamVid's
     objective: Literal["l1", "log"] = "log"  # to be large; l1: mean |s - t|, CIFAR's; log: log(that + 1), CamVid's
@@ -39,44 +42,19 @@ class Dfad(ImageSource):
     restarts: int = 3  # at most; each halves the rate
     update_every: int = 5  # student steps per generator step
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
+    def attach(self, context: SourceContext) -> None:
         networks: dict[str, type[Generator | ResizeGenerator]] = {"resize": ResizeGenerator, "dcgan": Generator}
-        self._maker = GeneratorTrainer(
-            setting=setting,
-            generator=networks[self.network](setting.task.image_size, self.latent, self.width),
-            on_collapse=self.on_collapse,
-            restarts=self.restarts,
-        )
+        self.attach_generator(context, networks[self.network](context.task.image_size, self.latent, self.width))
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task = self._setting.task
-        images = self._maker.make(self._maker.draw(self.batch_size))
+        task = self._context.task
+        images = self._trainer.make(self._trainer.draw(self.batch_size))
         with modes.looked_through(student, self.student_mode):
             answers = student(images)
-        outputs = self._setting.teacher(images)
+        outputs = self._context.teacher(images)
         disagreement = task.disagreement(answers, outputs)
         loss = losses.dfad_generator_loss(disagreement) if self.objective == "log" else -disagreement
-        falls = sum(step >= fraction * self._setting.steps for fraction in self.decay_at)
-        self._maker.step(loss, self.lr * 0.1**falls * self._maker.guard.caution)
-        signals = self._maker.guard.after(step, task, images, outputs)
+        falls = sum(step >= fraction * self._context.steps for fraction in self.decay_at)
+        self._trainer.step(loss, self.lr * 0.1**falls * self._trainer.guard.caution)
+        signals = self._trainer.guard.after(step, task, images, outputs)
         return {"generator": loss.detach(), "disagreement": disagreement.detach(), **signals}
-
-    @torch.no_grad()
-    def sample(self, n: int) -> Batch:
-        return Batch(images=self._maker.make(self._maker.draw(n)))
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._maker.validation_images(n)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._maker.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._maker.load_state_dict(state)
-
-    def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._maker.generator}
-
-    def notes(self) -> list[str]:
-        return list(self._maker.guard.history)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -23,14 +24,14 @@ from datafree.health.guard import Guard
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts.pixel_optimizer import BestSoFar
+from datafree.sources.parts.pool_source import PoolSource
 
 
 @final
 @dataclass(kw_only=True)
-class Fast(ImageSource):
+class Fast(PoolSource):
     """A copy of the meta-generator is adapted for each batch in a few steps; what all copies need, it then learns.
 
     One update makes one batch and adds it to a bank that the student draws from. Features that images have in common
@@ -38,8 +39,10 @@ class Fast(ImageSource):
     20 batches before the first.
     """
 
-    finishes: ClassVar[bool] = True
+    paper: ClassVar[Paper | None] = Paper("Fang et al.", "2112.15278")
     needs_batchnorm: ClassVar[bool] = True
+    uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     target_weight: float = 0.4  # oh: of the teacher's loss on the preset targets (cross-entropy)
     bn_weight: float = 10.0  # bn: of the distance to the teacher's BatchNorm statistics
@@ -69,27 +72,26 @@ class Fast(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
-    def attach(self, setting: SourceContext) -> None:
-        require_batchnorm(setting.teacher, "fast")
-        self._setting = setting
-        fused = setting.speed.fused_statistics
-        self._match = StatisticsMatch(network=setting.teacher, momentum=self.bn_momentum, fused=fused)
-        self._generator = ResizeGenerator(setting.task.image_size, self.latent, self.width)
-        replicas.share(setting.speed.laid_out(self._generator.to(setting.device)))
+    def attach(self, context: SourceContext) -> None:
+        require_batchnorm(context.teacher, "fast")
+        self.attach_pool(context)
+        fused = context.speed.fused_statistics
+        self._match = StatisticsMatch(network=context.teacher, momentum=self.bn_momentum, fused=fused)
+        self._generator = ResizeGenerator(context.task.image_size, self.latent, self.width)
+        replicas.share(context.speed.laid_out(self._generator.to(context.device)))
         meta_lr = self.generator_lr * self.iterations
-        self._optimizer = setting.speed.adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999))
-        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self._optimizer = context.speed.adam(self._generator.parameters(), meta_lr, (self.beta1, 0.999))
         self._guard = Guard(
             parts={"generator": self._generator, "optimizer": self._optimizer},
             what="source.generator_lr",  # see `update`
-            say=setting.say,
+            say=context.say,
             on_collapse=self.on_collapse,
             restarts=self.restarts,
             every=2,  # an update is a whole batch's work, and a run has some hundreds
         )
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task, teacher, device = self._setting.task, self._setting.teacher, self._setting.device
+        task, teacher, device = self._context.task, self._context.teacher, self._context.device
         if self._resets(step):
             reset_first_layers(self._generator)
         targets = task.sample_targets(self.batch_size, device)
@@ -98,14 +100,14 @@ class Fast(ImageSource):
         adversarial = self.adversarial_weight > 0 and step >= 0
         guard = self._guard
         guard.what = "source.adversarial_weight" if adversarial else "source.generator_lr"
-        pace = self._setting.pace() * (1.0 if adversarial else guard.caution)
-        self._optimizer.param_groups[0]["lr"] = self.generator_lr * self.iterations * pace
-        groups: list[dict[str, Any]] = [{"params": copied.parameters()}, {"params": [z], "lr": self.latent_lr * pace}]
-        optimizer = self._setting.speed.adam(groups, self.generator_lr * pace, (self.beta1, 0.999))
+        scale = self._context.lr_scale() * (1.0 if adversarial else guard.caution)
+        self._optimizer.param_groups[0]["lr"] = self.generator_lr * self.iterations * scale
+        groups: list[dict[str, Any]] = [{"params": copied.parameters()}, {"params": [z], "lr": self.latent_lr * scale}]
+        optimizer = self._context.speed.adam(groups, self.generator_lr * scale, (self.beta1, 0.999))
         gradients = [torch.zeros_like(p) for p in copied.parameters()]
         best, terms = BestSoFar(), {}
         for _ in range(self.iterations):
-            with self._setting.autocast():
+            with self._context.autocast():
                 images = copied(z)
             moved, move = augment.shift_and_flip(images, self.shift, task.padding_mode)
             moved_targets = task.move_targets(targets, move)
@@ -128,8 +130,8 @@ class Fast(ImageSource):
             optimizer.step()
         self._match.remember()
         self._learn(copied, gradients)
-        images, outputs = best.kept
-        self._stock.add(images, targets)
+        images, outputs = best.values
+        self._pool.add(images, targets)
         logs = {name: value.detach() for name, value in terms.items()}  # of the last step
         return logs | guard.after(step, task, images, outputs)
 
@@ -149,24 +151,15 @@ class Fast(ImageSource):
 
     def _resets(self, step: int) -> bool:
         """Whether this is the first update at or after the step of the reset. (Published: update 120 of 200.)"""
-        first = math.ceil(self.reset_at * self._setting.steps)
+        first = math.ceil(self.reset_at * self._context.steps)
         return self.reset_at > 0 and first <= step < first + self.update_every
-
-    def sample(self, n: int) -> Batch:
-        return self._stock.sample(n)
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._stock.validation_images(n)
-
-    def validation_targets(self, n: int) -> Tensor | None:
-        return self._stock.validation_targets(n)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "generator": self._generator.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "match": self._match.state_dict(),
-            "stock": self._stock.state_dict(),
+            "stock": self._pool.state_dict(),
             "guard": self._guard.state_dict(),
         }
 
@@ -174,7 +167,7 @@ class Fast(ImageSource):
         self._generator.load_state_dict(state["generator"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._match.load_state_dict(state["match"])
-        self._stock.load_state_dict(state["stock"])
+        self._pool.load_state_dict(state["stock"])
         self._guard.load_state_dict(state["guard"])
 
     def artefacts(self) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datafree.data import images
 from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
@@ -36,6 +36,9 @@ class Folder(ImageSource):
     student learns from this one; the state knows only of images handed out. Files that cannot be read, or
     vanish, are skipped and named in `notes`.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Hinton et al.", "1503.02531", "distillation itself")
+    needs_images: ClassVar[bool] = True
 
     path: Path  # with every image below it
     crop: Literal["centre", "random"] = "centre"  # of the image scaled to just cover the task's image size
@@ -53,14 +56,14 @@ class Folder(ImageSource):
             if value < 0:
                 raise DataError(f"a folder's {name} must not be negative, but is {value}; 0 turns it off")
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
+    def attach(self, context: SourceContext) -> None:
+        self._context = context
         self._root = Path(self.path)
         self._found = [p.relative_to(self._root).as_posix() for p in images.list_images(self._root)]
         self._held, names = self._split(self._found)  # names of files
         self._reader = Reader(
             keys=names,
-            seed=setting.seed,
+            seed=context.seed,
             read=self._read,
             fault=lambda error: error.reason,
             none_left=lambda name, reason: (
@@ -81,7 +84,7 @@ class Folder(ImageSource):
 
         The draw is name by name, so that a file that comes or goes leaves the others on their side.
         """
-        drawn = sorted(names, key=lambda name: _digest(self._setting.seed, name))
+        drawn = sorted(names, key=lambda name: _digest(self._context.seed, name))
         held = kept_back(len(names), self.hold_out)
         return drawn[:held], sorted(drawn[held:][: self.limit])
 
@@ -125,7 +128,7 @@ class Folder(ImageSource):
                 f"the files in {self.path} had changed when the run was resumed in epoch {state['epoch']}: "
                 "it went on with the next epoch, and cannot be repeated exactly"
             )
-        self._reader.go_on(names, place, skipped)
+        self._reader.resume_at(names, place, skipped)
 
     def notes(self) -> list[str]:
         skipped, lines = self._reader.skipped | self._held_skipped, list(self._remarks)
@@ -143,12 +146,12 @@ class Folder(ImageSource):
     def _read(self, name: str, place: Place) -> Pixels:
         """The image at its place in the sequence, cropped and flipped; runs in a reader's thread."""
         pixels = self._covering(name)
-        draw = random.Random(f"{self._setting.seed} {place.epoch} {place.position}")
+        draw = random.Random(f"{self._context.seed} {place.epoch} {place.position}")
         down, right, mirrored = draw.random(), draw.random(), draw.random() < 0.5
         if self.crop == "centre":
             pixels = self._centre(pixels)
         else:
-            height, width = self._setting.task.image_size
+            height, width = self._context.task.image_size
             top = int(down * (pixels.shape[0] - height + 1))
             left = int(right * (pixels.shape[1] - width + 1))
             pixels = pixels[top : top + height, left : left + width]
@@ -160,7 +163,7 @@ class Folder(ImageSource):
             kept = self._cache.get(name)
         if kept is not None:
             return kept
-        size = self._setting.task.image_size
+        size = self._context.task.image_size
         self._note_change(name)
         image = images.read_image(self._root / name)
         image = images.fit(image, size) if self.crop == "centre" else images.cover(image, size)
@@ -184,15 +187,15 @@ class Folder(ImageSource):
                 self._changed[name] = None
 
     def _centre(self, pixels: Pixels) -> Pixels:
-        height, width = self._setting.task.image_size
+        height, width = self._context.task.image_size
         top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
         return pixels[top : top + height, left : left + width]
 
     def _to_images(self, batch: list[Pixels]) -> Tensor:
         """(B, 3, H, W) float32 in [0, 1] on the run's device; bytes travel, floats are made there."""
         if not batch:
-            return torch.zeros(0, 3, *self._setting.task.image_size, device=self._setting.device)
-        pixels = torch.from_numpy(np.stack(batch)).to(self._setting.device)  # (B, H, W, 3)
+            return torch.zeros(0, 3, *self._context.task.image_size, device=self._context.device)
+        pixels = torch.from_numpy(np.stack(batch)).to(self._context.device)  # (B, H, W, 3)
         return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
 
 

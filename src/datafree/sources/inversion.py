@@ -9,6 +9,7 @@ B images, C classes, H x W pixels, N rows (an image or a pixel each).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -18,14 +19,14 @@ from torch import Tensor, nn
 from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts import pixel_optimizer
-from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.parts.pool_source import PoolSource
 
 
 @final
 @dataclass(kw_only=True)
-class Inversion(ImageSource):
+class Inversion(PoolSource):
     """Pixels are optimised until the teacher recognises preset targets in images with its BatchNorm statistics.
 
     One update makes one batch, with all its iterations, and adds it to a bank that the student draws from. As
@@ -33,8 +34,10 @@ class Inversion(ImageSource):
     not know yet: adversarial_weight=1, update_every=400 is its form in CMI's comparison (arXiv 2105.08584).
     """
 
-    finishes: ClassVar[bool] = True
+    paper: ClassVar[Paper | None] = Paper("Yin et al.", "1912.08795")
     needs_batchnorm: ClassVar[bool] = True
+    uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
 
     target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy), eq. 1
     bn_weight: float = 10.0  # alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4
@@ -63,17 +66,16 @@ class Inversion(ImageSource):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
-    def attach(self, setting: SourceContext) -> None:
-        require_batchnorm(setting.teacher, "inversion")
-        self._setting = setting
-        fused = setting.speed.fused_statistics
-        self._match = StatisticsMatch(network=setting.teacher, first=self.first_bn_weight, fused=fused)
-        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
+    def attach(self, context: SourceContext) -> None:
+        require_batchnorm(context.teacher, "inversion")
+        self.attach_pool(context)
+        fused = context.speed.fused_statistics
+        self._match = StatisticsMatch(network=context.teacher, first=self.first_bn_weight, fused=fused)
         if self.adversarial_weight and not self.update_every:
-            setting.say("note: source.adversarial_weight is off: no image is made once the student learns")
+            context.say("note: source.adversarial_weight is off: no image is made once the student learns")
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task, teacher, device = self._setting.task, self._setting.teacher, self._setting.device
+        task, teacher, device = self._context.task, self._context.teacher, self._context.device
         targets = task.sample_targets(self.batch_size, device)
         terms: dict[str, Tensor] = {}
 
@@ -110,30 +112,21 @@ class Inversion(ImageSource):
             iterations=self.iterations,
             rate=self._rate,
             betas=self._betas,
-            speed=self._setting.speed,
+            speed=self._context.speed,
         )
-        self._stock.add(images, targets)
+        self._pool.add(images, targets)
         return {name: value.detach() for name, value in terms.items()}  # of the last iteration
 
     def _rate(self, iteration: int) -> float:
         rate = pixel_optimizer.cosine(iteration, self.iterations, self.lr, self.lr_end, self.lr_warmup)
-        return rate * self._setting.pace()
+        return rate * self._context.lr_scale()
 
     @property
     def _betas(self) -> tuple[float, float]:
         return self.beta1, self.beta2
 
-    def sample(self, n: int) -> Batch:
-        return self._stock.sample(n)
-
-    def validation_images(self, n: int) -> Tensor:
-        return self._stock.validation_images(n)
-
-    def validation_targets(self, n: int) -> Tensor | None:
-        return self._stock.validation_targets(n)
-
     def state_dict(self) -> dict[str, Any]:
-        return {"stock": self._stock.state_dict()}
+        return {"stock": self._pool.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stock.load_state_dict(state["stock"])
+        self._pool.load_state_dict(state["stock"])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
 from datafree.errors import DataError
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 
 
 @final
@@ -24,6 +24,10 @@ class Mixed(ImageSource):
 
     Its parts say themselves when they are updated; targets are dropped, since not every part has them.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Bhogale", "2011.00809", "eq. 7-9")
+    needs_gradients: ClassVar[bool] = False  # its parts may
+    forwards_updates: ClassVar[bool] = True
 
     parts: list[ImageSource]
     ratio: tuple[float, ...] = (1.0, 1.0)  # alpha : beta, eq. 7-9; one share a part
@@ -40,9 +44,12 @@ class Mixed(ImageSource):
             raise DataError("mixed has no warmup or update_every of its own; set them on its parts")
         self.warmup = longest
 
-    def attach(self, setting: SourceContext) -> None:
+    def attach(self, context: SourceContext) -> None:
         for part in self.parts:
-            part.attach(setting)
+            part.attach(context)
+
+    def nested_sources(self) -> tuple[ImageSource, ...]:
+        return tuple(self.parts)
 
     def due(self, step: int) -> bool:
         return any(part.due(step) for part in self.parts)

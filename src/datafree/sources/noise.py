@@ -18,8 +18,8 @@ class Noise(ImageSource):
 
     kind: Literal["uniform", "gaussian"] = "uniform"  # U(0, 1), or N(0.5, 0.25) clipped to [0, 1]
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
+    def attach(self, context: SourceContext) -> None:
+        self._context = context
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         return {}
@@ -28,16 +28,16 @@ class Noise(ImageSource):
         return Batch(images=self._make(n, None))
 
     def validation_images(self, n: int) -> Tensor:
-        return self._make(n, torch.Generator().manual_seed(self._setting.seed + 1))
+        return self._make(n, torch.Generator().manual_seed(self._context.seed + 1))
 
     def _make(self, n: int, generator: torch.Generator | None) -> Tensor:
-        shape = (n, 3, *self._setting.task.image_size)
-        device = torch.device("cpu") if generator else self._setting.device
+        shape = (n, 3, *self._context.task.image_size)
+        device = torch.device("cpu") if generator else self._context.device
         if self.kind == "uniform":
             images = torch.rand(shape, generator=generator, device=device)
         else:
             images = (torch.randn(shape, generator=generator, device=device) * 0.25 + 0.5).clamp(0, 1)
-        return images.to(self._setting.device)
+        return images.to(self._context.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

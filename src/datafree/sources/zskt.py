@@ -13,27 +13,31 @@ in a BatchNorm. B images, C classes, N rows (an image or a pixel each).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import losses, modes
-from datafree.sources.base import Batch, ImageSource, SourceContext
-from datafree.sources.parts.generator_trainer import GeneratorTrainer
+from datafree.sources.base import Batch, Paper, SourceContext
+from datafree.sources.parts.generator_source import GeneratorSource
 
 
 @final
 @dataclass(kw_only=True)
-class Zskt(ImageSource):
+class Zskt(GeneratorSource):
     """The generator looks for images on which the student does not believe its teacher: KL(teacher || student), T = 1.
 
     One update is one generator step; the latents of that step, through the generator after it, are the images from
     which the student draws until the next update: with batches of equal size every step is on the whole of them, as
     published. A larger batch is filled up with images made anew.
     """
+
+    paper: ClassVar[Paper | None] = Paper("Micaelli & Storkey", "1905.09768")
+    passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     latent: int = 100  # Z
     width: int = 64  # channels of the generator at full size
@@ -45,29 +49,23 @@ class Zskt(ImageSource):
     restarts: int = 3  # at most; each halves the rate
     update_every: int = 10  # student steps per update, all on its images
 
-    def attach(self, setting: SourceContext) -> None:
-        self._setting = setting
-        self._maker = GeneratorTrainer(
-            setting=setting,
-            generator=ResizeGenerator(setting.task.image_size, self.latent, self.width),
-            on_collapse=self.on_collapse,
-            restarts=self.restarts,
-        )
-        self._images = torch.empty(0, 3, *setting.task.image_size, device=setting.device)  # the latest update's
+    def attach(self, context: SourceContext) -> None:
+        self.attach_generator(context, ResizeGenerator(context.task.image_size, self.latent, self.width))
+        self._images = torch.empty(0, 3, *context.task.image_size, device=context.device)  # the latest update's
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        task = self._setting.task
-        latents = self._maker.draw(self.batch_size)
-        images = self._maker.make(latents)
-        outputs = self._setting.teacher(images)
+        task = self._context.task
+        latents = self._trainer.draw(self.batch_size)
+        images = self._trainer.make(latents)
+        outputs = self._context.teacher(images)
         with modes.looked_through(student, self.student_mode):
             student_probs = task.class_probs(student(images))
         loss = losses.zskt_generator_loss(student_probs, task.class_probs(outputs))
-        cosine = (1 + math.cos(math.pi * max(step, 0) / self._setting.steps)) / 2
-        self._maker.step(loss, self.lr * cosine * self._maker.guard.caution, self.clip)
-        signals = self._maker.guard.after(step, task, images, outputs)  # may put the generator back
+        cosine = (1 + math.cos(math.pi * max(step, 0) / self._context.steps)) / 2
+        self._trainer.step(loss, self.lr * cosine * self._trainer.guard.caution, self.clip)
+        signals = self._trainer.guard.after(step, task, images, outputs)  # may put the generator back
         with torch.no_grad():
-            self._images = self._maker.make(latents)
+            self._images = self._trainer.make(latents)
         return {"divergence": -loss.detach() * student_probs.shape[1], **signals}  # of a row, nats
 
     @torch.no_grad()
@@ -75,21 +73,12 @@ class Zskt(ImageSource):
         order = torch.randperm(len(self._images), device=self._images.device)[:n]
         images = self._images[order]
         if len(images) < n:
-            images = torch.cat([images, self._maker.make(self._maker.draw(n - len(images)))])
+            images = torch.cat([images, self._trainer.make(self._trainer.draw(n - len(images)))])
         return Batch(images=images)
 
-    def validation_images(self, n: int) -> Tensor:
-        return self._maker.validation_images(n)
-
     def state_dict(self) -> dict[str, Any]:
-        return {**self._maker.state_dict(), "images": self._images}
+        return {**self._trainer.state_dict(), "images": self._images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._maker.load_state_dict(state)
-        self._images = state["images"].to(self._setting.device)
-
-    def artefacts(self) -> dict[str, nn.Module]:
-        return {"generator": self._maker.generator}
-
-    def notes(self) -> list[str]:
-        return list(self._maker.guard.history)
+        self._trainer.load_state_dict(state)
+        self._images = state["images"].to(self._context.device)

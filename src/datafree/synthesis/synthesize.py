@@ -107,7 +107,7 @@ def _fill(
         finished: list[Batch] = []
         watch = Watch(device)
         with modes.frozen(teacher), watch.answers_of(teacher):
-            source.attach(training.setting(task, teacher, device, dtype, say, keep=finished.append))
+            source.attach(training.source_context(task, teacher, device, dtype, say, on_finished_batch=finished.append))
             shards.begin(names)
             work = ShardWorker(
                 recipe=recipe,
@@ -173,6 +173,10 @@ def require_number(recipe: Recipe) -> None:
 
 def trains_first(source: ImageSource) -> bool:
     """Whether updates train the source before it makes anything. Raises RecipeError for one that cannot be."""
+    if source.forwards_updates and any(part.finishes for part in source.updated_sources()):
+        raise RecipeError(
+            ["source: a part of it finishes batches of images, which are not mixed: make a data set of that part alone"]
+        )
     if not source.finishes and not source.warmup and source.due(0):
         raise RecipeError(["source.warmup: is 0, and no student learns here: nothing would train the source; set it"])
     return source.warmup > 0 and not source.finishes

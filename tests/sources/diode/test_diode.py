@@ -156,7 +156,9 @@ def made(
     """The batch of one update, with what it logs."""
     kept: list[Batch] = []
     modes.seed_everything(seed)
-    source.attach(SourceContext(task=task or make_task(), teacher=teacher, steps=9, batch_size=4, keep=kept.append))
+    source.attach(
+        SourceContext(task=task or make_task(), teacher=teacher, steps=9, batch_size=4, on_finished_batch=kept.append)
+    )
     logs = source.update(teacher, -1)
     assert len(kept) == 1
     return kept[0], logs
@@ -460,7 +462,9 @@ def test_a_state_from_before_noise_was_noted_is_gone_on_with(teacher: Normalized
 
 def test_shards_of_a_data_set_carry_no_note_from_one_to_the_next(teacher: Normalized) -> None:
     source, states = Diode(batch_size=4, stages=one_stage(), bn_clip=1.0), list[Any]()
-    source.attach(SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=lambda batch: None))
+    source.attach(
+        SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, on_finished_batch=lambda batch: None)
+    )
     for _ in range(2):
         states.append(source.state_dict())
         source.update(teacher, -1)
@@ -495,10 +499,10 @@ def test_images_that_stay_noise_are_told_of_once_and_others_not(trained: Normali
         source = Diode(batch_size=4, stages=one_stage(iterations=30, **stage), **PLAIN, tv_l1_weight=1000.0)
         said, kept = list[str](), list[Batch]()
         modes.seed_everything(0)
-        setting = SourceContext(
-            task=make_task(), teacher=trained, steps=9, batch_size=4, keep=kept.append, say=said.append
+        context = SourceContext(
+            task=make_task(), teacher=trained, steps=9, batch_size=4, on_finished_batch=kept.append, say=said.append
         )
-        source.attach(setting)
+        source.attach(context)
         for _ in range(2):
             source.update(trained, -1)
         return kept[0].images, said
@@ -539,15 +543,15 @@ def test_a_momentum_mixes_in_the_iterations_before_of_the_same_stage(
 def test_a_teacher_without_batchnorm_goes_without_the_term_and_says_so() -> None:
     said: list[str] = []
     teacher = teacher_with_statistics(norms=False)
-    setting = SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, say=said.append)
+    context = SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, say=said.append)
     source = Diode(batch_size=2, stages=one_stage(first_bn_weight=2.0))
-    source.attach(setting)
+    source.attach(context)
     assert said == ["note: source.bn_weight is off: the teacher has no BatchNorm statistics"]
     assert source.notes() == [said[0].removeprefix("note: ")]
     logs = source.update(teacher, -1)
     assert "detection" in logs
     assert not any(name.startswith("bn") for name in logs)
-    Diode(batch_size=2, stages=one_stage(), bn_weight=0.0).attach(setting)
+    Diode(batch_size=2, stages=one_stage(), bn_weight=0.0).attach(context)
     assert len(said) == 2 and "still noise" in said[1]  # of one iteration; nothing is off that was not on
 
 
@@ -682,8 +686,8 @@ def test_the_teacher_finds_the_boxes_where_its_loss_was_minimised_and_not_elsewh
 def test_finished_batches_go_to_whoever_keeps_them_and_nothing_stays(teacher: Normalized) -> None:
     source, kept = Diode(batch_size=3, stages=one_stage()), []
     assert source.finishes
-    setting = SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, keep=kept.append)
-    source.attach(setting)
+    context = SourceContext(task=make_task(), teacher=teacher, steps=9, batch_size=4, on_finished_batch=kept.append)
+    source.attach(context)
     sizes = []
     for _ in range(3):
         source.update(teacher, -1)
@@ -739,7 +743,7 @@ def test_tiles_are_four_images_with_their_boxes(teacher: Normalized) -> None:
     grey = torch.arange(15) / 15  # each image is of one grey, and its box lies at a place of its own
     targets = torch.full((15, 6, 5), float(boxes.NONE))
     targets[:, 0] = torch.stack([torch.arange(15) % CLASSES, *(torch.arange(15) + c for c in (0, 4, 20, 16))], 1)
-    source._stock.add(grey[:, None, None, None].expand(-1, 3, *SIZE), targets)
+    source._pool.add(grey[:, None, None, None].expand(-1, 3, *SIZE), targets)
     torch.manual_seed(0)
     batch = source.sample(8)
     assert batch.targets is not None
@@ -862,10 +866,10 @@ def test_a_backbone_without_batchnorm_in_a_detector_that_has_some_is_told_at_onc
     class Elsewhere(Cells):
         backbone = "neck"
 
-    setting = SourceContext(task=make_task(), teacher=frozen(Elsewhere(probe(teacher).network)), steps=9, batch_size=4)
+    context = SourceContext(task=make_task(), teacher=frozen(Elsewhere(probe(teacher).network)), steps=9, batch_size=4)
     with pytest.raises(NetworkError, match="no BatchNorm layer lies in 'neck'"):
-        Diode(stages=one_stage()).attach(setting)
-    Diode(stages=one_stage(), bn_weight=0.0).attach(setting)
+        Diode(stages=one_stage()).attach(context)
+    Diode(stages=one_stage(), bn_weight=0.0).attach(context)
 
 
 def test_a_part_of_a_mixture_refuses_other_tasks_too(teacher: Normalized) -> None:

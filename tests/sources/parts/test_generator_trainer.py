@@ -36,7 +36,7 @@ def attached(method: type[Any], dtype: torch.dtype = torch.float32, **options: A
 
 
 def rate(source: Adversary) -> float:
-    value = source._maker.optimizer.param_groups[0]["lr"]
+    value = source._trainer.optimizer.param_groups[0]["lr"]
     assert isinstance(value, float)
     return value
 
@@ -56,7 +56,7 @@ def test_caution_scales_the_generators_rate(method: type[Any]) -> None:
     source, student = attached(method)
     source.update(student, 0)
     assert rate(source) == pytest.approx(source.lr)
-    source._maker.guard.caution = 0.25
+    source._trainer.guard.caution = 0.25
     source.update(student, 0)
     assert rate(source) == pytest.approx(source.lr / 4)
 
@@ -64,14 +64,14 @@ def test_caution_scales_the_generators_rate(method: type[Any]) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_collapse_puts_the_generator_back_and_says_so(method: type[Any]) -> None:
     source, student = attached(method, restarts=1)
-    guard = source._maker.guard
+    guard = source._trainer.guard
     guard.every = guard.patience = 1
     guard.min_diversity = guard.min_balance = 0.0
     source.update(student, 0)  # healthy
-    healthy = [parameter.clone() for parameter in source._maker.generator.parameters()]
+    healthy = [parameter.clone() for parameter in source._trainer.generator.parameters()]
     guard.min_diversity = 1.0  # from here on nothing is varied enough
     source.update(student, 1)
-    assert all(map(torch.equal, source._maker.generator.parameters(), healthy))
+    assert all(map(torch.equal, source._trainer.generator.parameters(), healthy))
     assert guard.caution == 0.5
     assert "collapsed at step 1" in source.notes()[0]
     with pytest.raises(TrainingError, match=r"after 1 restart.*lower source\.lr"):
@@ -82,7 +82,7 @@ def test_collapse_puts_the_generator_back_and_says_so(method: type[Any]) -> None
 def test_collapse_stops_or_is_ignored_as_asked(method: type[Any]) -> None:
     for on_collapse in ("stop", "ignore"):
         source, student = attached(method, on_collapse=on_collapse)
-        guard = source._maker.guard
+        guard = source._trainer.guard
         guard.every = guard.patience = 1
         guard.min_diversity = guard.min_balance = 0.0
         source.update(student, 0)
@@ -99,10 +99,10 @@ def test_collapse_stops_or_is_ignored_as_asked(method: type[Any]) -> None:
 def test_state_holds_the_guard_too(method: type[Any]) -> None:
     source, student = attached(method)
     source.update(student, 0)
-    source._maker.guard.caution = 0.5
+    source._trainer.guard.caution = 0.5
     other, _ = attached(method)
     other.load_state_dict(source.state_dict())
-    assert other._maker.guard.caution == 0.5
+    assert other._trainer.guard.caution == 0.5
     assert torch.equal(other.validation_images(4), source.validation_images(4))
     modes.seed_everything(1)
     expected = source.sample(12).images

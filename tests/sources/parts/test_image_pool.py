@@ -14,8 +14,8 @@ SIZE = (16, 24)
 
 
 def stock(task: type[Task] = Classification, shift: int = 3) -> ImagePool:
-    setting = SourceContext(task=task(num_classes=4, image_size=SIZE), teacher=nn.Identity(), steps=1, batch_size=4)
-    return ImagePool(setting=setting, capacity=64, shift=shift)
+    context = SourceContext(task=task(num_classes=4, image_size=SIZE), teacher=nn.Identity(), steps=1, batch_size=4)
+    return ImagePool(context=context, capacity=64, shift=shift)
 
 
 def test_there_is_noise_until_something_is_made() -> None:

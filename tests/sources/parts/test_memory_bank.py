@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datafree.errors import DataError
-from datafree.sources.parts.memory_bank import HELD_EVERY, Bank
+from datafree.sources.parts.memory_bank import VALIDATION_EVERY, Bank
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ def drawable(bank: Bank) -> set[int]:
 
 def kept_of(total: int, capacity: int) -> set[int]:
     """The latest `capacity` of all images but every 16th."""
-    return set([n for n in range(total) if n % HELD_EVERY != HELD_EVERY - 1][-capacity:])
+    return set([n for n in range(total) if n % VALIDATION_EVERY != VALIDATION_EVERY - 1][-capacity:])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -24,7 +23,7 @@ from datafree.networks import features
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.training import Training
-from datafree.sources.base import Batch, ImageSource
+from datafree.sources.base import Batch, ImageSource, UpdateSize
 from datafree.storage.checkpoint import size_of
 from datafree.tasks.base import Task, synthetic_batch
 
@@ -61,7 +60,7 @@ class Calibration:
     dtype: torch.dtype
     most: int  # images at once
     budget: float  # seconds that each thing is timed for, about
-    keep: Callable[[Batch], None] | None = None  # takes the batches that the small source finishes
+    on_finished_batch: Callable[[Batch], None] | None = None  # takes the batches that the small source finishes
     small: ImageSource = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     timed: int = field(init=False)  # images of the student's step
@@ -72,7 +71,7 @@ class Calibration:
         self.device = next(self.teacher.parameters()).device
         self.timed = max(2, min(self.most, training.batch))
         self._training = replace(training, batch_size=self.timed, lr=1e-12)  # nothing goes wrong by a few more steps
-        self.small = self._attached(self.most, self.keep)
+        self.small = self._attached(self.most, self.on_finished_batch)
         for network in (self.teacher, self.student):
             replicas.share(network)
         self.optimizer = training.make_optimizer(self.student.train())
@@ -80,7 +79,7 @@ class Calibration:
     def updates(self, steps: Sequence[int]) -> list[CostItem]:
         """The source's updates at `steps`, those before the student's first step apart."""
         work = []
-        for part, full in zip(_parts(self.small), _parts(self.source), strict=True):
+        for part, full in zip(self.small.updated_sources(), self.source.updated_sources(), strict=True):
             due = [step for step in steps if full.due(step)]
             early = sum(step < 0 for step in due)
             for step, often in ((-1, early), (0, len(due) - early)):
@@ -132,28 +131,30 @@ class Calibration:
 
     def update(self, part: ImageSource, full: ImageSource, step: int) -> Cost:
         """An update with all iterations and images of `full`, by `part`, which is attached and has few."""
-        count = getattr(part, "batch_size", self.timed)
+        unknown = UpdateSize(images=self.timed)
+        small, whole = part.update_size() or unknown, full.update_size() or unknown
 
         def update() -> None:
             part.update(self.student, step)
 
-        whole = getattr(full, "batch_size", count)
-        self._note_peak(self._kept_by(update), count, whole)
-        once = cost_of(update, self.device, count, self.budget)
+        self._note_peak(self._kept_by(update), small.images, whole.images)
+        once = cost_of(update, self.device, small.images, self.budget)
         total = once
-        for name, index, iterations in _iterations(full):
-            _set_iterations(part, name, index, 1 + _MORE)
-            longer = cost_of(update, self.device, count, self.budget, least=1)
-            _set_iterations(part, name, index, 1)
+        for stage, iterations in enumerate(whole.iterations):
+            counts = tuple(1 + _MORE * (stage == other) for other in range(len(small.iterations)))
+            part.resize_updates(replace(small, iterations=counts))
+            longer = cost_of(update, self.device, small.images, self.budget, least=1)
+            part.resize_updates(small)
             more = longer + once.times(-1)
             total = total + more.times((iterations - 1) / _MORE if more.seconds > 0 else 0.0)
-        return total.of_images(whole)
+        return total.of_images(whole.images)
 
     def state_bytes(self, steps: Sequence[int]) -> int:
         """Bytes of the source's state when its banks are full: a new one's after a few updates, with what they lack."""
         total, fresh = 0.0, self._attached(2, None)
-        for part, full in zip(_parts(fresh), _parts(self.source), strict=True):
+        for part, full in zip(fresh.updated_sources(), self.source.updated_sources(), strict=True):
             due = [step for step in steps if full.due(step)]
+            small, whole = part.update_size() or UpdateSize(images=1), full.update_size() or UpdateSize(images=0)
             made = kept = 0  # images of the whole run, and here, of updates that keep them: early ones may not
             each = 0.0
             for step, often in ((0, sum(step >= 0 for step in due)), (-1, sum(step < 0 for step in due))):
@@ -162,17 +163,19 @@ class Calibration:
                     part.update(self.student, step)
                     sizes.append(size_of(part.state_dict()))
                 if often and sizes[5] > sizes[4]:  # the first ones set things up
-                    count = getattr(part, "batch_size", 1)
-                    each, kept = (sizes[5] - sizes[4]) / count, kept + _SETTLED * count
-                    made += often * getattr(full, "batch_size", 0)
-            room = getattr(full, "bank_size", 0)
+                    each, kept = (sizes[5] - sizes[4]) / small.images, kept + _SETTLED * small.images
+                    made += often * whole.images
+            room = full.bank_images()
             total += size_of(part.state_dict()) + each * (min(room, made) - min(room, kept))
         return round(total)
 
-    def _attached(self, most: int, keep: Callable[[Batch], None] | None) -> ImageSource:
-        small = _smaller(copy.deepcopy(self.source), most)
+    def _attached(self, most: int, on_finished_batch: Callable[[Batch], None] | None) -> ImageSource:
+        small = copy.deepcopy(self.source)
+        shrink(small, most)
         small.attach(
-            self._training.setting(self.task, self.teacher, self.device, self.dtype, lambda line: None, keep=keep)
+            self._training.source_context(
+                self.task, self.teacher, self.device, self.dtype, lambda line: None, on_finished_batch=on_finished_batch
+            )
         )
         return small
 
@@ -181,46 +184,15 @@ class Calibration:
 
 
 def banks_of(source: ImageSource, training: Training, image_size: tuple[int, int]) -> int:
-    """Bytes of a source's banks, 8 bits a channel: they are taken whole with the first image (`bank.Bank`)."""
+    """Bytes of a source's banks, 8 bits a channel: they are taken whole with the first image (`memory_bank.Bank`)."""
     steps = range(-source.warmup, training.steps)
-    held = sum(getattr(part, "bank_size", 0) for part in _parts(source) if any(map(part.due, steps)))
+    held = sum(each.bank_images() for each in source.all_sources() if any(map(each.due, steps)))
     return held * 3 * math.prod(image_size)
 
 
-def _parts(source: ImageSource) -> list[ImageSource]:
-    """A source that mixes others, taken apart."""
-    parts = getattr(source, "parts", None)
-    return [part for each in parts for part in _parts(each)] if isinstance(parts, list) else [source]
-
-
-def _smaller(source: ImageSource, most: int) -> ImageSource:
-    """The same with updates of `most` images, or as many as it has, one iteration each where it has such."""
-    parts = getattr(source, "parts", None)
-    if isinstance(parts, list):
-        changes: dict[str, Any] = {"parts": [_smaller(part, most) for part in parts]}
-        return replace(source, **changes)
-    count = getattr(source, "batch_size", None)
-    changes = {"batch_size": max(2, min(count, most))} if isinstance(count, int) else {}
-    small = replace(source, **changes)
-    for name, index, _ in _iterations(source):
-        _set_iterations(small, name, index, 1)
-    return small
-
-
-def _iterations(source: ImageSource) -> list[tuple[str, int | None, int]]:
-    """Options by which an update has iterations: name, index in it where it is a list of stages, and how many."""
-    if isinstance(count := getattr(source, "iterations", None), int):
-        return [("iterations", None, count)]
-    stages = getattr(source, "stages", None)
-    if isinstance(stages, list) and all(hasattr(stage, "iterations") for stage in stages):
-        return [("stages", index, stage.iterations) for index, stage in enumerate(stages)]
-    return []
-
-
-def _set_iterations(source: ImageSource, name: str, index: int | None, count: int) -> None:
-    if index is None:
-        setattr(source, name, count)
-    else:
-        stages = list(getattr(source, name))
-        stages[index] = replace(stages[index], iterations=count)
-        setattr(source, name, stages)
+def shrink(source: ImageSource, most: int) -> None:
+    """Make the updates of a source, and of those that it holds, of `most` images or fewer, one iteration a stage."""
+    for each in source.all_sources():
+        if (size := each.update_size()) is not None:
+            images = max(2, min(size.images, most))
+            each.resize_updates(UpdateSize(images=images, iterations=(1,) * len(size.iterations)))

@@ -89,7 +89,7 @@ def calibration(
     training: Training,
     known: TeacherCost,
     dtype: torch.dtype,
-    keep: Callable[[Batch], None] | None = None,
+    on_finished_batch: Callable[[Batch], None] | None = None,
 ) -> Iterator[Calibration]:
     """Within it a run made small is at hand, the teacher frozen; `student` is changed by it, `source` is not.
 
@@ -105,7 +105,7 @@ def calibration(
             dtype=dtype,
             most=max(2, int(PASS / max(known.backward, 1e-9))),
             budget=3 * PASS,
-            keep=keep,
+            on_finished_batch=on_finished_batch,
         )
 
 

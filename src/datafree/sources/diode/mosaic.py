@@ -1,4 +1,4 @@
-"""Images that are four images, 2 x 2: what `diode` makes of a batch where it is asked for tiles.
+"""Mosaic augmentation, four images 2 x 2, of a share of a batch and its boxes.
 
 B images, M rows of targets, H x W pixels.
 """

@@ -10,12 +10,12 @@ B images, M rows of targets, H x W pixels of a stage.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.errors import DataError, NetworkError
@@ -25,18 +25,18 @@ from datafree.networks.normalized import bare, detector_of
 from datafree.ops import augment, boxes, losses
 from datafree.ops.detections import confirmed, detect, with_seen
 from datafree.ops.predictions import Predictions
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.base import Batch, Paper, SourceContext, UpdateSize
 from datafree.sources.diode.mosaic import tiled
-from datafree.sources.diode.stages import Stage, published_stages
-from datafree.sources.diode.verifier import ap50, build_verifier, first_answer
+from datafree.sources.diode.stages import Stage, published_stages, resized
+from datafree.sources.diode.verifier import ap50, build_verifier, first_answer, still_noise
 from datafree.sources.parts import pixel_optimizer
-from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.parts.pool_source import PoolSource
 from datafree.tasks.detection import Detection
 
 
 @final
 @dataclass(kw_only=True)
-class Diode(ImageSource):
+class Diode(PoolSource):
     """Pixels are optimised until the detector sees the boxes sampled for them, in images whose statistics it knows.
 
     One update makes one batch: noise, through all stages, and adds it to a bank that the student draws from. What the
@@ -44,8 +44,10 @@ class Diode(ImageSource):
     `inversion` is its kin for other tasks. Boxes and classes are drawn by the task (task.box_sides and the like).
     """
 
+    paper: ClassVar[Paper | None] = Paper("Chawla et al.", remark="WACV 2021")
     serves: ClassVar[type[Any]] = Detection
-    finishes: ClassVar[bool] = True
+    uses_batchnorm: ClassVar[bool] = True
+    passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
 
     tv_l1_weight: float = 75.0  # of the mean differences of neighbouring pixels; 10 to 25 where images turn out dark
     tv_l2_weight: float = 0.0  # of their norm
@@ -88,25 +90,33 @@ class Diode(ImageSource):
         if self.bn_norm < 1:
             raise DataError(f"bn_norm is {self.bn_norm}; it is the p of a norm, 1 or more")
 
-    def attach(self, setting: SourceContext) -> None:
-        if not isinstance(setting.task, Detection):  # a recipe sees to this, but not for the parts of a mixture
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size, iterations=tuple(stage.iterations for stage in self.stages))
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size = size.images
+        self.stages = [replace(stage, iterations=n) for stage, n in zip(self.stages, size.iterations, strict=True)]
+
+    def attach(self, context: SourceContext) -> None:
+        if not isinstance(context.task, Detection):  # a recipe sees to this
             raise DataError("source.method=diode makes images for task.kind=detection alone; for others: inversion")
-        self._setting, self._task = setting, setting.task
-        self._stock = ImagePool(setting=setting, capacity=self.bank_size, shift=self.shift)
+        self.attach_pool(context)
+        self._task = context.task
+        self._for_set = context.on_finished_batch is not None  # a data set takes the batches, no student
         self._off: list[str] = []  # notes on terms that are off
         self._noise = ""  # the note on images that are still noise
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
         for number, stage in enumerate(self.stages):  # faults that would else be seen after hours
             try:
-                first_answer(setting.teacher, self._size_of(stage), setting.device, "teacher")
+                first_answer(context.teacher, self._size_of(stage), context.device, "teacher")
             except NetworkError as error:
                 at = f"source.stages.{number}.scale={stage.scale:g}"
                 raise DataError(f"{at}: {error}; choose it or task.image_size so that it can") from error
             self._statistics_of(stage)
-        if not batchnorm_layers(setting.teacher) and any(map(self._weighs_statistics, self.stages)):
+        if not batchnorm_layers(context.teacher) and any(map(self._weighs_statistics, self.stages)):
             self._off.append("source.bn_weight is off: the teacher has no BatchNorm statistics")
-            setting.say(f"note: {self._off[-1]}")
-        self._verifier = None if self.verifier is None else build_verifier(self.verifier, self._task, setting)
+            context.say(f"note: {self._off[-1]}")
+        self._verifier = None if self.verifier is None else build_verifier(self.verifier, self._task, context)
 
     def _size_of(self, stage: Stage) -> tuple[int, int]:
         height, width = self._task.image_size
@@ -116,22 +126,23 @@ class Diode(ImageSource):
         return self.bn_weight > 0 or stage.first_bn_weight > 0
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        targets = self._task.sample_targets(self.batch_size, self._setting.device)
+        targets = self._task.sample_targets(self.batch_size, self._context.device)
         size = self._size_of(self.stages[0])
-        images = torch.randn(self.batch_size, 3, *size, device=self._setting.device).clamp_(0, 1)  # half of it black
+        images = torch.randn(self.batch_size, 3, *size, device=self._context.device).clamp_(0, 1)  # half of it black
         logs: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
             size = self._size_of(stage)
             before = images
-            images, targets, terms = self._run(_resized(images, size), targets, stage, size, look=index == 0)
+            images, targets, terms = self._run(resized(images, size), targets, stage, size, look=index == 0)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
-            if index == 0:
-                self._compare_with_noise(before, images)
-        images = _resized(images, self._task.image_size)  # where no stage is of that size
-        for_set = self._setting.keep is not None  # else tiles are laid when the student draws, each time anew
-        self._stock.add(*(self._tiled(images, targets) if for_set else (images, targets)))
+            if index == 0 and not self._noise and (line := still_noise(before, images, self.tv_l1_weight)):
+                self._noise = line
+                self._context.say(f"note: {line}")
+        images = resized(images, self._task.image_size)  # where no stage is of that size
+        # In a data set tiles are laid now; else when the student draws, each time anew.
+        self._pool.add(*(self._tiled(images, targets) if self._for_set else (images, targets)))
         logs["boxes"] = boxes.present(targets).float().sum(1).mean()
-        for who, network in (("teacher", self._setting.teacher), ("verifier", self._verifier)):
+        for who, network in (("teacher", self._context.teacher), ("verifier", self._verifier)):
             if network is not None and logs["boxes"] > 0:
                 logs[f"{who}_ap50"] = ap50(network, self._task, images, targets)
         return logs
@@ -140,7 +151,7 @@ class Diode(ImageSource):
         self, images: Tensor, targets: Tensor, stage: Stage, size: tuple[int, int], *, look: bool
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One stage: images (B, 3, H, W) with a lower loss, their targets at the task's size, the last terms."""
-        task, teacher = replace(self._task, image_size=size), self._setting.teacher
+        task, teacher = replace(self._task, image_size=size), self._context.teacher
         match = self._statistics_of(stage)
         current = boxes.at_size(targets, self._task.image_size, size)
         terms: dict[str, Tensor] = {}  # of the latest iteration; nothing else is kept from one to the next
@@ -180,10 +191,10 @@ class Diode(ImageSource):
             loss,
             iterations=stage.iterations,
             rate=lambda iteration: (
-                pixel_optimizer.cosine(iteration, stage.iterations, stage.lr, stage.lr_end) * self._setting.pace()
+                pixel_optimizer.cosine(iteration, stage.iterations, stage.lr, stage.lr_end) * self._context.lr_scale()
             ),
             betas=(stage.beta1, stage.beta2),
-            speed=self._setting.speed,
+            speed=self._context.speed,
             keep="last",
         )
         for name, ratio in {} if match is None else match.clipped().items():
@@ -191,21 +202,9 @@ class Diode(ImageSource):
         targets = boxes.at_size(current, size, self._task.image_size)
         return made, targets, {name: value.detach() for name, value in terms.items()}
 
-    def _compare_with_noise(self, noise: Tensor, images: Tensor) -> None:
-        """Say once, and early, what else is only seen in the pictures: the first stage has left much of its noise."""
-        began, ended = (float(losses.total_variation_l1(x)) for x in (noise, images))
-        if self._noise or not ended > began / 2:  # where all is well it is a tenth; NaN is for others to tell
-            return
-        self._noise = (
-            f"after the first stage the images are still noise (total variation {ended:.2g}; it began at {began:.2g}), "
-            f"of which a student learns little; raise source.tv_l1_weight={self.tv_l1_weight:g} to "
-            f"{max(10 * self.tv_l1_weight, 100):g} or more, or the stage's first_bn_weight or iterations"
-        )
-        self._setting.say(f"note: {self._noise}")
-
     def _statistics_of(self, stage: Stage) -> StatisticsMatch | None:
         """What watches the backbone's BatchNorm layers; None where there are none or they weigh nothing."""
-        teacher = self._setting.teacher
+        teacher = self._context.teacher
         if not self._weighs_statistics(stage) or not batchnorm_layers(teacher):
             return None
         detector = detector_of(teacher)
@@ -216,7 +215,7 @@ class Diode(ImageSource):
             within="" if detector is None else detector.backbone,
             count=stage.bn_layers,
             clip=self.bn_clip,
-            fused=self._setting.speed.fused_statistics,
+            fused=self._context.speed.fused_statistics,
         )
 
     def _augmented(self, x: Tensor, targets: Tensor, stage: Stage, task: Detection) -> tuple[Tensor, Tensor]:
@@ -240,7 +239,7 @@ class Diode(ImageSource):
     def _with_seen(self, x: Tensor, targets: Tensor, task: Detection) -> Tensor:
         """False-positive sampling: what the detector sees where no box is, in the images as they are, becomes a box."""
         found = detect(
-            self._setting.teacher(x),
+            self._context.teacher(x),
             score_threshold=self.fp_sampling_score,
             nms_iou=task.nms_iou,
             max_detections=100,
@@ -259,7 +258,7 @@ class Diode(ImageSource):
 
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
-        batch = self._stock.sample(n)
+        batch = self._pool.sample(n)
         if batch.targets is None:
             return batch
         images, targets = self._tiled(batch.images, batch.targets)
@@ -268,21 +267,15 @@ class Diode(ImageSource):
     def _tiled(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return tiled(images, targets, round(self.mosaic_share * len(images)), self._task.image_size)
 
-    def validation_images(self, n: int) -> Tensor:
-        return self._stock.validation_images(n)
-
-    def validation_targets(self, n: int) -> Tensor | None:
-        return self._stock.validation_targets(n)
-
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"stock": self._stock.state_dict()}
-        if self._setting.keep is None:  # in a data set a note would look like something to carry on to the next shard
+        state: dict[str, Any] = {"stock": self._pool.state_dict()}
+        if not self._for_set:  # in a data set a note would look like something to carry on to the next shard
             state |= {"exploding": dict(self._exploding), "noise": self._noise}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._stock.load_state_dict(state["stock"])
-        if self._setting.keep is None:
+        self._pool.load_state_dict(state["stock"])
+        if not self._for_set:
             self._exploding = dict(state["exploding"])
             self._noise = state.get("noise", "")  # older states have none
 
@@ -295,9 +288,3 @@ class Diode(ImageSource):
         named = ", ".join(f"{name} ({ratio:.1f} times)" for name, ratio in worst[:3])
         clipped = f"BatchNorm layers above source.bn_clip={self.bn_clip:g} times the median, and clipped: {named}"
         return [*notes, clipped]
-
-
-def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)

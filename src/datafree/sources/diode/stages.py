@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from datafree.errors import DataError
 
 
@@ -49,3 +52,10 @@ def published_stages() -> list[Stage]:
         first_bn_weight=2.0,
     )
     return [first, Stage(bn_layers=51)]
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] at `size` (height, width): those of one stage for the next."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True).clamp(0, 1)

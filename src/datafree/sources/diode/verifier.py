@@ -1,4 +1,4 @@
-"""How well made images show their boxes, as detectors see it: DIODE's own measure of its images.
+"""Checks of generated images: AP50 of detectors on them, DIODE's own measure, and whether they are still noise.
 
 B images, M rows of targets, H x W pixels.
 """
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 from datafree.networks.load import NetworkSpec, build_network, has_weights
+from datafree.ops import losses
 from datafree.sources.base import SourceContext
 from datafree.tasks.base import synthetic_batch
 from datafree.tasks.detection import Detection
 
 
-def build_verifier(spec: NetworkSpec, task: Detection, setting: SourceContext) -> nn.Module:
+def build_verifier(spec: NetworkSpec, task: Detection, context: SourceContext) -> nn.Module:
     """A second detector, on the run's device and frozen, that has no part in making images.
 
     Building it leaves torch's random state as it is, so that images are the same with it and without.
@@ -25,10 +26,10 @@ def build_verifier(spec: NetworkSpec, task: Detection, setting: SourceContext) -
     if not has_weights(spec):
         raise NetworkError(f"the {what} has no weights, so it can verify nothing; give source.verifier.weights=FILE")
     with torch.random.fork_rng(devices=[]):
-        network = spec.wrap(build_network(spec, num_classes=task.num_classes), setting.dtype)
-    setting.speed.laid_out(network.to(setting.device))
+        network = spec.wrap(build_network(spec, num_classes=task.num_classes), context.dtype)
+    context.speed.laid_out(network.to(context.device))
     network.eval().requires_grad_(False)
-    task.check(first_answer(network, task.image_size, setting.device, what), what)
+    task.check(first_answer(network, task.image_size, context.device, what), what)
     return network
 
 
@@ -49,3 +50,15 @@ def ap50(network: nn.Module, task: Detection, images: Tensor, targets: Tensor) -
     for part, truth in zip(torch.split(images, 32), torch.split(targets, 32), strict=True):
         metric.update(network(part), truth)
     return torch.tensor(metric.compute().values["ap50"])
+
+
+def still_noise(noise: Tensor, images: Tensor, tv_l1_weight: float) -> str:
+    """A line, early, on what else is only seen in the pictures: images (B, 3, H, W) with much of their first noise."""
+    began, ended = (float(losses.total_variation_l1(x)) for x in (noise, images))
+    if not ended > began / 2:  # where all is well it is a tenth; NaN is for others to tell
+        return ""
+    return (
+        f"after the first stage the images are still noise (total variation {ended:.2g}; it began at {began:.2g}), "
+        f"of which a student learns little; raise source.tv_l1_weight={tv_l1_weight:g} to "
+        f"{max(10 * tv_l1_weight, 100):g} or more, or the stage's first_bn_weight or iterations"
+    )

@@ -1,4 +1,4 @@
-"""What sources with a generator of their own hold: the generator, its optimiser, its guard, its fixed latents.
+"""Training of a generator: the network, its Adam optimiser, its guard against mode collapse, its validation latents.
 
 B images, C classes, Z latent dimensions, H x W pixels, h x w the cells of a class map.
 """
@@ -25,8 +25,8 @@ class GeneratorTrainer:
     is then to be `guard.what`.
     """
 
-    setting: SourceContext
-    generator: Generator | ResizeGenerator  # is moved to the setting's device
+    context: SourceContext
+    generator: Generator | ResizeGenerator  # is moved to the context's device
     beta1: float = 0.9  # Adam's
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
     restarts: int = 3  # at most
@@ -34,19 +34,19 @@ class GeneratorTrainer:
     guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
-        replicas.share(self.setting.speed.laid_out(self.generator.to(self.setting.device)))
-        self.optimizer = self.setting.speed.adam(self.generator.parameters(), 1e-3, (self.beta1, 0.999))  # see `step`
+        replicas.share(self.context.speed.laid_out(self.generator.to(self.context.device)))
+        self.optimizer = self.context.speed.adam(self.generator.parameters(), 1e-3, (self.beta1, 0.999))  # see `step`
         self.guard = Guard(
             parts={"generator": self.generator, "optimizer": self.optimizer},
             what="source.lr",
-            say=self.setting.say,
+            say=self.context.say,
             on_collapse=self.on_collapse,
             restarts=self.restarts,
         )
 
     def draw(self, n: int) -> Tensor:
         """n fresh latents (n, Z)."""
-        return self.generator.draw_latents(n, self.setting.device)
+        return self.generator.draw_latents(n, self.context.device)
 
     def make(self, latents: Tensor, class_maps: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) of latents (B, Z), and of class maps (B, C, h, w) if the generator takes them.
@@ -59,19 +59,19 @@ class GeneratorTrainer:
     @torch.no_grad()
     def validation_images(self, n: int, class_maps: Tensor | None = None) -> Tensor:
         """n images of latents that depend on the seed only, by the running statistics: looking leaves no trace."""
-        fixed = torch.Generator().manual_seed(self.setting.seed + 1)
+        fixed = torch.Generator().manual_seed(self.context.seed + 1)
         self.generator.eval()
-        return self._forward(self.generator.draw_latents(n, self.setting.device, fixed), class_maps)
+        return self._forward(self.generator.draw_latents(n, self.context.device, fixed), class_maps)
 
     def _forward(self, latents: Tensor, class_maps: Tensor | None) -> Tensor:
-        with self.setting.autocast():
+        with self.context.autocast():
             images: Tensor = self.generator(latents) if class_maps is None else self.generator(latents, class_maps)
         return images
 
     def step(self, loss: Tensor, lr: float, clip: float = 0.0) -> None:
         """One step of the optimiser down `loss`; `clip`: largest norm of the gradient, 0 = any."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr * self.setting.pace()
+            group["lr"] = lr * self.context.lr_scale()
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
         if clip:

@@ -1,4 +1,4 @@
-"""What a source draws from that makes its images a batch at a time: a bank, looked at with small moves.
+"""A replay buffer with augmentation: a bank of finished images, shifted and flipped anew each time they are drawn.
 
 B images, H x W pixels.
 """
@@ -24,7 +24,7 @@ class ImagePool:
     DeepInversion's, CMI's and Fast-DFKD's comparisons. Before anything is made there is nothing but noise.
     """
 
-    setting: SourceContext
+    context: SourceContext
     capacity: int  # images
     shift: int  # pixels at most; 0 = images come as they were made
 
@@ -32,9 +32,9 @@ class ImagePool:
         self._bank = Bank(capacity=self.capacity)
 
     def add(self, images: Tensor, targets: Tensor) -> None:
-        """Keep images (B, 3, H, W) in [0, 1] and their targets (B, ...), or give them to `SourceContext.keep`."""
-        if self.setting.keep is not None:
-            self.setting.keep(Batch(images=images, targets=targets))
+        """Keep images (B, 3, H, W) in [0, 1] and their targets (B, ...), or hand them to `on_finished_batch`."""
+        if self.context.on_finished_batch is not None:
+            self.context.on_finished_batch(Batch(images=images, targets=targets))
         else:
             self._bank.add(images, targets)
 
@@ -42,10 +42,10 @@ class ImagePool:
     def sample(self, n: int) -> Batch:
         """n images to learn from; noise without targets while there are none."""
         if not len(self._bank):
-            return Batch(images=torch.rand(n, 3, *self.setting.task.image_size, device=self.setting.device))
+            return Batch(images=torch.rand(n, 3, *self.context.task.image_size, device=self.context.device))
         images, targets = self._bank.sample(n)
         if self.shift:
-            task = self.setting.task
+            task = self.context.task
             images, move = augment.shift_and_flip(images, self.shift, task.padding_mode)
             targets = None if targets is None else task.move_targets(targets, move)
         return Batch(images=images.clamp(0, 1), targets=targets)
@@ -55,8 +55,8 @@ class ImagePool:
         images = self._bank.validation_images(n)
         if images is not None:
             return images
-        generator = torch.Generator().manual_seed(self.setting.seed + 1)
-        return torch.rand(n, 3, *self.setting.task.image_size, generator=generator).to(self.setting.device)
+        generator = torch.Generator().manual_seed(self.context.seed + 1)
+        return torch.rand(n, 3, *self.context.task.image_size, generator=generator).to(self.context.device)
 
     def validation_targets(self, n: int) -> Tensor | None:
         """What the images of `validation_images(n)` show; None while that is noise, or without targets."""
@@ -68,4 +68,4 @@ class ImagePool:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        self._bank.load_state_dict(state, self.setting.device)
+        self._bank.load_state_dict(state, self.context.device)

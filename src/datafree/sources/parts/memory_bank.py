@@ -1,4 +1,4 @@
-"""A bounded memory of made images, 8 bits a channel: a student that sees old ones again does not forget them.
+"""A replay buffer of generated images, 8 bits a channel: a student that sees old ones again does not forget them.
 
 B images, H x W pixels, N images in the bank.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datafree.errors import DataError
 
-HELD_EVERY = 16  # every 16th image is set aside for `held_out`
+VALIDATION_EVERY = 16  # every 16th image is set aside for validation
 
 
 @dataclass(kw_only=True)
@@ -31,51 +31,51 @@ class Bank:
     def __post_init__(self) -> None:
         if self.capacity < 1:
             raise DataError(f"a bank of {self.capacity} images holds nothing; give 1 or more")
-        self._kept = _Ring(self.capacity)
-        self._held = _Ring(self.reserve)
+        self._train = _Ring(self.capacity)
+        self._validation = _Ring(self.reserve)
 
     def __len__(self) -> int:
         """Images that can be drawn."""
-        return self._kept.count
+        return self._train.count
 
     def add(self, images: Tensor, targets: Tensor | None = None) -> None:
         """Add images (B, 3, H, W) in [0, 1] and their targets (B, ...). The oldest make room."""
         places = torch.arange(self.added, self.added + len(images))
-        held = (places % HELD_EVERY == HELD_EVERY - 1).to(images.device)
+        held = (places % VALIDATION_EVERY == VALIDATION_EVERY - 1).to(images.device)
         self.added += len(images)
         if targets is not None and targets.dtype == torch.int64:
             targets = targets.to(torch.int16)
         data = (images.detach() * 255).round_().clamp_(0, 255).to(torch.uint8)
-        for ring, chosen in ((self._kept, ~held), (self._held, held)):
+        for ring, chosen in ((self._train, ~held), (self._validation, held)):
             ring.add(data[chosen], None if targets is None else targets[chosen])
 
     def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
         """n images (n, 3, H, W) in [0, 1], drawn evenly (with repetition), and their targets or None."""
         assert len(self), "an empty bank has nothing to draw"
-        index = torch.randint(len(self), (n,), device=self._kept.images.device)
-        return self._kept.at(index)
+        index = torch.randint(len(self), (n,), device=self._train.images.device)
+        return self._train.at(index)
 
     def validation_images(self, n: int) -> Tensor | None:
         """Up to n images that `sample` never returns, or None while there are none."""
-        if not self._held.count:
+        if not self._validation.count:
             return None
-        return self._held.at(slice(0, min(n, self._held.count)))[0]
+        return self._validation.at(slice(0, min(n, self._validation.count)))[0]
 
     def validation_targets(self, n: int) -> Tensor | None:
         """The targets of `validation_images(n)`; None while there are none."""
-        if not self._held.count:
+        if not self._validation.count:
             return None
-        return self._held.at(slice(0, min(n, self._held.count)))[1]
+        return self._validation.at(slice(0, min(n, self._validation.count)))[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything, the cursors too."""
-        return {"added": self.added, "kept": self._kept.state_dict(), "held": self._held.state_dict()}
+        return {"added": self.added, "kept": self._train.state_dict(), "held": self._validation.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Put back what `state_dict` returned."""
         self.added = state["added"]
-        self._kept.load_state_dict(state["kept"], device)
-        self._held.load_state_dict(state["held"], device)
+        self._train.load_state_dict(state["kept"], device)
+        self._validation.load_state_dict(state["held"], device)
 
 
 class _Ring:

@@ -1,4 +1,4 @@
-"""Images found by gradient descent on their pixels: what DeepInversion and DIODE have in common.
+"""Optimisation of pixels by Adam, with a cosine learning rate: what DeepInversion and DIODE have in common.
 
 B images, H x W pixels.
 """
@@ -51,7 +51,7 @@ def optimise(
             pixels.clamp_(0, 1)
     if keep == "last":
         return pixels.detach()
-    images: Tensor = best.kept[0]
+    images: Tensor = best.values[0]
     return images
 
 
@@ -67,13 +67,13 @@ def cosine(iteration: int, iterations: int, lr: float, last: float = 0.0, warmup
 class BestSoFar:
     """Keeps copies of what belonged to the lowest loss that was offered; of equal ones to the first."""
 
-    kept: tuple[Any, ...] = field(default=(), init=False)  # tensors or predictions, without gradients
+    values: tuple[Any, ...] = field(default=(), init=False)  # tensors or predictions, without gradients
 
     def offer(self, loss: Tensor, *made: Any) -> None:
         """A try: its scalar loss, and what it made, of the same shapes each time. A loss that is NaN is no lower."""
         loss, made = loss.detach(), tuple(each.detach() for each in made)
-        if not self.kept:
-            self._least, self.kept = loss, made
+        if not self.values:
+            self._least, self.values = loss, made
         lower = loss < self._least  # never at first; but then it is copied, too, before anyone changes it
         self._least = torch.where(lower, loss, self._least)
-        self.kept = tuple(where_answer(lower, new, old) for new, old in zip(made, self.kept, strict=True))
+        self.values = tuple(where_answer(lower, new, old) for new, old in zip(made, self.values, strict=True))

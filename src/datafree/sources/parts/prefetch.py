@@ -1,4 +1,4 @@
-"""Items of a list read in an endless sequence: each once an epoch, in an order drawn anew for each, and ahead."""
+"""A data loader that prefetches and resumes exactly: each item once an epoch, in an order drawn anew for each epoch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Reader(Generic[KeyT, ItemT]):
         self._read_ahead(n)
         return found
 
-    def go_on(self, keys: list[KeyT], place: Place, skipped: dict[KeyT, str]) -> None:
+    def resume_at(self, keys: list[KeyT], place: Place, skipped: dict[KeyT, str]) -> None:
         """Go on at `place` of the sequence of `keys`, of which some were skipped."""
         while self._ahead:
             self._ahead.pop().item.cancel()

@@ -1,0 +1,55 @@
+"""The abstract class of methods whose updates finish batches of images: what their `ImagePool` answers.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import ClassVar
+
+from torch import Tensor
+
+from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
+from datafree.sources.parts.image_pool import ImagePool
+
+
+class PoolSource(ImageSource, ABC):
+    """A source whose update makes one batch of images and targets, and adds it to a pool that the student draws from.
+
+    `update`, with its losses, is the method's own. Some of the pool's images are never drawn: those for validation.
+    """
+
+    finishes: ClassVar[bool] = True
+
+    # Options that every such method has, each with a default of its own.
+    batch_size: int
+    shift: int
+    bank_size: int
+    iterations: int  # of an update; a method of several stages has these instead, and its own `update_size`
+
+    _context: SourceContext
+    _pool: ImagePool
+
+    def attach_pool(self, context: SourceContext) -> None:
+        """Hold the run's context, and an empty pool. For the method's `attach`."""
+        self._context = context
+        self._pool = ImagePool(context=context, capacity=self.bank_size, shift=self.shift)
+
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size, (self.iterations,) = size.images, size.iterations
+
+    def bank_images(self) -> int:
+        return self.bank_size
+
+    def sample(self, n: int) -> Batch:
+        return self._pool.sample(n)
+
+    def validation_images(self, n: int) -> Tensor:
+        return self._pool.validation_images(n)
+
+    def validation_targets(self, n: int) -> Tensor | None:
+        return self._pool.validation_targets(n)
