@@ -29,6 +29,10 @@ class Channels:
         self._parent: Numbers = np.zeros(0, dtype=np.int64)
         self._owned: list[tuple[Numbers, Numbers]] = []  # pairs of variables and their owners, rows alike
 
+    def __len__(self) -> int:
+        """How many variables there are, those that stand for others included."""
+        return len(self._parent)
+
     def fresh(self, count: int) -> Tensor:
         """(count,) new variables."""
         first = len(self._parent)

@@ -70,7 +70,8 @@ def taylor(teacher: nn.Module, followed: Followed, images: Tensor) -> dict[int, 
         for (name, parameter), gradient in zip(tensors.items(), gradients, strict=True):
             axis = _axis(followed, name)
             if gradient is not None and axis is not None:
-                each = (parameter.detach() * gradient).float().movedim(axis, 0).flatten(1).sum(1)
+                product = (parameter.detach() * gradient).float().movedim(axis, 0)
+                each = product.reshape(len(product), -1).sum(1)  # (O,)
                 yield _each(followed, name), each.square()
 
     return _summed(rows())

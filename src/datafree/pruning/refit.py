@@ -27,17 +27,20 @@ from datafree.pruning import least_squares
 from datafree.pruning.least_squares import Layer, Moments
 from datafree.pruning.sums import SumWatch
 
-Norm = nn.BatchNorm2d | nn.BatchNorm1d
+_GIB = 2**30
+_LIVE = 8  # maps of the largest size that are in memory at once: padded, reordered, before and behind a layer
+_LEAST = 2048  # positions of a layer, whatever the memory
 
 
 @final
 @dataclass(kw_only=True, frozen=True)
 class RefitOptions:
     ridge: float = 1e-3  # the penalty, as a share of the mean square of a layer's inputs
-    positions: int = 4096  # sampled of a layer's answers, at least (as far as there are so many)
+    positions: int = 20_000  # sampled of a layer's answers, at least (as far as there are so many)
     per_input: int = 4  # and at least so many for each input of an output, so that the system is well determined
     sums: bool = True  # refit a layer before a residual sum to what the sum should be
-    batch: int = 0  # images at a time; 0: all at once
+    memory: float = 2.0  # GiB, about, for what is kept of the teacher's answers, and for the maps of a batch
+    batch: int | None = None  # images at a time; unset: as many as `memory` allows
     seed: int = 0
 
 
@@ -76,9 +79,9 @@ def refit(
     all layers: positions x outputs x 4 bytes each.
     """
     device = next(bare(student).parameters()).device
-    batches = list(torch.split(images, options.batch or len(images)))
     with modes.frozen(teacher, student):
-        order, done = _in_order(student, targets, batches[0][:1].to(device))
+        order, done, largest = _in_order(student, targets, images[:1].to(device))
+        batches = list(torch.split(images, options.batch or max(1, int(options.memory * _GIB / (_LIVE * largest)))))
         sample = _Sample(student, order, options, len(images))
         with _Teacher(teacher, order, sample) as theirs:
             for index, batch in enumerate(batches):
@@ -94,14 +97,19 @@ def refit(
     return done
 
 
-def _in_order(student: nn.Module, targets: list[Target], images: Tensor) -> tuple[list[Target], Refitted]:
-    """The targets in the order they run; those that are not layers to solve, or do not run once, are skipped."""
-    done, calls = Refitted(), list[str]()
+def _in_order(student: nn.Module, targets: list[Target], images: Tensor) -> tuple[list[Target], Refitted, int]:
+    """The targets in the order they run, those skipped that cannot be solved for, and the bytes of the largest map."""
+    done, calls, largest = Refitted(), list[str](), 1
     modules = dict(bare(student).named_modules())
     named = {target.layer: target for target in targets}
 
     def note(name: str) -> Any:
-        return lambda *_: calls.append(name)
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], answer: Tensor) -> None:
+            nonlocal largest
+            calls.append(name)
+            largest = max(largest, 4 * inputs[0].numel(), 4 * answer.numel())
+
+        return hook
 
     handles = [modules[name].register_forward_hook(note(name)) for name in named]
     try:
@@ -117,7 +125,7 @@ def _in_order(student: nn.Module, targets: list[Target], images: Tensor) -> tupl
             done.skipped[name] = f"runs {calls.count(name)} times"
         elif norm is not None and not least_squares.can_hold(norm):
             done.skipped[name] = "the normalisation behind it keeps no statistics"
-    return [named[name] for name in dict.fromkeys(calls) if name not in done.skipped], done
+    return [named[name] for name in dict.fromkeys(calls) if name not in done.skipped], done, largest
 
 
 class _Sample:
@@ -126,6 +134,8 @@ class _Sample:
     def __init__(self, student: nn.Module, targets: list[Target], options: RefitOptions, images: int) -> None:
         modules = dict(bare(student).named_modules())
         self.options, self.images = options, images
+        kept = 2 * 4 * sum(len(target.rows) for target in targets)  # bytes for a position of every layer
+        self.most = max(_LEAST, int(options.memory * _GIB / max(kept, 1)))
         self.inputs = {one.layer: least_squares.as_matrix(modules[one.layer]).shape[1] for one in targets}
         self.index = {target.layer: index for index, target in enumerate(targets)}
         self.sizes: dict[tuple[str, int], tuple[int, ...]] = {}  # (layer, batch) -> that of the answer
@@ -137,7 +147,7 @@ class _Sample:
         size = (len(answer), *answer.shape[2:]) if answer.ndim == 4 else (answer.numel() // answer.shape[-1],)
         total = math.prod(size)
         wanted = max(self.options.positions, self.options.per_input * self.inputs[layer])
-        wanted = math.ceil(wanted * images / self.images)
+        wanted = math.ceil(min(wanted, self.most) * images / self.images)
         seed = (self.options.seed * 1009 + self.index[layer]) * 100_003 + batch
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randint(total, (wanted,), generator=generator) if total > wanted else torch.arange(total)

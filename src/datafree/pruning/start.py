@@ -49,10 +49,15 @@ class Started:
     agreement: dict[str, float]  # with the teacher on held images: as "made", "copied" and "refitted"
     refit_undone: bool = False  # it agreed less than the copy
 
+    @property
+    def whole(self) -> bool:
+        """Whether the student is a copy of its teacher."""
+        return self.copied.whole and not self.correspondence.dropped
+
     def lines(self) -> list[str]:
         """What the log says."""
         copied, total = self.copied, self.copied.parameters + self.copied.new
-        if copied.whole:
+        if self.whole:
             return [f"student: starts as its teacher, whose shape it has: all {total:,} parameters copied"]
         first = f"student: starts from its teacher: {copied.parameters:,} of its {total:,} parameters copied"
         first += f", {copied.new:,} new" if copied.new else ""
@@ -116,7 +121,7 @@ def start_from_teacher(
         agreement=agreement,
     )
     measure("copied")
-    if started.copied.whole or options.refit is None:
+    if started.whole or options.refit is None:
         return started
     before = {name: value.detach().clone() for name, value in bare(student).state_dict().items()}
     targets = refit_targets(teacher, student, followed, found, kept)
