@@ -136,6 +136,36 @@ def test_a_shallow_student_stands_for_the_blocks_that_it_has_not(sums: bool) -> 
     assert distance(teacher, student) < copied
 
 
+def test_all_layers_of_shallow_students_are_refitted_also_beside_a_projection() -> None:
+    """The student's first block adds a projected map, the teacher's last, for which it stands too, the map itself."""
+
+    class Projected(nn.Module):
+        def __init__(self, blocks: int) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(*(Block(3 if n == 0 else 6) for n in range(blocks)))
+            self.last = nn.Conv2d(6, 3, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            answer: Tensor = self.last(self.blocks(images)).mean((2, 3))
+            return answer
+
+    class Block(nn.Module):
+        def __init__(self, inputs: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(inputs, 6, 3, padding=1)
+            self.norm = nn.BatchNorm2d(6)
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, 6, 1)) if inputs != 6 else nn.Sequential()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.norm(self.conv(x)) + self.shortcut(x)).relu()
+
+    torch.manual_seed(0)
+    teacher, student = Projected(3).eval(), Projected(1).eval()
+    started = start_from_teacher(teacher, student, IMAGES)
+    assert not started.refitted.skipped
+    assert sorted(started.refitted.errors) == ["blocks.0.conv", "blocks.0.shortcut.0", "last"]
+
+
 def test_both_networks_keep_their_modes_and_no_hook() -> None:
     teacher, student = made("datafree/resnet")
     student.train()
@@ -214,3 +244,16 @@ def test_segmentation_starts_on_wrapped_networks() -> None:
     teacher, student = (Normalized(unet(3, width, 3).eval(), (0.5,) * 3, (0.2,) * 3) for width in (8, 4))
     started = start_from_teacher(teacher, student, IMAGES)
     assert not started.refitted.skipped and bare(student).head.weight.shape[1] == 4
+
+
+def test_networks_that_run_in_bfloat16_start_as_in_float32() -> None:
+    teacher, _ = made("datafree/resnet")
+    answers = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        student = resnet(3, 14, 4).eval()
+        wrapped = Normalized(student, dtype=dtype)
+        start_from_teacher(Normalized(teacher, dtype=dtype), wrapped, IMAGES)
+        answers.append(answer(student, IMAGES))
+        assert wrapped.dtype == dtype
+    assert torch.equal(*answers)

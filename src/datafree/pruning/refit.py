@@ -14,6 +14,7 @@ for the sample. With one batch the student is run once: every layer is solved as
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -175,8 +176,9 @@ class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
                 values = least_squares.at(answer, positions)
                 self.sample.values[target.layer, self.batch] = values[:, target.rows.clamp_min(0)]
 
-    def added(self, layer: str, turn: int, func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
+    def added(self, known: Mapping[str, int], func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
         total: Tensor = func(*args)
+        layer = [*known][-1]  # of two layers, it is the later one that can make up for the other
         for target in self.targets:
             key = (target.layer, self.batch)
             if target.sum_of == layer and self.sample.options.sums and key in self.sample.positions:
@@ -221,9 +223,9 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
 
         return hook
 
-    def added(self, layer: str, turn: int, func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
+    def added(self, known: Mapping[str, int], func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
         """Solve for what is to be added, make it again, and add that."""
-        if layer in self.taken:
+        for layer, turn in [(layer, turn) for layer, turn in known.items() if layer in self.taken][-1:]:
             target, key = self.targets[layer], (layer, self.batch)
             x, sampled = self.taken.pop(layer)
             other = least_squares.at(args[1 - turn], self.sample.positions[key])

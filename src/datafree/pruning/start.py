@@ -7,7 +7,8 @@ feature maps on made images. A student of the teacher's own shape starts as the 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree import modes
-from datafree.networks.normalized import bare
+from datafree.networks.normalized import Normalized, bare
 from datafree.pruning.copying import Copied, copy, cut_of, kept_rows
 from datafree.pruning.correspondence import Correspondence, Drop, block_effects, correspond
 from datafree.pruning.follow import Followed, follow
@@ -96,7 +97,25 @@ def start_from_teacher(
     Both take images in [0, 1]. With `task`, one image in eight is held out, and a refit that agrees less with the
     teacher there than the copy is undone. Raises NetworkError, naming the first layer, where they do not correspond.
     """
-    options = options or StartOptions()
+    with _in_float32(teacher, student):
+        return _start(teacher, student, images, options or StartOptions(), task)
+
+
+@contextmanager
+def _in_float32(*networks: nn.Module) -> Iterator[None]:
+    """Hold forward passes in float32: autocast hides which parameters are used, and blurs what is solved for."""
+    wrapped = [network for network in networks if isinstance(network, Normalized)]
+    kept = [network.dtype for network in wrapped]
+    try:
+        for network in wrapped:
+            network.dtype = torch.float32
+        yield
+    finally:
+        for network, dtype in zip(wrapped, kept, strict=True):
+            network.dtype = dtype
+
+
+def _start(teacher: nn.Module, student: nn.Module, images: Tensor, options: StartOptions, task: Task | None) -> Started:
     device = next(bare(student).parameters()).device
     look = images[:_LOOK].to(device)
     effects = block_effects(teacher, look) if options.drop == "effect" else None

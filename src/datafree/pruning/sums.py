@@ -17,7 +17,7 @@ class SumWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, `answered` is told of the answers of layers, and `added` makes the sums that they go into.
 
     `layers`: layer -> the module whose answer counts, its BatchNorm or itself; names that are no modules are left out.
-    Of two such answers that are added, the sum is that of the layer which ran later. An answer that was changed in
+    An answer that was changed in
     place meanwhile, by an activation, is not the layer's any more.
     """
 
@@ -35,8 +35,11 @@ class SumWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def answered(self, layer: str, answer: Tensor) -> None:
         """The layer's answer has been made."""
 
-    def added(self, layer: str, turn: int, func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
-        """Make the sum of `args`, of which number `turn` is the layer's answer, by `func`."""
+    def added(self, known: Mapping[str, int], func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
+        """Make the sum of `args` by `func`.
+
+        `known`: layer -> which of them is its answer; the layer that ran last stands last.
+        """
         raise NotImplementedError
 
     @contextmanager
@@ -63,10 +66,9 @@ class SumWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             one, other = args
             if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
                 found = [(self._layer(x), turn) for turn, x in enumerate((one, other))]
-                known = [(made[0], made[1], turn) for made, turn in found if made is not None]
+                known = sorted((made[0], made[1], turn) for made, turn in found if made is not None)
                 if known:
-                    _, layer, turn = max(known)
-                    return self.added(layer, turn, func, args)
+                    return self.added({layer: turn for _, layer, turn in known}, func, args)
         return func(*args, **(kwargs or {}))
 
     def _layer(self, x: Tensor) -> tuple[int, str] | None:
