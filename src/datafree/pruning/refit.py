@@ -1,0 +1,258 @@
+"""Refit a pruned student layer by layer to its teacher's feature maps, from the input to the output, in closed form.
+
+He et al., "Channel pruning for accelerating very deep neural networks", arXiv 1707.06168, and ThiNet (Luo et al.,
+arXiv 1707.06342) refit what is left of a layer by least squares; here all layers, in the order they run. What a layer
+takes is what the student makes of the images as it is by then, so that later layers make up for earlier ones; what it
+is to answer is the teacher's answer at the kept channels, behind the BatchNorm where there is one. Of a layer whose
+answer is added to another map, the sum is what is to be right (section 3.2 there): the teacher's sum, of the last of
+the blocks that the student's block stands for, less the student's other map.
+
+Each layer sees a sample of positions; positions, products and solutions do not depend on how images are batched but
+for the sample. With one batch the student is run once: every layer is solved as it is reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree import modes
+from datafree.networks.normalized import bare
+from datafree.pruning import least_squares
+from datafree.pruning.least_squares import Layer, Moments
+from datafree.pruning.sums import SumWatch
+
+_GIB = 2**30
+_LIVE = 8  # maps of the largest size that are in memory at once: padded, reordered, before and behind a layer
+_LEAST = 2048  # positions of a layer, whatever the memory
+
+
+@final
+@dataclass(kw_only=True, frozen=True)
+class RefitOptions:
+    ridge: float = 1e-3  # the penalty, as a share of the mean square of a layer's inputs
+    positions: int = 20_000  # sampled of a layer's answers, at least (as far as there are so many)
+    per_input: int = 4  # and at least so many for each input of an output, so that the system is well determined
+    sums: bool = True  # refit a layer before a residual sum to what the sum should be
+    memory: float = 2.0  # GiB, about, for what is kept of the teacher's answers, and for the maps of a batch
+    batch: int | None = None  # images at a time; unset: as many as `memory` allows
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class Target:
+    """A layer of the student and what it is refitted to."""
+
+    layer: str
+    norm: str | None
+    theirs: str  # the teacher's layer
+    their_norm: str | None
+    rows: Tensor  # (O,) the teacher's outputs for each of the student's; below 0: none
+    sum_of: str  # the teacher's layer whose sum with another map this layer's stands for
+    sum_norm: str | None
+
+
+@dataclass(kw_only=True)
+class Refitted:
+    """What was refitted."""
+
+    errors: dict[str, float] = field(default_factory=dict)  # layer -> the share of the targets' variance that is left
+    skipped: dict[str, str] = field(default_factory=dict)  # layer -> why
+
+
+class _Reached(Exception):
+    """The layer wanted has been seen: the rest of the pass is not needed."""
+
+
+@torch.no_grad()
+def refit(
+    teacher: nn.Module, student: nn.Module, targets: list[Target], images: Tensor, options: RefitOptions
+) -> Refitted:
+    """Refit `targets` of `student`, whose channels are the teacher's, on `images` (B, 3, H, W), in its place.
+
+    `images` come to the networks' device batch by batch. The teacher's answers at the sampled positions are kept for
+    all layers: positions x outputs x 4 bytes each.
+    """
+    device = next(bare(student).parameters()).device
+    with modes.frozen(teacher, student):
+        order, done, largest = _in_order(student, targets, images[:1].to(device))
+        batches = list(torch.split(images, options.batch or max(1, int(options.memory * _GIB / (_LIVE * largest)))))
+        sample = _Sample(student, order, options, len(images))
+        with _Teacher(teacher, order, sample) as theirs:
+            for index, batch in enumerate(batches):
+                theirs.run(index, batch.to(device))
+        rounds = [order] if len(batches) == 1 else [[target] for target in order]
+        for wanted in rounds:
+            with _Student(student, wanted, sample, done, len(batches)) as ours:
+                for index, batch in enumerate(batches):
+                    ours.run(index, batch.to(device))
+    for target in order:
+        if target.layer not in done.errors:
+            done.skipped.setdefault(target.layer, "its sum with another map is not seen")
+    return done
+
+
+def _in_order(student: nn.Module, targets: list[Target], images: Tensor) -> tuple[list[Target], Refitted, int]:
+    """The targets in the order they run, those skipped that cannot be solved for, and the bytes of the largest map."""
+    done, calls, largest = Refitted(), list[str](), 1
+    modules = dict(bare(student).named_modules())
+    named = {target.layer: target for target in targets}
+
+    def note(name: str) -> Any:
+        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], answer: Tensor) -> None:
+            nonlocal largest
+            calls.append(name)
+            largest = max(largest, 4 * inputs[0].numel(), 4 * answer.numel())
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(note(name)) for name in named]
+    try:
+        student(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, target in named.items():
+        norm = modules[target.norm] if target.norm else None
+        if not least_squares.can_solve(modules[name]):
+            done.skipped[name] = f"no rule for a {type(modules[name]).__name__}"
+        elif calls.count(name) != 1:
+            done.skipped[name] = f"runs {calls.count(name)} times"
+        elif norm is not None and not least_squares.can_hold(norm):
+            done.skipped[name] = "the normalisation behind it keeps no statistics"
+    return [named[name] for name in dict.fromkeys(calls) if name not in done.skipped], done, largest
+
+
+class _Sample:
+    """Positions of each layer's answers, and what is to be answered there."""
+
+    def __init__(self, student: nn.Module, targets: list[Target], options: RefitOptions, images: int) -> None:
+        modules = dict(bare(student).named_modules())
+        self.options, self.images = options, images
+        kept = 2 * 4 * sum(len(target.rows) for target in targets)  # bytes for a position of every layer
+        self.most = max(_LEAST, int(options.memory * _GIB / max(kept, 1)))
+        self.inputs = {one.layer: least_squares.as_matrix(modules[one.layer]).shape[1] for one in targets}
+        self.index = {target.layer: index for index, target in enumerate(targets)}
+        self.sizes: dict[tuple[str, int], tuple[int, ...]] = {}  # (layer, batch) -> that of the answer
+        self.positions: dict[tuple[str, int], Tensor] = {}
+        self.values: dict[tuple[str, int], Tensor] = {}  # (P, O)
+        self.sums: dict[tuple[str, int], Tensor] = {}  # of the sum that the answer goes into, where it does
+
+    def choose(self, layer: str, batch: int, images: int, answer: Tensor) -> Tensor:
+        size = (len(answer), *answer.shape[2:]) if answer.ndim == 4 else (answer.numel() // answer.shape[-1],)
+        total = math.prod(size)
+        wanted = max(self.options.positions, self.options.per_input * self.inputs[layer])
+        wanted = math.ceil(min(wanted, self.most) * images / self.images)
+        seed = (self.options.seed * 1009 + self.index[layer]) * 100_003 + batch
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(total, (wanted,), generator=generator) if total > wanted else torch.arange(total)
+        self.sizes[layer, batch], self.positions[layer, batch] = size, chosen.to(answer.device)
+        return self.positions[layer, batch]
+
+
+class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
+    """Samples what the teacher answers."""
+
+    def __init__(self, teacher: nn.Module, targets: list[Target], sample: _Sample) -> None:
+        self.targets, self.sample, self.network = targets, sample, teacher
+        answers = {target.theirs: target.their_norm or target.theirs for target in targets}
+        super().__init__(teacher, answers | {target.sum_of: target.sum_norm or target.sum_of for target in targets})
+        self.batch = self.images = 0
+
+    def run(self, batch: int, images: Tensor) -> None:
+        self.batch, self.images = batch, len(images)
+        self.network(images)
+
+    def answered(self, layer: str, answer: Tensor) -> None:
+        for target in self.targets:
+            if target.theirs == layer:
+                positions = self.sample.choose(target.layer, self.batch, self.images, answer)
+                values = least_squares.at(answer, positions)
+                self.sample.values[target.layer, self.batch] = values[:, target.rows.clamp_min(0)]
+
+    def added(self, known: Mapping[str, int], func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
+        total: Tensor = func(*args)
+        layer = [*known][-1]  # of two layers, it is the later one that can make up for the other
+        for target in self.targets:
+            key = (target.layer, self.batch)
+            if target.sum_of == layer and self.sample.options.sums and key in self.sample.positions:
+                values = least_squares.at(total, self.sample.positions[key])
+                self.sample.sums[key] = values[:, target.rows.clamp_min(0)]
+        return total
+
+
+class _Student(SumWatch):  # type: ignore[no-untyped-call]
+    """Solves the layers wanted as the student's passes reach them, each once it has seen all batches."""
+
+    def __init__(
+        self, student: nn.Module, targets: list[Target], sample: _Sample, done: Refitted, batches: int
+    ) -> None:
+        self.sample, self.done, self.batches, self.network = sample, done, batches, student
+        self.targets = {target.layer: target for target in targets}
+        super().__init__(student, {target.layer: target.norm or target.layer for target in targets})
+        self.batch = 0
+        self.taken: dict[str, tuple[Tensor, Tensor]] = {}  # layers before a sum: what they take, as a map and sampled
+        self.moments: dict[str, Moments] = {}
+        for target in targets:
+            self.handles.append(self.modules[target.layer].register_forward_pre_hook(self._before(target)))
+
+    def run(self, batch: int, images: Tensor) -> None:
+        self.batch = batch
+        with suppress(_Reached):
+            self.network(images)
+
+    def _before(self, target: Target) -> Any:
+        def hook(layer: Layer, inputs: tuple[Tensor, ...]) -> None:
+            if self.busy:
+                return
+            x, key = inputs[0], (target.layer, self.batch)
+            if least_squares.answer_size(layer, x) != self.sample.sizes.get(key):
+                self.done.skipped[target.layer] = "its teacher's has maps of another size"
+                return
+            sampled = least_squares.patches(layer, x, self.sample.positions[key], self.sample.sizes[key])
+            if key in self.sample.sums:
+                self.taken[target.layer] = (x, sampled)
+            else:
+                self._seen(target, sampled, self.sample.values[key])
+
+        return hook
+
+    def added(self, known: Mapping[str, int], func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
+        """Solve for what is to be added, make it again, and add that."""
+        for layer, turn in [(layer, turn) for layer, turn in known.items() if layer in self.taken][-1:]:
+            target, key = self.targets[layer], (layer, self.batch)
+            x, sampled = self.taken.pop(layer)
+            other = least_squares.at(args[1 - turn], self.sample.positions[key])
+            self._seen(target, sampled, self.sample.sums[key] - other)
+            with self.apart():
+                answer = self.modules[layer](x)
+                args[turn].copy_(self.modules[target.norm](answer) if target.norm else answer)
+        total: Tensor = func(*args)
+        return total
+
+    def _seen(self, target: Target, sampled: Tensor, wanted: Tensor) -> None:
+        """Add a batch's sums; with the last, solve. `sampled` (G, P, K), `wanted` (P, O of all groups)."""
+        layer: Any = self.modules[target.layer]
+        norm: Any = self.modules[target.norm] if target.norm else None
+        groups, _, inputs = sampled.shape
+        wanted = wanted.view(len(wanted), groups, -1).transpose(0, 1)
+        if target.layer not in self.moments:
+            self.moments[target.layer] = Moments.empty(groups, inputs, wanted.shape[2], wanted.device)
+        self.moments[target.layer].add(sampled, wanted)
+        if self.batch == self.batches - 1:
+            offset = norm is not None or layer.bias is not None
+            prior = least_squares.folded(layer, norm)
+            solution = least_squares.solve(self.moments.pop(target.layer), prior, self.sample.options.ridge, offset)
+            if bool(torch.isfinite(solution.weight).all()):
+                least_squares.put(layer, norm, solution, (target.rows >= 0).to(layer.weight.device))
+                self.done.errors[target.layer] = solution.error
+            else:
+                self.done.skipped[target.layer] = "its equations have no finite solution"
+        if self.batches > 1:
+            raise _Reached
