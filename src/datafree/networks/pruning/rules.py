@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from datafree.pruning import layer_rules
-from datafree.pruning.channels import NONE, none
-from datafree.pruning.entrywise import entrywise, first, tensors
+from datafree.networks.pruning import layer_rules
+from datafree.networks.pruning.channels import NONE, none
+from datafree.networks.pruning.entrywise import entrywise, first, tensors
 
 if TYPE_CHECKING:
-    from datafree.pruning.follow import Follower
+    from datafree.networks.pruning.follow import Follower
 
 Rule = Callable[["Follower", tuple[Any, ...], dict[str, Any], Any], "Tensor | list[Tensor] | None"]
 

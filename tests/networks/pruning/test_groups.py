@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from pruning_families import Dense, Flattened, Grouped, Heads
 from torch import Tensor, nn
 
+from datafree.networks.pruning.channels import narrowed
+from datafree.networks.pruning.follow import Followed, follow
+from datafree.networks.pruning.groups import group
 from datafree.networks.resnet import resnet
-from datafree.pruning.channels import narrowed
-from datafree.pruning.follow import Followed, follow
-from datafree.pruning.groups import group
 
 
 def labels(followed: Followed, name: str, role: str = "outputs") -> list[int]:

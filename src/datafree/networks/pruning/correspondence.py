@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.errors import NetworkError
 from datafree.networks.normalized import bare
+from datafree.ops import modes
 
 Drop = Literal["even", "effect"]  # which blocks a shallower student does without
 _WAY_OUT = "choose a narrower or shallower member of its family, or init: random"

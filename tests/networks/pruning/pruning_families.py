@@ -8,9 +8,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
-from datafree.networks.yolov3 import yolov3
+from datafree.networks.unet import unet
 
 Pair = Callable[[], tuple[nn.Module, nn.Module]]
 

@@ -15,14 +15,14 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.networks.normalized import Normalized, bare
-from datafree.pruning.copying import Copied, copy, cut_of, kept_rows
-from datafree.pruning.correspondence import Correspondence, Drop, block_effects, correspond
-from datafree.pruning.follow import Followed, follow
-from datafree.pruning.groups import Kept, keep
-from datafree.pruning.importance import Importance, scores
-from datafree.pruning.refit import RefitOptions, Refitted, Target, refit
+from datafree.networks.pruning.copying import Copied, copy, cut_of, kept_rows
+from datafree.networks.pruning.correspondence import Correspondence, Drop, block_effects, correspond
+from datafree.networks.pruning.follow import Followed, follow
+from datafree.networks.pruning.groups import Kept, keep
+from datafree.networks.pruning.importance import Importance, scores
+from datafree.networks.pruning.refit import RefitOptions, Refitted, Target, refit
+from datafree.ops import modes
 from datafree.tasks.base import Task
 
 _LOOK = 64  # images for scores and effects

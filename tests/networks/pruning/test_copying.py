@@ -8,13 +8,13 @@ from pruning_families import FAMILIES, Heads, answer, made
 from torch import Tensor, nn
 
 from datafree.networks.normalized import bare
+from datafree.networks.pruning.channels import NONE
+from datafree.networks.pruning.copying import copy
+from datafree.networks.pruning.correspondence import correspond
+from datafree.networks.pruning.follow import Followed, follow
+from datafree.networks.pruning.groups import keep
+from datafree.networks.pruning.importance import filter_norms, scores
 from datafree.networks.resnet import resnet
-from datafree.pruning.channels import NONE
-from datafree.pruning.copying import copy
-from datafree.pruning.correspondence import correspond
-from datafree.pruning.follow import Followed, follow
-from datafree.pruning.groups import keep
-from datafree.pruning.importance import filter_norms, scores
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 from datafree.networks.normalized import bare
-from datafree.pruning.channels import narrowed
-from datafree.pruning.follow import Followed
-from datafree.pruning.groups import Kept, selected
+from datafree.networks.pruning.channels import narrowed
+from datafree.networks.pruning.follow import Followed
+from datafree.networks.pruning.groups import Kept, selected
 
 
 @dataclass(kw_only=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from datafree.pruning.channels import NONE, broadcast
+from datafree.networks.pruning.channels import NONE, broadcast
 
 if TYPE_CHECKING:
-    from datafree.pruning.follow import Follower
+    from datafree.networks.pruning.follow import Follower
 
 
 def tensors(args: Iterable[Any]) -> Iterator[Tensor]:

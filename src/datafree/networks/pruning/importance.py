@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
-from datafree.networks.detectors import Predictions
 from datafree.networks.normalized import bare
-from datafree.pruning.channels import narrowed
-from datafree.pruning.follow import Followed
+from datafree.networks.pruning.channels import narrowed
+from datafree.networks.pruning.follow import Followed
+from datafree.ops import modes
+from datafree.ops.predictions import Predictions
 
 Importance = Literal["gain", "norm", "taylor"]
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from datafree.pruning.channels import none, place
-from datafree.pruning.entrywise import entrywise, first
+from datafree.networks.pruning.channels import none, place
+from datafree.networks.pruning.entrywise import entrywise, first
 
 if TYPE_CHECKING:
-    from datafree.pruning.follow import Follower
+    from datafree.networks.pruning.follow import Follower
 
 
 def convolution(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:

@@ -11,12 +11,12 @@ from pruning_families import Flattened
 from torch import nn
 
 from datafree.errors import NetworkError
+from datafree.networks.pruning.copying import copy
+from datafree.networks.pruning.correspondence import block_effects, correspond
+from datafree.networks.pruning.follow import follow
+from datafree.networks.pruning.groups import keep
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
-from datafree.pruning.copying import copy
-from datafree.pruning.correspondence import block_effects, correspond
-from datafree.pruning.follow import follow
-from datafree.pruning.groups import keep
+from datafree.networks.unet import unet
 
 
 def test_of_nine_blocks_three_are_kept_the_first_the_middle_and_the_last() -> None:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datafree.pruning import least_squares
-from datafree.pruning.least_squares import Moments
+from datafree.networks.pruning import least_squares
+from datafree.networks.pruning.least_squares import Moments
 
 CONVOLUTIONS = {
     "plain": {"in_channels": 4, "out_channels": 6, "kernel_size": 3, "padding": 1},

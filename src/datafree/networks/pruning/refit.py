@@ -22,11 +22,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from datafree import modes
 from datafree.networks.normalized import bare
-from datafree.pruning import least_squares
-from datafree.pruning.least_squares import Layer, Moments
-from datafree.pruning.sums import SumWatch
+from datafree.networks.pruning import least_squares
+from datafree.networks.pruning.least_squares import Layer, Moments
+from datafree.networks.pruning.sums import SumWatch
+from datafree.ops import modes
 
 _GIB = 2**30
 _LIVE = 8  # maps of the largest size that are in memory at once: padded, reordered, before and behind a layer

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized, bare
+from datafree.networks.pruning.follow import follow
+from datafree.networks.pruning.refit import RefitOptions
+from datafree.networks.pruning.start import Started, StartOptions, start_from_teacher
 from datafree.networks.resnet import resnet
-from datafree.networks.small import unet
-from datafree.pruning.follow import follow
-from datafree.pruning.refit import RefitOptions
-from datafree.pruning.start import Started, StartOptions, start_from_teacher
+from datafree.networks.unet import unet
 from datafree.tasks.classification import Classification
 
 IMAGES = (
@@ -208,7 +208,7 @@ def test_the_log_tells_what_was_copied_dropped_and_refitted_and_how_well_it_agre
 
 def test_a_refit_that_agrees_less_than_the_copy_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     shares = iter([0.1, 0.9, 0.2])
-    monkeypatch.setattr("datafree.pruning.start.agreed", lambda *_: next(shares))
+    monkeypatch.setattr("datafree.networks.pruning.start.agreed", lambda *_: next(shares))
     teacher, student = made("flattened")
     started = start_from_teacher(teacher, student, IMAGES, task=TASK)
     refitted = answer(student, IMAGES)

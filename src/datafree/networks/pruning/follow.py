@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from datafree import modes
 from datafree.networks.normalized import bare
-from datafree.pruning.channels import Channels, Place, compact, place
-from datafree.pruning.rules import see
+from datafree.networks.pruning.channels import Channels, Place, compact, place
+from datafree.networks.pruning.rules import see
+from datafree.ops import modes
 
 
 @dataclass(kw_only=True)
