@@ -133,7 +133,7 @@ def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, devic
     if not source.needs_gradients or not (source.warmup or source.update_every):
         return
     look = synthetic_batch(task.image_size, device).requires_grad_()
-    why = "the source learns by it; those that do without are folder, dataset and noise"
+    why = "the source learns by it; those that do without are procedural, folder, dataset and noise"
     with torch.enable_grad(), modes.frozen(teacher):
         try:
             outputs = teacher(look)

@@ -61,7 +61,7 @@ class Procedural(ImageSource):
     batch_size: int = 256  # images that an update keeps
     bank_size: int = 10_000  # images
     warmup: int = 8  # updates before the student's first step
-    update_every: int = 10  # student steps from one update to the next
+    update_every: int = 20  # student steps from one update to the next
 
     def __post_init__(self) -> None:
         for name in ("gain", "dark", "cutmix", "plain", "bred", "most_of_one", "boundary", "fresh"):
