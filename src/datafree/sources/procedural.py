@@ -168,6 +168,8 @@ class Procedural(ImageSource):
     def _with_pairs(self, images: Tensor, keys: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """As many images, the last of them boundary pairs of `others` or, where these are few, of the first."""
         count = round(self.boundary * len(images) / 2)
+        if not count:
+            return images, keys
         seeds = torch.cat([others, images])[:count]
         pairs, named = boundary_pairs(self._setting.task, self._setting.teacher, seeds, self.boundary_steps)
         left = len(images) - len(pairs)
