@@ -154,12 +154,26 @@ def test_a_sine_network_is_three_layers_of_sines_of_a_pixels_place() -> None:
 
 def test_radii_follow_the_power_law() -> None:
     torch.manual_seed(0)
-    drawn = leaves.radii(20_000, CPU).sort().values
+    shares = torch.randint(leaves.LEAVES - 1, (20_000,))
+    drawn = leaves.radii(shares).sort().values
     low, high = leaves.RADII
     assert low <= float(drawn[0]) * (1 + 1e-5) and float(drawn[-1]) <= high * (1 + 1e-5)
     expected = (low**-2 - drawn**-2) / (low**-2 - high**-2)  # the distribution with density r^-3
     found = torch.arange(1, 20_001) / 20_000
     assert float((found - expected).abs().max()) < 1.63 / math.sqrt(20_000)  # Kolmogorov-Smirnov, 1 %
+    assert (leaves.radii(shares) <= leaves.radii(shares, 1.0)).all()
+    assert (leaves.radii(shares) >= leaves.radii(shares, 0.0)).all()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 70)])
+def test_leaves_found_in_windows_are_those_found_in_the_whole_image(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    windows = leaves.topmost(5, size, CPU)
+    monkeypatch.setattr(leaves, "_EXTENT", 1e3)  # no window is small
+    torch.manual_seed(0)
+    assert torch.equal(leaves.topmost(5, size, CPU), windows)
 
 
 def test_an_ellipse_holds_the_places_that_its_equation_does() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 LEAVES = 48  # L; ours: the published ones go on until nothing is free, here the first leaf fills the image
 RADII = (0.04, 1.0)  # of the longer side, least and most; published from .03, which is a pixel of 32
+_EXTENT = 1.3  # radii that a quadrilateral's corner is away from its middle, at most
 _CORNERS = 4  # half-planes of a polygon; a triangle has one of them twice
 
 
@@ -33,43 +34,68 @@ def dead_leaves(count: int, size: tuple[int, int], textures: Tensor) -> Tensor:
 
 
 def topmost(count: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    """(B, H, W) int64: which leaf is seen; later ones lie over earlier ones, leaf 0 fills the image."""
+    """(B, H, W) int64: which leaf is seen; later ones lie over earlier ones, leaf 0 fills the image.
+
+    The n-th leaves of all images have radii of one of L - 1 equal shares of the distribution, so that small ones are
+    looked for in a small window.
+    """
     longer = max(size)
-    down, right = ((torch.arange(side, device=device) + 0.5) / longer for side in size)
-    shape = (LEAVES, count, 1)
-    middle_x = torch.rand(shape, device=device) * size[1] / longer
-    middle_y = torch.rand(shape, device=device) * size[0] / longer
-    x, y = right - middle_x, down - middle_y  # (L, B, W), (L, B, H)
-    radius = radii(LEAVES * count, device).view(shape)
-    turned, reach = _half_planes(count, device)  # (L, B, 4) each: angle, distance from the middle in radii
-    owner = torch.zeros(count, *size, dtype=torch.int16, device=device)
-    round_ones = (torch.rand(LEAVES) < 0.5).tolist()  # on the CPU's generator: decided here, the same for all images
-    for leaf in range(1, LEAVES):
-        if round_ones[leaf]:
-            aspect = 0.5 + 0.5 * reach[leaf, :, :1]
-            inside = _ellipse(x[leaf], y[leaf], radius[leaf], aspect, turned[leaf, :, :1])
+    shares = torch.randperm(LEAVES - 1)  # on the CPU's generator: decided here, the same for all images
+    round_ones = (torch.rand(LEAVES - 1) < 0.5).tolist()
+    radius = radii(shares.to(device)[:, None].expand(-1, count))
+    middle = torch.rand(2, LEAVES - 1, count, 1, device=device)
+    middle *= torch.tensor(size, device=device).view(2, 1, 1, 1) / longer  # down, right
+    angle, reach = _half_planes(count, device)
+    margin = longer // 4 + 2  # windows reach over the edge by half of their side
+    owner = torch.zeros(count, size[0] + 2 * margin, size[1] + 2 * margin, dtype=torch.int16, device=device)
+    for index, share in enumerate(shares.tolist()):
+        side = math.ceil(2 * _EXTENT * longer * float(radii(torch.tensor(share), 1.0))) + 1
+        corner = torch.full((2, count, 1), margin, device=device)
+        sides = size
+        if windowed := side < longer // 2:
+            corner = corner + (middle[:, index] * longer - side / 2).floor().long()
+            sides = (side, side)
+        places = [start + torch.arange(length, device=device) for start, length in zip(corner, sides, strict=True)]
+        y, x = ((at - margin + 0.5) / longer - middle[axis, index] for axis, at in enumerate(places))  # (B, h), (B, w)
+        if round_ones[index]:
+            aspect = 0.5 + 0.5 * reach[index, :, :1]
+            inside = _ellipse(x, y, radius[index][:, None], aspect, angle[index, :, :1])
         else:
-            inside = _polygon(x[leaf], y[leaf], radius[leaf], turned[leaf], reach[leaf])
-        owner.masked_fill_(inside, leaf)
-    return owner.long()
+            inside = _polygon(x, y, radius[index][:, None], angle[index], reach[index])
+        if windowed:
+            where = (places[0][:, :, None] * owner.shape[2] + places[1][:, None]).flatten(1)
+            flat = owner.view(count, -1)
+            flat.scatter_(1, where, flat.gather(1, where).masked_fill_(inside.flatten(1), index + 1))
+        else:
+            _inner(owner, margin, size).masked_fill_(inside, index + 1)
+    return _inner(owner, margin, size).long()
 
 
-def radii(count: int, device: torch.device) -> Tensor:
-    """(N,) radii of density proportional to r^-3 between the bounds, by the inverse of their distribution."""
+def _inner(owner: Tensor, margin: int, size: tuple[int, int]) -> Tensor:
+    return owner[:, margin : margin + size[0], margin : margin + size[1]]
+
+
+def radii(shares: Tensor, place: float | None = None) -> Tensor:
+    """Radii of density proportional to r^-3 between the bounds, by the inverse of their distribution.
+
+    Each is drawn from the given one, 0 to L - 2, of its L - 1 equal shares; or lies at a `place` from 0 to 1 in it.
+    """
     low, high = (bound**-2 for bound in RADII)
-    return (low - torch.rand(count, device=device) * (low - high)) ** -0.5
+    within = torch.rand(shares.shape, device=shares.device) if place is None else place
+    inverse: Tensor = (low - (shares + within) / (LEAVES - 1) * (low - high)) ** -0.5
+    return inverse
 
 
 def _half_planes(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Angles and distances (L, B, 4) of a polygon's sides: triangles, rectangles, squares, any quadrilaterals."""
-    shape = (LEAVES, count, _CORNERS)
+    """Angles and distances (L - 1, B, 4) of a polygon's sides: triangles, rectangles, squares, quadrilaterals."""
+    shape = (LEAVES - 1, count, _CORNERS)
     quarter = math.pi / 2 * torch.arange(_CORNERS, device=device)
     third = 2 * math.pi / 3 * torch.arange(_CORNERS, device=device)  # the fourth is the first again
-    loose = quarter + 0.6 * (torch.rand(shape, device=device) - 0.5)
-    kind = torch.randint(4, (LEAVES, count, 1), device=device)
+    loose = quarter + 0.4 * (torch.rand(shape, device=device) - 0.5)
+    kind = torch.randint(4, (LEAVES - 1, count, 1), device=device)
     angle = torch.where(kind == 0, third, torch.where(kind == 1, loose, quarter))
-    angle = angle + 2 * math.pi * torch.rand(LEAVES, count, 1, device=device)
-    sides = 0.3 + 0.7 * torch.rand(LEAVES, count, 2, device=device)  # of a rectangle
+    angle = angle + 2 * math.pi * torch.rand(LEAVES - 1, count, 1, device=device)
+    sides = 0.3 + 0.7 * torch.rand(LEAVES - 1, count, 2, device=device)  # of a rectangle
     reach = torch.where(kind == 2, sides.repeat(1, 1, 2), 1.0) / math.sqrt(2)
     return angle, torch.where(kind == 0, 0.5, reach)
 
