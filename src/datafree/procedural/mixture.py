@@ -19,7 +19,7 @@ from datafree.procedural.spectrum_noise import spectrum_noise
 from datafree.procedural.warps import warped
 
 MAKERS = ("noise", "leaves", "sines", "spectrum")
-_PIXELS = {"cpu": 2**18}  # of a part that is made at once: what a processor's cache holds
+_PIXELS = {"cpu": 2**19}  # of a part that is made at once: what a processor's cache holds
 _MANY_PIXELS = 2**22  # on other devices, where a step costs the same for few
 
 
