@@ -62,7 +62,9 @@ def cost(source: ImageSource) -> str:
     if len(passes) == 1:
         return f"{times * passes[0][0]:,} {passes[0][1]}"
     listed = ", ".join(f"{count} {letter}" for count, letter in passes)
-    return (f"{times:,} × ({listed})" if times > 1 else listed) or "nothing"
+    if not listed:
+        return "no backward pass" if source.warmup or source.update_every else "nothing"
+    return f"{times:,} × ({listed})" if times > 1 else listed
 
 
 def rhythm(source: ImageSource) -> str:

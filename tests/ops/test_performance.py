@@ -132,7 +132,7 @@ def test_bf16_stays_within_the_stated_tolerance(method: str, photos: Callable[..
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in SOURCES
-            if name not in ("cgdd", "inversion", "noise", "folder", "dataset")
+            if name not in ("cgdd", "inversion", "noise", "procedural", "folder", "dataset")
         ),
     ],
 )

@@ -233,6 +233,7 @@ METHODS = {
     "fast": CMI | {"method": "fast"},  # learns from each batch how to make the next
     "cgdd": CGDD,  # is trained first
     "folder": {"method": "folder"},  # has a position
+    "procedural": {"method": "procedural", "batch_size": 4},  # breeds from what it has kept
 }
 
 

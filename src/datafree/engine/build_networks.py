@@ -126,7 +126,7 @@ def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, devic
     if not any(each.needs_gradients and (each.warmup or each.update_every) for each in source.all_sources()):
         return
     look = synthetic_batch(task.image_size, device).requires_grad_()
-    why = "the source learns by it; those that do without are folder, dataset and noise"
+    why = "the source learns by it; those that do without are procedural, folder, dataset and noise"
     with torch.enable_grad(), modes.frozen(teacher):
         try:
             outputs = teacher(look)

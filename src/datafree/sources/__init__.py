@@ -13,6 +13,7 @@ from datafree.sources.folder import Folder
 from datafree.sources.inversion import Inversion
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
+from datafree.sources.procedural.source import Procedural
 from datafree.sources.zskt import Zskt
 
 SOURCES: dict[str, type[ImageSource]] = {
@@ -28,6 +29,7 @@ SOURCES: dict[str, type[ImageSource]] = {
     "inversion": Inversion,
     "mixed": Mixed,
     "noise": Noise,
+    "procedural": Procedural,
     "zskt": Zskt,
 }
 
@@ -46,5 +48,6 @@ __all__ = [
     "Inversion",
     "Mixed",
     "Noise",
+    "Procedural",
     "Zskt",
 ]

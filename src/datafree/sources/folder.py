@@ -21,6 +21,7 @@ from datafree.data import images
 from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
+from datafree.sources.parts.multiscale import multiscale
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
@@ -41,15 +42,16 @@ class Folder(ImageSource):
     needs_images: ClassVar[bool] = True
 
     path: Path  # with every image below it
-    crop: Literal["centre", "random"] = "centre"  # of the image scaled to just cover the task's image size
+    # centre, random: of the image scaled to just cover the task's size; multiscale: see `multiscale`, for few images
+    crop: Literal["centre", "random", "multiscale"] = "centre"
     flip: bool = False  # mirror left and right with probability 0.5
     limit: int | None = None  # learn from this many images at most, chosen by the seed; None = all
     cache_mib: int = 256  # MiB of decoded images kept in memory, 0 = none; the others are read each epoch
     hold_out: int = 64  # images kept back for `held_out` at most, and at most a tenth of the folder (but one)
 
     def __post_init__(self) -> None:
-        if self.crop not in ("centre", "random"):
-            raise DataError(f"a folder's crop is 'centre' or 'random', not {self.crop!r}")
+        if self.crop not in ("centre", "random", "multiscale"):
+            raise DataError(f"a folder's crop is 'centre', 'random' or 'multiscale', not {self.crop!r}")
         if self.limit is not None and self.limit < 1:
             raise DataError(f"a folder's limit must be at least 1, not {self.limit}; leave it out to use all")
         for name, value in (("cache_mib", self.cache_mib), ("hold_out", self.hold_out)):
@@ -96,7 +98,12 @@ class Folder(ImageSource):
         return Batch(images=self._to_images(self._reader.take(n)))
 
     def validation_images(self, n: int) -> Tensor:
-        """Up to n centre crops (B, 3, H, W) of the images kept back; unreadable ones are passed over."""
+        """Up to n centre crops (B, 3, H, W) of the images kept back; unreadable ones are passed over.
+
+        Of a folder of multiscale crops, n such crops, if need be of images that others are learnt from.
+        """
+        if self.crop == "multiscale":
+            return self._to_images(self._held_crops(n))
         found: list[Pixels] = []
         for name in self._held:
             if len(found) == n:
@@ -106,6 +113,18 @@ class Folder(ImageSource):
             except UnreadableImage as error:
                 self._held_skipped[name] = error.reason
         return self._to_images(found)
+
+    def _held_crops(self, n: int) -> list[Pixels]:
+        """n crops of the readable images kept back, in turn; of one that is learnt from where that is the only one."""
+        photos: list[Pixels] = []
+        for name in self._held or self._reader.keys[:1]:
+            try:
+                photos.append(self._covering(name))
+            except UnreadableImage as error:
+                self._held_skipped[name] = error.reason
+        draws = [random.Random(f"{self._context.seed} held {place}") for place in range(n)] if photos else []
+        size = self._context.task.image_size
+        return [multiscale(photos[place % len(photos)], size, draw) for place, draw in enumerate(draws)]
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -147,6 +166,8 @@ class Folder(ImageSource):
         """The image at its place in the sequence, cropped and flipped; runs in a reader's thread."""
         pixels = self._covering(name)
         draw = random.Random(f"{self._context.seed} {place.epoch} {place.position}")
+        if self.crop == "multiscale":
+            return multiscale(pixels, self._context.task.image_size, draw)
         down, right, mirrored = draw.random(), draw.random(), draw.random() < 0.5
         if self.crop == "centre":
             pixels = self._centre(pixels)
@@ -158,7 +179,7 @@ class Folder(ImageSource):
         return pixels[:, ::-1] if self.flip and mirrored else pixels
 
     def _covering(self, name: str) -> Pixels:
-        """The image scaled to just cover the task's size, from memory or its file; all that crops show."""
+        """The image from memory or its file, scaled to just cover the task's size; but whole for multiscale crops."""
         with self._cache_lock:
             kept = self._cache.get(name)
         if kept is not None:
@@ -166,7 +187,8 @@ class Folder(ImageSource):
         size = self._context.task.image_size
         self._note_change(name)
         image = images.read_image(self._root / name)
-        image = images.fit(image, size) if self.crop == "centre" else images.cover(image, size)
+        if self.crop != "multiscale":
+            image = images.fit(image, size) if self.crop == "centre" else images.cover(image, size)
         pixels: Pixels = np.array(image)
         with self._cache_lock:  # what came first stays: each epoch needs every image once
             if name not in self._cache and pixels.nbytes <= self._cache_room:

@@ -1,0 +1,230 @@
+"""Images drawn by formulas, balanced by what the teacher sees in them: they need no data, gradients or BatchNorm.
+
+Hierarchical noise and mask CutMix: DIP-KD, Vo et al., arXiv 2604.25794. Dead leaves and noise with a falling spectrum:
+Baradad et al., arXiv 2106.05963. Balance, and boundary pairs: Frank and Davis, arXiv 2411.12817.
+
+B images, C classes, H x W pixels, N candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree.errors import DataError
+from datafree.ops import augment, modes
+from datafree.sources.base import Batch, ImageSource, Paper, SourceContext, UpdateSize
+from datafree.sources.parts.memory_bank import VALIDATION_EVERY
+from datafree.sources.procedural.balance import BalancedBank, class_shares, entropy, keys_of, ranks
+from datafree.sources.procedural.boundary import boundary_pairs, gives_gradients
+from datafree.sources.procedural.mixture import Mixture
+
+MIN_SIDE = 8  # pixels; below, formulas have nothing to draw
+_HELD = 64  # images held out at most
+
+
+@final
+@dataclass(kw_only=True)
+class Procedural(ImageSource):
+    """Noise of every scale, dead leaves, random sine networks and coloured noise, warped and joined by masks.
+
+    An update draws more images than it needs, asks the teacher once, and keeps those of the classes that are rarest
+    among them, in a bank that keeps as many of each. The student draws from the bank, every class as often, and some
+    images that were never looked at. Nothing is learnt, so that nothing can collapse.
+    """
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Vo et al.", "2604.25794", "its images; dead leaves: Baradad et al., 2106.05963"
+    )
+    finishes: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = False
+
+    noise_share: float = 1.0  # of hierarchical noise among the images, relative to the other three
+    leaves_share: float = 1.0  # of dead leaves
+    sines_share: float = 1.0  # of random sine networks
+    spectrum_share: float = 1.0  # of noise whose spectrum falls as f^-s, s from 0.5 to 3.5
+    gain: float = 0.5  # share of the hierarchical noise that gets random contrast and offset for each channel
+    rotation: float = 45.0  # degrees at most
+    elastic: float = 0.1  # standard deviation of elastic moves at most, of half the image's side; 0 = none
+    dark: float = 0.25  # share of the images that are multiplied by a number from 0 to 1
+    cutmix: float = 0.5  # share of the images that are joined with another by a mask
+    plain: float = 0.5  # share of these whose other is a single colour: black, white, or any
+    balanced: bool = True  # by the teacher's answers; false = the teacher is not asked
+    surplus: float = 2.0  # images drawn for each that is kept
+    bred: float = 0.5  # share of these that are images of the bank, warped and joined anew, once it holds some
+    most_of_one: float = 0.9  # of a segmented image that one class may cover; with more it is kept only if others lack
+    boundary: float = 0.0  # share of the images kept that are boundary pairs; needs a teacher with gradients
+    boundary_steps: int = 20  # towards the other class at most; each asks the teacher forward and backward
+    fresh: float = 0.1  # share of the student's images that are drawn anew, unbalanced; the others are the bank's
+    shift: int = 4  # pixels: the bank's images are shifted by up to this, and mirrored; 0 = as they were drawn
+    batch_size: int = 256  # images that an update keeps
+    bank_size: int = 10_000  # images
+    warmup: int = 8  # updates before the student's first step
+    update_every: int = 20  # student steps from one update to the next
+
+    def __post_init__(self) -> None:
+        for name in ("gain", "dark", "cutmix", "plain", "bred", "most_of_one", "boundary", "fresh"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise DataError(f"{name} is {value}; it is a share, from 0 to 1")
+        for name in ("rotation", "elastic", "boundary_steps", "shift"):
+            if getattr(self, name) < 0:
+                raise DataError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.surplus < 1:
+            raise DataError(f"surplus is {self.surplus}; it must be 1 or more: images drawn for each that is kept")
+        if self.bank_size < 1:
+            raise DataError(f"a bank of {self.bank_size} images holds nothing; give 1 or more")
+        if min(self._shares) < 0 or not sum(self._shares):
+            raise DataError(
+                f"noise_share, leaves_share, sines_share and spectrum_share are {list(self._shares)}; none may be "
+                "negative, and one must be above 0"
+            )
+
+    @property
+    def _shares(self) -> tuple[float, ...]:
+        return self.noise_share, self.leaves_share, self.sines_share, self.spectrum_share
+
+    def attach(self, context: SourceContext) -> None:
+        if min(context.task.image_size) < MIN_SIDE:
+            height, width = context.task.image_size
+            raise DataError(
+                f"procedural draws images of {MIN_SIDE} x {MIN_SIDE} pixels or more, but task.image_size is "
+                f"{height} x {width}; choose a larger size, or source.method=noise"
+            )
+        self._context = context
+        self._mixture = Mixture(
+            shares=self._shares,
+            gain=self.gain,
+            rotation=self.rotation,
+            elastic=self.elastic,
+            dark=self.dark,
+            cutmix=self.cutmix,
+            plain=self.plain,
+        )
+        self._bank, self._held = BalancedBank(self.bank_size), BalancedBank(_HELD)
+        self._note = ""
+        self._walks = self.boundary > 0 and self._can_walk()
+
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size)
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size = size.images
+
+    def bank_images(self) -> int:
+        return self.bank_size
+
+    def _can_walk(self) -> bool:
+        """Whether boundary pairs can be made; else says why not."""
+        task, device = self._context.task, self._context.device
+        layout = task.class_maps(task.sample_targets(1, device, torch.Generator().manual_seed(0)))
+        if layout[0, 0].numel() > 1:
+            self._note = "source.boundary is off: boundary pairs are made for tasks with one class an image"
+        elif not gives_gradients(task, self._context.teacher, device):
+            self._note = "source.boundary is off: no gradient comes back through the teacher to its images"
+        if self._note:
+            self._context.say(f"note: {self._note}")
+        return not self._note
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        candidates = self._candidates()
+        shares = self._seen(candidates)
+        keys = keys_of(shares)
+        crowded = self._crowded(shares)
+        order = (ranks(keys) + len(keys) * crowded).argsort(stable=True)
+        chosen, rest = order[: self.batch_size], order[self.batch_size :]
+        images, kept = candidates[chosen], keys[chosen]
+        if self._walks:
+            images, kept = self._with_pairs(images, kept, candidates[rest])
+        self._keep(images, kept)
+        if not self.balanced:
+            return {}
+        classes = self._context.task.num_classes
+        return {
+            "drawn_balance": entropy(keys, classes),
+            "kept_balance": entropy(kept, classes),
+            "crowded": crowded.float().mean(),
+        }
+
+    def _candidates(self) -> Tensor:
+        """(N, 3, H, W): images drawn anew, and offspring of those that the bank has, all classes alike."""
+        if not self.balanced:
+            return self._draw(self.batch_size)
+        count = round(self.surplus * self.batch_size)
+        bred = round(self.bred * count) if len(self._bank) else 0
+        drawn = self._draw(count - bred)
+        return torch.cat([drawn, self._mixture.varied(self._bank.sample(bred, math.inf))]) if bred else drawn
+
+    def _draw(self, count: int) -> Tensor:
+        return self._mixture.draw(count, self._context.task.image_size, self._context.device)
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """(N, C): which share of each image (N, 3, H, W) the teacher gives to which class; all to one if unasked."""
+        task, teacher = self._context.task, self._context.teacher
+        if not self.balanced:
+            return torch.ones(len(images), 1, device=images.device)
+        parts = torch.split(images, max(self._context.batch_size, 2))
+        return torch.cat([class_shares(task, teacher(part)) for part in parts])
+
+    def _crowded(self, shares: Tensor) -> Tensor:
+        """(N,) bool: one class covers nearly all of an image that could show several."""
+        highest = shares.amax(1)
+        several = bool(((highest > 0) & (highest < 1)).any())
+        return (highest > self.most_of_one) & several
+
+    def _with_pairs(self, images: Tensor, keys: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """As many images, the last of them boundary pairs of `others` or, where these are few, of the first."""
+        count = round(self.boundary * len(images) / 2)
+        if not count:
+            return images, keys
+        seeds = torch.cat([others, images])[:count]
+        pairs, named = boundary_pairs(self._context.task, self._context.teacher, seeds, self.boundary_steps)
+        left = len(images) - len(pairs)
+        return torch.cat([images[:left], pairs]), torch.cat([keys[:left], named])
+
+    def _keep(self, images: Tensor, keys: Tensor) -> None:
+        """To the set that is being made, or into the bank but for every sixteenth, which is held out."""
+        if self._context.on_finished_batch is not None:
+            self._context.on_finished_batch(Batch(images=images))
+            if not self.bred:  # a set needs no bank but to breed from
+                return
+        held = torch.arange(len(images), device=images.device) % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        self._bank.add(images[~held], keys[~held])
+        self._held.add(images[held], keys[held])
+
+    @torch.no_grad()
+    def sample(self, n: int) -> Batch:
+        known = n - round(self.fresh * n) if len(self._bank) else 0
+        parts = [self._draw(n - known)]
+        if known:
+            images = self._bank.sample(known)
+            if self.shift:
+                images = augment.shift_and_flip(images, self.shift, "reflection")[0].clamp(0, 1)
+            parts.append(images)
+        return Batch(images=torch.cat(parts))
+
+    @torch.no_grad()
+    def validation_images(self, n: int) -> Tensor:
+        if len(self._held):
+            return self._held.first(n)
+        before = modes.random_state()  # the makers draw from the global generators
+        try:
+            modes.seed_everything(self._context.seed + 1)
+            return self._draw(min(n, _HELD))
+        finally:
+            modes.set_random_state(before)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bank": self._bank.state_dict(), "held": self._held.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._bank.load_state_dict(state["bank"], self._context.device)
+        self._held.load_state_dict(state["held"], self._context.device)
+
+    def notes(self) -> list[str]:
+        return [self._note] if self._note else []
