@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from datafree.config import schema, yaml
+from datafree.config.options import ExistingPath
 from datafree.config.overrides import apply_override
 from datafree.config.schema import Families, Family, Fault, Invalid
 from datafree.errors import RecipeError
@@ -65,7 +66,7 @@ class _Outline:
     """The parts of a recipe that are plain options."""
 
     name: str
-    data: Path | None = None
+    data: ExistingPath | None = None
 
 
 def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:

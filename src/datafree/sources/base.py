@@ -8,11 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config import options
+from datafree.config.options import Count
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.tasks.base import Task
@@ -62,8 +65,11 @@ class ImageSource(ABC):
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
     needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
 
-    warmup: int = 0  # updates before the student's first step
-    update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up
+    warmup: Annotated[Count, Doc("updates before the student's first step")] = 0
+    update_every: Annotated[Count, Doc("student steps from one update to the next; 0 = none after the warm-up")] = 0
+
+    def __post_init__(self) -> None:
+        options.check(self)
 
     @abstractmethod
     def attach(self, setting: SourceContext) -> None:
