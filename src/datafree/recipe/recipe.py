@@ -8,7 +8,7 @@
     training: {steps: 2000, lr: 1e-3}
     data: $DATAFREE_DATA/camvid/test               # labelled; only scores, never trains or chooses
 
-Every fault is found before any work, all at once. `yaml12` says which YAML, `paths` how paths are written.
+Every fault is found before any work, all at once. `config/yaml.py` says which YAML, `config/paths.py` which paths.
 """
 
 from __future__ import annotations
@@ -116,11 +116,6 @@ def dump(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe: plain values, every default filled in; as YAML, it loads as an equal recipe."""
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     return {name: schema.plain(value, FAMILIES) for name, value in values.items()}
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    return yaml.render(dump(recipe))
 
 
 def _read(path_or_name: str) -> tuple[str, str, str]:

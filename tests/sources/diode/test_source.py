@@ -22,14 +22,14 @@ from datafree.networks.normalized import Normalized
 from datafree.ops import augment, boxes, modes
 from datafree.ops.boxes import Labelled
 from datafree.ops.predictions import Heads, Predictions
-from datafree.recipe.recipe import load_recipe, to_yaml
+from datafree.recipe.recipe import load_recipe
 from datafree.sources import Diode, Mixed
 from datafree.sources.base import Batch, SourceContext
 from datafree.sources.diode.stages import Stage
 from datafree.sources.parts import pixel_optimizer
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
-from recipes import changed, fault, load, write
+from recipes import changed, fault, load, to_yaml, write
 
 SIZE, CLASSES, CELL = (32, 64), 3, 8
 CPU = torch.device("cpu")
