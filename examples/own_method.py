@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 import datafree
+from datafree.config.options import NonNegative
 from datafree.sources.base import Batch, ImageSource, SourceContext
 
 
@@ -31,8 +33,8 @@ from datafree.sources.base import Batch, ImageSource, SourceContext
 class Clouds(ImageSource):
     """Smooth coloured noise, whose amplitudes fall as 1 / f^slope."""
 
-    slope: float = 1.0  # of the amplitude spectrum; photographs have about 1
-    contrast: float = 0.25  # standard deviation of values in [0, 1], before they are cut off
+    slope: Annotated[float, Doc("of the amplitude spectrum; photographs have about 1")] = 1.0
+    contrast: Annotated[NonNegative, Doc("standard deviation of values in [0, 1], before they are cut off")] = 0.25
 
     def attach(self, setting: SourceContext) -> None:
         """Keep what is needed to draw."""

@@ -14,7 +14,7 @@ from datafree.config import yaml
 from datafree.errors import RecipeError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.unet import unet
-from datafree.recipe.recipe import Recipe, load_recipe
+from datafree.recipe.recipe import Recipe, dump, load_recipe
 from datafree.sources import SOURCES
 
 VALID: dict[str, Any] = {
@@ -46,6 +46,11 @@ def write(folder: Path, content: dict[str, Any] | str, name: str = "street.yaml"
     file = folder / name
     file.write_text(content if isinstance(content, str) else yaml.render(content), encoding="utf-8")
     return str(file)
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, as a run's directory holds it."""
+    return yaml.render(dump(recipe))
 
 
 def load(folder: Path, content: dict[str, Any] | str = VALID, *overrides: str) -> Recipe:

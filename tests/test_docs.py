@@ -18,12 +18,12 @@ from datafree.config.paths import builtin_folder, expand
 from datafree.config.schema import plain
 from datafree.engine.stopping import parse_time
 from datafree.networks.load import NetworkSpec
-from datafree.recipe.recipe import FAMILIES, Recipe, dump, load_recipe, packaged_recipes, to_yaml
+from datafree.recipe.recipe import FAMILIES, Recipe, dump, load_recipe, packaged_recipes
 from datafree.recipe.training import Training
 from datafree.sources import SOURCES, ImageSource
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.tasks import TASKS
-from recipes import VALID
+from recipes import VALID, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [path for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]

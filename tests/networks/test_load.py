@@ -13,10 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from darknet_files import save_darknet_weights
 from datafree.errors import WeightsError
 from datafree.networks import load
 from datafree.networks.darknet.network import Darknet
-from datafree.networks.darknet.weights import save_darknet_weights
 from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare
@@ -117,12 +117,13 @@ def test_another_number_of_classes_than_the_tasks_is_refused(network: str, key: 
     assert "has 4" in line
 
 
-def test_a_spec_is_checked_by_pydantic() -> None:
-    adapter = TypeAdapter(NetworkSpec)
-    spec = adapter.validate_python({"network": "datafree/unet", "weights": "a.pt", "mean": [0.5, 0.5, 0.5]})
-    assert spec == NetworkSpec(network="datafree/unet", weights=Path("a.pt"), mean=(0.5, 0.5, 0.5))
+def test_a_spec_is_checked_by_pydantic(tmp_path: Path) -> None:
+    adapter, file = TypeAdapter(NetworkSpec), tmp_path / "a.pt"
+    file.touch()
+    spec = adapter.validate_python({"network": "datafree/unet", "weights": str(file), "mean": [0.5, 0.5, 0.5]})
+    assert spec == NetworkSpec(network="datafree/unet", weights=file, mean=(0.5, 0.5, 0.5))
     with pytest.raises(ValidationError, match="weight\\n"):
-        adapter.validate_python({"network": "datafree/unet", "weight": "a.pt"})
+        adapter.validate_python({"network": "datafree/unet", "weight": str(file)})
 
 
 # --- detectors ---

@@ -8,14 +8,14 @@ import yaml
 from datafree.config import paths
 from datafree.config.diff import differences
 from datafree.errors import RecipeError
-from datafree.recipe.recipe import dump, load_recipe, packaged_recipes, to_yaml
+from datafree.recipe.recipe import dump, load_recipe, packaged_recipes
 from datafree.sources import SOURCES
 from datafree.sources.degan import Degan
 from datafree.sources.folder import Folder
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
 from datafree.tasks import TASKS
-from recipes import VALID, changed, fault, load, sources, write
+from recipes import VALID, changed, fault, load, sources, to_yaml, write
 
 # What a recipe says.
 

@@ -79,7 +79,7 @@ def test_every_fault_is_found_at_once(tmp_path: Path) -> None:
         ("source.method=nois", "(did you mean noise?)"),
         ("source=noise", "source: 'noise' is not a section"),
         ("source={}", "source.method: is missing; one of: cgdd"),
-        ("teacher.std=[1, 1, 0]", "teacher.std: [1, 1, 0] is too small; it must be above 0"),
+        ("teacher.std=[1, 1, 0]", "teacher.std.2: 0 is too small; it must be above 0"),
         ("teacher.args=[1]", "teacher.args: [1] is not a section"),
         ("name=a/b", "name: 'a/b' cannot name a run directory"),
         ("data=", None),

@@ -138,7 +138,7 @@ def test_a_folder_that_is_no_set_of_the_task_is_refused(tmp_path: Path) -> None:
         attached(tmp_path / "gone")
     with pytest.raises(DataError, match="masks"):
         attached(make_folder(tmp_path, 3), task=Segmentation(num_classes=3, image_size=(8, 8)))
-    with pytest.raises(DataError, match="hold_out must not be negative, but is -1"):
+    with pytest.raises(DataError, match="hold_out is -1; it must be 0 or more"):
         Dataset(path=tmp_path, hold_out=-1)
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from datafree.config import yaml
+from datafree.config import options, yaml
 from datafree.networks.load import network_names
 from datafree.recipe.recipe import SOURCE, TASK, packaged_recipes
 from datafree.text import show
@@ -39,15 +38,15 @@ def _class(name: str, kind: type[Any]) -> str:
 
 
 def _options(kind: type[Any], indent: int) -> list[str]:
-    """A line for each option of a class: default, choices, its comment. Parts of its own kind are listed below it."""
-    hints, comments = typing.get_type_hints(kind), _comments(kind)
+    """A line for each option of a class: default, choices, its text. Parts of its own kind are listed below it."""
+    hints = options.hints(kind)
     fields = [field for field in dataclasses.fields(kind) if field.init]
     texts = [f"{f.name} = {default}" if (default := _default(f)) else f"{f.name} (required)" for f in fields]
     width, lines = max(map(len, texts)), []
     for field, text in zip(fields, texts, strict=True):
-        comment = _comment(hints[field.name], comments.get(field.name, ""))
-        lines.append(f"{' ' * indent}{text:<{width}}  {comment}".rstrip())
-        for part in typing.get_args(hints[field.name]):
+        hint = hints[field.name]
+        lines.append(f"{' ' * indent}{text:<{width}}  {_about(hint)}".rstrip())
+        for part in typing.get_args(_bare(hint)):
             if dataclasses.is_dataclass(part) and inspect.getmodule(part) is inspect.getmodule(kind):
                 assert isinstance(part, type)
                 lines += [f"{' ' * indent}  each of {field.name}:", *_options(part, indent + 4)]
@@ -70,16 +69,13 @@ def _default(field: dataclasses.Field[Any]) -> str:
     return yaml.render(value).removesuffix("\n").removesuffix("\n...")
 
 
-def _comment(hint: Any, comment: str) -> str:
-    choices = " | ".join(map(str, typing.get_args(hint))) if typing.get_origin(hint) is Literal else ""
-    return "; ".join(filter(None, [choices, comment]))
+def _about(hint: Any) -> str:
+    """The choices that a type has, and the text of its `Doc`: what an option is, and in which unit."""
+    bare = _bare(hint)
+    choices = " | ".join(map(str, typing.get_args(bare))) if typing.get_origin(bare) is Literal else ""
+    return "; ".join(filter(None, [choices, options.text_of(hint)]))
 
 
-def _comments(kind: type[Any]) -> dict[str, str]:
-    """The comment on each field's line: our classes say there what an option is, and in which unit."""
-    found: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if dataclasses.is_dataclass(base):
-            source = inspect.getsource(base)
-            found |= dict(re.findall(r"^ {4}(\w+):[^#\n]*  # (.+)$", source, re.MULTILINE))
-    return found
+def _bare(hint: Any) -> Any:
+    """A type without what `Annotated` adds to it."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint

@@ -20,8 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checka
 from pydantic import AllowInfNan, ConfigDict, PlainValidator, Strict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
-from datafree.config import paths
-from datafree.config.ranges import out_of_range
+from datafree.config import options, paths
 from datafree.errors import DatafreeError
 from datafree.text import did_you_mean, show
 
@@ -79,7 +78,7 @@ def build(kind: type[Any], given: object, families: Families = (), inherited: Ma
     if not isinstance(given, Mapping):
         raise Invalid([Fault((), f"{show(given)} is not a section of `option: value` lines")])
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = options.hints(kind)
     faults = [
         Fault(
             (_text(key),),
@@ -93,8 +92,6 @@ def build(kind: type[Any], given: object, families: Families = (), inherited: Ma
         if name in given:
             try:
                 values[name] = _check_value(hints[name], given[name], families)
-                if problem := out_of_range(name, values[name]):
-                    faults.append(Fault((name,), f"{show(given[name])} {problem}"))
             except Invalid as error:
                 faults += [Fault((name, *fault.key), fault.text) for fault in error.faults]
         elif inherited and name in inherited:
@@ -147,9 +144,9 @@ def plain(value: object, families: Families = ()) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item, families) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        options = {f.name: plain(getattr(value, f.name), families) for f in dataclasses.fields(value) if f.init}
+        section = {f.name: plain(getattr(value, f.name), families) for f in dataclasses.fields(value) if f.init}
         family = next((family for family in families if isinstance(value, family.base)), None)
-        return {family.label: family.name_of(type(value)), **options} if family else options
+        return {family.label: family.name_of(type(value)), **section} if family else section
     return value
 
 
@@ -190,7 +187,9 @@ def _check_value(hint: Any, given: object, families: Families) -> Any:
 
 def _strict(hint: Any, families: Families) -> Any:
     """The type to check for a field annotated `hint`: no conversions, paths expanded, sections built."""
-    if hint in (int, str, bool):
+    if hint is int:
+        return Annotated[int, Strict(), options.INT64]
+    if hint in (str, bool):
         return Annotated[hint, Strict()]
     if hint is float:
         return Annotated[hint, Strict(), AllowInfNan(False)]
@@ -206,7 +205,8 @@ def _strict(hint: Any, families: Families) -> Any:
     if origin is None or origin is Literal:
         return hint
     if origin is Annotated:
-        return functools.reduce(lambda base, extra: Annotated[base, extra], inner[1:], _strict(inner[0], families))
+        extras = (*options.validators(inner[1:]), *inner[1:])
+        return functools.reduce(lambda base, extra: Annotated[base, extra], extras, _strict(inner[0], families))
     parts = tuple(part if part is Ellipsis else _strict(part, families) for part in inner)
     if origin in (typing.Union, types.UnionType):
         return typing.Union[parts]  # noqa: UP007  (a union of a list made at run time)
@@ -250,16 +250,20 @@ def _faults(error: ValidationError, given: object) -> list[Fault]:
             reason += did_you_mean(value, re.findall(r"'([^']*)'", context["expected"]))
         elif kind == "missing":  # of a tuple: a list that is too short
             reason = f"has too few values, it needs {int(detail['loc'][-1]) + 1}"
+        elif kind == options.REFUSED:
+            reason = context["reason"]
         elif kind == "too_long":
             reason = f"has too many values, it needs {context['max_length']}"
         else:
             reason = _REASONS.get(kind, f"is refused: {detail['msg'][0].lower()}{detail['msg'][1:]}")
         found.setdefault(key, {})[f"{kind} {context.get('expected', '')}"] = reason
         found[key].setdefault("", show(value))
-    joined = [
-        Fault(key, f"{reasons['']} {' or '.join(text for name, text in reasons.items() if name)}")
-        for key, reasons in found.items()
-    ]
+    joined = []
+    for key, reasons in found.items():
+        # A value that is refused for what it is had the right type: what other branches expect is beside the point.
+        best = [text for name, text in reasons.items() if name.startswith(options.REFUSED)]
+        texts = best or [text for name, text in reasons.items() if name]
+        joined.append(Fault(key, f"{reasons['']} {' or '.join(texts)}"))
     return joined + nested
 
 

@@ -14,13 +14,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict
 from torch import nn
+from typing_extensions import Doc
 
-from datafree.config import paths, yaml
+from datafree.config import options, paths, yaml
+from datafree.config.options import ExistingFile, Positive
 from datafree.config.schema import Fault, Invalid
 from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import load_weights
@@ -43,17 +45,30 @@ class NetworkSpec:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    network: str  # "library/name" as in network_names(), perhaps "?key=..."; "package.module:callable"; FILE.pt2
-    args: dict[str, Any] = field(default_factory=dict)  # of its constructor, besides the number of classes
-    weights: Path | None = None  # .safetensors, .index.json, tensors-only .pt/.pth, or Darknet's .weights
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # R, G, B of images in [0, 1]
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    channels: Literal[1, 3] = 3  # of the images it takes; 1: grey, the average of R, G and B
-    channel_order: Literal["rgb", "bgr"] = "rgb"  # of its channels; mean and std are given for R, G, B all the same
-    input_size: tuple[int, int] | None = None  # (height, width), pixels: images are resized to it; unset: as they are
-    licence: str | None = None  # of its weights, as their owner declares it; a teacher's stands on its student's card
+    network: Annotated[
+        str, Doc('"library/name" as in network_names(), perhaps "?key=..."; "package.module:callable"; FILE.pt2')
+    ]
+    args: Annotated[dict[str, Any], Doc("of its constructor, besides the number of classes")] = field(
+        default_factory=dict
+    )
+    weights: Annotated[
+        ExistingFile | None, Doc(".safetensors, .index.json, tensors-only .pt/.pth, or Darknet's .weights")
+    ] = None
+    mean: Annotated[tuple[float, float, float], Doc("R, G, B of images in [0, 1]")] = (0.0, 0.0, 0.0)
+    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    channels: Annotated[Literal[1, 3], Doc("of the images it takes; 1: grey, the average of R, G and B")] = 3
+    channel_order: Annotated[
+        Literal["rgb", "bgr"], Doc("of its channels; mean and std are given for R, G, B all the same")
+    ] = "rgb"
+    input_size: Annotated[
+        tuple[int, int] | None, Doc("(height, width), pixels: images are resized to it; unset: as they are")
+    ] = None
+    licence: Annotated[
+        str | None, Doc("of its weights, as their owner declares it; a teacher's stands on its student's card")
+    ] = None
 
     def __post_init__(self) -> None:
+        options.check(self, NetworkError)
         if self.licence is not None and not (self.licence.isprintable() and 0 < len(self.licence.strip()) <= 200):
             raise NetworkError(f"licence is {show(self.licence)}: give a name on one line, such as Apache-2.0")
         name, given = _without_query(self.network)

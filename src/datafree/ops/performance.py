@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -20,9 +21,13 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 class Speed:
     """Which speed-ups are on. What forward passes compute in is `training.precision`."""
 
-    channels_last: bool = True  # networks keep the channels of a pixel side by side, as convolution kernels want them
-    fused_statistics: bool = True  # of BatchNorm inputs: one pass forward and one back, in float32 with the layer's own
-    fused_optimizers: bool = True  # a step of Adam or SGD in one pass over the weights
+    channels_last: Annotated[
+        bool, Doc("networks keep the channels of a pixel side by side, as convolution kernels want them")
+    ] = True
+    fused_statistics: Annotated[
+        bool, Doc("of BatchNorm inputs: one pass forward and one back, in float32 with the layer's own")
+    ] = True
+    fused_optimizers: Annotated[bool, Doc("a step of Adam or SGD in one pass over the weights")] = True
 
     def laid_out(self, network: NetworkT) -> NetworkT:
         """The network itself, its weights in the layout that is asked for; images follow the weights."""

@@ -8,7 +8,7 @@
     training: {steps: 2000, lr: 1e-3}
     data: $DATAFREE_DATA/camvid/test               # labelled; only scores, never trains or chooses
 
-Every fault is found before any work, all at once. `yaml12` says which YAML, `paths` how paths are written.
+Every fault is found before any work, all at once. `config/yaml.py` says which YAML, `config/paths.py` which paths.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from datafree.config import schema, yaml
+from datafree.config.options import ExistingPath
 from datafree.config.overrides import apply_override
 from datafree.config.schema import Families, Family, Fault, Invalid
 from datafree.errors import RecipeError
@@ -65,7 +66,7 @@ class _Outline:
     """The parts of a recipe that are plain options."""
 
     name: str
-    data: Path | None = None
+    data: ExistingPath | None = None
 
 
 def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -115,11 +116,6 @@ def dump(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe: plain values, every default filled in; as YAML, it loads as an equal recipe."""
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     return {name: schema.plain(value, FAMILIES) for name, value in values.items()}
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    return yaml.render(dump(recipe))
 
 
 def _read(path_or_name: str) -> tuple[str, str, str]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import nn
+from typing_extensions import Doc
 
+from datafree.config import options
+from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Share, Weight
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.sources.base import Batch, SourceContext
@@ -20,40 +23,44 @@ from datafree.tasks.base import Task
 class Training:
     """How the student learns. The same for every source and task."""
 
-    steps: int = 1000  # of the student
-    batch_size: int | Literal["auto"] = 16  # images a step; auto: as many as fit, found when a run begins
+    steps: Annotated[PositiveInt, Doc("of the student")] = 1000
+    batch_size: Annotated[
+        PositiveInt | Literal["auto"], Doc("images a step; auto: as many as fit, found when a run begins")
+    ] = 16
     optimizer: Literal["sgd", "adam"] = "adam"
-    lr: float = 1e-3
-    momentum: float = 0.9  # of SGD
-    weight_decay: float = 5e-4
-    lr_schedule: Literal["step", "cosine", "none"] = "cosine"  # step: a tenth at 1/3 and 2/3 of the steps
-    label_weight: float = 0.0  # of the loss on the source's own targets, where it has some
-    attention_weight: float = 0.0  # of the distance between the attention maps of both networks' paired layers
-    attention_layers: dict[str, str] = field(
+    lr: Positive = 1e-3
+    momentum: Annotated[Momentum, Doc("of SGD")] = 0.9
+    weight_decay: NonNegative = 5e-4
+    lr_schedule: Annotated[Literal["step", "cosine", "none"], Doc("step: a tenth at 1/3 and 2/3 of them")] = "cosine"
+    label_weight: Annotated[Weight, Doc("of the loss on the source's own targets, where it has some")] = 0.0
+    attention_weight: Annotated[
+        Weight, Doc("of the distance between the attention maps of both networks' paired layers")
+    ] = 0.0
+    attention_layers: Annotated[dict[str, str], Doc("teacher's layer -> student's; empty: paired by size")] = field(
         default_factory=dict
-    )  # teacher's layer -> student's; empty: paired by size
-    shift: int = 0  # pixels: images the student learns from are shifted by up to this, and mirrored at 1/2; 0 = not
-    mixup: float = 0.0  # share of each batch that is mixed with others of it
-    select: Literal["last", "agreement"] = (
-        "last"  # the student that is kept; agreement: with the teacher, held-out images
     )
-    seed: int = 0
+    shift: Annotated[
+        Count, Doc("pixels: images the student learns from are shifted by up to this, and mirrored at 1/2; 0 = not")
+    ] = 0
+    mixup: Annotated[Share, Doc("share of each batch that is mixed with others of it")] = 0.0
+    select: Annotated[
+        Literal["last", "agreement"], Doc("the student that is kept; agreement: with the teacher, held-out images")
+    ] = "last"
+    seed: Count = 0
     device: str = "auto"
-    precision: modes.Precision = "auto"  # auto: bf16 where the hardware computes it
-    speed: Speed = ALL_ON  # what makes it faster on one device, each of which can be turned off
-    log_every: int = 20  # steps
-    save_every: int = 200  # steps
-    picture_every: int = 500  # steps
-    max_rollbacks: int = 3  # at most: back to the last good state at half the rates, after numbers that are not finite
+    precision: Annotated[modes.Precision, Doc("auto: bf16 where the hardware computes it")] = "auto"
+    speed: Annotated[Speed, Doc("what makes it faster on one device, each of which can be turned off")] = ALL_ON
+    log_every: Annotated[PositiveInt, Doc("steps")] = 20
+    save_every: Annotated[PositiveInt, Doc("steps")] = 200
+    picture_every: Annotated[PositiveInt, Doc("steps")] = 500
+    max_rollbacks: Annotated[
+        Count, Doc("at most: back to the last good state at half the rates, after numbers that are not finite")
+    ] = 3
 
     def __post_init__(self) -> None:
         if isinstance(self.batch_size, str) and self.batch_size != "auto":
             raise ValueError(f"batch_size is {self.batch_size!r}; give a number, or auto")
-        for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}; it must be above 0")
+        options.check(self)
 
     @property
     def batch(self) -> int:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Annotated, Any, ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config import options
+from datafree.config.options import Count
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.tasks.base import Task
@@ -84,8 +87,11 @@ class ImageSource(ABC):
     forwards_updates: ClassVar[bool] = False  # whether its update is nothing but those of its nested sources
     passes: ClassVar[Mapping[str, int]] = {}  # of one iteration, forward and backward: network -> how many
 
-    warmup: int = 0  # updates before the student's first step
-    update_every: int = 0  # student steps from one update to the next; 0 = none after the warm-up
+    warmup: Annotated[Count, Doc("updates before the student's first step")] = 0
+    update_every: Annotated[Count, Doc("student steps from one update to the next; 0 = none after the warm-up")] = 0
+
+    def __post_init__(self) -> None:
+        options.check(self)
 
     @abstractmethod
     def attach(self, context: SourceContext) -> None:

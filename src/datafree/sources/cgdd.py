@@ -15,11 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, Momentum, Positive, PositiveInt, Share, Weight
 from datafree.networks import features
 from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.generators import ResizeGenerator
@@ -47,24 +49,30 @@ class Cgdd(GeneratorSource):
     uses_batchnorm: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
-    target_weight: float = 0.5  # of the teacher's loss on the preset targets (cross-entropy)
-    bn_weight: float = 20.0  # of the distance to the teacher's BatchNorm statistics; off where it has none
-    bn_momentum: float = 0.9  # of an average of past batches' statistics that steadies small batches, as Fast-DFKD's
-    balance_weight: float = 1.0  # of the average answer's negative entropy, as DAFL's
-    activation_weight: float = 0.01  # of the teacher's deepest activations, to be large, as DAFL's
-    adversarial_weight: float = 5.0  # of the disagreement of student and teacher, to be large
-    latent: int = 256  # Z
-    width: int = 64  # channels of the generator at full size
-    batch_size: int = 128  # images per update
-    lr: float = 1e-3  # Adam's, falling to 0 over the run along a cosine
-    beta1: float = 0.5  # Adam's
-    replay: float = 0.75  # share of the student's batch that comes from the bank
-    bank_size: int = 20_000  # images
-    student_mode: Literal["train", "eval"] = "train"  # of the student's BatchNorm while the generator looks through it
+    target_weight: Annotated[Weight, Doc("of the teacher's loss on the preset targets (cross-entropy)")] = 0.5
+    bn_weight: Annotated[
+        Weight, Doc("of the distance to the teacher's BatchNorm statistics; off where it has none")
+    ] = 20.0
+    bn_momentum: Annotated[
+        Momentum, Doc("of an average of past batches' statistics that steadies small batches, as Fast-DFKD's")
+    ] = 0.9
+    balance_weight: Annotated[Weight, Doc("of the average answer's negative entropy, as DAFL's")] = 1.0
+    activation_weight: Annotated[Weight, Doc("of the teacher's deepest activations, to be large, as DAFL's")] = 0.01
+    adversarial_weight: Annotated[Weight, Doc("of the disagreement of student and teacher, to be large")] = 5.0
+    latent: Annotated[PositiveInt, Doc("Z")] = 256
+    width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
+    batch_size: Annotated[PositiveInt, Doc("images per update")] = 128
+    lr: Annotated[Positive, Doc("Adam's, falling to 0 over the run along a cosine")] = 1e-3
+    beta1: Annotated[Momentum, Doc("Adam's")] = 0.5
+    replay: Annotated[Share, Doc("share of the student's batch that comes from the bank")] = 0.75
+    bank_size: Annotated[PositiveInt, Doc("images")] = 20_000
+    student_mode: Annotated[
+        Literal["train", "eval"], Doc("of the student's BatchNorm while the generator looks through it")
+    ] = "train"
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
-    restarts: int = 3  # at most
-    warmup: int = 100  # updates without the adversarial term
-    update_every: int = 5  # student steps per update
+    restarts: Annotated[Count, Doc("at most")] = 3
+    warmup: Annotated[Count, Doc("updates without the adversarial term")] = 100
+    update_every: Annotated[Count, Doc("student steps per update")] = 5
 
     def bank_images(self) -> int:
         return self.bank_size

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, Momentum, Positive, PositiveInt, Weight
 from datafree.distributed import replicas
 from datafree.errors import DataError
 from datafree.networks import features
@@ -47,30 +49,30 @@ class Cmi(PoolSource):
     uses_batchnorm: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 2, "student": 1}
 
-    target_weight: float = 1.0  # oh: of the teacher's loss on the preset targets (cross-entropy)
-    bn_weight: float = 1.0  # bn: of the distance to the teacher's BatchNorm statistics
-    adversarial_weight: float = 0.5  # adv: of KL(teacher || student) where both agree, to be large; from step 0 on
-    contrastive_weight: float = 0.8  # cr: of telling images apart
-    temperature: float = 0.1  # tau of that term; published 0.1 to 0.2
-    iterations: int = 200  # for each batch
-    lr: float = 1e-3  # Adam's, of generator, latents and head
-    beta1: float = 0.5  # Adam's, of generator and latents
-    negatives: int = 4096  # remembered images, drawn for each iteration
-    memory: int = 40_960  # images whose features are remembered
-    latent: int = 256  # Z
-    width: int = 64  # channels of the generator at full size
-    batch_size: int = 256  # images per update
-    shift: int = 4  # pixels: images are shifted by up to this, and mirrored, whenever they are looked at; 0 = not
-    bank_size: int = 60_000  # images
-    warmup: int = 20  # batches without the adversarial term
-    update_every: int = 400  # student steps per batch
+    target_weight: Annotated[Weight, Doc("oh: of the teacher's loss on the preset targets (cross-entropy)")] = 1.0
+    bn_weight: Annotated[Weight, Doc("bn: of the distance to the teacher's BatchNorm statistics")] = 1.0
+    adversarial_weight: Annotated[
+        Weight, Doc("adv: of KL(teacher || student) where both agree, to be large; from step 0 on")
+    ] = 0.5
+    contrastive_weight: Annotated[Weight, Doc("cr: of telling images apart")] = 0.8
+    temperature: Annotated[Positive, Doc("tau of that term; published 0.1 to 0.2")] = 0.1
+    iterations: Annotated[PositiveInt, Doc("for each batch")] = 200
+    lr: Annotated[Positive, Doc("Adam's, of generator, latents and head")] = 1e-3
+    beta1: Annotated[Momentum, Doc("Adam's, of generator and latents")] = 0.5
+    negatives: Annotated[Count, Doc("remembered images, drawn for each iteration")] = 4096
+    memory: Annotated[PositiveInt, Doc("images whose features are remembered")] = 40_960
+    latent: Annotated[PositiveInt, Doc("Z")] = 256
+    width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
+    batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
+    shift: Annotated[
+        Count, Doc("pixels: images are shifted by up to this, and mirrored, whenever they are looked at; 0 = not")
+    ] = 4
+    bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
+    warmup: Annotated[Count, Doc("batches without the adversarial term")] = 20
+    update_every: Annotated[Count, Doc("student steps per batch")] = 400
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "memory"):
-            if getattr(self, name) < 1:
-                raise DataError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.negatives < 0:
-            raise DataError(f"negatives is {self.negatives}; it must be 0 or more")
+        super().__post_init__()
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, Positive, PositiveInt, Weight
 from datafree.networks import features
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
@@ -37,16 +39,16 @@ class Dafl(GeneratorSource):
     paper: ClassVar[Paper | None] = Paper("Chen et al.", "1904.01186")
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1}
 
-    one_hot_weight: float = 0.05  # of the teacher's loss on the answer it gives itself: sure answers
-    balance_weight: float = 5.0  # of the average answer's negative entropy, in powers of ten (log10)
-    activation_weight: float = 0.01  # of the teacher's deepest activations, to be large
-    latent: int = 1000  # Z
-    width: int = 64  # channels of the generator at full size
-    batch_size: int = 1024  # images per generator step
-    lr: float = 0.02  # Adam's, the same in the whole run
+    one_hot_weight: Annotated[Weight, Doc("of the teacher's loss on the answer it gives itself: sure answers")] = 0.05
+    balance_weight: Annotated[Weight, Doc("of the average answer's negative entropy, in powers of ten (log10)")] = 5.0
+    activation_weight: Annotated[Weight, Doc("of the teacher's deepest activations, to be large")] = 0.01
+    latent: Annotated[PositiveInt, Doc("Z")] = 1000
+    width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
+    batch_size: Annotated[PositiveInt, Doc("images per generator step")] = 1024
+    lr: Annotated[Positive, Doc("Adam's, the same in the whole run")] = 0.02
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
-    restarts: int = 3  # at most; each halves the rate
-    update_every: int = 1  # student steps per generator step
+    restarts: Annotated[Count, Doc("at most; each halves the rate")] = 3
+    update_every: Annotated[Count, Doc("student steps per generator step")] = 1
 
     def attach(self, context: SourceContext) -> None:
         self.attach_generator(context, ResizeGenerator(context.task.image_size, self.latent, self.width))

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, ExistingFolder
 from datafree.data.images import UnreadableImage
 from datafree.data.labelled import LabelledData, NothingToScore
 from datafree.errors import DataError
@@ -36,12 +38,10 @@ class Dataset(ImageSource):
 
     needs_images: ClassVar[bool] = True
 
-    path: Path  # the --out of `datafree synthesize`, or a folder of labelled images
-    hold_out: int = 64  # images kept back for `held_out` at most, and at most a tenth of the set (but one)
-
-    def __post_init__(self) -> None:
-        if self.hold_out < 0:
-            raise DataError(f"a data set's hold_out must not be negative, but is {self.hold_out}; 0 turns it off")
+    path: Annotated[ExistingFolder, Doc("the --out of `datafree synthesize`, or a folder of labelled images")]
+    hold_out: Annotated[
+        Count, Doc("images kept back for `held_out` at most, and at most a tenth of the set (but one)")
+    ] = 64
 
     def attach(self, context: SourceContext) -> None:
         self._context = context

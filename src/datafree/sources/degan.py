@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, ExistingFile, Momentum, Positive, PositiveInt, Weight
 from datafree.distributed import replicas
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.generators import Discriminator, Generator
@@ -38,19 +39,24 @@ class Degan(ImageSource):
     needs_images: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "discriminator": 3, "teacher": 1}
 
-    proxy: Folder  # unlabelled images; need not hold every class
-    entropy_weight: float = 0.0  # lambda_e, eq. 6
-    diversity_weight: float = 10.0  # lambda_d, eq. 6
-    diversity: Literal["plain", "weighted"] = "weighted"  # eq. 4 or eq. 5
-    latent: int = 100  # Z
-    width: int = 64  # channels of the widest-resolution layer of both networks
-    batch_size: int = 16  # proxy images and generated images per update; the paper found 16 faster than 32
-    lr: float = 2e-4  # Adam's, both networks
-    beta1: float = 0.5  # Adam's
-    warmup: int = 9400  # 150,000 images at 16 an update: the paper's "150K iterations"
-    generator: Path | None = None  # generator.safetensors of an earlier run: then there is nothing left to train
+    proxy: Annotated[Folder, Doc("unlabelled images; need not hold every class")]
+    entropy_weight: Annotated[Weight, Doc("lambda_e, eq. 6")] = 0.0
+    diversity_weight: Annotated[Weight, Doc("lambda_d, eq. 6")] = 10.0
+    diversity: Annotated[Literal["plain", "weighted"], Doc("eq. 4 or eq. 5")] = "weighted"
+    latent: Annotated[PositiveInt, Doc("Z")] = 100
+    width: Annotated[PositiveInt, Doc("channels of the widest-resolution layer of both networks")] = 64
+    batch_size: Annotated[
+        PositiveInt, Doc("proxy images and generated images per update; the paper found 16 faster than 32")
+    ] = 16
+    lr: Annotated[Positive, Doc("Adam's, both networks")] = 2e-4
+    beta1: Annotated[Momentum, Doc("Adam's")] = 0.5
+    warmup: Annotated[Count, Doc("150,000 images at 16 an update: the paper's '150K iterations'")] = 9400
+    generator: Annotated[
+        ExistingFile | None, Doc("generator.safetensors of an earlier run: then there is nothing left to train")
+    ] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.generator is not None:
             self.warmup = self.update_every = 0
 

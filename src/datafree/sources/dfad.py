@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Annotated, ClassVar, Literal, final
 
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, Positive, PositiveInt, Share
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.ops import losses, modes
 from datafree.sources.base import Paper, SourceContext
@@ -30,17 +32,25 @@ class Dfad(GeneratorSource):
     paper: ClassVar[Paper | None] = Paper("Fang et al.", "1912.11006")
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
-    network: Literal["resize", "dcgan"] = "dcgan"  # resize: resize-convolutions, CIFAR's script; dcgan: near CamVid's
-    objective: Literal["l1", "log"] = "log"  # to be large; l1: mean |s - t|, CIFAR's; log: log(that + 1), CamVid's
-    latent: int = 256  # Z
-    width: int = 64  # channels of the generator's widest-resolution layer
-    batch_size: int = 64  # images per generator step; CIFAR's script: 256
-    lr: float = 1e-3  # Adam's
-    decay_at: tuple[float, ...] = (1 / 3, 2 / 3)  # fractions of the run at which lr falls to a tenth; CIFAR: 0.2, 0.4
-    student_mode: Literal["train", "eval"] = "train"  # of the student's BatchNorm while the generator looks through it
+    network: Annotated[
+        Literal["resize", "dcgan"], Doc("resize: resize-convolutions, CIFAR's script; dcgan: near CamVid's")
+    ] = "dcgan"
+    objective: Annotated[
+        Literal["l1", "log"], Doc("to be large; l1: mean |s - t|, CIFAR's; log: log(that + 1), CamVid's")
+    ] = "log"
+    latent: Annotated[PositiveInt, Doc("Z")] = 256
+    width: Annotated[PositiveInt, Doc("channels of the generator's widest-resolution layer")] = 64
+    batch_size: Annotated[PositiveInt, Doc("images per generator step; CIFAR's script: 256")] = 64
+    lr: Annotated[Positive, Doc("Adam's")] = 1e-3
+    decay_at: Annotated[
+        tuple[Share, ...], Doc("fractions of the run at which lr falls to a tenth; CIFAR: 0.2, 0.4")
+    ] = (1 / 3, 2 / 3)
+    student_mode: Annotated[
+        Literal["train", "eval"], Doc("of the student's BatchNorm while the generator looks through it")
+    ] = "train"
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
-    restarts: int = 3  # at most; each halves the rate
-    update_every: int = 5  # student steps per generator step
+    restarts: Annotated[Count, Doc("at most; each halves the rate")] = 3
+    update_every: Annotated[Count, Doc("student steps per generator step")] = 5
 
     def attach(self, context: SourceContext) -> None:
         networks: dict[str, type[Generator | ResizeGenerator]] = {"resize": ResizeGenerator, "dcgan": Generator}

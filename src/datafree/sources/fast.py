@@ -13,11 +13,13 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, Momentum, Positive, PositiveInt, Share, Weight
 from datafree.distributed import replicas
 from datafree.errors import DataError
 from datafree.health.guard import Guard
@@ -44,31 +46,36 @@ class Fast(PoolSource):
     uses_batchnorm: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
-    target_weight: float = 0.4  # oh: of the teacher's loss on the preset targets (cross-entropy)
-    bn_weight: float = 10.0  # bn: of the distance to the teacher's BatchNorm statistics
-    adversarial_weight: float = 1.1  # adv: of KL(teacher || student) where both agree, to be large; from step 0 on
-    iterations: int = 10  # k: steps of a copy and its latents for each batch
-    latent_lr: float = 0.01  # lr_z: Adam's, of the latents
-    generator_lr: float = 2e-3  # lr_g: Adam's, of the copy; the meta-generator's is k times this
-    beta1: float = 0.5  # Adam's, both generators
-    meta: Literal["fomaml", "reptile"] = "fomaml"  # the copy's gradients, or the way it went; published: is_maml 1 or 0
-    bn_momentum: float = 0.9  # bn_mmt: share of past batches in the statistics that are compared
-    reset_at: float = 0.6  # fraction of the run at which the first layers start anew (reset_l0); 0 = never
-    latent: int = 256  # Z
-    width: int = 64  # channels of the generator at full size
-    batch_size: int = 256  # images per update
-    shift: int = 4  # pixels: images are shifted by up to this, and mirrored, whenever they are looked at; 0 = not
-    bank_size: int = 60_000  # images
+    target_weight: Annotated[Weight, Doc("oh: of the teacher's loss on the preset targets (cross-entropy)")] = 0.4
+    bn_weight: Annotated[Weight, Doc("bn: of the distance to the teacher's BatchNorm statistics")] = 10.0
+    adversarial_weight: Annotated[
+        Weight, Doc("adv: of KL(teacher || student) where both agree, to be large; from step 0 on")
+    ] = 1.1
+    iterations: Annotated[PositiveInt, Doc("k: steps of a copy and its latents for each batch")] = 10
+    latent_lr: Annotated[Positive, Doc("lr_z: Adam's, of the latents")] = 0.01
+    generator_lr: Annotated[Positive, Doc("lr_g: Adam's, of the copy; the meta-generator's is k times this")] = 2e-3
+    beta1: Annotated[Momentum, Doc("Adam's, both generators")] = 0.5
+    meta: Annotated[
+        Literal["fomaml", "reptile"], Doc("the copy's gradients, or the way it went; published: is_maml 1 or 0")
+    ] = "fomaml"
+    bn_momentum: Annotated[Momentum, Doc("bn_mmt: share of past batches in the statistics that are compared")] = 0.9
+    reset_at: Annotated[
+        Share, Doc("fraction of the run at which the first layers start anew (reset_l0); 0 = never")
+    ] = 0.6
+    latent: Annotated[PositiveInt, Doc("Z")] = 256
+    width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
+    batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
+    shift: Annotated[
+        Count, Doc("pixels: images are shifted by up to this, and mirrored, whenever they are looked at; 0 = not")
+    ] = 4
+    bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
-    restarts: int = 3  # at most
-    warmup: int = 20  # batches without the adversarial term
-    update_every: int = 400  # student steps per batch
+    restarts: Annotated[Count, Doc("at most")] = 3
+    warmup: Annotated[Count, Doc("batches without the adversarial term")] = 20
+    update_every: Annotated[Count, Doc("student steps per batch")] = 400
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise DataError(f"iterations is {self.iterations}; it must be at least 1")
-        if not 0 <= self.bn_momentum < 1:
-            raise DataError(f"bn_momentum is {self.bn_momentum}; it must be 0 or more, and below 1")
+        super().__post_init__()
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 

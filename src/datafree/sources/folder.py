@@ -10,16 +10,17 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, ExistingFolder, PositiveInt
 from datafree.data import images
 from datafree.data.images import UnreadableImage
-from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 from datafree.sources.parts.multiscale import multiscale
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
@@ -41,22 +42,21 @@ class Folder(ImageSource):
     paper: ClassVar[Paper | None] = Paper("Hinton et al.", "1503.02531", "distillation itself")
     needs_images: ClassVar[bool] = True
 
-    path: Path  # with every image below it
-    # centre, random: of the image scaled to just cover the task's size; multiscale: see `multiscale`, for few images
-    crop: Literal["centre", "random", "multiscale"] = "centre"
-    flip: bool = False  # mirror left and right with probability 0.5
-    limit: int | None = None  # learn from this many images at most, chosen by the seed; None = all
-    cache_mib: int = 256  # MiB of decoded images kept in memory, 0 = none; the others are read each epoch
-    hold_out: int = 64  # images kept back for `held_out` at most, and at most a tenth of the folder (but one)
-
-    def __post_init__(self) -> None:
-        if self.crop not in ("centre", "random", "multiscale"):
-            raise DataError(f"a folder's crop is 'centre', 'random' or 'multiscale', not {self.crop!r}")
-        if self.limit is not None and self.limit < 1:
-            raise DataError(f"a folder's limit must be at least 1, not {self.limit}; leave it out to use all")
-        for name, value in (("cache_mib", self.cache_mib), ("hold_out", self.hold_out)):
-            if value < 0:
-                raise DataError(f"a folder's {name} must not be negative, but is {value}; 0 turns it off")
+    path: Annotated[ExistingFolder, Doc("with every image below it")]
+    crop: Annotated[
+        Literal["centre", "random", "multiscale"],
+        Doc("of the image scaled to just cover the task's size; multiscale: crops of every scale, for few photographs"),
+    ] = "centre"
+    flip: Annotated[bool, Doc("mirror left and right with probability 0.5")] = False
+    limit: Annotated[PositiveInt | None, Doc("learn from so many images at most, chosen by the seed; unset: all")] = (
+        None
+    )
+    cache_mib: Annotated[
+        Count, Doc("MiB of decoded images kept in memory, 0 = none; the others are read each epoch")
+    ] = 256
+    hold_out: Annotated[
+        Count, Doc("images kept back for `held_out` at most, and at most a tenth of the folder (but one)")
+    ] = 64
 
     def attach(self, context: SourceContext) -> None:
         self._context = context

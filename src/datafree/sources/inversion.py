@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Weight
 from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
@@ -39,30 +41,35 @@ class Inversion(PoolSource):
     uses_batchnorm: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
 
-    target_weight: float = 1.0  # of the teacher's loss on the preset targets (cross-entropy), eq. 1
-    bn_weight: float = 10.0  # alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4
-    first_bn_weight: float = 0.0  # added to the first BatchNorm layer's share of 1; 9 for ImageNet
-    tv_l1_weight: float = 0.0  # of the mean differences of neighbouring pixels
-    tv_l2_weight: float = 1e-4  # alpha_tv: of their norm, eq. 2; published 2.5e-5 on pixels in units of their std
-    l2_weight: float = 0.0  # alpha_l2: of the distance to mid-grey, eq. 2
-    adversarial_weight: float = 0.0  # alpha_c, eq. 7: of 1 - JS(student, teacher); acts from the student's step 0 on
-    temperature: float = 3.0  # of that divergence
-    iterations: int = 2000  # for each batch
-    batch_size: int = 256  # images per update
-    lr: float = 0.0125  # Adam's, in pixel values; published 0.05 in units of the pixels' std, about 0.25
-    lr_end: float = 0.0  # of the cosine; equal to lr = a constant rate
-    lr_warmup: int = 0  # iterations in which lr rises
-    beta1: float = 0.9  # Adam's
-    beta2: float = 0.999  # Adam's
-    jitter: int = 2  # pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2
-    shift: int = 4  # pixels: images the student draws are shifted by up to this, and mirrored; 0 = as made
-    bank_size: int = 60_000  # images
-    warmup: int = 200  # batches before the student's first step: 51,200 images
-    update_every: int = 0  # student steps per batch; 0 = none
+    target_weight: Annotated[Weight, Doc("of the teacher's loss on the preset targets (cross-entropy), eq. 1")] = 1.0
+    bn_weight: Annotated[Weight, Doc("alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4")] = 10.0
+    first_bn_weight: Annotated[Weight, Doc("added to the first BatchNorm layer's share of 1; 9 for ImageNet")] = 0.0
+    tv_l1_weight: Annotated[Weight, Doc("of the mean differences of neighbouring pixels")] = 0.0
+    tv_l2_weight: Annotated[
+        Weight, Doc("alpha_tv: of their norm, eq. 2; published 2.5e-5 on pixels in units of their std")
+    ] = 1e-4
+    l2_weight: Annotated[Weight, Doc("alpha_l2: of the distance to mid-grey, eq. 2")] = 0.0
+    adversarial_weight: Annotated[
+        Weight, Doc("alpha_c, eq. 7: of 1 - JS(student, teacher); acts from the student's step 0 on")
+    ] = 0.0
+    temperature: Annotated[Positive, Doc("of that divergence")] = 3.0
+    iterations: Annotated[PositiveInt, Doc("for each batch")] = 2000
+    batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
+    lr: Annotated[Positive, Doc("Adam's, in pixel values; published 0.05 in units of their std, about 0.25")] = 0.0125
+    lr_end: Annotated[NonNegative, Doc("of the cosine; equal to lr = a constant rate")] = 0.0
+    lr_warmup: Annotated[int, Doc("iterations in which lr rises")] = 0
+    beta1: Annotated[Momentum, Doc("Adam's")] = 0.9
+    beta2: Annotated[Momentum, Doc("Adam's")] = 0.999
+    jitter: Annotated[Count, Doc("pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2")] = 2
+    shift: Annotated[
+        Count, Doc("pixels: images the student draws are shifted by up to this, and mirrored; 0 = as made")
+    ] = 4
+    bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
+    warmup: Annotated[Count, Doc("batches before the student's first step: 51,200 images")] = 200
+    update_every: Annotated[Count, Doc("student steps per batch; 0 = none")] = 0
 
     def __post_init__(self) -> None:
-        if self.iterations < 1:
-            raise DataError(f"iterations is {self.iterations}; it must be at least 1")
+        super().__post_init__()
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 

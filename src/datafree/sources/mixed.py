@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
@@ -30,9 +31,10 @@ class Mixed(ImageSource):
     forwards_updates: ClassVar[bool] = True
 
     parts: list[ImageSource]
-    ratio: tuple[float, ...] = (1.0, 1.0)  # alpha : beta, eq. 7-9; one share a part
+    ratio: Annotated[tuple[float, ...], Doc("alpha : beta, eq. 7-9; one share a part")] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.parts) != len(self.ratio) or not self.parts:
             raise DataError(
                 f"mixed has {len(self.parts)} parts but a ratio of {len(self.ratio)} shares; give one share for each"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from datafree.sources.base import Batch, ImageSource, SourceContext
 
@@ -16,7 +17,7 @@ from datafree.sources.base import Batch, ImageSource, SourceContext
 class Noise(ImageSource):
     """Independent noise at every pixel and channel: the baseline that every other source must beat."""
 
-    kind: Literal["uniform", "gaussian"] = "uniform"  # U(0, 1), or N(0.5, 0.25) clipped to [0, 1]
+    kind: Annotated[Literal["uniform", "gaussian"], Doc("U(0, 1), or N(0.5, 0.25) clipped to [0, 1]")] = "uniform"
 
     def attach(self, context: SourceContext) -> None:
         self._context = context

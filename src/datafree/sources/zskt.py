@@ -15,11 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, NonNegative, Positive, PositiveInt
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import losses, modes
 from datafree.sources.base import Batch, Paper, SourceContext
@@ -39,15 +41,17 @@ class Zskt(GeneratorSource):
     paper: ClassVar[Paper | None] = Paper("Micaelli & Storkey", "1905.09768")
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
-    latent: int = 100  # Z
-    width: int = 64  # channels of the generator at full size
-    batch_size: int = 128  # images per update
-    lr: float = 1e-3  # Adam's, falling to 0 over the run along a cosine
-    clip: float = 5.0  # largest norm of the generator's gradient; 0 = any
-    student_mode: Literal["train", "eval"] = "train"  # of the student's BatchNorm while the generator looks through it
+    latent: Annotated[PositiveInt, Doc("Z")] = 100
+    width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
+    batch_size: Annotated[PositiveInt, Doc("images per update")] = 128
+    lr: Annotated[Positive, Doc("Adam's, falling to 0 over the run along a cosine")] = 1e-3
+    clip: Annotated[NonNegative, Doc("largest norm of the generator's gradient; 0 = any")] = 5.0
+    student_mode: Annotated[
+        Literal["train", "eval"], Doc("of the student's BatchNorm while the generator looks through it")
+    ] = "train"
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
-    restarts: int = 3  # at most; each halves the rate
-    update_every: int = 10  # student steps per update, all on its images
+    restarts: Annotated[Count, Doc("at most; each halves the rate")] = 3
+    update_every: Annotated[Count, Doc("student steps per update, all on its images")] = 10
 
     def attach(self, context: SourceContext) -> None:
         self.attach_generator(context, ResizeGenerator(context.task.image_size, self.latent, self.width))

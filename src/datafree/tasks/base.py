@@ -12,12 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, cast
+from typing import Annotated, Any, ClassVar, Generic, Protocol, cast
 
 import torch
 from torch import Tensor
-from typing_extensions import TypeVar
+from typing_extensions import Doc, TypeVar
 
+from datafree.config import options
+from datafree.config.options import PositiveInt
 from datafree.data.labelled import LabelledData
 from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
@@ -47,8 +49,8 @@ class Metric(Protocol):
 class Task(ABC, Generic[OutputsT]):
     """A kind of answer and how two answers are compared. Final subclasses; their fields are their options."""
 
-    num_classes: int  # C
-    image_size: tuple[int, int]  # (height, width), pixels
+    num_classes: Annotated[PositiveInt, Doc("C")]
+    image_size: Annotated[tuple[PositiveInt, PositiveInt], Doc("(height, width), pixels")]
 
     min_classes: ClassVar[int] = 2  # of one class only, nothing can be told apart
     reads_files: ClassVar[bool] = False  # whether labelled data may be a file; else it is a folder
@@ -62,6 +64,7 @@ class Task(ABC, Generic[OutputsT]):
     )
 
     def __post_init__(self) -> None:
+        options.check(self)
         if self.num_classes < self.min_classes:
             raise DataError(f"num_classes is {self.num_classes}; it must be {self.min_classes} or more")
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
+from typing_extensions import Doc
 
+from datafree.config.options import Positive
 from datafree.data.classification_folder import LabelFolder
 from datafree.data.images import to_image, to_tensor
 from datafree.data.labelled import save_image
@@ -30,8 +32,10 @@ from datafree.text import show
 class Classification(Task[Tensor]):
     """A class for every image: logits (B, C), labels (B,); rows of `class_probs` are images."""
 
-    distill: Literal["kl", "l1"] = "kl"  # kl: Hinton et al., arXiv 1503.02531; l1: |s - t| on logits, as DFAD
-    temperature: float = 4.0  # of the KL
+    distill: Annotated[
+        Literal["kl", "l1"], Doc("kl: Hinton et al., arXiv 1503.02531; l1: |s - t| on logits, as DFAD")
+    ] = "kl"
+    temperature: Annotated[Positive, Doc("of the KL")] = 4.0
 
     hub_name: ClassVar[str] = "image-classification"
     noun: ClassVar[str] = "An image classifier"

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Doc
 
 from datafree.config import yaml
+from datafree.config.options import Positive, Share, Weight
 from datafree.data.coco_yolo import coco_text, is_entry, yolo_text
 from datafree.data.detection_folder import BoxFolder
 from datafree.data.images import to_image
@@ -47,16 +49,28 @@ class Detection(Task[Predictions]):
     the teacher gives it, so that on average a detection weighs what it is sure of; and the teacher's classes there.
     """
 
-    distill: Literal["auto", "heads", "boxes"] = "auto"  # auto: heads where shapes and anchors are equal, else boxes
-    class_weight: float = 1.0  # boxes only: of the KL between the classes of a detection and of the student's own there
-    temperature: float = 2.0  # of that KL
-    min_teacher_score: float = 0.1  # boxes only: score of the teacher's detections that may be drawn
-    score_threshold: float = 0.3  # of detections that count as seen: in pictures, agreement and hard targets
-    nms_iou: float = 0.5  # IoU above which only the surer of two detections of a class stays
-    max_boxes: int = 32  # rows of targets: boxes an image can show
-    boxes_per_image: tuple[int, int] = (1, 1)  # sampled targets: at least, at most (DIODE's one-box sets: 1, 1)
-    box_sides: tuple[float, float] = (0.2, 0.8)  # sampled targets: of the image's width and height, least and most
-    class_frequencies: tuple[float, ...] = ()  # sampled targets: a number for each class; empty: all as often
+    distill: Annotated[
+        Literal["auto", "heads", "boxes"], Doc("auto: heads where shapes and anchors are equal, else boxes")
+    ] = "auto"
+    class_weight: Annotated[
+        Weight, Doc("boxes only: of the KL between the classes of a detection and of the student's own there")
+    ] = 1.0
+    temperature: Annotated[Positive, Doc("of that KL")] = 2.0
+    min_teacher_score: Annotated[float, Doc("boxes only: score of the teacher's detections that may be drawn")] = 0.1
+    score_threshold: Annotated[
+        float, Doc("of detections that count as seen: in pictures, agreement and hard targets")
+    ] = 0.3
+    nms_iou: Annotated[float, Doc("IoU above which only the surer of two detections of a class stays")] = 0.5
+    max_boxes: Annotated[int, Doc("rows of targets: boxes an image can show")] = 32
+    boxes_per_image: Annotated[
+        tuple[int, int], Doc("sampled targets: at least, at most (DIODE's one-box sets: 1, 1)")
+    ] = (1, 1)
+    box_sides: Annotated[
+        tuple[Share, Share], Doc("sampled targets: of the image's width and height, least and most")
+    ] = (0.2, 0.8)
+    class_frequencies: Annotated[
+        tuple[float, ...], Doc("sampled targets: a number for each class; empty: all as often")
+    ] = ()
 
     min_classes: ClassVar[int] = 1  # things of one kind are told from where there is none
     reads_files: ClassVar[bool] = True  # COCO's json

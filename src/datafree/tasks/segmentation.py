@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Annotated, Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Doc
 
+from datafree.config.options import Positive
 from datafree.data.images import to_image
 from datafree.data.labelled import save_image
 from datafree.data.segmentation_folder import MaskFolder
@@ -30,9 +32,9 @@ from datafree.tasks.base import Scores, Task, check_logits
 class Segmentation(Task[Tensor]):
     """A class for every pixel: logits (B, C, H, W), masks (B, H, W); rows of `class_probs` are pixels."""
 
-    ignore_index: int = 255  # this class id in a mask is neither learnt nor scored
-    distill: Literal["kl", "l1"] = "kl"  # kl: eq. 10 of arXiv 2011.00809; l1: |s - t| on logits, as DFAD
-    temperature: float = 1.0  # of the KL; the paper has 1
+    ignore_index: Annotated[int, Doc("this class id in a mask is neither learnt nor scored")] = 255
+    distill: Annotated[Literal["kl", "l1"], Doc("kl: eq. 10 of arXiv 2011.00809; l1: |s - t| on logits, DFAD")] = "kl"
+    temperature: Annotated[Positive, Doc("of the KL; the paper has 1")] = 1.0
 
     dense: ClassVar[bool] = True
     localizes: ClassVar[bool] = True

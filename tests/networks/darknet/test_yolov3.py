@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from darknet_files import save_darknet_weights
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.darknet.cfg import parse_cfg
 from datafree.networks.darknet.layers import Shortcut
 from datafree.networks.darknet.network import Darknet
-from datafree.networks.darknet.weights import load_darknet_weights, save_darknet_weights
+from datafree.networks.darknet.weights import load_darknet_weights
 from datafree.networks.darknet.yolov3 import ANCHORS, YoloDetector, cfg_text, yolov3
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops.boxes import Labelled, pack

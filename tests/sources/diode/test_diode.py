@@ -22,14 +22,14 @@ from datafree.networks.normalized import Normalized
 from datafree.ops import augment, boxes, modes
 from datafree.ops.boxes import Labelled
 from datafree.ops.predictions import Heads, Predictions
-from datafree.recipe.recipe import load_recipe, to_yaml
+from datafree.recipe.recipe import load_recipe
 from datafree.sources import Diode, Mixed
 from datafree.sources.base import Batch, SourceContext
 from datafree.sources.diode.stages import Stage
 from datafree.sources.parts import pixel_optimizer
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
-from recipes import changed, fault, load, write
+from recipes import changed, fault, load, to_yaml, write
 
 SIZE, CLASSES, CELL = (32, 64), 3, 8
 CPU = torch.device("cpu")
@@ -928,7 +928,7 @@ def test_a_recipes_faults_are_named_down_to_the_stage(tmp_path: Path) -> None:
     assert at(stages=[]).startswith("source: stages is empty; give one or more")
     assert at(stages=[{}, {"lr": 0}]) == "source.stages.1.lr: 0 is too small; it must be above 0"
     assert "source.stages.0.iteration: no such option (did you mean iterations?)" in at(stages=[{"iteration": 5}])
-    assert at(fp_sampling_iou=1.5) == "source.fp_sampling_iou: 1.5 is out of range; it is a share, from 0 to 1"
+    assert at(fp_sampling_iou=1.5) == "source.fp_sampling_iou: 1.5 is out of range; it must be from 0 to 1"
     assert at(fp_sampling_every=-1) == "source.fp_sampling_every: -1 is too small; it must be 0 or more"
     assert at(stages=[{"bn_layers": -1}]) == "source.stages.0.bn_layers: -1 is too small; it must be 0 or more"
     assert at(verifier={"network": 3}).startswith("source.verifier.network: 3 is not a text")

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from datafree.errors import DataError, Interrupted, RunError
-from datafree.recipe.recipe import Recipe, to_yaml
+from datafree.recipe.recipe import Recipe
 from datafree.synthesis import worker
 from datafree.synthesis.object_store import leases as leases_module
 from datafree.synthesis.object_store.bucket import Bucket
@@ -27,6 +27,7 @@ from datafree.synthesis.object_store.leases import Leases
 from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.synthesize import Made, synthesize, verify
 from folder_store import FolderStore
+from recipes import to_yaml
 from set_recipes import CGDD, CMI, DIODE, INVERSION, everything, recipe_for, stop_after
 from small_shards import DETECTION, RECIPE, batch_of
 from thorough import some

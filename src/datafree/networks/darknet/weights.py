@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from datafree.errors import WeightsError
 from datafree.networks.darknet.layers import Head
 from datafree.networks.darknet.network import Darknet
-from datafree.storage.atomic import write_whole
 from datafree.text import one_line
 
 _FLOAT = 4  # bytes
@@ -57,18 +56,6 @@ def load_darknet_weights(network: nn.Module, path: Path) -> None:
     with torch.no_grad():
         for tensor, given in copies:
             tensor.copy_(given)
-
-
-def save_darknet_weights(network: Darknet, path: Path) -> None:
-    """Write the network as a .weights file of version 0.2.5, whole or not at all. Raises WeightsError."""
-    parts = [struct.pack("<3iq", 0, 2, 5, 0)]
-    for tensors in _numbers(network).values():
-        for tensor in tensors.values():
-            parts.append(tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
-    try:
-        write_whole(path, b"".join(parts))
-    except OSError as error:
-        raise WeightsError(f"weights {path}: cannot be written ({one_line(error)})") from error
 
 
 def _numbers(network: Darknet) -> dict[str, dict[str, Tensor]]:

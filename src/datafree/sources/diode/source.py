@@ -13,11 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, Momentum, NonNegative, PositiveInt, Share, Weight
 from datafree.errors import DataError, NetworkError
 from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers
 from datafree.networks.load import NetworkSpec
@@ -49,36 +52,49 @@ class Diode(PoolSource):
     uses_batchnorm: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
 
-    tv_l1_weight: float = 75.0  # of the mean differences of neighbouring pixels; 10 to 25 where images turn out dark
-    tv_l2_weight: float = 0.0  # of their norm
-    bn_weight: float = 0.1  # of the distance to the backbone's BatchNorm statistics
-    bn_norm: float = 2.0  # p of that distance
-    bn_clip: float = 100.0  # a layer that explodes counts so many times the median layer; 0 = as it is (published)
-    bn_momentum: float = 0.0  # share of past iterations' statistics in the distance, for batches below 32 (ours)
-    flip_probability: float = 0.5  # probability that the batch is mirrored, each iteration
-    brightness: float = 0.2  # std of what is added to an image, each iteration
-    contrast: float = 0.1  # std of what it is multiplied by, about 1
-    erase_probability: float = 0.5  # probability that a rectangle of it is blackened
-    cutout: float = 0.0  # side of a square that is blackened, share of the image's shorter side (ours)
-    zoom: tuple[float, float] = (1.0, 1.0)  # least and most enlargement, each image on its own (ours)
-    fp_sampling_every: int = (
-        100  # iterations of the first stage from one look for further boxes to the next; 0 = no look
-    )
-    fp_sampling_from: int = 800  # iteration of the first look
-    fp_sampling_score: float = 0.2  # least score of a detection that becomes a box
-    fp_sampling_iou: float = 0.35  # its IoU with every box of the image is below this
-    fp_sampling_area: tuple[float, float] = (0.01, 0.85)  # its share of the image, least and most
-    drop_unconfirmed: bool = False  # at each look, boxes that no detection confirms are dropped (arXiv 2507.16782)
-    mosaic_share: float = 0.0  # share of the images, drawn or in a data set, that are four images, 2 x 2
-    verifier: NetworkSpec | None = None  # a second detector, of the same classes, whose AP50 on the images is logged
+    tv_l1_weight: Annotated[
+        Weight, Doc("of the mean differences of neighbouring pixels; 10 to 25 where images turn out dark")
+    ] = 75.0
+    tv_l2_weight: Annotated[Weight, Doc("of their norm")] = 0.0
+    bn_weight: Annotated[Weight, Doc("of the distance to the backbone's BatchNorm statistics")] = 0.1
+    bn_norm: Annotated[float, Field(ge=1), Doc("p of that distance")] = 2.0
+    bn_clip: Annotated[
+        NonNegative, Doc("a layer that explodes counts so many times the median layer; 0 = as it is (published)")
+    ] = 100.0
+    bn_momentum: Annotated[
+        Momentum, Doc("share of past iterations' statistics in the distance, for batches below 32 (ours)")
+    ] = 0.0
+    flip_probability: Annotated[Share, Doc("probability that the batch is mirrored, each iteration")] = 0.5
+    brightness: Annotated[NonNegative, Doc("std of what is added to an image, each iteration")] = 0.2
+    contrast: Annotated[NonNegative, Doc("std of what it is multiplied by, about 1")] = 0.1
+    erase_probability: Annotated[Share, Doc("probability that a rectangle of it is blackened")] = 0.5
+    cutout: Annotated[Share, Doc("side of a square that is blackened, share of the image's shorter side (ours)")] = 0.0
+    zoom: Annotated[tuple[float, float], Doc("least and most enlargement, each image on its own (ours)")] = (1.0, 1.0)
+    fp_sampling_every: Annotated[
+        Count, Doc("iterations of the first stage from one look for further boxes to the next; 0 = no look")
+    ] = 100
+    fp_sampling_from: Annotated[Count, Doc("iteration of the first look")] = 800
+    fp_sampling_score: Annotated[Share, Doc("least score of a detection that becomes a box")] = 0.2
+    fp_sampling_iou: Annotated[Share, Doc("its IoU with every box of the image is below this")] = 0.35
+    fp_sampling_area: Annotated[tuple[Share, Share], Doc("its share of the image, least and most")] = (0.01, 0.85)
+    drop_unconfirmed: Annotated[
+        bool, Doc("at each look, boxes that no detection confirms are dropped (arXiv 2507.16782)")
+    ] = False
+    mosaic_share: Annotated[Share, Doc("share of images, drawn or in a data set, made of four, 2 x 2")] = 0.0
+    verifier: Annotated[
+        NetworkSpec | None, Doc("a second detector, of the same classes, whose AP50 on the images is logged")
+    ] = None
     stages: list[Stage] = field(default_factory=published_stages)
-    batch_size: int = 128  # images per update
-    shift: int = 0  # pixels: images the student draws are shifted by up to this, and mirrored; 0 = as made
-    bank_size: int = 120_000  # images
-    warmup: int = 938  # batches before the student's first step: 120,064 images
-    update_every: int = 0  # student steps per batch; 0 = none
+    batch_size: Annotated[PositiveInt, Doc("images per update")] = 128
+    shift: Annotated[
+        Count, Doc("pixels: images the student draws are shifted by up to this, and mirrored; 0 = as made")
+    ] = 0
+    bank_size: Annotated[PositiveInt, Doc("images")] = 120_000
+    warmup: Annotated[Count, Doc("batches before the student's first step: 120,064 images")] = 938
+    update_every: Annotated[Count, Doc("student steps per batch; 0 = none")] = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.stages:
             raise DataError("stages is empty; give one or more, such as [{iterations: 2000, lr: 0.1}]")
         if not self.warmup and not self.update_every:
@@ -87,8 +103,6 @@ class Diode(PoolSource):
             raise DataError(f"zoom is {self.zoom}; give 0 < least <= most, 1 = as large as it is")
         if self.fp_sampling_area[0] > self.fp_sampling_area[1]:
             raise DataError(f"fp_sampling_area is {self.fp_sampling_area}; give shares of the image, least <= most")
-        if self.bn_norm < 1:
-            raise DataError(f"bn_norm is {self.bn_norm}; it is the p of a norm, 1 or more")
 
     def update_size(self) -> UpdateSize:
         return UpdateSize(images=self.batch_size, iterations=tuple(stage.iterations for stage in self.stages))

@@ -6,33 +6,34 @@ Rates, weights and numbers of iterations are those of its published settings (se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
+from typing_extensions import Doc
 
-from datafree.errors import DataError
+from datafree.config import options
+from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Weight
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One pass over a batch's pixels, at one size."""
 
-    scale: float = 1.0  # of task.image_size
-    iterations: int = 1500
-    lr: float = 0.002  # Adam's, in pixel values
-    lr_end: float = 0.0005  # of the cosine
-    beta1: float = 0.9  # both 0: every step is lr times the gradient's sign
-    beta2: float = 0.999
-    jitter: int = 40  # pixels: the batch is rolled by up to this, each iteration
-    detection_weight: float = 1.0  # of the detector's own training loss on the boxes
-    first_bn_weight: float = 0.0  # of the first BatchNorm layer's distance, on top of bn_weight
-    bn_layers: int = 0  # the first so many of the backbone's count; 0 = all
+    scale: Annotated[float, Field(gt=0, le=1), Doc("of task.image_size")] = 1.0
+    iterations: PositiveInt = 1500
+    lr: Annotated[Positive, Doc("Adam's, in pixel values")] = 0.002
+    lr_end: Annotated[NonNegative, Doc("of the cosine")] = 0.0005
+    beta1: Annotated[Momentum, Doc("both 0: every step is lr times the gradient's sign")] = 0.9
+    beta2: Momentum = 0.999
+    jitter: Annotated[Count, Doc("pixels: the batch is rolled by up to this, each iteration")] = 40
+    detection_weight: Annotated[Weight, Doc("of the detector's own training loss on the boxes")] = 1.0
+    first_bn_weight: Annotated[Weight, Doc("of the first BatchNorm layer's distance, on top of bn_weight")] = 0.0
+    bn_layers: Annotated[Count, Doc("the first so many of the backbone's count; 0 = all")] = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale <= 1:
-            raise DataError(f"scale is {self.scale}; give a share of task.image_size, above 0 and up to 1")
-        if self.iterations < 1:
-            raise DataError(f"iterations is {self.iterations}; it must be at least 1")
+        options.check(self)
 
 
 def published_stages() -> list[Stage]:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import Doc
 
+from datafree.config.options import Count, NonNegative, PositiveInt, Share
 from datafree.errors import DataError
 from datafree.ops import augment, modes
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext, UpdateSize
@@ -43,45 +46,52 @@ class Procedural(ImageSource):
     finishes: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
 
-    noise_share: float = 1.0  # of hierarchical noise among the images, relative to the other three
-    leaves_share: float = 1.0  # of dead leaves
-    sines_share: float = 1.0  # of random sine networks
-    spectrum_share: float = 1.0  # of noise whose spectrum falls as f^-s, s from 0.5 to 3.5
-    gain: float = 0.5  # share of the hierarchical noise that gets random contrast and offset for each channel
-    rotation: float = 45.0  # degrees at most
-    elastic: float = 0.1  # standard deviation of elastic moves at most, of half the image's side; 0 = none
-    dark: float = 0.25  # share of the images that are multiplied by a number from 0 to 1
-    cutmix: float = 0.5  # share of the images that are joined with another by a mask
-    plain: float = 0.5  # share of these whose other is a single colour: black, white, or any
-    balanced: bool = True  # by the teacher's answers; false = the teacher is not asked
-    surplus: float = 2.0  # images drawn for each that is kept
-    bred: float = 0.5  # share of these that are images of the bank, warped and joined anew, once it holds some
-    most_of_one: float = 0.9  # of a segmented image that one class may cover; with more it is kept only if others lack
-    boundary: float = 0.0  # share of the images kept that are boundary pairs; needs a teacher with gradients
-    boundary_steps: int = 20  # towards the other class at most; each asks the teacher forward and backward
-    fresh: float = 0.1  # share of the student's images that are drawn anew, unbalanced; the others are the bank's
-    shift: int = 4  # pixels: the bank's images are shifted by up to this, and mirrored; 0 = as they were drawn
-    batch_size: int = 256  # images that an update keeps
-    bank_size: int = 10_000  # images
-    warmup: int = 8  # updates before the student's first step
-    update_every: int = 20  # student steps from one update to the next
+    noise_share: Annotated[NonNegative, Doc("of hierarchical noise among the images, relative to the other three")] = (
+        1.0
+    )
+    leaves_share: Annotated[NonNegative, Doc("of dead leaves")] = 1.0
+    sines_share: Annotated[NonNegative, Doc("of random sine networks")] = 1.0
+    spectrum_share: Annotated[NonNegative, Doc("of noise whose spectrum falls as f^-s, s from 0.5 to 3.5")] = 1.0
+    gain: Annotated[
+        Share, Doc("share of the hierarchical noise that gets random contrast and offset for each channel")
+    ] = 0.5
+    rotation: Annotated[NonNegative, Doc("degrees at most")] = 45.0
+    elastic: Annotated[
+        NonNegative, Doc("standard deviation of elastic moves at most, of half the image's side; 0 = none")
+    ] = 0.1
+    dark: Annotated[Share, Doc("share of the images that are multiplied by a number from 0 to 1")] = 0.25
+    cutmix: Annotated[Share, Doc("share of the images that are joined with another by a mask")] = 0.5
+    plain: Annotated[Share, Doc("share of these whose other is a single colour: black, white, or any")] = 0.5
+    balanced: Annotated[bool, Doc("by the teacher's answers; false = the teacher is not asked")] = True
+    surplus: Annotated[float, Field(ge=1), Doc("images drawn for each that is kept")] = 2.0
+    bred: Annotated[
+        Share, Doc("share of these that are images of the bank, warped and joined anew, once it holds some")
+    ] = 0.5
+    most_of_one: Annotated[
+        Share, Doc("of a segmented image that one class may cover; with more it is kept only if others lack")
+    ] = 0.9
+    boundary: Annotated[
+        Share, Doc("share of the images kept that are boundary pairs; needs a teacher with gradients")
+    ] = 0.0
+    boundary_steps: Annotated[
+        Count, Doc("towards the other class at most; each asks the teacher forward and backward")
+    ] = 20
+    fresh: Annotated[
+        Share, Doc("share of the student's images that are drawn anew, unbalanced; the others are the bank's")
+    ] = 0.1
+    shift: Annotated[
+        Count, Doc("pixels: the bank's images are shifted by up to this, and mirrored; 0 = as they were drawn")
+    ] = 4
+    batch_size: Annotated[PositiveInt, Doc("images that an update keeps")] = 256
+    bank_size: Annotated[PositiveInt, Doc("images")] = 10_000
+    warmup: Annotated[Count, Doc("updates before the student's first step")] = 8
+    update_every: Annotated[Count, Doc("student steps from one update to the next")] = 20
 
     def __post_init__(self) -> None:
-        for name in ("gain", "dark", "cutmix", "plain", "bred", "most_of_one", "boundary", "fresh"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise DataError(f"{name} is {value}; it is a share, from 0 to 1")
-        for name in ("rotation", "elastic", "boundary_steps", "shift"):
-            if getattr(self, name) < 0:
-                raise DataError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if self.surplus < 1:
-            raise DataError(f"surplus is {self.surplus}; it must be 1 or more: images drawn for each that is kept")
-        if self.bank_size < 1:
-            raise DataError(f"a bank of {self.bank_size} images holds nothing; give 1 or more")
-        if min(self._shares) < 0 or not sum(self._shares):
+        super().__post_init__()
+        if not sum(self._shares):
             raise DataError(
-                f"noise_share, leaves_share, sines_share and spectrum_share are {list(self._shares)}; none may be "
-                "negative, and one must be above 0"
+                f"noise_share, leaves_share, sines_share and spectrum_share are {list(self._shares)}; one must be above 0"
             )
 
     @property
