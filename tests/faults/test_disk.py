@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(
 def test_a_disk_that_becomes_read_only_keeps_the_state(small_disk: Path) -> None:
     run = Run(small_disk / "run", {"name": "a"})
     run.start(0)
-    state = {"step": 1, "weights": torch.ones(10), "coping": {}}
+    state = {"step": 1, "weights": torch.ones(10), "recovery": {}}
     run.save_state(state)
     said: list[str] = []
     run.start(1, said.append)
@@ -156,9 +156,9 @@ def test_a_disk_that_becomes_read_only_keeps_the_state(small_disk: Path) -> None
 def test_lost_permission_is_one_line(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", {"name": "a"})
     run.start(0)
-    run.save_state({"step": 1, "coping": {}})
+    run.save_state({"step": 1, "recovery": {}})
     (tmp_path / "run" / "state").chmod(0o500)
     with pytest.raises(RunError, match="Permission denied"):
-        run.save_state({"step": 2, "coping": {}}, must=True)
+        run.save_state({"step": 2, "recovery": {}}, must=True)
     (tmp_path / "run" / "state").chmod(0o700)
     run.close()

@@ -48,13 +48,13 @@ def learn_with(monkeypatch: pytest.MonkeyPatch, which: str, hook: Callable[..., 
     """Have a network of the learning step run out by `hook`; the list gets the parts of each step."""
     learn, parts = StudentStep.learn, []
 
-    def limited(learner: StudentStep, batch: Batch, step: int) -> Any:
-        handle = getattr(learner, which).register_forward_pre_hook(hook)
+    def limited(student_step: StudentStep, batch: Batch, step: int) -> Any:
+        handle = getattr(student_step, which).register_forward_pre_hook(hook)
         try:
-            figures = learn(learner, batch, step)
+            figures = learn(student_step, batch, step)
         finally:
             handle.remove()
-        parts.append(learner.coping.parts)
+        parts.append(student_step.recovery.parts)
         return figures
 
     monkeypatch.setattr(StudentStep, "learn", limited)
@@ -96,7 +96,7 @@ def test_parts_give_the_gradient_of_the_whole_batch_without_batchnorm(parts: int
         torch.manual_seed(1)
         student = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 5))
         training = Training(optimizer="sgd", lr=0.5, batch_size=8, label_weight=0.7, mixup=0.3, weight_decay=0.0)
-        learner = StudentStep(
+        student_step = StudentStep(
             task=Classification(num_classes=5, image_size=(4, 4)),
             teacher=teacher,
             student=student,
@@ -104,9 +104,9 @@ def test_parts_give_the_gradient_of_the_whole_batch_without_batchnorm(parts: int
             optimizer=training.make_optimizer(student),
             pairs={},
             watch=Watch(torch.device("cpu")),
-            coping=Recovery(parts=count),
+            recovery=Recovery(parts=count),
         )
-        figures = learner.learn(Batch(images=batch, targets=torch.arange(8) % 5), 0)
+        figures = student_step.learn(Batch(images=batch, targets=torch.arange(8) % 5), 0)
         weights += [torch.cat([p.detach().flatten() for p in student.parameters()]), figures["loss"]]
     torch.testing.assert_close(weights[0], weights[2], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights[1], weights[3], rtol=1e-5, atol=1e-6)

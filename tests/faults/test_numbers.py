@@ -59,7 +59,7 @@ def test_a_number_gone_bad_is_found_within_its_step_and_the_run_goes_back(
     assert said.lines[0].startswith(seen)
     assert said.lines[0].removeprefix("warning: ") in outcome.notes
     assert injected.bad_numbers(tmp_path / "run") == []
-    assert checkpoint.read(tmp_path / "run" / "state" / "state.pt")["coping"]["pace"] == 0.5
+    assert checkpoint.read(tmp_path / "run" / "state" / "state.pt")["recovery"]["pace"] == 0.5
 
 
 @pytest.mark.parametrize("place", some(["generator", "gradient"], "gradient"))
@@ -76,7 +76,7 @@ def test_a_fault_that_comes_again_ends_the_run_with_code_3_and_the_last_good_sta
     assert [line.partition("times ")[2][:4] for line in said.lines] == ["0.5 ", "0.25"]
     assert injected.bad_numbers(tmp_path / "run") == []
     state = checkpoint.read(tmp_path / "run" / "state" / "state.pt")
-    assert (state["step"], state["coping"]["max_rollbacks"]) == (5, 2)  # a stopped run does not forget them
+    assert (state["step"], state["recovery"]["rollbacks"]) == (5, 2)  # a stopped run does not forget them
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 

@@ -26,7 +26,7 @@ STUDENT_STEP = "the student's step"
 class Recovery:
     """How often a run went back, and what it changed."""
 
-    max_rollbacks: int = 0  # because of numbers that were not finite
+    rollbacks: int = 0  # because of numbers that were not finite
     pace: float = 1.0  # times every learning rate; halved each time
     parts: int = 1  # each batch is learnt from in so many, one after another
     history: list[str] = field(default_factory=list)  # a line for each time
@@ -36,16 +36,16 @@ class Recovery:
 
         `kept`: where the faulty step can be looked into.
         """
-        if self.max_rollbacks >= training.max_rollbacks:
+        if self.rollbacks >= training.max_rollbacks:
             tried = (
-                f" after going back {self.max_rollbacks} times, each at half the rates" if self.max_rollbacks else ""
+                f" after going back {self.rollbacks} times, each at half the rates" if self.rollbacks else ""
             )
             raise TrainingError(f"{fault}{tried}; the state of step {good} is kept{kept}: {way_out(fault)}")
-        self.max_rollbacks += 1
+        self.rollbacks += 1
         self.pace /= 2
         return self._note(
             f"{fault}; back to step {good}, learning rates times {self.pace:g} from here "
-            f"({self.max_rollbacks} of {training.max_rollbacks} times){kept}"
+            f"({self.rollbacks} of {training.max_rollbacks} times){kept}"
         )
 
     def with_memory(
@@ -82,7 +82,7 @@ class Recovery:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Put back what `state_dict` returned."""
-        self.max_rollbacks, self.pace, self.parts = state["max_rollbacks"], state["pace"], state["parts"]
+        self.rollbacks, self.pace, self.parts = state["rollbacks"], state["pace"], state["parts"]
         self.history = list(state["history"])
 
 

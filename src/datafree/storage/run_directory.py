@@ -38,7 +38,7 @@ from datafree.storage.lock import NAME as LOCK
 from datafree.storage.lock import Lock
 from datafree.storage.tensorboard import EventFile
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 PATIENCE = 3  # saves in a row that find no room: the last of them ends the run
 
 # What may differ between the run and the recipe that resumes it: none of these changes a bit of the student.
@@ -53,7 +53,8 @@ FREE_KEYS = (
 
 # What makes a state of an older version one of the next: version -> the change.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda state: {**state, "coping": {"max_rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}},
+    1: lambda state: {**state, "coping": {"rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}},
+    2: lambda state: {**{("recovery" if key == "coping" else key): state[key] for key in state}, "verdict": 0},
 }
 
 
