@@ -23,7 +23,7 @@ from datafree.engine.build_networks import (
     with_student,
 )
 from datafree.engine.loop import Chosen, distill
-from datafree.engine.progress import Progress
+from datafree.engine.progress import Progress, place
 from datafree.errors import RunError
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import load_weights, save_weights
@@ -61,7 +61,7 @@ def run_recipe(
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Run a recipe into the run directory `out`, or go on with it. Raises DatafreeError; nothing is half-written.
+    """Run a recipe into the run directory `out`, or resume it. Raises DatafreeError; nothing is half-written.
 
     `given` holds networks that are objects; the recipe then says what they are called and what their images must be.
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
@@ -120,7 +120,7 @@ def _carry_out(
         load_weights(bare(student), run.path / "student.safetensors")
         return _read_outcome(run, student)
     if run.saved is not None:
-        say(f"going on with {run.path} at step {run.saved['step']}")
+        say(f"resuming {run.path} {place(run.saved['step'], -recipe.source.warmup, training.steps)}")
     for line in (*remarks, *run.warnings):
         say(line)
     chosen = distill(
@@ -182,7 +182,7 @@ def _carry_out(
 def _how_chosen(chosen: Chosen, training: Training) -> str:
     rule = "the last step" if training.select == "last" else "the best agreement with the teacher"
     known = (
-        "" if chosen.agreement is None else f"; they agree on {chosen.agreement:.1%} of the source's held-out images"
+        "" if chosen.agreement is None else f"; they agree on {chosen.agreement:.1%} of the source's validation images"
     )
     return f"student of step {chosen.step}, chosen without labelled data: {rule}{known}"
 

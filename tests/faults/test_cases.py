@@ -326,5 +326,5 @@ def test_a_state_that_no_copy_can_serve_for_is_one_line(tmp_path: Path) -> None:
     run.save_state({"step": 1, "recovery": {}})
     run.close()
     (tmp_path / "run" / "state" / "state.pt").write_bytes(b"")
-    with pytest.raises(RunError, match=r"state\.pt is damaged .* cannot go on from it; choose another --out"):
+    with pytest.raises(RunError, match=r"state\.pt is damaged .* cannot be resumed; choose another --out"):
         Run(tmp_path / "run", RECIPE)

@@ -72,8 +72,8 @@ def test_a_batch_that_does_not_fit_is_learnt_from_in_parts_and_that_is_written_d
     assert parts == [4, 4, 4]
     written = json.loads((tmp_path / "run" / "result.json").read_text())["faults"]
     assert [line.partition(";")[2].split(",")[0] for line in written] == [
-        " each batch of 4 is learnt from in 2 parts from here",
-        " each batch of 4 is learnt from in 4 parts from here",
+        " each batch of 4 is split into 2 micro-batches from here",
+        " each batch of 4 is split into 4 micro-batches from here",
     ]
     assert set(written) <= set(outcome.notes)
 
@@ -81,7 +81,7 @@ def test_a_batch_that_does_not_fit_is_learnt_from_in_parts_and_that_is_written_d
 def test_one_image_that_does_not_fit_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_for(tmp_path, {"method": "noise"}, batch_size=4)
     learn_with(monkeypatch, "student", at_most(0))
-    with pytest.raises(TrainingError, match="one image at a time; the state of step 0 is kept: free some") as error:
+    with pytest.raises(TrainingError, match="with micro-batches of one image; the checkpoint of step 0") as error:
         run_recipe(recipe, tmp_path / "run")
     assert error.value.exit_code == 3
 

@@ -1,7 +1,7 @@
 """The `datafree` command: one function for each verb; its signature is its options.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 2 something the user can
-mend; 3 training failed; 75 stopped before the end, the same command goes on; 1 a fault of ours (a traceback).
+mend; 3 training failed; 75 stopped before the end, the same command resumes; 1 a fault of ours (a traceback).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def distill(
     processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Distil a student as a recipe says. The same command goes on with a run that was stopped."""
+    """Distil a student as a recipe says. The same command resumes a run that was stopped."""
     changes = [*(overrides or []), *student_overrides(student, compress)]
     _share(processes, recipe, changes)
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
@@ -182,7 +182,7 @@ def synthesize(
     processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
+    """Make a data set from a recipe's source and teacher. The same command resumes; a larger N adds to it."""
     _share(processes, recipe, overrides or [])
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.cli.display import display

@@ -216,7 +216,7 @@ def _roll_back(
     if isinstance(fault, NotFinite):
         evidence = {**fault.evidence, "what": str(fault), "good": good, "student": state.student.state_dict()}
         file = run.save_fault(fault.step + state.source.warmup, evidence)
-        line = recovery.with_numbers(fault, training, good, f" ({file} holds the step)" if file else "")
+        line = recovery.with_numbers(fault, training, good, f" (its inputs are saved in {file})" if file else "")
     else:
         line = recovery.with_memory(fault, training, good, state.source, state.student, state.step)
     say(line)

@@ -45,7 +45,7 @@ class TrainState:
     good_step: int = field(init=False)  # of the checkpoint on the disk
     saved_at: float = field(init=False)  # time.monotonic() of the last save
     best: BestStudent = field(default_factory=BestStudent, init=False)
-    latest: dict[str, Tensor | float] = field(default_factory=dict, init=False)  # metrics since the last line of the log
+    latest: dict[str, Tensor | float] = field(default_factory=dict, init=False)  # metrics not yet logged
     verdict: VerdictTracker = field(default_factory=VerdictTracker, init=False)  # what the user was told of health
 
     def __post_init__(self) -> None:

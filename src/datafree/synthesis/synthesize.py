@@ -55,7 +55,7 @@ def synthesize(
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Made:
-    """Make a data set of at least `images` images, in whole shards, in `out`/data; or go on with it, or add to it.
+    """Make a data set of at least `images` images, in whole shards, in `out`/data; or resume it, or add to it.
 
     `out` is a directory or, as a text, the URL of a folder in an object store (see `bucket`).
     Images have 8 bits a channel; their targets are those they were made to show or, where the source has none, the
@@ -89,7 +89,7 @@ def _fill(
     notes: list[str] = []
     trained = partial(save_artefacts, source)  # its networks, as files
     if shards.count:
-        say(f"going on with {shards.place}, which holds {shards.images:,} images")
+        say(f"resuming {shards.place}, which holds {shards.images:,} images")
     if shards.images < images:
         device = modes.choose_device(training.device)
         dtype = modes.choose_precision(training.precision, device)
@@ -126,7 +126,7 @@ def _fill(
                 work.make(images, trained=trains)
             except NotFinite as fault:
                 raise TrainingError(
-                    f"{fault}; what was saved before is good: {way_out(fault, 'source.lr')} (and choose another --out)"
+                    f"{fault}; what was saved before is intact: {way_out(fault, 'source.lr')} (with another --out)"
                 ) from fault
         if not trains:
             shards.keep(trained)
@@ -160,7 +160,7 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
             )
         index = shards.path / "index.json"
         finished = index.exists() and read_record(index)["images"] == shards.images
-        notes = [] if finished else ["the set is not finished; the command without --verify goes on"]
+        notes = [] if finished else ["the data set is incomplete; run the command without --verify to resume"]
         return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datafree.engine import out_of_memory
 from datafree.engine.nonfinite import Watch
 from datafree.engine.out_of_memory import OutOfMemory
-from datafree.engine.progress import SAVED_WITHIN, Progress
+from datafree.engine.progress import SAVED_WITHIN, Progress, place
 from datafree.engine.recovery import SOURCE_UPDATE, too_large
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.ops import modes
@@ -60,9 +60,9 @@ class ShardWorker:
                     self._train()
             if not trained:
                 if pause == PAUSE:
-                    self.say(f"another process trains the source: waiting for it{self.shards.if_killed}")
+                    self.say(f"another process is training the source: waiting for it{self.shards.if_killed}")
                 if reason := self.stop():
-                    raise Interrupted(f"stopped while another process trains the source ({reason})")
+                    raise Interrupted(f"stopped while another process is training the source ({reason})")
                 time.sleep(pause)
                 pause = longer(pause)
 
@@ -82,9 +82,7 @@ class ShardWorker:
         while step < 0:
             if reason := self.stop():
                 save()
-                raise Interrupted(
-                    f"stopped at step {step} of the warm-up ({reason}); the same command goes on from here"
-                )
+                raise Interrupted(f"stopped {place(step, first, 0)} ({reason}); run the same command to resume")
             values: dict[str, Tensor] = {}
             if source.due(step):
                 modes.seed_everything(_seed(training.seed, "update", step))
@@ -113,13 +111,11 @@ class ShardWorker:
         while shards.images < images:
             if reason := self.stop():
                 raise Interrupted(
-                    f"stopped at {shards.images:,} of {images:,} images ({reason}); the same command goes on from here"
+                    f"stopped at {shards.images:,} of {images:,} images ({reason}); run the same command to resume"
                 )
             if (number := shards.claim(images)) is None:  # other processes are at what is missing
                 if seen < 0:
-                    self.say(
-                        f"other processes are at all shards that are missing: waiting for them{self.shards.if_killed}"
-                    )
+                    self.say(f"other processes are making all missing shards: waiting for them{self.shards.if_killed}")
                 pause, seen = longer(pause) if shards.images == seen else PAUSE, shards.images
                 time.sleep(pause)
                 continue
