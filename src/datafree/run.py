@@ -1,4 +1,4 @@
-"""A recipe carried out: networks built and looked at, the student distilled, scored and written."""
+"""One recipe from end to end: networks built and checked, the student distilled, scored and written."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from datafree.engine.artifacts import describe_teacher, save_artefacts, save_cal
 from datafree.engine.build_networks import (
     NOTHING_GIVEN,
     Given,
-    prepare,
-    require_gradients,
+    build_networks,
     require_weights,
     with_student,
 )
@@ -67,11 +66,10 @@ def run_recipe(
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
     """
     recipe, chosen = with_student(recipe, given.teacher)
-    training = recipe.training
     with contextlib.ExitStack() as held:
-        device = modes.choose_device(held.enter_context(replicas.joined(training.device)))
-        dtype = modes.choose_precision(training.precision, device)
-        recipe, sized = with_batch_size(recipe, out, given, device, dtype)
+        device = modes.choose_device(held.enter_context(replicas.joined(recipe.training.device)))
+        dtype = modes.choose_precision(recipe.training.precision, device)
+        recipe, training, sized = with_batch_size(recipe, out, given, device, dtype)
         run = held.enter_context(contextlib.closing(open_run(out, dump(recipe))))
         if replicas.is_first() and not run.finished:
             log = held.enter_context(page_kept(out, log, say))
@@ -81,6 +79,7 @@ def run_recipe(
             say(line)
         return _carry_out(
             recipe,
+            training,
             run,
             given,
             device=device,
@@ -93,6 +92,7 @@ def run_recipe(
 
 def _carry_out(
     recipe: Recipe,
+    training: Training,
     run: Run | SharedRun,
     given: Given,
     *,
@@ -103,17 +103,14 @@ def _carry_out(
     say: Callable[[str], None],
 ) -> Outcome:
     began = time.monotonic()
-    task, training = recipe.task, recipe.training
+    task = recipe.task
 
-    # Everything that can be wrong is looked at before the first file is written.
+    # Everything that can be wrong is checked before the first file is written.
     labelled = task.open_labelled(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
-    speed = training.speed
     remarks: list[str] = []
-    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed, remarks.append)
-    require_gradients(recipe.source, teacher, task, device, recipe.teacher.network)
-    modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
-    student = prepare(recipe.student, task, "student", device, dtype, given.student, speed)
+    networks = build_networks(recipe, device, dtype, given, say=remarks.append)
+    teacher, student = networks.teacher, networks.student
     for network in (teacher, student):
         replicas.share(network)
     if run.finished:

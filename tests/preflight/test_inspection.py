@@ -59,7 +59,7 @@ def trained(network, mean, std, order):
 
 
 def classifier(classes=5, mean=0.0, std=1.0, channel_order="rgb"):
-    return trained(body(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)), mean, std, order)
+    return trained(body(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)), mean, std, channel_order)
 
 
 def probabilities():

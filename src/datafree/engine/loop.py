@@ -109,7 +109,7 @@ def distill(
                 # The student learns the teacher's answers.
                 if state.step >= 0:
                     with out_of_memory.noticed("the source's images"):
-                        batch = source.sample(training.batch)
+                        batch = source.sample(training.batch_size)
                     if state.step == 0 and training.label_weight and batch.targets is None:
                         say("note: training.label_weight has no effect: the source's images have no targets")
                     with out_of_memory.noticed(STUDENT_STEP):

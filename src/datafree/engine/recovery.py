@@ -58,17 +58,17 @@ class Recovery:
         where = str(fault)
         if where == SOURCE_UPDATE:
             raise too_large(source, student, step)
-        if where != STUDENT_STEP or self.parts >= training.batch:
+        if where != STUDENT_STEP or self.parts >= training.batch_size:
             raise TrainingError(
                 f"out of memory in {where} at step {step}"
                 f"{', with micro-batches of one image' if where == STUDENT_STEP and self.parts > 1 else ''}; the "
                 f"checkpoint of step {good} is kept: free some memory, or lower training.batch_size (now "
-                f"{training.batch}) with another --out"
+                f"{training.batch_size}) with another --out"
             )
-        self.parts = min(2 * self.parts, training.batch)
+        self.parts = min(2 * self.parts, training.batch_size)
         return self._note(
-            f"out of memory in {where} at step {step}: rolled back to step {good}; each batch of {training.batch} is "
-            f"split into {self.parts} micro-batches from here, with gradient accumulation"
+            f"out of memory in {where} at step {step}: rolled back to step {good}; each batch of {training.batch_size} "
+            f"is split into {self.parts} micro-batches from here, with gradient accumulation"
         )
 
     def _note(self, line: str) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, final
 
 import torch
 from torch import nn
@@ -17,11 +18,11 @@ from datafree.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How the student learns. The same for every source and task."""
+class TrainingOptions(ABC):
+    """How the student learns, whether its batch size is known (`Training`) or to be found (`AutoTraining`)."""
 
     steps: int = 1000  # of the student
-    batch_size: int | Literal["auto"] = 16  # images a step; auto: as many as fit, found when a run begins
+    batch_size: int | Literal["auto"]  # images a step; auto: as many as fit, found when a run begins
     optimizer: Literal["sgd", "adam"] = "adam"
     lr: float = 1e-3
     momentum: float = 0.9  # of SGD
@@ -47,19 +48,15 @@ class Training:
     max_rollbacks: int = 3  # at most: back to the last good state at half the rates, after numbers that are not finite
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch_size, str) and self.batch_size != "auto":
-            raise ValueError(f"batch_size is {self.batch_size!r}; give a number, or auto")
-        for name in ("steps", "batch_size", "log_every", "save_every", "picture_every"):
-            if getattr(self, name) != "auto" and getattr(self, name) < 1:
+        for name in ("steps", "log_every", "save_every", "picture_every"):
+            if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.lr > 0:
             raise ValueError(f"lr is {self.lr}; it must be above 0")
 
-    @property
-    def batch(self) -> int:
-        """Images a step; what "auto" stands for must be known (`batch_size.with_batch_size`)."""
-        assert isinstance(self.batch_size, int)
-        return self.batch_size
+    @abstractmethod
+    def with_batch_size(self, batch_size: int) -> Training:
+        """The same with batches of so many images."""
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step: a pure function of it."""
@@ -73,6 +70,24 @@ class Training:
         if self.optimizer == "sgd":
             return self.speed.sgd(network.parameters(), self.lr, self.momentum, self.weight_decay)
         return self.speed.adam(network.parameters(), self.lr, weight_decay=self.weight_decay)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Training(TrainingOptions):
+    """How the student learns. The same for every source and task."""
+
+    batch_size: int = 16  # images a step
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.batch_size, int):
+            raise ValueError(f"batch_size is {self.batch_size!r}; give a number, or {{'batch_size': 'auto', ...}}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+
+    def with_batch_size(self, batch_size: int) -> Training:
+        return replace(self, batch_size=batch_size)
 
     def setting(
         self,
@@ -89,7 +104,7 @@ class Training:
             task=task,
             teacher=teacher,
             steps=self.steps,
-            batch_size=self.batch,
+            batch_size=self.batch_size,
             seed=self.seed,
             device=device,
             dtype=dtype,
@@ -97,4 +112,17 @@ class Training:
             say=say,
             keep=keep,
             pace=pace,
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AutoTraining(TrainingOptions):
+    """The same before its batch size is known: as many images as fit, found when a run begins."""
+
+    batch_size: Literal["auto"] = "auto"
+
+    def with_batch_size(self, batch_size: int) -> Training:
+        return Training(
+            **{**{option.name: getattr(self, option.name) for option in fields(self)}, "batch_size": batch_size}
         )

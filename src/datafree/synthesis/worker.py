@@ -25,6 +25,7 @@ from datafree.engine.recovery import SOURCE_UPDATE, too_large
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
+from datafree.recipe.training import Training
 from datafree.sources.base import Batch
 from datafree.synthesis.claims import PAUSE, longer
 from datafree.synthesis.object_store.bucket import Bucket
@@ -41,6 +42,7 @@ class ShardWorker:
     """A source at work for a data set."""
 
     recipe: Recipe
+    training: Training
     teacher: nn.Module
     student: nn.Module  # untrained, for updates that look at one
     finished: list[Batch]  # the source puts into it
@@ -67,7 +69,7 @@ class ShardWorker:
                 pause = longer(pause)
 
     def _train(self) -> None:
-        source, training = self.recipe.source, self.recipe.training
+        source, training = self.recipe.source, self.training
         step = first = -source.warmup
         if (saved := self.shards.load_state(TRAINED)) is not None:
             step = saved["step"]
@@ -128,7 +130,7 @@ class ShardWorker:
                 state = _deserialised(fresh) if number == 0 else shards.state_before(number)
             if state is not None:
                 source.load_state_dict(state)
-            modes.seed_everything(_seed(self.recipe.training.seed, "shard", number))
+            modes.seed_everything(_seed(self.training.seed, "shard", number))
             batch = self._batch(number)
             if trained:
                 before = _new(batch, before)
@@ -175,7 +177,7 @@ class ShardWorker:
 
     def _batch(self, number: int) -> Batch:
         """The images of a shard as they are written, their targets; and what the update logs, if one made them."""
-        source, size = self.recipe.source, self.recipe.training.batch
+        source, size = self.recipe.source, self.training.batch_size
         values: dict[str, Tensor] = {}
         if source.finishes:
             values = self._updated(-1)  # no student learns: it stays in the warm-up

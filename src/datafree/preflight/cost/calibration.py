@@ -70,7 +70,7 @@ class Calibration:
     def __post_init__(self) -> None:
         training = self.training
         self.device = next(self.teacher.parameters()).device
-        self.timed = max(2, min(self.most, training.batch))
+        self.timed = max(2, min(self.most, training.batch_size))
         self._training = replace(training, batch_size=self.timed, lr=1e-12)  # nothing goes wrong by a few more steps
         self.small = self._attached(self.most, self.keep)
         for network in (self.teacher, self.student):
@@ -92,7 +92,7 @@ class Calibration:
 
     def step(self) -> CostItem:
         """The student's steps."""
-        learn, whole = self._student_step(), self.training.batch
+        learn, whole = self._student_step(), self.training.batch_size
         self._note_peak(self._kept_by(learn), self.timed, whole)
         each = cost_of(learn, self.device, self.timed, self.budget).of_images(whole)
         return CostItem(what="the student", often=self.training.steps, each=each)
