@@ -102,7 +102,7 @@ def run_cells(
             if ready and len(running) < jobs and not stopped:
                 remaining = max_time - (time.monotonic() - began)
                 if remaining < LEAST:
-                    print("time is up; the same command goes on", flush=True)
+                    print("time is up; the same command resumes", flush=True)
                     short = True
                     continue
                 cell = ready[0]

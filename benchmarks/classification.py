@@ -126,7 +126,7 @@ def learn_labels(work: Work[Pair], fashion: Path) -> tuple[Normalized, dict[str,
     pair, training, is_teacher = work.pair, work.training, work.row.method == "teacher"
     network = work.fresh(pair.teacher if is_teacher else work.student)
     data = load_images(pair, "train", fashion)
-    seen = pair.epochs * len(data) if is_teacher else training.steps * training.batch
+    seen = pair.epochs * len(data) if is_teacher else training.steps * training.batch_size
     steps = max(1, seen // pair.batch_size)
     train_classifier(
         network, work.task, data,

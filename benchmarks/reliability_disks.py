@@ -38,7 +38,7 @@ def _lose_permission(out: Path) -> None:
     os.setuid(NOBODY)
     run = Run(out, RECIPE)
     run.start(0)
-    state = {"weights": torch.arange(9.0), "coping": {}}
+    state = {"weights": torch.arange(9.0), "recovery": {}}
     run.save_state({**state, "step": 1})
     (out / "state").chmod(0o500)
     try:

@@ -108,8 +108,8 @@ def _traced(work: Callable[[], object], options: list[str], errors: Path) -> int
 
 
 def _state(step: int) -> dict[str, Any]:
-    coping = {"max_rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}
-    return {"step": step, "weights": torch.full((40_000,), float(step)), "coping": coping}
+    recovery = {"rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}
+    return {"step": step, "weights": torch.full((40_000,), float(step)), "recovery": recovery}
 
 
 def _begin(out: Path) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py                                # every group, those that are done left out
     python benchmarks/speed.py --only resnet34-18 pixels      # groups, by either part of their names
-    python benchmarks/speed.py --max-time 9m                  # stops cleanly; the same command goes on
+    python benchmarks/speed.py --max-time 9m                  # stops cleanly; the same command resumes
     python benchmarks/speed.py --profile                      # also where a profiler finds the time
 
 PAIR/METHOD: the floor of a step is the forward and backward passes that its formula needs: run alone, one after
@@ -99,7 +99,7 @@ def run_group(group: str, work: Path, rounds: int, device: torch.device, stop: S
         with tempfile.TemporaryDirectory() as folder:
             rows = measure(group, make_photos(Path(folder) / "photos"), rounds, device, stop=stop, profile=profile)
     except Interrupted as error:
-        print(f"{error}; the same command goes on", flush=True)
+        print(f"{error}; the same command resumes", flush=True)
         return False
     taken = {"seconds": time.perf_counter() - began, "peak_memory_mib": _peak(device), "commit": commit()}
     file = _file_of(work, group)

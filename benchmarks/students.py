@@ -166,7 +166,7 @@ def images_made(source: ImageSource, training: Training) -> int:
     """Images that the student learnt from and images that updates put out, where a source says how many."""
     updates = sum(source.due(step) for step in range(-source.warmup, training.steps))
     each: int = getattr(source, "batch_size", 0)
-    return training.steps * training.batch + updates * each
+    return training.steps * training.batch_size + updates * each
 
 
 def run_row(

@@ -261,7 +261,9 @@ def _descend(
         if stop():
             if state_path:
                 _save(state_path, setting, network, updates, step)
-            raise Interrupted(f"stopped at step {step} of {steps}; the same command goes on from the last saved state")
+            raise Interrupted(
+                f"stopped at step {step} of {steps}; run the same command to resume from the last saved state"
+            )
 
         # One step down the loss on the labels.
         pixels, targets = draw(step)

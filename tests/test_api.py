@@ -306,6 +306,13 @@ def test_evaluate_says_what_it_needs(tmp_path: Path) -> None:
         datafree.evaluate(tmp_path, tmp_path, task=TASK)
 
 
+def test_evaluate_reads_a_task_and_one_network_and_says_all_their_faults(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        datafree.evaluate({"network": "datafree/unett"}, tmp_path, task={"kind": "classification", "classes": 4})
+    keys = [problem.partition(":")[0] for problem in caught.value.problems]
+    assert keys == ["task.classes", "task.num_classes", "task.image_size", "teacher.network"]
+
+
 def test_a_live_student_is_exported(tmp_path: Path) -> None:
     result = distil(tmp_path)
     done = datafree.export(result.run, tmp_path / "shipped", onnx=False, student=make_student())

@@ -40,8 +40,8 @@ from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
-from datafree.recipe.recipe import make_recipe
-from datafree.recipe.training import Training
+from datafree.recipe.recipe import make_recipe, make_task_and_teacher
+from datafree.recipe.training import TrainingOptions
 from datafree.run import run_recipe
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Scores, Task
@@ -78,7 +78,7 @@ def distill(
     task: Task | Mapping[str, Any],
     source: ImageSource | Mapping[str, Any] | str,
     out: str | Path,
-    training: Training | Mapping[str, Any] | None = None,
+    training: TrainingOptions | Mapping[str, Any] | None = None,
     data: str | Path | None = None,
     max_time: float | str | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
@@ -150,16 +150,15 @@ def evaluate(
     if task is None:
         raise NetworkError("a network alone says nothing of its task: give task={'kind': ..., ...}")
     section, network = _network(what, values=False)
-    rest = {"student": section, "source": {"method": "noise"}}
     try:
-        recipe = make_recipe({"task": _plain(task), "teacher": section, **rest}, "python")
+        made, spec = make_task_and_teacher({"task": _plain(task), "teacher": section})
     except Invalid as error:
         raise RecipeError([str(fault) for fault in error.faults]) from error
     where = modes.choose_device(device)
-    labelled = recipe.task.open_dataset(Path(data))
+    labelled = made.open_dataset(Path(data))
     with _as_before(*([] if network is None else [network])):
-        prepared = prepare(recipe.teacher, recipe.task, "network", where, torch.float32, network)
-        return score(prepared, recipe.task, labelled, device=where)
+        prepared = prepare(spec, made, "network", where, torch.float32, network)
+        return score(prepared, made, labelled, device=where)
 
 
 def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Exported:

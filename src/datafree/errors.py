@@ -7,7 +7,7 @@ DatafreeError               every error a user can mend; its text is one line; e
 │   └── WeightsError        a weights file that is unsafe, damaged or of another architecture
 ├── RunError                a run directory that belongs to something else, or is damaged
 ├── TrainingError           training went wrong (a loss is not finite); exit code 3
-└── Interrupted             stopped before the end, everything saved; exit code 75: the same command goes on
+└── Interrupted             stopped before the end, everything saved; exit code 75: the same command resumes it
 
 A message says what is wrong, shows the value and names a way out. Our own invariants are `assert`.
 """
@@ -52,6 +52,6 @@ class TrainingError(DatafreeError):
 
 
 class Interrupted(DatafreeError):
-    """Stopped on request before the end; the state is saved and the same command goes on."""
+    """Stopped on request before the end; the state is saved and the same command resumes it."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -1,4 +1,4 @@
-"""A recipe carried out: networks built and looked at, the student distilled, scored and written."""
+"""One recipe from end to end: networks built and checked, the student distilled, scored and written."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from datafree.engine.artifacts import describe_teacher, save_artefacts, save_cal
 from datafree.engine.build_networks import (
     NOTHING_GIVEN,
     Given,
-    prepare,
-    require_gradients,
+    build_networks,
     require_weights,
     with_student,
 )
 from datafree.engine.loop import Chosen, distill
-from datafree.engine.progress import Progress
+from datafree.engine.progress import Progress, place
 from datafree.errors import RunError
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import load_weights, save_weights
@@ -60,17 +59,16 @@ def run_recipe(
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Run a recipe into the run directory `out`, or go on with it. Raises DatafreeError; nothing is half-written.
+    """Run a recipe into the run directory `out`, or resume it. Raises DatafreeError; nothing is half-written.
 
     `given` holds networks that are objects; the recipe then says what they are called and what their images must be.
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
     """
     recipe, chosen = with_student(recipe, given.teacher)
-    training = recipe.training
     with contextlib.ExitStack() as held:
-        device = modes.choose_device(held.enter_context(replicas.joined(training.device)))
-        dtype = modes.choose_precision(training.precision, device)
-        recipe, sized = with_batch_size(recipe, out, given, device, dtype)
+        device = modes.choose_device(held.enter_context(replicas.joined(recipe.training.device)))
+        dtype = modes.choose_precision(recipe.training.precision, device)
+        recipe, training, sized = with_batch_size(recipe, out, given, device, dtype)
         run = held.enter_context(contextlib.closing(open_run(out, dump(recipe))))
         if replicas.is_first() and not run.finished:
             log = held.enter_context(page_kept(out, log, say))
@@ -80,6 +78,7 @@ def run_recipe(
             say(line)
         return _carry_out(
             recipe,
+            training,
             run,
             given,
             device=device,
@@ -92,6 +91,7 @@ def run_recipe(
 
 def _carry_out(
     recipe: Recipe,
+    training: Training,
     run: RunDirectory,
     given: Given,
     *,
@@ -102,24 +102,21 @@ def _carry_out(
     say: Callable[[str], None],
 ) -> Outcome:
     began = time.monotonic()
-    task, training = recipe.task, recipe.training
+    task = recipe.task
 
-    # Everything that can be wrong is looked at before the first file is written.
+    # Everything that can be wrong is checked before the first file is written.
     labelled = task.open_dataset(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
-    speed = training.speed
     remarks: list[str] = []
-    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed, remarks.append)
-    require_gradients(recipe.source, teacher, task, device, recipe.teacher.network)
-    modes.seed_everything(training.seed)  # here, so that the student's first weights depend on the seed alone
-    student = prepare(recipe.student, task, "student", device, dtype, given.student, speed)
+    networks = build_networks(recipe, device, dtype, given, say=remarks.append)
+    teacher, student = networks.teacher, networks.student
     for network in (teacher, student):
         replicas.share(network)
     if run.finished:
         load_weights(bare(student), run.path / "student.safetensors")
         return _read_outcome(run, student)
     if run.saved is not None:
-        say(f"going on with {run.path} at step {run.saved['step']}")
+        say(f"resuming {run.path} {place(run.saved['step'], -recipe.source.warmup, training.steps)}")
     for line in (*remarks, *run.warnings):
         say(line)
     chosen = distill(
@@ -181,7 +178,7 @@ def _carry_out(
 def _how_chosen(chosen: Chosen, training: Training) -> str:
     rule = "the last step" if training.select == "last" else "the best agreement with the teacher"
     known = (
-        "" if chosen.agreement is None else f"; they agree on {chosen.agreement:.1%} of the source's held-out images"
+        "" if chosen.agreement is None else f"; they agree on {chosen.agreement:.1%} of the source's validation images"
     )
     return f"student of step {chosen.step}, chosen without labelled data: {rule}{known}"
 

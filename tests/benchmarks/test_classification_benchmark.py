@@ -282,7 +282,7 @@ def test_when_time_is_up_nothing_more_is_started(
 ) -> None:
     assert run_fakes(tmp_path, [("slow", 0), ("a", 0)], keep_going=True) == (75, ["begin slow 0"])
     assert run_fakes(tmp_path, [("a", 0)], max_time=1.0) == (75, [])
-    assert "time is up; the same command goes on" in capsys.readouterr().out
+    assert "time is up; the same command resumes" in capsys.readouterr().out
 
 
 def cells_of(top1: list[float], **more: float) -> list[dict[str, Any]]:

@@ -262,10 +262,10 @@ def test_max_time_stops_with_75_and_repeating_the_command_gets_there(datafree: D
     first = datafree(*arguments)
     assert first.code == 75
     assert first.err.startswith("stopped at step ")
-    assert first.err.endswith("the same command goes on from here\n")
+    assert first.err.endswith("; run the same command to resume\n")
     second = datafree(*arguments)
     assert second.code == 75
-    done = [int(result.err.split()[3]) for result in (first, second)]
+    done = [int(result.err.split()[3].replace(",", "")) for result in (first, second)]
     assert 0 < done[0] < done[1]
 
 
@@ -282,11 +282,11 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(datafree: Dataf
     result = datafree("distill", "tiny.yaml", "training.steps=1000000")
     thread.join()
     assert result.code == 75
-    assert "stopping at the next step and saving; once more to leave at once" in result.err
+    assert "stopping after this step and saving a checkpoint; interrupt again to exit at once" in result.err
     assert "(SIGINT)" in result.err
-    stopped_at = int(result.err.splitlines()[-1].split()[3])
+    stopped_at = result.err.splitlines()[-1].split()[3]
     again = datafree("distill", "tiny.yaml", "training.steps=1000000", "--max-time", "1s")
-    assert f"going on with {Path('runs') / 'tiny'} at step {stopped_at}" in again.err
+    assert f"resuming {Path('runs') / 'tiny'} at step {stopped_at} of 1,000,000" in again.err
 
 
 def test_json_has_null_where_a_score_is_not_a_number(
@@ -338,6 +338,6 @@ def test_synthesize_stops_with_75_and_repeating_the_command_gets_there(datafree:
     arguments = ["synthesize", "tiny.yaml", "--out", "made", "--images", "1000000", "--max-time", "1s", "--quiet"]
     first, second = datafree(*arguments), datafree(*arguments)
     assert (first.code, second.code) == (75, 75)
-    assert first.err.endswith(" of 1,000,000 images (--max-time is over); the same command goes on from here\n")
+    assert first.err.endswith(" of 1,000,000 images (--max-time reached); run the same command to resume\n")
     done = [int(result.err.split()[2].replace(",", "")) for result in (first, second)]
     assert 0 < done[0] < done[1]

@@ -103,7 +103,7 @@ def test_torchrun_starts_a_run_again_whose_worker_was_killed(tmp_path: Path) -> 
             os.kill(worker_of(process.pid), signal.SIGKILL)
         _, said = process.communicate(timeout=300)
         assert process.returncode == 0, said
-        assert ("going on with" in said) == (name == "killed")
+        assert ("resuming " in said) == (name == "killed")
     students = [load_file(run / "student.safetensors") for run in runs.values()]
     assert all(torch.equal(students[0][name], students[1][name]) for name in students[0])
 

@@ -22,7 +22,7 @@ def test_stopping_puts_the_handlers_back() -> None:
 
 def test_a_second_signal_leaves_at_once() -> None:
     code = (
-        "import time; from datafree.stopping import stopping\n"
+        "import time; from datafree.engine.stopping import stopping\n"
         "with stopping(None):\n    print('ready', flush=True)\n    while True: time.sleep(0.01)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
@@ -31,7 +31,7 @@ def test_a_second_signal_leaves_at_once() -> None:
         assert process.stdout.readline() == "ready\n"
         process.terminate()
         assert process.stderr.readline() == "\n"
-        assert process.stderr.readline().startswith("stopping at the next step")
+        assert process.stderr.readline().startswith("stopping after this step")
         process.terminate()
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
 
@@ -39,7 +39,7 @@ def test_a_second_signal_leaves_at_once() -> None:
 def test_a_time_limit_allows_one_step_and_no_limit_allows_all() -> None:
     stop = Stop(0.0)
     assert stop() is None
-    assert stop() == "--max-time is over"
+    assert stop() == "--max-time reached"
     assert not any(Stop(None)() for _ in range(3))
 
 

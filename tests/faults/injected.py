@@ -29,41 +29,41 @@ def spoil_answers(teacher: nn.Module) -> Callable[[], None]:
     return teacher.register_forward_hook(lambda module, given, answer: answer * math.nan, prepend=True).remove
 
 
-def in_generator(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
+def in_generator(student_step: StudentStep, source: ImageSource) -> Callable[[], None]:
     spoil_weight(source.artefacts()["generator"])
     return lambda: None
 
 
-def in_student(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
-    spoil_weight(learner.student)
+def in_student(student_step: StudentStep, source: ImageSource) -> Callable[[], None]:
+    spoil_weight(student_step.student)
     return lambda: None
 
 
-def in_students_average(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
-    norm = next(m for m in learner.student.modules() if isinstance(m, nn.BatchNorm2d))
+def in_students_average(student_step: StudentStep, source: ImageSource) -> Callable[[], None]:
+    norm = next(m for m in student_step.student.modules() if isinstance(m, nn.BatchNorm2d))
     assert norm.running_mean is not None
     norm.running_mean[0] = math.inf
     return lambda: None
 
 
-def in_generators_average(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
+def in_generators_average(student_step: StudentStep, source: ImageSource) -> Callable[[], None]:
     norm = next(m for m in source.artefacts()["generator"].modules() if isinstance(m, nn.BatchNorm2d))
     assert norm.running_var is not None
     norm.running_var[0] = math.nan
     return lambda: None
 
 
-def in_teachers_answer(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
-    return spoil_answers(learner.teacher)
+def in_teachers_answer(student_step: StudentStep, source: ImageSource) -> Callable[[], None]:
+    return spoil_answers(student_step.teacher)
 
 
-def in_gradient(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
-    weight = next(learner.student.parameters())
+def in_gradient(student_step: StudentStep, source: ImageSource) -> Callable[[], None]:
+    weight = next(student_step.student.parameters())
     return weight.register_hook(lambda gradient: gradient * math.inf).remove
 
 
-def in_optimizer(learner: StudentStep, source: ImageSource) -> Callable[[], None]:
-    for state in learner.optimizer.state.values():
+def in_optimizer(student_step: StudentStep, source: ImageSource) -> Callable[[], None]:
+    for state in student_step.optimizer.state.values():
         state["exp_avg_sq"].fill_(math.inf)  # a step of zero: no weight shows it
     return lambda: None
 
@@ -74,13 +74,13 @@ def at_step(
     """Have `spoil` done before the student learns at `step`, at most so many times."""
     learn, left = StudentStep.learn, [times]
 
-    def spoilt(learner: StudentStep, batch: Batch, now: int) -> Any:
+    def spoilt(student_step: StudentStep, batch: Batch, now: int) -> Any:
         if now != step or not left[0]:
-            return learn(learner, batch, now)
+            return learn(student_step, batch, now)
         left[0] -= 1
-        mend = spoil(learner, source)
+        mend = spoil(student_step, source)
         try:
-            return learn(learner, batch, now)
+            return learn(student_step, batch, now)
         finally:
             mend()
 

@@ -303,7 +303,7 @@ def test_states_of_any_bytes(tmp_path: Path, how: list[tuple[float, int, bytes]]
     if run.saved is None:
         run.start(0)
         for step in (1, 2):
-            run.save_state({"step": step, "weights": torch.arange(9.0), "coping": {}})
+            run.save_state({"step": step, "weights": torch.arange(9.0), "recovery": {}})
     run.close()
     file = tmp_path / "run" / "state" / ("state.pt" if newest else "previous.pt")
     whole = file.read_bytes()
@@ -325,8 +325,8 @@ def test_states_of_any_bytes(tmp_path: Path, how: list[tuple[float, int, bytes]]
 def test_a_state_that_no_copy_can_serve_for_is_one_line(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", RECIPE)
     run.start(0)
-    run.save_state({"step": 1, "coping": {}})
+    run.save_state({"step": 1, "recovery": {}})
     run.close()
     (tmp_path / "run" / "state" / "state.pt").write_bytes(b"")
-    with pytest.raises(RunError, match=r"state\.pt is damaged .* cannot go on from it; choose another --out"):
+    with pytest.raises(RunError, match=r"state\.pt is damaged .* cannot be resumed; choose another --out"):
         Run(tmp_path / "run", RECIPE)

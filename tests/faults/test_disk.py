@@ -60,7 +60,7 @@ def test_a_full_disk_keeps_the_last_state_says_what_it_needs_and_the_same_comman
     ) as e:
         run_recipe(recipe_for(tmp_path, {"method": "noise"}), small_disk / "run", say=said.append)
     assert "\n" not in str(e.value)
-    assert any("the run goes on and saves later" in line for line in said)  # step 10; step 12 was the last
+    assert any("the run continues and saves later" in line for line in said)  # step 10; step 12 was the last
     assert not list((small_disk / "run").rglob("*.part"))
     assert checkpoint.read(small_disk / "run" / "state" / "state.pt")["step"] == 6
     stuff.unlink()
@@ -99,7 +99,7 @@ def test_a_disk_that_is_full_for_a_while_costs_a_run_nothing(tmp_path: Path, mon
 def test_a_third_save_in_a_row_without_room_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full, refused = refusing(100)
     monkeypatch.setattr(checkpoint, "write", full)
-    with pytest.raises(RunError, match="the state saved before is good: mend that, and the same command goes on"):
+    with pytest.raises(RunError, match="the last checkpoint is intact: fix that and run the same command to resume"):
         run_recipe(recipe_for(tmp_path, {"method": "noise"}, save_every=2), tmp_path / "run")
     assert refused == [3]
 
@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it(
 def test_a_disk_that_becomes_read_only_keeps_the_state(small_disk: Path) -> None:
     run = Run(small_disk / "run", {"name": "a"})
     run.start(0)
-    state = {"step": 1, "weights": torch.ones(10), "coping": {}}
+    state = {"step": 1, "weights": torch.ones(10), "recovery": {}}
     run.save_state(state)
     said: list[str] = []
     run.start(1, said.append)
@@ -156,9 +156,9 @@ def test_a_disk_that_becomes_read_only_keeps_the_state(small_disk: Path) -> None
 def test_lost_permission_is_one_line(tmp_path: Path) -> None:
     run = Run(tmp_path / "run", {"name": "a"})
     run.start(0)
-    run.save_state({"step": 1, "coping": {}})
+    run.save_state({"step": 1, "recovery": {}})
     (tmp_path / "run" / "state").chmod(0o500)
     with pytest.raises(RunError, match="Permission denied"):
-        run.save_state({"step": 2, "coping": {}}, must=True)
+        run.save_state({"step": 2, "recovery": {}}, must=True)
     (tmp_path / "run" / "state").chmod(0o700)
     run.close()

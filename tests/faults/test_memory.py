@@ -49,13 +49,13 @@ def learn_with(monkeypatch: pytest.MonkeyPatch, which: str, hook: Callable[..., 
     """Have a network of the learning step run out by `hook`; the list gets the parts of each step."""
     learn, parts = StudentStep.learn, []
 
-    def limited(learner: StudentStep, batch: Batch, step: int) -> Any:
-        handle = getattr(learner, which).register_forward_pre_hook(hook)
+    def limited(student_step: StudentStep, batch: Batch, step: int) -> Any:
+        handle = getattr(student_step, which).register_forward_pre_hook(hook)
         try:
-            figures = learn(learner, batch, step)
+            figures = learn(student_step, batch, step)
         finally:
             handle.remove()
-        parts.append(learner.coping.parts)
+        parts.append(student_step.recovery.parts)
         return figures
 
     monkeypatch.setattr(StudentStep, "learn", limited)
@@ -73,8 +73,8 @@ def test_a_batch_that_does_not_fit_is_learnt_from_in_parts_and_that_is_written_d
     assert parts == [4, 4, 4]
     written = json.loads((tmp_path / "run" / "result.json").read_text())["faults"]
     assert [line.partition(";")[2].split(",")[0] for line in written] == [
-        " each batch of 4 is learnt from in 2 parts from here",
-        " each batch of 4 is learnt from in 4 parts from here",
+        " each batch of 4 is split into 2 micro-batches from here",
+        " each batch of 4 is split into 4 micro-batches from here",
     ]
     assert set(written) <= set(outcome.notes)
 
@@ -82,7 +82,7 @@ def test_a_batch_that_does_not_fit_is_learnt_from_in_parts_and_that_is_written_d
 def test_one_image_that_does_not_fit_ends_the_run_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_for(tmp_path, {"method": "noise"}, batch_size=4)
     learn_with(monkeypatch, "student", at_most(0))
-    with pytest.raises(TrainingError, match="one image at a time; the state of step 0 is kept: free some") as error:
+    with pytest.raises(TrainingError, match="with micro-batches of one image; the checkpoint of step 0") as error:
         run_recipe(recipe, tmp_path / "run")
     assert error.value.exit_code == 3
 
@@ -97,7 +97,7 @@ def test_parts_give_the_gradient_of_the_whole_batch_without_batchnorm(parts: int
         torch.manual_seed(1)
         student = nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.Tanh(), nn.Linear(6, 5))
         training = Training(optimizer="sgd", lr=0.5, batch_size=8, label_weight=0.7, mixup=0.3, weight_decay=0.0)
-        learner = StudentStep(
+        student_step = StudentStep(
             task=Classification(num_classes=5, image_size=(4, 4)),
             teacher=teacher,
             student=student,
@@ -105,9 +105,9 @@ def test_parts_give_the_gradient_of_the_whole_batch_without_batchnorm(parts: int
             optimizer=training.make_optimizer(student),
             pairs={},
             watch=Watch(torch.device("cpu")),
-            coping=Recovery(parts=count),
+            recovery=Recovery(parts=count),
         )
-        figures = learner.learn(Batch(images=batch, targets=torch.arange(8) % 5), 0)
+        figures = student_step.learn(Batch(images=batch, targets=torch.arange(8) % 5), 0)
         weights += [torch.cat([p.detach().flatten() for p in student.parameters()]), figures["loss"]]
     torch.testing.assert_close(weights[0], weights[2], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights[1], weights[3], rtol=1e-5, atol=1e-6)

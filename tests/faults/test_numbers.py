@@ -55,11 +55,11 @@ def test_a_number_gone_bad_is_found_within_its_step_and_the_run_goes_back(
     said = Said()
     outcome = run_recipe(recipe, tmp_path / "run", say=said)
     step = 8 if place == "generator" else 7
-    seen = f"warning: not finite at step {step}: {what}; back to step 5, learning rates times 0.5"
+    seen = f"warning: not finite at step {step}: {what}; rolled back to step 5, learning rates times 0.5"
     assert said.lines[0].startswith(seen)
     assert said.lines[0].removeprefix("warning: ") in outcome.notes
     assert injected.bad_numbers(tmp_path / "run") == []
-    assert checkpoint.read(tmp_path / "run" / "state" / "state.pt")["coping"]["pace"] == 0.5
+    assert checkpoint.read(tmp_path / "run" / "state" / "state.pt")["recovery"]["pace"] == 0.5
 
 
 @pytest.mark.parametrize("place", some(["generator", "gradient"], "gradient"))
@@ -69,14 +69,14 @@ def test_a_fault_that_comes_again_ends_the_run_with_code_3_and_the_last_good_sta
     recipe = recipe_for(tmp_path, {"method": "dfad"}, max_rollbacks=2)
     injected.at_step(monkeypatch, recipe.source, 7, PLACES[place][0])
     said = Said()
-    with pytest.raises(TrainingError, match="after going back 2 times, each at half the rates; the state of") as error:
+    with pytest.raises(TrainingError, match="after 2 rollbacks, each at half the learning rates; the") as error:
         run_recipe(recipe, tmp_path / "run", say=said)
     assert error.value.exit_code == 3
     assert "\n" not in str(error.value)
     assert [line.partition("times ")[2][:4] for line in said.lines] == ["0.5 ", "0.25"]
     assert injected.bad_numbers(tmp_path / "run") == []
     state = checkpoint.read(tmp_path / "run" / "state" / "state.pt")
-    assert (state["step"], state["coping"]["rollbacks"]) == (5, 2)  # a stopped run does not forget them
+    assert (state["step"], state["recovery"]["rollbacks"]) == (5, 2)  # a stopped run does not forget them
     assert not (tmp_path / "run" / "student.safetensors").exists()
 
 
@@ -96,7 +96,7 @@ def test_a_teacher_that_answers_no_numbers_to_a_sources_images_is_named(
     monkeypatch.setattr(Dfad, "update", spoilt)
     with pytest.raises(TrainingError, match="not finite at step 5: the teacher's answers after") as error:
         run_recipe(recipe, tmp_path / "run")
-    assert str(error.value).endswith("look into the teacher's weights and code, or set training.precision=fp32")
+    assert str(error.value).endswith("check the teacher's weights and code, or set training.precision=fp32")
 
 
 def test_an_optimisers_moment_gone_bad_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_an_average_of_the_source_gone_bad_is_found(tmp_path: Path) -> None:
     source.update = spoil  # type: ignore[method-assign]
     said = Said()
     run_recipe(recipe, tmp_path / "run", say=said)
-    assert said.lines[0].startswith("warning: not finite at step 6: the source's bn; back to step 4")
+    assert said.lines[0].startswith("warning: not finite at step 6: the source's bn; rolled back to step 4")
     assert injected.bad_numbers(tmp_path / "run") == []
 
 
@@ -147,7 +147,7 @@ def test_a_run_that_goes_back_without_a_lower_rate_ends_as_if_nothing_had_been(
 
 def test_a_step_that_went_wrong_can_be_repeated_from_what_was_kept(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "noise"}, optimizer="sgd", lr=1e30, max_rollbacks=0, select="last")
-    with pytest.raises(TrainingError, match=r"\(.*faults/0000..\.pt holds the step\)"):
+    with pytest.raises(TrainingError, match=r"\(its inputs are saved in .*faults/0000..\.pt\)"):
         run_recipe(recipe, tmp_path / "run")
     (file,) = (tmp_path / "run" / "faults").iterdir()
     kept = checkpoint.read(file)

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 
 from datafree.config import yaml
 from datafree.errors import Interrupted, RunError
+from datafree.health.verdict import State
 from datafree.recipe.recipe import dump
 from datafree.run import run_recipe
 from datafree.storage import checkpoint
 from datafree.storage.lock import Lock
-from datafree.storage.run_directory import MIGRATIONS, STATE_VERSION, Run
+from datafree.storage.run_directory import MIGRATIONS, STATE_VERSION, Run, migrated
 from small_runs import assert_same, everything, recipe_for, stop_after
 
 STATES = Path(__file__).parent / "states"
@@ -73,9 +74,9 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_ends_with_the_same_bit
     state.write_bytes(content)
     said: list[str] = []
     run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "run", say=said.append)
-    assert said[0].endswith("at step 5")
+    assert said[0] == f"resuming {tmp_path / 'run'} at step 5 of 12"
     assert said[1] == (
-        f"warning: {state} is damaged (its checksum does not match): going on from the one before, of step 5"
+        f"warning: {state} is damaged (its checksum does not match): resuming from the previous checkpoint, of step 5"
     )
     assert_same(everything(tmp_path / "unbroken"), everything(tmp_path / "run"))
 
@@ -92,18 +93,43 @@ def test_a_damaged_state_never_takes_the_place_of_a_good_one(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("file", sorted(STATES.iterdir()), ids=lambda file: file.stem)
 def test_states_of_older_versions_are_gone_on_with(file: Path, tmp_path: Path) -> None:
-    """Each was saved by the code of its time, at step 7 of the run of `recipe_for` with dfad."""
+    """Each was saved by the code of its time, at step 7 of the run of `recipe_for` with dfad:
+
+    run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "run", stop=stop_after(7)), then run/state/state.pt.
+    """
     recipe = recipe_for(tmp_path, {"method": "dfad"})
     (tmp_path / "run" / "state").mkdir(parents=True)
     (tmp_path / "run" / "recipe.yaml").write_text(yaml.render(dump(recipe)))
     shutil.copy(file, tmp_path / "run" / "state" / "state.pt")
     said: list[str] = []
     run_recipe(recipe, tmp_path / "run", say=said.append)
-    assert said[0].endswith("at step 7")
+    assert said[0] == f"resuming {tmp_path / 'run'} at step 7 of 12"
     run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "unbroken")
     resumed, unbroken = (load_file(tmp_path / name / "student.safetensors") for name in ("run", "unbroken"))
     for name, weight in unbroken.items():  # made on another processor: near, not equal
         torch.testing.assert_close(resumed[name], weight, rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_run_does_not_repeat_the_health_warning(tmp_path: Path) -> None:
+    """Images of an untrained generator are all alike: said at the first save point, step 5, and not again at 10."""
+    said: list[str] = []
+    with pytest.raises(Interrupted):
+        run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "run", stop=stop_after(7), say=said.append)
+    assert [line[:39] for line in said if "health" in line] == ["warning: step 5: health: collapsed: the"]
+    said.clear()
+    run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "run", say=said.append)
+    assert said[0].startswith("resuming ")
+    assert not any("health" in line for line in said)
+
+
+def test_what_was_told_of_health_is_unknown_of_older_states_and_nothing_else_changes(tmp_path: Path) -> None:
+    old = checkpoint.read(STATES / "version-2.pt")
+    new = migrated(old, STATES / "version-2.pt")
+    assert new["verdict"] == State.HEALTHY  # as a new run begins
+    assert_same(new["recovery"], old["coping"])
+    same = old.keys() - {"coping", "version"}
+    assert new.keys() == same | {"recovery", "verdict", "version"}
+    assert_same({key: new[key] for key in same}, {key: old[key] for key in same})
 
 
 def test_there_is_a_state_of_each_version_and_a_way_from_it(tmp_path: Path) -> None:
@@ -158,7 +184,7 @@ def test_two_that_begin_at_once_do_not_both_write(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="being written by another process"):
         second.start(0)
     first.close()
-    with pytest.raises(RunError, match=r"has begun a run .* meanwhile; the same command goes on with it"):
+    with pytest.raises(RunError, match=r"has started a run .*; run the same command again to resume it"):
         second.start(0)
     second.close()
 

@@ -31,10 +31,10 @@ def recipe(tmp_path: Path) -> Recipe:
 @pytest.mark.parametrize(
     ("calls", "where"),
     [
-        pytest.param(0, f"stopped at step -{WARMUP} of {STEPS}", marks=pytest.mark.thorough),
-        pytest.param(2, "stopped at step -2", marks=pytest.mark.thorough),
-        pytest.param(WARMUP, "stopped at step 0", marks=pytest.mark.thorough),
-        pytest.param(WARMUP + 5, "stopped at step 5", marks=pytest.mark.thorough),
+        pytest.param(0, f"stopped in the warm-up, update 0 of {WARMUP}", marks=pytest.mark.thorough),
+        pytest.param(2, "stopped in the warm-up, update 2 of 4", marks=pytest.mark.thorough),
+        pytest.param(WARMUP, f"stopped at step 0 of {STEPS}", marks=pytest.mark.thorough),
+        pytest.param(WARMUP + 5, f"stopped at step 5 of {STEPS}", marks=pytest.mark.thorough),
         pytest.param(WARMUP + STEPS, "stopped while scoring", marks=pytest.mark.thorough),
         (WARMUP + STEPS + 1, "stopped while scoring"),
     ],

@@ -247,7 +247,7 @@ def test_a_set_made_in_pieces_equals_one_made_at_once(
     # Stopped in the warm-up and between shards, killed in the middle of a shard's files and of their move.
     out = tmp_path / "pieces"
     for calls in (1, 2, 1):
-        with pytest.raises(Interrupted, match="the same command goes on from here"):
+        with pytest.raises(Interrupted, match="run the same command to resume"):
             synthesize(recipe_for(tmp_path, source), out, 27, stop=stop_after(calls))
 
     def dies(folder: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_process_that_has_nothing_to_do_asks_less_and_less_often(
     assert synthesize(recipe_for(tmp_path, INVERSION), tmp_path / "out", 5, say=lines.append).images == 5
     assert slept == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.0, 3.0])
     assert [line for line in lines if "waiting" in line] == [
-        "other processes are at all shards that are missing: waiting for them"
+        "other processes are making all missing shards: waiting for them"
     ]
 
 
@@ -359,7 +359,7 @@ def test_a_shard_that_is_gone_is_made_again_alone(method: str, tmp_path: Path) -
     (out / "shards" / "00001.json").unlink()
     shutil.rmtree(out / "data" / "images" / "00001")
     assert verify(recipe_for(tmp_path, METHODS[method]), out).notes == [
-        "the set is not finished; the command without --verify goes on"
+        "the data set is incomplete; run the command without --verify to resume"
     ]
     synthesize(recipe_for(tmp_path, METHODS[method]), out, 18)
     assert everything(out) == before

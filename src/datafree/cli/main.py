@@ -1,7 +1,7 @@
 """The `datafree` command: its verbs, each a function whose signature is its options; errors as lines and exit codes.
 
 Results go to standard output, everything else to standard error. Exit codes: 0 done; 2 something the user can
-mend; 3 training failed; 75 stopped before the end, the same command goes on; 1 a fault of ours (a traceback).
+mend; 3 training failed; 75 stopped before the end, the same command resumes; 1 a fault of ours (a traceback).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def distill(
     processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Distil a student as a recipe says. The same command goes on with a run that was stopped."""
+    """Distil a student as a recipe says. The same command resumes a run that was stopped."""
     changes = [*(overrides or []), *student_overrides(student, compress)]
     _share(processes, recipe, changes)
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
@@ -62,7 +62,7 @@ def synthesize(
     processes: Processes = 1,
     quiet: Quiet = False,
 ) -> None:
-    """Make a data set from a recipe's source and teacher. The same command goes on; a larger N adds to it."""
+    """Make a data set from a recipe's source and teacher. The same command resumes; a larger N adds to it."""
     _share(processes, recipe, overrides or [])
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.cli.display import display

@@ -1,4 +1,4 @@
-"""The networks of a run: built or taken as they are given, brought to the device, and asked two images.
+"""Building teacher and student: from a recipe or from given modules, on the device, checked by a first forward pass.
 
 B images, H x W pixels.
 """
@@ -37,6 +37,39 @@ class Given:
 
 
 NOTHING_GIVEN = Given()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """Both networks of a run, ready for images (B, 3, H, W) in [0, 1]."""
+
+    teacher: Normalized
+    student: Normalized
+
+
+def build_networks(
+    recipe: Recipe,
+    device: torch.device,
+    dtype: torch.dtype,
+    given: Given = NOTHING_GIVEN,
+    *,
+    teacher: Normalized | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Networks:
+    """The teacher, then the recipe's seed, then the student: so its first weights depend on the seed alone.
+
+    `teacher`: where it stands ready already. `say` is told of a teacher's answers that may not be what they look like.
+    Raises NetworkError for a network that does not serve (`prepare`, `require_gradients`).
+    """
+    task, training = recipe.task, recipe.training
+    if teacher is None:
+        teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, training.speed, say)
+        require_gradients(recipe.source, teacher, task, device, recipe.teacher.network)
+    modes.seed_everything(training.seed)
+    spec = with_student(recipe, given.teacher)[0].student
+    return Networks(
+        teacher=teacher, student=prepare(spec, task, "student", device, dtype, given.student, training.speed)
+    )
 
 
 def require_weights(spec: NetworkSpec, task: Task) -> None:

@@ -37,13 +37,14 @@ class Recovery:
         `kept`: where the faulty step can be looked into.
         """
         if self.rollbacks >= training.max_rollbacks:
-            tried = f" after going back {self.rollbacks} times, each at half the rates" if self.rollbacks else ""
-            raise TrainingError(f"{fault}{tried}; the state of step {good} is kept{kept}: {way_out(fault)}")
+            times = f"{self.rollbacks} rollback{'s' if self.rollbacks > 1 else ''}"
+            tried = f" after {times}, each at half the learning rates" if self.rollbacks else ""
+            raise TrainingError(f"{fault}{tried}; the checkpoint of step {good} is kept{kept}: {way_out(fault)}")
         self.rollbacks += 1
         self.pace /= 2
         return self._note(
-            f"{fault}; back to step {good}, learning rates times {self.pace:g} from here "
-            f"({self.rollbacks} of {training.max_rollbacks} times){kept}"
+            f"{fault}; rolled back to step {good}, learning rates times {self.pace:g} from here "
+            f"(rollback {self.rollbacks} of {training.max_rollbacks}){kept}"
         )
 
     def with_memory(
@@ -57,17 +58,17 @@ class Recovery:
         where = str(fault)
         if where == SOURCE_UPDATE:
             raise too_large(source, student, step)
-        if where != STUDENT_STEP or self.parts >= training.batch:
+        if where != STUDENT_STEP or self.parts >= training.batch_size:
             raise TrainingError(
                 f"out of memory in {where} at step {step}"
-                f"{', one image at a time' if where == STUDENT_STEP and self.parts > 1 else ''}; the state of step "
-                f"{good} is kept: free some memory, or lower training.batch_size (now {training.batch}) with "
-                "another --out"
+                f"{', with micro-batches of one image' if where == STUDENT_STEP and self.parts > 1 else ''}; the "
+                f"checkpoint of step {good} is kept: free some memory, or lower training.batch_size (now "
+                f"{training.batch_size}) with another --out"
             )
-        self.parts = min(2 * self.parts, training.batch)
+        self.parts = min(2 * self.parts, training.batch_size)
         return self._note(
-            f"out of memory in {where} at step {step}: back to step {good}; each batch of {training.batch} is "
-            f"learnt from in {self.parts} parts from here, whose gradients are added up"
+            f"out of memory in {where} at step {step}: rolled back to step {good}; each batch of {training.batch_size} "
+            f"is split into {self.parts} micro-batches from here, with gradient accumulation"
         )
 
     def _note(self, line: str) -> str:
@@ -87,7 +88,7 @@ class Recovery:
 def way_out(fault: NotFinite, rate: str = "training.lr") -> str:
     """What to do about numbers that are not finite again and again."""
     if fault.what == ANSWERED:  # what it was shown was seen before
-        return "the images are finite, so look into the teacher's weights and code, or set training.precision=fp32"
+        return "the images are finite, so check the teacher's weights and code, or set training.precision=fp32"
     return f"lower {rate} or the source's weights"
 
 

@@ -39,17 +39,17 @@ class Stop:
             return self._signal
         over = self._until is not None and time.monotonic() >= self._until and self._asked
         self._asked = True
-        return "--max-time is over" if over else None
+        return "--max-time reached" if over else None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The first signal asks for a clean stop; the second leaves at once."""
+        """The first signal asks for a clean stop; the second exits at once."""
         if self._signal is not None:
             # Raw writes only: print fails where the signal came in the middle of another print.
             if sys.stderr.isatty():
                 os.write(2, b"\x1b[?25h")  # the progress bar has hidden the cursor
             os._exit(128 + number)
         self._signal = signal.Signals(number).name
-        os.write(2, b"\nstopping at the next step and saving; once more to leave at once\n")
+        os.write(2, b"\nstopping after this step and saving a checkpoint; interrupt again to exit at once\n")
 
 
 @contextmanager

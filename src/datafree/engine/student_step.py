@@ -31,7 +31,7 @@ class StudentStep:
     optimizer: torch.optim.Optimizer
     pairs: Mapping[str, str]  # teacher's layer -> student's, whose attention maps are compared
     watch: Watch
-    coping: Recovery
+    recovery: Recovery
 
     def learn(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One step on a batch; detached scalars to log. Raises NotFinite, on the CPU before any weight is changed."""
@@ -43,7 +43,7 @@ class StudentStep:
         figures: dict[str, Tensor] = {}
         # One part, unless memory ran out. Then the gradient is the same where the losses are means over images; in
         # train mode BatchNorm takes the statistics of each part.
-        for first, last in _edges(len(images), self.coping.parts):
+        for first, last in _edges(len(images), self.recovery.parts):
             part = self._losses(images[first:last], targets, whole, first, len(images))
             torch.autograd.backward(part["loss"])
             for name, value in part.items():
@@ -52,7 +52,7 @@ class StudentStep:
         watch.see("the student's gradients", [p.grad for p in self.student.parameters() if p.grad is not None])
         watch.look()
         for group in self.optimizer.param_groups:
-            group["lr"] = training.lr_at(step) * self.coping.pace
+            group["lr"] = training.lr_at(step) * self.recovery.pace
         self.optimizer.step()
         watch.see("the student's weights", self.student.parameters())
         watch.see("the student's running averages", self.student.buffers())

@@ -40,7 +40,7 @@ def evaluate(
     with modes.frozen(network):
         for images, targets in data.batches(batch_size):
             if reason := stop():
-                raise Interrupted(f"stopped while scoring ({reason}); the same command scores it again")
+                raise Interrupted(f"stopped while scoring ({reason}); run the same command to score again")
             outputs = task.check(_answered(network, task, images.to(device)), "network")
             metric.update(outputs, targets.to(device))
     return metric.compute()

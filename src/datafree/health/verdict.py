@@ -148,3 +148,11 @@ class VerdictTracker:
             return None
         self.state = verdict.state
         return f"{'' if verdict.state is State.HEALTHY else 'warning: '}step {step}: {verdict.line}"
+
+    def state_dict(self) -> int | None:
+        """The verdict that was told last, as a plain number."""
+        return None if self.state is None else int(self.state)
+
+    def load_state_dict(self, state: int | None) -> None:
+        """Put back what `state_dict` returned."""
+        self.state = None if state is None else State(state)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree.engine.build_networks import NOTHING_GIVEN, prepare, with_student
+from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_student
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
@@ -30,6 +30,7 @@ from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, 
 from datafree.preflight.subject import Fact, Subject, find_subject, input_facts
 from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import TASK, Recipe
+from datafree.recipe.training import Training
 from datafree.sources import SOURCES
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task, synthetic_batch
@@ -117,7 +118,7 @@ def inspect_teacher(
 
     # What it can teach, and what that costs.
     norms = count_batchnorm(bare(network))
-    at_once = _BATCH_SIZE if plan is None or plan.training.batch_size == "auto" else plan.training.batch
+    at_once = plan.training.batch_size if plan is not None and isinstance(plan.training, Training) else _BATCH_SIZE
     cost = cost_of_teacher(network, input_size.value, device, at_once)
     run = None
     try:
@@ -230,14 +231,14 @@ def _cost_of_run(
     plan: Recipe, task: Task, teacher: Normalized, cost: TeacherCost, device: torch.device, dtype: torch.dtype
 ) -> RunCost:
     plan, _ = with_student(replace(plan, task=task))
-    plan, _ = with_batch_size(plan, None, NOTHING_GIVEN, device, dtype)
-    student = prepare(plan.student, task, "student", device, dtype, speed=plan.training.speed)
+    plan, training, _ = with_batch_size(plan, None, NOTHING_GIVEN, device, dtype)
+    networks = build_networks(plan, device, dtype, teacher=teacher)
     with calibration(
         task=task,
         teacher=teacher,
-        student=student,
+        student=networks.student,
         source=plan.source,
-        training=plan.training,
+        training=training,
         known=cost,
         dtype=dtype,
     ) as calibrated:

@@ -130,7 +130,7 @@ class ShardCost:
 def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> ShardCost:
     """A shard of the recipe's data set; `finished` is what the calibration keeps batches in."""
     source, small, task = calibrated.source, calibrated.small, calibrated.task
-    before, batch = _bytes(small.state_dict()), calibrated.training.batch
+    before, batch = _bytes(small.state_dict()), calibrated.training.batch_size
     if source.finishes:
         each = calibrated.update(small, source, -1)
         finished.clear()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datafree.data.labelled import LabelledData
-from datafree.engine.build_networks import NOTHING_GIVEN, prepare, require_weights, with_student
+from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_student
 from datafree.errors import RecipeError
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
@@ -93,19 +93,16 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
     task = recipe.task
     labelled = task.open_dataset(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
-    recipe, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
-    training = recipe.training
+    recipe, training, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
     opened = time.perf_counter()
-    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, speed=training.speed)
-    modes.seed_everything(training.seed)
-    student = prepare(recipe.student, task, "student", device, dtype, speed=training.speed)
+    networks = build_networks(recipe, device, dtype)
     opening = CostItem(what="opening", often=1, each=Cost(seconds=time.perf_counter() - opened))
-    known = cost_of_teacher(teacher, task.image_size, device, training.batch)
+    known = cost_of_teacher(networks.teacher, task.image_size, device, training.batch_size)
     finished: list[Batch] = []
     with calibration(
         task=task,
-        teacher=teacher,
-        student=student,
+        teacher=networks.teacher,
+        student=networks.student,
         source=recipe.source,
         training=training,
         known=known,
@@ -122,7 +119,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
         device=f"{device.type}, {str(dtype).removeprefix('torch.')}",
         hardware=hardware(),
         calibrated=time.perf_counter() - began,
-        batch_size=training.batch,
+        batch_size=training.batch_size,
         images=images,
         shards=parts.shards,
         files=parts.files,
@@ -160,7 +157,7 @@ def _run(
     cost = run_cost(calibrated)
     around = of_run(calibrated, labelled, cost.seconds)
     work, step = [*cost.work, *around.work, opening], cost.work[-1].each
-    batch = calibrated.training.batch
+    batch = calibrated.training.batch_size
     few = [count for count in devices if count > 1 and batch / count < _FEW]
     doubt = (
         f"a batch of {batch} gives each of {few[0]} devices less than {_FEW} images: it would be hardly made use of"

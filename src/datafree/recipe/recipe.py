@@ -15,25 +15,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from datafree.config import schema, yaml
 from datafree.config.options import ExistingPath
 from datafree.config.overrides import apply_override
 from datafree.config.schema import Families, Family, Fault, Invalid
 from datafree.errors import RecipeError
-from datafree.networks.exported.program import SUFFIX
-from datafree.networks.instances import is_live
-from datafree.networks.load import NetworkSpec, network_names
-from datafree.networks.pretrained import asks_for_all_weights
-from datafree.recipe.training import Training
+from datafree.networks.load import NetworkSpec
+from datafree.recipe.sections import read_network, read_training
+from datafree.recipe.training import TrainingOptions
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.tasks import TASKS
@@ -41,6 +37,7 @@ from datafree.tasks.base import Task
 from datafree.text import did_you_mean, show
 
 MAX_BYTES = 1_000_000  # of a recipe file
+_NEEDED = ("task", "teacher", "student", "source")  # sections
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)  # a name names a directory
 
 SOURCE = Family(base=ImageSource, label="method", members=SOURCES)
@@ -57,7 +54,7 @@ class Recipe:
     teacher: NetworkSpec
     student: NetworkSpec
     source: ImageSource
-    training: Training
+    training: TrainingOptions
     data: Path | None = None  # labelled images: only scores, never trains or chooses
 
 
@@ -157,36 +154,18 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
 
     A section is a mapping of options, as YAML has it, or the object that one would be made into.
     """
-    faults: list[Fault] = []
-    sections = ("task", "teacher", "student", "source")
-    known = ("name", *sections, "training", "data")
-    ready = dict(zip(known[1:6], (Task, NetworkSpec, NetworkSpec, ImageSource, Training), strict=True))
-    faults += [
+    known = ("name", *_NEEDED, "training", "data")
+    faults = [
         Fault((), f"{show(key)}: no such section{did_you_mean(key, known)}; a recipe has: {', '.join(known)}")
         for key in given
         if key not in known
     ]
-
-    def part(key: str, make: Any) -> Any:
-        if key in sections and given.get(key) is None:
-            faults.append(Fault((key,), "is missing; a recipe needs task, teacher, student and source"))
-            return None
-        section = given.get(key)
-        if isinstance(section, ready[key]):
-            return section
-        try:
-            return make(section)
-        except Invalid as error:
-            faults.extend(Fault((key, *fault.key), fault.text) for fault in error.faults)
-            return None
-
-    task = part("task", lambda section: schema.choose(TASK, section, FAMILIES))
-    teacher = part("teacher", lambda section: _network(section, None))
-    student = part("student", lambda section: _network(section, teacher))
-    source = part("source", lambda section: schema.choose(SOURCE, section, FAMILIES))
+    task, teacher = _task_and_teacher(given, faults)
+    student = _part(given, "student", NetworkSpec, lambda section: read_network(section, teacher, FAMILIES), faults)
+    source = _part(given, "source", ImageSource, lambda section: schema.choose(SOURCE, section, FAMILIES), faults)
     if task is not None and source is not None:
         faults += [Fault(("source", "method"), text) for text in _unserved(task, source)]
-    training = part("training", lambda section: _training(Training, section))
+    training = _part(given, "training", TrainingOptions, lambda section: read_training(section, FAMILIES), faults)
     try:
         outline = schema.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
         if _NOT_IN_NAMES.search(outline.name) or outline.name[:1] in ("", "-", ".", "_"):
@@ -221,75 +200,30 @@ def _unserved(task: Task, source: ImageSource) -> list[str]:
     ]
 
 
-def _network(section: object, teacher: NetworkSpec | None) -> NetworkSpec:
-    """A network's section. A student sees images as its teacher does, a library's own weights as the library says.
-
-    Either only where the section says nothing else.
-    """
-    inherited: dict[str, Any] = {}
-    if teacher is not None:
-        inherited = {name: getattr(teacher, name) for name in ("mean", "std", "channels", "channel_order")}
-    name = section.get("network") if isinstance(section, Mapping) else None
-    spec: NetworkSpec = _checked(NetworkSpec, section, [("network", _no_network(name))], inherited)
-    if not asks_for_all_weights(spec.network.partition("/")[0], spec.args):
-        return spec
-    from datafree.networks.preprocessing import known  # imports the libraries
-
-    metadata = known(spec)
-    if metadata is None:
-        return spec
-    said = section if isinstance(section, Mapping) else {}
-    return dataclasses.replace(
-        spec, mean=spec.mean if "mean" in said else metadata.mean, std=spec.std if "std" in said else metadata.std
-    )
-
-
-def _no_network(name: object) -> str | None:
-    """What is wrong with a network's name, as far as can be said without building it."""
-    name = name.partition("?")[0] if isinstance(name, str) else name
-    if not isinstance(name, str) or ":" in name:  # the user's own by import path: imported when it is built
-        return None
-    names = network_names()
-    if name in names or name.startswith(("timm/", "torchvision/")):  # these two have hundreds more
-        return None
-    if (
-        name.endswith(SUFFIX) or is_live(name) or name == "auto"
-    ):  # a file, an object, a wish: looked at when it is built
-        return None
-    hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, timm/..., or package.module:callable"
-    return f"there is no network {show(name)}{hint}"
-
-
-def _training(kind: type[Training], section: object) -> Training:
-    section = {} if section is None else section
-    device = section.get("device") if isinstance(section, Mapping) else None
-    training: Training = _checked(kind, section, [("device", _no_device(device))])
-    return training
-
-
-def _no_device(name: object) -> str | None:
-    """What is wrong with a device's name; whether this machine has it is seen when it is used."""
-    if not isinstance(name, str) or name == "auto":
-        return None
-    try:
-        torch.device(name)
-    except RuntimeError:
-        return f"{show(name)} is not a device; auto, cpu, cuda or cuda:1, for instance"
-    return None
-
-
-def _checked(
-    kind: type[Any],
-    section: object,
-    more: list[tuple[str, str | None]],
-    inherited: dict[str, Any] | None = None,
-) -> Any:
-    """`kind` made from `section`, or Invalid with its faults and those in `more`: (key, what is wrong)."""
-    faults = [Fault((key,), text) for key, text in more if text is not None]
-    try:
-        made = schema.build(kind, section, FAMILIES, inherited)
-    except Invalid as error:
-        faults += error.faults
+def make_task_and_teacher(given: Mapping[str, Any]) -> tuple[Task, NetworkSpec]:
+    """The sections `task` and `teacher` of `given`, for work that needs no others. Raises Invalid with all faults."""
+    faults: list[Fault] = []
+    task, teacher = _task_and_teacher(given, faults)
     if faults:
         raise Invalid(faults)
-    return made
+    return task, teacher
+
+
+def _task_and_teacher(given: Mapping[str, Any], faults: list[Fault]) -> tuple[Any, Any]:
+    task = _part(given, "task", Task, lambda section: schema.choose(TASK, section, FAMILIES), faults)
+    return task, _part(given, "teacher", NetworkSpec, lambda section: read_network(section, None, FAMILIES), faults)
+
+
+def _part(given: Mapping[str, Any], key: str, kind: type[Any], make: Callable[[Any], Any], faults: list[Fault]) -> Any:
+    """The object of a section: as it was given, or made; None where that adds to `faults`."""
+    section = given.get(key)
+    if section is None and key in _NEEDED:
+        faults.append(Fault((key,), f"is missing; a recipe needs {', '.join(_NEEDED[:-1])} and {_NEEDED[-1]}"))
+        return None
+    if isinstance(section, kind):
+        return section
+    try:
+        return make(section)
+    except Invalid as error:
+        faults += [Fault((key, *fault.key), fault.text) for fault in error.faults]
+        return None

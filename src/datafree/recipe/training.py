@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Literal, final
 
 import torch
 from torch import nn
@@ -20,13 +21,13 @@ from datafree.tasks.base import Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
-    """How the student learns. The same for every source and task."""
+class TrainingOptions(ABC):
+    """How the student learns, whether its batch size is known (`Training`) or to be found (`AutoTraining`)."""
 
     steps: Annotated[PositiveInt, Doc("of the student")] = 1000
     batch_size: Annotated[
         PositiveInt | Literal["auto"], Doc("images a step; auto: as many as fit, found when a run begins")
-    ] = 16
+    ]
     optimizer: Literal["sgd", "adam"] = "adam"
     lr: Positive = 1e-3
     momentum: Annotated[Momentum, Doc("of SGD")] = 0.9
@@ -58,15 +59,11 @@ class Training:
     ] = 3
 
     def __post_init__(self) -> None:
-        if isinstance(self.batch_size, str) and self.batch_size != "auto":
-            raise ValueError(f"batch_size is {self.batch_size!r}; give a number, or auto")
         options.check(self)
 
-    @property
-    def batch(self) -> int:
-        """Images a step; what "auto" stands for must be known (`batch_size.with_batch_size`)."""
-        assert isinstance(self.batch_size, int)
-        return self.batch_size
+    @abstractmethod
+    def with_batch_size(self, batch_size: int) -> Training:
+        """The same with batches of so many images."""
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step: a pure function of it."""
@@ -80,6 +77,24 @@ class Training:
         if self.optimizer == "sgd":
             return self.speed.sgd(network.parameters(), self.lr, self.momentum, self.weight_decay)
         return self.speed.adam(network.parameters(), self.lr, weight_decay=self.weight_decay)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Training(TrainingOptions):
+    """How the student learns. The same for every source and task."""
+
+    batch_size: Annotated[PositiveInt, Doc("images a step")] = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.batch_size, int):
+            raise ValueError(f"batch_size is {self.batch_size!r}; give a number, or {{'batch_size': 'auto', ...}}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; it must be at least 1")
+
+    def with_batch_size(self, batch_size: int) -> Training:
+        return replace(self, batch_size=batch_size)
 
     def source_context(
         self,
@@ -96,7 +111,7 @@ class Training:
             task=task,
             teacher=teacher,
             steps=self.steps,
-            batch_size=self.batch,
+            batch_size=self.batch_size,
             seed=self.seed,
             device=device,
             dtype=dtype,
@@ -104,4 +119,17 @@ class Training:
             say=say,
             on_finished_batch=on_finished_batch,
             lr_scale=lr_scale,
+        )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AutoTraining(TrainingOptions):
+    """The same before its batch size is known: as many images as fit, found when a run begins."""
+
+    batch_size: Literal["auto"] = "auto"
+
+    def with_batch_size(self, batch_size: int) -> Training:
+        return Training(
+            **{**{option.name: getattr(self, option.name) for option in fields(self)}, "batch_size": batch_size}
         )

@@ -1,4 +1,4 @@
-"""The run directory: everything a run leaves behind, and all it needs to go on.
+"""The run directory: everything a run leaves behind, and all it needs to be resumed.
 
     RUN/
       recipe.yaml           the resolved recipe
@@ -38,7 +38,7 @@ from datafree.storage.lock import NAME as LOCK
 from datafree.storage.lock import Lock
 from datafree.storage.tensorboard import EventFile
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 PATIENCE = 3  # saves in a row that find no room: the last of them ends the run
 
 # What may differ between the run and the recipe that resumes it: none of these changes a bit of the student.
@@ -54,17 +54,18 @@ FREE_KEYS = (
 # What makes a state of an older version one of the next: version -> the change.
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: lambda state: {**state, "coping": {"rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}},
+    2: lambda state: {**{("recovery" if key == "coping" else key): state[key] for key in state}, "verdict": 0},
 }
 
 
 class Run:
-    """One run directory, opened for writing. `saved` is the state to go on from, or None.
+    """One run directory, opened for writing. `saved` is the state to resume from, or None.
 
     Whoever opens it closes it: until then no other process may write there.
     """
 
     def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
-        """Look at the directory: empty, or a run of the same recipe to go on with. Writes nothing yet but a lock.
+        """Look at the directory: empty, or a run of the same recipe to resume. Writes nothing yet but a lock.
 
         Raises RunError if the directory holds something else, a run whose recipe differs in what matters, or one that
         another process is at.
@@ -100,7 +101,7 @@ class Run:
         try:
             names = [file.name for file in self.path.iterdir()]
         except OSError as error:
-            raise RunError(f"cannot look into {self.path}: {error.strerror}; choose another --out") from error
+            raise RunError(f"cannot read {self.path}: {error.strerror}; choose another --out") from error
         return [name for name in names if name != LOCK and not (name.startswith(".recipe.yaml.") and ".part" in name)]
 
     def _check_same(self, recipe: dict[str, Any]) -> None:
@@ -130,11 +131,13 @@ class Run:
                 damaged.append(f"{file} is damaged ({error})")
                 continue
             if damaged:
-                self.warnings.append(f"warning: {damaged[0]}: going on from the one before, of step {state['step']}")
+                self.warnings.append(
+                    f"warning: {damaged[0]}: resuming from the previous checkpoint, of step {state['step']}"
+                )
                 self._put_previous_first = True
             return state
         if damaged:
-            raise RunError(f"{damaged[0]} and the run cannot go on from it; choose another --out")
+            raise RunError(f"{damaged[0]} and the run cannot be resumed; choose another --out")
         return None
 
     _put_previous_first = False  # whether state.pt is damaged and previous.pt is not
@@ -148,9 +151,7 @@ class Run:
         self._close_logs()
         self._take_lock()
         if not self._began and (self.path / "recipe.yaml").exists():
-            raise RunError(
-                f"another process has begun a run in {self.path} meanwhile; the same command goes on with it"
-            )
+            raise RunError(f"another process has started a run in {self.path}; run the same command again to resume it")
         self._began = True
         try:
             remove_asides(self.path, self.path / "state", self.path / "samples", self.path / "faults")
@@ -207,7 +208,7 @@ class Run:
     def save_state(self, state: dict[str, Any], *, must: bool = False) -> bool:
         """Write the resumable state (tensors and plain values only); the one before stays as state/previous.pt.
 
-        False where there was no room: the run may go on, and the state before stays good. Raises RunError when it
+        False where there was no room: the run may continue, and the state before stays good. Raises RunError when it
         `must` be written, or could not be PATIENCE times in a row.
         """
         file = self.path / "state" / "state.pt"
@@ -220,7 +221,7 @@ class Run:
             problem = self._cannot_write(file, error)
             if must or self._failed >= PATIENCE:
                 raise problem from error
-            self._say(f"warning: {problem}; the run goes on and saves later")
+            self._say(f"warning: {problem}; the run continues and saves later")
             return False
         self._failed = 0
         return True
@@ -246,14 +247,14 @@ class Run:
         need = f" ({room_for(file, error.size)})" if isinstance(error, checkpoint.NoRoom) else ""
         kept = ""
         if (self.path / "state" / "state.pt").exists():
-            kept = "; the state saved before is good: mend that, and the same command goes on"
+            kept = "; the last checkpoint is intact: fix that and run the same command to resume"
         kept = kept or "; free some space, or choose another --out"
         return RunError(f"cannot write {file}: {error.strerror or error}{need}{kept}")
 
     def _tell_once(self, what: str, error: OSError) -> None:
         if what not in self._mute:
             self._mute.add(what)
-            self._say(f"warning: {what}: {error.strerror or error}; the run goes on without")
+            self._say(f"warning: {what}: {error.strerror or error}; the run continues without")
 
     def _close_logs(self) -> None:
         for log in (self._metrics, self._events):

@@ -35,8 +35,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         need = f" ({room_for(path / 'data', error.size)})" if isinstance(error, checkpoint.NoRoom) else ""
         raise RunError(
-            f"cannot write into {path}: {error.strerror or error}{need}; its whole shards are good: mend that, and the "
-            "same command goes on"
+            f"cannot write into {path}: {error.strerror or error}{need}; its complete shards are intact: fix that and "
+            "run the same command to resume"
         ) from error
 
 

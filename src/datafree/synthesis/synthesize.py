@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from datafree.engine.artifacts import save_artefacts
-from datafree.engine.build_networks import prepare, require_gradients, with_student
+from datafree.engine.build_networks import build_networks
 from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.progress import Progress
 from datafree.engine.recovery import way_out
@@ -25,6 +25,7 @@ from datafree.errors import DataError, NetworkError, RecipeError, RunError, Trai
 from datafree.networks.load import has_weights
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
+from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.object_store.shards import BucketShards
@@ -56,7 +57,7 @@ def synthesize(
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Made:
-    """Make a data set of at least `images` images, in whole shards, in `out`/data; or go on with it, or add to it.
+    """Make a data set of at least `images` images, in whole shards, in `out`/data; or resume it, or add to it.
 
     `out` is a directory or, as a text, the URL of a folder in an object store (see `bucket`).
     Images have 8 bits a channel; their targets are those they were made to show or, where the source has none, the
@@ -64,10 +65,9 @@ def synthesize(
     to stop raises Interrupted. Raises DatafreeError. Shards that are whole stay good whatever happens.
     """
     source = recipe.source
-    require_number(recipe)
-    trains = trains_first(source)
+    training, trains = require_number(recipe), trains_first(source)
     with contextlib.closing(_opened(recipe, out)) as shards:
-        return _fill(shards, recipe, images, trains=trains, stop=stop, log=log, say=say)
+        return _fill(shards, recipe, training, images, trains=trains, stop=stop, log=log, say=say)
 
 
 def _opened(recipe: Recipe, out: Path | str) -> ShardStore:
@@ -78,6 +78,7 @@ def _opened(recipe: Recipe, out: Path | str) -> ShardStore:
 def _fill(
     shards: ShardStore,
     recipe: Recipe,
+    training: Training,
     images: int,
     *,
     trains: bool,
@@ -85,12 +86,12 @@ def _fill(
     log: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> Made:
-    task, training, source = recipe.task, recipe.training, recipe.source
+    task, source = recipe.task, recipe.source
     names = shards.class_names or class_names(recipe)
     notes: list[str] = []
     trained = partial(save_artefacts, source)  # its networks, as files
     if shards.count:
-        say(f"going on with {shards.place}, which holds {shards.images:,} images")
+        say(f"resuming {shards.place}, which holds {shards.images:,} images")
     if shards.images < images:
         device = modes.choose_device(training.device)
         dtype = modes.choose_precision(training.precision, device)
@@ -99,11 +100,8 @@ def _fill(
                 f"the teacher {recipe.teacher.network} has no weights, so it knows nothing to make images of; "
                 "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
             )
-        teacher = prepare(recipe.teacher, task, "teacher", device, dtype, speed=training.speed)
-        require_gradients(source, teacher, task, device, recipe.teacher.network)
-        modes.seed_everything(training.seed)  # here, so that the first weights of all others depend on the seed alone
-        named = with_student(recipe)[0].student
-        student = prepare(named, task, "student", device, dtype, speed=training.speed).train()
+        networks = build_networks(recipe, device, dtype)
+        teacher = networks.teacher
         finished: list[Batch] = []
         watch = Watch(device)
         with modes.frozen(teacher), watch.answers_of(teacher):
@@ -111,8 +109,9 @@ def _fill(
             shards.begin(names)
             work = ShardWorker(
                 recipe=recipe,
+                training=training,
                 teacher=teacher,
-                student=student,
+                student=networks.student.train(),
                 finished=finished,
                 shards=shards,
                 stop=stop,
@@ -127,7 +126,7 @@ def _fill(
                 work.make(images, trained=trains)
             except NotFinite as fault:
                 raise TrainingError(
-                    f"{fault}; what was saved before is good: {way_out(fault, 'source.lr')} (and choose another --out)"
+                    f"{fault}; what was saved before is intact: {way_out(fault, 'source.lr')} (with another --out)"
                 ) from fault
         if not trains:
             shards.keep(trained)
@@ -161,14 +160,15 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
             )
         index = shards.path / INDEX
         finished = index.exists() and read_record(index)["images"] == shards.images
-        notes = [] if finished else ["the set is not finished; the command without --verify goes on"]
+        notes = [] if finished else ["the data set is incomplete; run the command without --verify to resume"]
         return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
 
 
-def require_number(recipe: Recipe) -> None:
-    """Raise RecipeError where the batch size is to be found: that takes a student that learns."""
-    if recipe.training.batch_size == "auto":
+def require_number(recipe: Recipe) -> Training:
+    """The recipe's training. Raises RecipeError where its batch size is to be found: that takes a student to train."""
+    if not isinstance(recipe.training, Training):
         raise RecipeError(["training.batch_size: auto is for a student that learns, and none does here; give a number"])
+    return recipe.training
 
 
 def trains_first(source: ImageSource) -> bool:

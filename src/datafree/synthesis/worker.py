@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from datafree.engine import out_of_memory
 from datafree.engine.nonfinite import Watch
 from datafree.engine.out_of_memory import OutOfMemory
-from datafree.engine.progress import SAVED_WITHIN, Progress
+from datafree.engine.progress import SAVED_WITHIN, Progress, place
 from datafree.engine.recovery import SOURCE_UPDATE, too_large
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
+from datafree.recipe.training import Training
 from datafree.sources.base import Batch
 from datafree.synthesis.claims import PAUSE, longer
 from datafree.synthesis.preview import write_preview
@@ -40,6 +41,7 @@ class ShardWorker:
     """A source at work for a data set."""
 
     recipe: Recipe
+    training: Training
     teacher: nn.Module
     student: nn.Module  # untrained, for updates that look at one
     finished: list[Batch]  # the source puts into it
@@ -59,14 +61,14 @@ class ShardWorker:
                     self._train()
             if not trained:
                 if pause == PAUSE:
-                    self.say(f"another process trains the source: waiting for it{self.shards.if_killed}")
+                    self.say(f"another process is training the source: waiting for it{self.shards.if_killed}")
                 if reason := self.stop():
-                    raise Interrupted(f"stopped while another process trains the source ({reason})")
+                    raise Interrupted(f"stopped while another process is training the source ({reason})")
                 time.sleep(pause)
                 pause = longer(pause)
 
     def _train(self) -> None:
-        source, training = self.recipe.source, self.recipe.training
+        source, training = self.recipe.source, self.training
         step = first = -source.warmup
         if (saved := self.shards.load_state(TRAINED)) is not None:
             step = saved["step"]
@@ -81,9 +83,7 @@ class ShardWorker:
         while step < 0:
             if reason := self.stop():
                 save()
-                raise Interrupted(
-                    f"stopped at step {step} of the warm-up ({reason}); the same command goes on from here"
-                )
+                raise Interrupted(f"stopped {place(step, first, 0)} ({reason}); run the same command to resume")
             values: dict[str, Tensor] = {}
             if source.due(step):
                 modes.seed_everything(_seed(training.seed, "update", step))
@@ -112,13 +112,11 @@ class ShardWorker:
         while shards.images < images:
             if reason := self.stop():
                 raise Interrupted(
-                    f"stopped at {shards.images:,} of {images:,} images ({reason}); the same command goes on from here"
+                    f"stopped at {shards.images:,} of {images:,} images ({reason}); run the same command to resume"
                 )
             if (number := shards.claim(images)) is None:  # other processes are at what is missing
                 if seen < 0:
-                    self.say(
-                        f"other processes are at all shards that are missing: waiting for them{self.shards.if_killed}"
-                    )
+                    self.say(f"other processes are making all missing shards: waiting for them{self.shards.if_killed}")
                 pause, seen = longer(pause) if shards.images == seen else PAUSE, shards.images
                 time.sleep(pause)
                 continue
@@ -131,7 +129,7 @@ class ShardWorker:
                 state = _deserialised(fresh) if number == 0 else shards.state_before(number)
             if state is not None:
                 source.load_state_dict(state)
-            modes.seed_everything(_seed(self.recipe.training.seed, "shard", number))
+            modes.seed_everything(_seed(self.training.seed, "shard", number))
             batch = self._batch(number)
             if trained:
                 before = _new(batch, before)
@@ -172,7 +170,7 @@ class ShardWorker:
 
     def _batch(self, number: int) -> Batch:
         """The images of a shard as they are written, their targets; and what the update logs, if one made them."""
-        source, size = self.recipe.source, self.recipe.training.batch
+        source, size = self.recipe.source, self.training.batch_size
         values: dict[str, Tensor] = {}
         if source.finishes:
             values = self._updated(-1)  # no student learns: it stays in the warm-up

@@ -17,8 +17,8 @@ from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.batch_size import counted, found, recorded
 from datafree.preflight.cost.free_memory import free_memory
 from datafree.preflight.plan import plan
-from datafree.recipe.recipe import Recipe
-from datafree.recipe.training import Training
+from datafree.recipe.recipe import Recipe, dump
+from datafree.recipe.training import AutoTraining, Training
 from datafree.run import run_recipe
 from datafree.synthesis.synthesize import synthesize
 from recipes import fault
@@ -197,8 +197,19 @@ def test_wrong_values_are_one_line(tmp_path: Path) -> None:
         text = fault(tmp_path, {**VALID, "training": {"batch_size": value}})
         assert text.startswith("training.batch_size: ")
         assert said in text
-    with pytest.raises(ValueError, match="batch_size is 'big'; give a number, or auto"):
-        Training(batch_size="big")  # type: ignore[arg-type]
+    for word in ("big", "auto"):
+        with pytest.raises(ValueError, match=rf"batch_size is '{word}'; give a number, or \{{'batch_size': 'auto', "):
+            Training(batch_size=word)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+        Training(batch_size=0)
+
+
+def test_a_recipe_that_says_auto_has_no_number_until_it_is_found(tmp_path: Path) -> None:
+    asked, stated = auto(tmp_path).training, auto(tmp_path, batch_size=5).training
+    assert isinstance(asked, AutoTraining) and isinstance(stated, Training)
+    assert asked.with_batch_size(5) == stated
+    assert stated.with_batch_size(7).batch_size == 7
+    assert dump(auto(tmp_path))["training"] == {**dump(auto(tmp_path, batch_size=5))["training"], "batch_size": "auto"}
 
 
 def test_where_nothing_says_what_is_free_it_asks_for_a_number(

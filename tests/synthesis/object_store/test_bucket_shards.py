@@ -80,7 +80,7 @@ def test_a_set_made_in_a_bucket_in_pieces_has_the_files_of_one_on_a_disk(
     source, kind = METHODS[method]
     synthesize(recipe_for(tmp_path, source, kind), tmp_path / "disk", 12)
     for calls in (1, 1):
-        with pytest.raises(Interrupted, match="the same command goes on from here"):
+        with pytest.raises(Interrupted, match="run the same command to resume"):
             synthesize(recipe_for(tmp_path, source, kind), memory, 12, stop=stop_after(calls))
     made = synthesize(recipe_for(tmp_path, source, kind), memory, 12)
     on_disk = verify(recipe_for(tmp_path, source, kind), tmp_path / "disk")
@@ -137,7 +137,7 @@ def test_a_store_that_fails_now_and_then_costs_one_line_each_time_and_nothing_el
     assert 1 < len(lines) < 30
     for line in lines:
         assert line.startswith(f"cannot read or write {url}: OSError: slow down: https://store/")
-        assert line.endswith("its whole shards are good: mend that, and the same command goes on")
+        assert line.endswith("its complete shards are intact: fix that and run the same command to resume")
         assert "secret" not in line and "\n" not in line
     synthesize(recipe_for(tmp_path, source, kind), tmp_path / "disk", 17)
     assert everything(tmp_path / "bucket" / "set") == everything(tmp_path / "disk")
@@ -156,7 +156,7 @@ def test_a_shard_whose_put_was_cut_off_does_not_count(tmp_path: Path, monkeypatc
     assert len(list((out / "data" / "images" / "00001").iterdir())) == 5
     assert not list((out / ".claims").iterdir())
     made = verify(recipe_for(tmp_path, INVERSION), f"folder://{out}")
-    assert (made.images, made.notes) == (5, ["the set is not finished; the command without --verify goes on"])
+    assert (made.images, made.notes) == (5, ["the data set is incomplete; run the command without --verify to resume"])
 
 
 def test_verify_finds_a_flipped_byte_and_a_missing_object(tmp_path: Path, memory: str) -> None:

@@ -23,7 +23,7 @@ import torch
 from datafree.config import yaml
 from datafree.distributed import replicas
 from datafree.engine import out_of_memory
-from datafree.engine.build_networks import Given, prepare, require_weights, with_student
+from datafree.engine.build_networks import Given, build_networks, require_weights, with_student
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import RecipeError
 from datafree.networks.normalized import size_of
@@ -31,6 +31,7 @@ from datafree.ops import modes
 from datafree.preflight.cost.calibration import Calibration, banks_of
 from datafree.preflight.cost.free_memory import free_memory
 from datafree.recipe.recipe import Recipe
+from datafree.recipe.training import Training
 from datafree.text import size as size_shown
 
 LEAST, MOST = 2, 256  # images: BatchNorm needs two; beyond, the same number of steps costs more and teaches little more
@@ -39,14 +40,14 @@ ON_CPU, ON_GPU = 0.5, 0.9  # of what is free, at most
 
 def with_batch_size(
     recipe: Recipe, out: Path | None, given: Given, device: torch.device, dtype: torch.dtype
-) -> tuple[Recipe, list[str]]:
-    """The recipe with the batch size that "auto" stands for, and what is to be said of it; else as it is.
+) -> tuple[Recipe, Training, list[str]]:
+    """The recipe with the batch size that "auto" stands for, its training, and what is to be said of it; else as it is.
 
     The run directory `out`, where there is a run, says which it was. Of several processes the first one decides, as if
     it were alone: each of them then has a part of a batch that fits on one. Raises DatafreeError.
     """
-    if recipe.training.batch_size != "auto":
-        return recipe, []
+    if isinstance(recipe.training, Training):
+        return recipe, recipe.training, []
 
     def decide() -> tuple[int, list[str]]:
         if out is not None and (before := recorded(out / "recipe.yaml")) is not None:
@@ -55,7 +56,8 @@ def with_batch_size(
             return found(recipe, given, device, dtype)
 
     size, lines = replicas.broadcast_from_rank0(decide)
-    return replace(recipe, training=replace(recipe.training, batch_size=size)), lines
+    training = recipe.training.with_batch_size(size)
+    return replace(recipe, training=training), training, lines
 
 
 def recorded(file: Path) -> int | None:
@@ -74,8 +76,7 @@ def found(recipe: Recipe, given: Given, device: torch.device, dtype: torch.dtype
     task, training = recipe.task, recipe.training
     require_weights(recipe.teacher, task)
     given = replace(given, student=copy.deepcopy(given.student))
-    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, training.speed)
-    student = prepare(recipe.student, task, "student", device, dtype, given.student, training.speed)
+    networks = build_networks(recipe, device, dtype, given)
     free = free_memory(device)
     if free is None:
         raise RecipeError(
@@ -85,23 +86,23 @@ def found(recipe: Recipe, given: Given, device: torch.device, dtype: torch.dtype
     def calibrated(images: int) -> Calibration:
         return Calibration(
             task=task,
-            teacher=teacher,
-            student=student,
+            teacher=networks.teacher,
+            student=networks.student,
             source=recipe.source,
-            training=replace(training, batch_size=images),
+            training=training.with_batch_size(images),
             dtype=dtype,
             most=images,
             budget=0.0,
         )
 
-    with modes.frozen(teacher):
+    with modes.frozen(networks.teacher):
         if device.type == "cuda":
             return _tried(lambda images: _taken(calibrated(images), device), ON_GPU * free)
         kept = {images: calibrated(images).kept() for images in (2, 4)}
     each = (kept[4] - kept[2]) / 2
     # Beside the step: the weights' gradients, what the optimiser keeps, and a full bank.
-    learnt = (3 if training.optimizer == "adam" else 2) * size_of(student)
-    fixed = kept[2] - 2 * each + learnt + banks_of(recipe.source, training, task.image_size)
+    learnt = (3 if training.optimizer == "adam" else 2) * size_of(networks.student)
+    fixed = kept[2] - 2 * each + learnt + banks_of(recipe.source, training.with_batch_size(LEAST), task.image_size)
     return counted(fixed, each, ON_CPU * free)
 
 

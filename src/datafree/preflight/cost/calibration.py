@@ -69,7 +69,7 @@ class Calibration:
     def __post_init__(self) -> None:
         training = self.training
         self.device = next(self.teacher.parameters()).device
-        self.timed = max(2, min(self.most, training.batch))
+        self.timed = max(2, min(self.most, training.batch_size))
         self._training = replace(training, batch_size=self.timed, lr=1e-12)  # nothing goes wrong by a few more steps
         self.small = self._attached(self.most, self.on_finished_batch)
         for network in (self.teacher, self.student):
@@ -91,22 +91,22 @@ class Calibration:
 
     def step(self) -> CostItem:
         """The student's steps."""
-        learn, whole = self._learner(), self.training.batch
+        learn, whole = self._student_step(), self.training.batch_size
         self._note_peak(self._kept_by(learn), self.timed, whole)
         each = cost_of(learn, self.device, self.timed, self.budget).of_images(whole)
         return CostItem(what="the student", often=self.training.steps, each=each)
 
     def kept(self) -> int:
         """Bytes that a step of the student on `timed` images keeps for its backward pass, at the peak."""
-        return self._kept_by(self._learner())
+        return self._kept_by(self._student_step())
 
-    def _learner(self) -> Callable[[], None]:
+    def _student_step(self) -> Callable[[], None]:
         """A step of the student."""
         watch, pairs = Watch(self.device), {}
         if self.training.attention_weight:
             look = synthetic_batch(self.task.image_size, self.device)
             pairs = features.chosen_pairs(self.teacher, self.student, look, self.training.attention_layers)
-        learner = StudentStep(
+        student_step = StudentStep(
             task=self.task,
             teacher=self.teacher,
             student=self.student,
@@ -114,12 +114,12 @@ class Calibration:
             optimizer=self.optimizer,
             pairs=pairs,
             watch=watch,
-            coping=Recovery(),
+            recovery=Recovery(),
         )
 
         def learn() -> None:
             watch.begin(0)
-            learner.learn(self.small.sample(self.timed), 0)
+            student_step.learn(self.small.sample(self.timed), 0)
             watch.look()
 
         return learn

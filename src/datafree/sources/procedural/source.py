@@ -91,7 +91,8 @@ class Procedural(ImageSource):
         super().__post_init__()
         if not sum(self._shares):
             raise DataError(
-                f"noise_share, leaves_share, sines_share and spectrum_share are {list(self._shares)}; one must be above 0"
+                f"noise_share, leaves_share, sines_share and spectrum_share are {list(self._shares)}; "
+                "one must be above 0"
             )
 
     @property

@@ -113,8 +113,8 @@ class Bucket:
             raise
         except Exception as error:
             raise RunError(
-                f"cannot read or write {self.url}: {in_words(error)}; its whole shards are good: mend that, and the "
-                "same command goes on"
+                f"cannot read or write {self.url}: {in_words(error)}; its complete shards are intact: fix that and "
+                "run the same command to resume"
             ) from error
 
 

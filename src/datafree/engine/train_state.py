@@ -1,0 +1,97 @@
+"""The training state: what a checkpoint of a run holds, and how a resumed run gets back to the same bits."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datafree.engine.nonfinite import Watch
+from datafree.engine.progress import SAVED_WITHIN
+from datafree.engine.recovery import Recovery
+from datafree.health.verdict import VerdictTracker
+from datafree.ops import modes
+from datafree.sources.base import ImageSource
+from datafree.storage.shared_run import RunDirectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestStudent:
+    """The student that is kept so far."""
+
+    step: int = 0
+    agreement: float | None = None  # with the teacher on validation images (fraction of rows); None: there were none
+    weights: dict[str, Tensor] = field(default_factory=dict)  # empty where the last student is kept
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Everything of a run that changes from step to step, and the checkpoint of it on the disk.
+
+    Steps count from `-source.warmup` over 0, the student's first step, to `training.steps`.
+    """
+
+    run: RunDirectory
+    student: nn.Module
+    optimizer: torch.optim.Optimizer
+    source: ImageSource
+    recovery: Recovery
+    watch: Watch
+    step: int = field(init=False)  # steps below it are done
+    good_step: int = field(init=False)  # of the checkpoint on the disk
+    saved_at: float = field(init=False)  # time.monotonic() of the last save
+    best: BestStudent = field(default_factory=BestStudent, init=False)
+    latest: dict[str, Tensor | float] = field(default_factory=dict, init=False)  # metrics not yet logged
+    verdict: VerdictTracker = field(default_factory=VerdictTracker, init=False)  # what the user was told of health
+
+    def __post_init__(self) -> None:
+        self.step = self.good_step = -self.source.warmup
+        self.saved_at = time.monotonic()
+
+    @property
+    def index(self) -> int:
+        """Updates and steps done, counted from 0: the number under which metrics and pictures are logged."""
+        return self.step + self.source.warmup
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the last save is so long ago that one is due at any step."""
+        return time.monotonic() - self.saved_at > SAVED_WITHIN
+
+    def save(self, *, must: bool = False) -> None:
+        """Write a checkpoint. Raises NotFinite for a number in it that is none, RunError as `Run.save_state`."""
+        state = {
+            "step": self.step,
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "source": self.source.state_dict(),
+            "best": {"agreement": self.best.agreement, "step": self.best.step, "student": self.best.weights},
+            "latest": {name: float(value) for name, value in self.latest.items()},
+            "verdict": self.verdict.state_dict(),
+            "recovery": self.recovery.state_dict(),
+            "random": modes.random_state(),
+        }
+        self.watch.check_state(state)
+        self.saved_at = time.monotonic()
+        if self.run.save_state(state, must=must):
+            self.good_step = self.step
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Put back what `save` wrote, in a new process."""
+        self.recovery.load_state_dict(state["recovery"])
+        self.restore(state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `save` wrote, but for what recovery has changed since: a rollback keeps that."""
+        self.step = self.good_step = state["step"]
+        best = state["best"]
+        self.best = BestStudent(step=best["step"], agreement=best["agreement"], weights=best["student"])
+        self.latest = dict(state["latest"])
+        self.verdict.load_state_dict(state["verdict"])
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.source.load_state_dict(state["source"])
+        modes.set_random_state(state["random"])  # last: nothing may draw after it
