@@ -1,6 +1,7 @@
 """What several tests share: small images on disk, real pretrained data where it is at hand."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from PIL import Image
 
 # Several processes with several threads each stand in one another's way.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
+
+MEMORY, ROOM = Path("/dev/shm"), 2 * 2**30  # a file system in memory, and the free bytes that it needs to have
+
+
+def pytest_configure() -> None:
+    """Temporary files lie in memory where there is room: a run waits for the disk at each save."""
+    if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,32 @@ VALID: dict[str, Any] = {
 }
 
 
+WRITTEN: dict[object, bytes] = {}
+
+
+def write_once(key: object, file: Path, write: Callable[[Path], None]) -> Path:
+    """`file` as `write` makes it from seed 7, which is called once in a session for each `key`."""
+    torch.manual_seed(7)
+    key = key, torch.get_default_dtype()
+    if key not in WRITTEN:
+        write(file)
+        WRITTEN[key] = file.read_bytes()
+        torch.manual_seed(7)  # what follows draws the same numbers, whether this was made or copied
+    else:
+        file.write_bytes(WRITTEN[key])
+    return file
+
+
 def write_teacher(folder: Path, classes: int = 3, **args: int) -> Path:
     """Weights of a datafree/unet whose BatchNorm has seen something; always the same ones."""
-    file = folder / "teacher.safetensors"
-    if not file.exists():
-        torch.manual_seed(7)
+
+    def write(file: Path) -> None:
         network = unet(classes, **args)
         for _ in range(5):
             network(torch.rand(8, 3, 32, 32))
         save_weights(network, file)
-    return file
+
+    return write_once(("unet", classes, *sorted(args.items())), folder / "teacher.safetensors", write)
 
 
 def changed(**sections: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.recipe.recipe import Recipe
-from recipes import load
+from recipes import load, write_once
 
 SIZE = {"classification": [32, 32], "segmentation": [32, 48], "detection": [32, 64]}
 
@@ -48,8 +48,8 @@ CMI = {"method": "cmi", "iterations": 2, "batch_size": 4, "width": 2, "latent": 
 
 def make_teacher(kind: str, file: Path) -> Path:
     """Weights whose BatchNorm has seen something; always the same."""
-    if not file.exists():
-        torch.manual_seed(7)
+
+    def write(file: Path) -> None:
         if kind == "detection":
             detector = yolov3(**ARGS[kind])
             network, look = detector.network, detector
@@ -58,7 +58,8 @@ def make_teacher(kind: str, file: Path) -> Path:
         for _ in range(3):
             look(torch.rand(4, 3, *SIZE[kind]))
         save_weights(network, file)
-    return file
+
+    return write_once(f"set {kind}", file, write)
 
 
 def recipe_for(folder: Path, source: dict[str, Any], kind: str = "segmentation", **sections: Any) -> Recipe:

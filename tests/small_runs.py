@@ -17,7 +17,7 @@ from datafree.networks.darknet.yolov3 import yolov3
 from datafree.recipe.recipe import Recipe
 from datafree.sources import SOURCES
 from datafree.tasks.detection import Detection
-from recipes import load, small, write_teacher
+from recipes import load, small, write_once, write_teacher
 
 SMALL = {"width": 2, "depth": 2}
 
@@ -39,12 +39,14 @@ def recipe_for(tmp_path: Path, source: dict[str, Any], **training: Any) -> Recip
 
 def write_detector(folder: Path) -> Path:
     """Weights of a small datafree/yolov3 whose BatchNorm has seen something; always the same ones."""
-    torch.manual_seed(7)
-    network = yolov3(3, width=1 / 32)
-    for _ in range(5):
-        network(torch.rand(8, 3, 32, 32))
-    save_weights(network.network, folder / "detector.safetensors")
-    return folder / "detector.safetensors"
+
+    def write(file: Path) -> None:
+        network = yolov3(3, width=1 / 32)
+        for _ in range(5):
+            network(torch.rand(8, 3, 32, 32))
+        save_weights(network.network, file)
+
+    return write_once("yolov3", folder / "detector.safetensors", write)
 
 
 def labelled(folder: Path, classes: int = 3) -> Path:

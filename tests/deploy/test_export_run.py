@@ -113,7 +113,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
     run = write_run(
         tmp_path_factory.mktemp("detector") / "run", {"network": "test_export_run:make_boxes", **LOOK}, task
     )
-    return run, export_run(run, int8=True, student="test_export_run:make_boxes")
+    return run, export_run(run, student="test_export_run:make_boxes")
 
 
 @needs_onnx
@@ -187,6 +187,16 @@ def test_detector_exports_boxes_and_scores(detector: tuple[Path, Exported]) -> N
         ours.own_loss(torch.zeros(3, 1, 5))
     task, _ = load_onnx(done.folder / "student.onnx")
     assert task.agreement(ours, theirs) == 1
+
+
+@needs_onnx
+@pytest.mark.thorough
+def test_a_detector_is_quantised_too(detector: tuple[Path, Exported], tmp_path: Path) -> None:
+    done = export_run(detector[0], tmp_path / "out", int8=True, student="test_export_run:make_boxes")
+    images = torch.rand(3, 3, 64, 96)
+    exact, small = (OnnxNetwork(done.folder / name)(images) for name in ("student.onnx", "student.int8.onnx"))
+    assert isinstance(exact, Predictions) and isinstance(small, Predictions)
+    torch.testing.assert_close(small.scores, exact.scores, rtol=0, atol=0.1)
 
 
 @needs_onnx

@@ -22,16 +22,24 @@ from recipes import load, write_teacher
 from small_runs import SMALL, labelled
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a recipe, its teacher and its finished run; tests change a copy of that."""
+    folder = tmp_path_factory.mktemp("scored")
     content = {
         "task": {"kind": "segmentation", "num_classes": 3, "image_size": [32, 32]},
-        "teacher": {"network": "datafree/unet", "args": SMALL, "weights": str(write_teacher(tmp_path, **SMALL))},
+        "teacher": {"network": "datafree/unet", "args": SMALL, "weights": str(write_teacher(folder, **SMALL))},
         "student": {"network": "datafree/unet", "args": SMALL},
         "source": {"method": "noise"},
         "training": {"steps": 2, "batch_size": 2},
     }
-    return run_recipe(load(tmp_path, content), tmp_path / "run").run
+    run_recipe(load(folder, content), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def run(home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(home / "run", tmp_path / "run"))
 
 
 def test_perfect_and_opposite_networks_score_one_and_zero(tmp_path: Path) -> None:
@@ -81,14 +89,14 @@ def test_agreement_is_the_share_of_images_with_the_same_answer(tmp_path: Path) -
 
 
 def test_a_runs_student_is_compared_with_the_teacher_of_a_recipe(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    home: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photos, recipe = labelled(tmp_path / "data") / "images", str(tmp_path / "street.yaml")
-    values = load_file(tmp_path / "teacher.safetensors")
+    photos, recipe = labelled(tmp_path / "data") / "images", str(home / "street.yaml")
+    values = load_file(home / "teacher.safetensors")
     last = list(unet(3, **SMALL).state_dict())[-2:]  # of the same network: to the logits
     save_file(values | {name: -values[name] for name in last}, run / "student.safetensors")
     assert agreement_of_run(run, photos, load_recipe(recipe)) < 0.9
-    shutil.copy(tmp_path / "teacher.safetensors", run / "student.safetensors")
+    shutil.copy(home / "teacher.safetensors", run / "student.safetensors")
     assert agreement_of_run(run, photos, load_recipe(recipe)) == 1
     words = ["evaluate", str(run), "--images", str(photos)]
     app([*words, "--teacher", recipe], standalone_mode=False)

@@ -37,7 +37,7 @@ def parameters(spec: NetworkSpec, task: Task = SMALL) -> int:
         ("datafree/resnet?depth=8&width=16", SMALL, 4.0),
         ("datafree/unet?width=16&depth=2", Segmentation(num_classes=3, image_size=(32, 32)), 3.0),
         ("datafree/yolov3?width=0.25", Detection(num_classes=3, image_size=(64, 64)), 2.0),
-        ("torchvision/mobilenet_v2", SMALL, 4.0),
+        pytest.param("torchvision/mobilenet_v2", SMALL, 4.0, marks=pytest.mark.thorough),
     ],
 )
 def test_a_network_with_a_width_comes_near_the_wanted_size(teacher: str, task: Task, wanted: float) -> None:
@@ -58,7 +58,7 @@ def test_a_network_with_a_width_comes_near_the_wanted_size(teacher: str, task: T
     [
         ("torchvision/resnet50", SMALL, "torchvision/resnet18"),
         ("timm/test_resnet.r160_in1k", SMALL, None),
-        ("timm/resnet50", SMALL, "timm/resnet18"),
+        pytest.param("timm/resnet50", SMALL, "timm/resnet18", marks=pytest.mark.thorough),
         ("smp/fpn?encoder=resnet34", Segmentation(num_classes=3, image_size=(32, 32)), "smp/fpn"),
     ],
 )
