@@ -25,7 +25,8 @@ from datafree.sources.diode.source import Diode
 from datafree.sources.diode.stages import Stage
 from datafree.tasks import TASKS, Classification
 
-KINDS: list[type[Any]] = [*SOURCES.values(), *TASKS.values(), Stage, Training, NetworkSpec, Speed, _Outline]
+BY_NAME = [source for name, source in SOURCES.items() if name != "procedural"]  # which is younger than its reference
+KINDS: list[type[Any]] = [*BY_NAME, *TASKS.values(), Stage, Training, NetworkSpec, Speed, _Outline]
 
 # The reference: which numbers an option took by its name, and, below, what constructors said on their own.
 AT_LEAST_1 = {
