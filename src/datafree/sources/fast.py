@@ -21,7 +21,6 @@ from typing_extensions import Doc
 
 from datafree.config.options import Count, Momentum, Positive, PositiveInt, Share, Weight
 from datafree.distributed import replicas
-from datafree.errors import DataError
 from datafree.health.guard import Guard
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
@@ -73,11 +72,6 @@ class Fast(PoolSource):
     restarts: Annotated[Count, Doc("at most")] = 3
     warmup: Annotated[Count, Doc("batches without the adversarial term")] = 20
     update_every: Annotated[Count, Doc("student steps per batch")] = 400
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.warmup and not self.update_every:
-            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "fast")

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Weight
-from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Paper, SourceContext
@@ -67,11 +66,6 @@ class Inversion(PoolSource):
     bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
     warmup: Annotated[Count, Doc("batches before the student's first step: 51,200 images")] = 200
     update_every: Annotated[Count, Doc("student steps per batch; 0 = none")] = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.warmup and not self.update_every:
-            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "inversion")

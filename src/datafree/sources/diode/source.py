@@ -97,8 +97,6 @@ class Diode(PoolSource):
         super().__post_init__()
         if not self.stages:
             raise DataError("stages is empty; give one or more, such as [{iterations: 2000, lr: 0.1}]")
-        if not self.warmup and not self.update_every:
-            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise DataError(f"zoom is {self.zoom}; give 0 < least <= most, 1 = as large as it is")
         if self.fp_sampling_area[0] > self.fp_sampling_area[1]:
@@ -122,7 +120,7 @@ class Diode(PoolSource):
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
         for number, stage in enumerate(self.stages):  # faults that would else be seen after hours
             try:
-                first_answer(context.teacher, self._size_of(stage), context.device, "teacher")
+                first_answer(context.teacher, stage.size(self._task.image_size), context.device, "teacher")
             except NetworkError as error:
                 at = f"source.stages.{number}.scale={stage.scale:g}"
                 raise DataError(f"{at}: {error}; choose it or task.image_size so that it can") from error
@@ -132,20 +130,16 @@ class Diode(PoolSource):
             context.say(f"note: {self._off[-1]}")
         self._verifier = None if self.verifier is None else build_verifier(self.verifier, self._task, context)
 
-    def _size_of(self, stage: Stage) -> tuple[int, int]:
-        height, width = self._task.image_size
-        return round(height * stage.scale), round(width * stage.scale)
-
     def _weighs_statistics(self, stage: Stage) -> bool:
         return self.bn_weight > 0 or stage.first_bn_weight > 0
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         targets = self._task.sample_targets(self.batch_size, self._context.device)
-        size = self._size_of(self.stages[0])
+        size = self.stages[0].size(self._task.image_size)
         images = torch.randn(self.batch_size, 3, *size, device=self._context.device).clamp_(0, 1)  # half of it black
         logs: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
-            size = self._size_of(stage)
+            size = stage.size(self._task.image_size)
             before = images
             images, targets, terms = self._run(resized(images, size), targets, stage, size, look=index == 0)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
