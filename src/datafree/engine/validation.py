@@ -16,7 +16,7 @@ SHOWN = 8  # images in a picture
 
 
 def signals(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> dict[str, float]:
-    """Metrics on validation images, without labels, as `datafree.health.signals.health_metrics`. Empty without images."""
+    """Metrics on validation images, as `datafree.health.signals.health_metrics`. Empty where there are none."""
     images = source.validation_images(COMPARED)
     return health_metrics(task, teacher, student, images) if len(images) else {}
 
