@@ -37,9 +37,7 @@ class Dataset(ImageSource):
     """
 
     path: Annotated[ExistingFolder, Doc("the --out of `datafree synthesize`, or a folder of labelled images")]
-    hold_out: Annotated[
-        Count, Doc("images kept back for `held_out` at most, and at most a tenth of the set (but one)")
-    ] = 64
+    hold_out: Annotated[Count, Doc("images kept back for validation; at most a tenth of the set (but one)")] = 64
 
     def attach(self, setting: SourceContext) -> None:
         self._setting = setting
