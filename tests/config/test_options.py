@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from annotated_types import Ge, Interval
 from pydantic import Field
 from typing_extensions import Doc
 
@@ -158,8 +157,8 @@ class Own:
     std: float = 1.0
     path: Path = Path()
     some: Annotated[int, Field(ge=2, lt=5), Doc("of them")] = 2
-    even: Annotated[int, Ge(0), Field(multiple_of=2)] = 0
-    between: Annotated[float, Interval(gt=-1, le=1)] = 0.0
+    even: Annotated[Count, Field(multiple_of=2)] = 0
+    between: Annotated[float, Field(gt=-1, le=1)] = 0.0
     sizes: list[Count] = dataclasses.field(default_factory=list)
     many: PositiveInt | Literal["auto"] = "auto"
 
