@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datafree.config import yaml as yaml12
@@ -73,11 +73,16 @@ PLAIN = st.recursive(
 )
 
 
-@given(value=PLAIN)
-def test_what_is_rendered_is_read_back_by_this_and_by_other_readers(value: object) -> None:
-    text = yaml12.render(value)
-    assert yaml12.parse(text, "test") == value
-    assert yaml.safe_load(text) == value
+@pytest.mark.parametrize("examples", [30, pytest.param(300, marks=pytest.mark.thorough)])
+def test_what_is_rendered_is_read_back_by_this_and_by_other_readers(examples: int) -> None:
+    @settings(max_examples=examples, deadline=None)
+    @given(value=PLAIN)
+    def check(value: object) -> None:
+        text = yaml12.render(value)
+        assert yaml12.parse(text, "test") == value
+        assert yaml.safe_load(text) == value
+
+    check()
 
 
 @given(text=st.text(max_size=60))

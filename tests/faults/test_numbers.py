@@ -45,7 +45,7 @@ class Said:
             self.lines.append(line)
 
 
-@pytest.mark.parametrize("place", some(PLACES, "student's average", "gradient"))
+@pytest.mark.parametrize("place", some(PLACES, "student's average"))
 def test_a_number_gone_bad_is_found_within_its_step_and_the_run_goes_back(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,7 +178,7 @@ def test_a_frozen_layers_answer_moments_and_gradient_equal_its_own(kind: str, me
     assert ours.grad.is_contiguous(memory_format=memory)
 
 
-@pytest.mark.parametrize("used", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("used", [*(pytest.param((i,), marks=pytest.mark.thorough) for i in range(3)), (0, 1, 2)])
 def test_gradient_through_a_frozen_layer_passes_gradcheck(used: tuple[int, ...]) -> None:
     layer = FROZEN["affine"]().double()
     x = maps(dtype=torch.float64, batch=2).requires_grad_()

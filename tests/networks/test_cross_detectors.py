@@ -59,6 +59,7 @@ def distilled(
     return [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.thorough
 def test_a_small_retinanet_teaches_a_small_ssdlite(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

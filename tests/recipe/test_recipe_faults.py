@@ -199,7 +199,8 @@ VALUES = st.recursive(
     max_leaves=15,
 )
 PLACES = st.sampled_from([()] + [(s,) for s in VALID] + [(s, k) for s, section in VALID.items() for k in section])
-ANYTHING = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANYTHING = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW_AND_MANY = pytest.mark.parametrize("examples", [40, pytest.param(300, marks=pytest.mark.thorough)])
 
 
 def load_or_refuse(file: Path, *overrides: str) -> None:
@@ -210,22 +211,24 @@ def load_or_refuse(file: Path, *overrides: str) -> None:
         assert all("\n" not in problem and problem.isprintable() for problem in error.problems)
 
 
-@ANYTHING
-@given(place=PLACES, key=WORDS, value=VALUES)
-def test_any_structure_is_a_recipe_or_a_recipe_error(
-    tmp_path: Path, place: tuple[str, ...], key: str, value: Any
-) -> None:
-    content = copy.deepcopy(VALID)
-    at = content
-    for part in place[:-1]:
-        at = at[part]
-    if place:
-        at[place[-1]] = value
-    else:
-        at[key] = value
-    file = tmp_path / "any.yaml"
-    file.write_text(yaml.safe_dump(content, allow_unicode=False), encoding="utf-8")
-    load_or_refuse(file)
+@FEW_AND_MANY
+def test_any_structure_is_a_recipe_or_a_recipe_error(tmp_path: Path, examples: int) -> None:
+    @settings(ANYTHING, max_examples=examples)
+    @given(place=PLACES, key=WORDS, value=VALUES)
+    def check(place: tuple[str, ...], key: str, value: Any) -> None:
+        content = copy.deepcopy(VALID)
+        at = content
+        for part in place[:-1]:
+            at = at[part]
+        if place:
+            at[place[-1]] = value
+        else:
+            at[key] = value
+        file = tmp_path / "any.yaml"
+        file.write_text(yaml.safe_dump(content, allow_unicode=False), encoding="utf-8")
+        load_or_refuse(file)
+
+    check()
 
 
 @ANYTHING
@@ -235,8 +238,13 @@ def test_any_bytes_are_a_recipe_or_a_recipe_error(tmp_path: Path, content: bytes
     load_or_refuse(tmp_path / "any.yaml")
 
 
-@ANYTHING
-@given(key=st.lists(WORDS | st.text(max_size=3), max_size=4).map(".".join), text=st.text(max_size=20))
-def test_any_override_is_taken_or_a_recipe_error(tmp_path: Path, key: str, text: str) -> None:
+@FEW_AND_MANY
+def test_any_override_is_taken_or_a_recipe_error(tmp_path: Path, examples: int) -> None:
     file = Path(write(tmp_path, VALID))
-    load_or_refuse(file, f"{key}={text}", text)
+
+    @settings(ANYTHING, max_examples=examples)
+    @given(key=st.lists(WORDS | st.text(max_size=3), max_size=4).map(".".join), text=st.text(max_size=20))
+    def check(key: str, text: str) -> None:
+        load_or_refuse(file, f"{key}={text}", text)
+
+    check()

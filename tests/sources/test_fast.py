@@ -15,6 +15,7 @@ from datafree.sources import Fast
 from datafree.sources import fast as module
 from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
+from thorough import some
 
 SIZE, CLASSES, B = (32, 32), 4, 8
 
@@ -103,7 +104,8 @@ class ByHand:
 
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize(
-    ("meta", "step", "caution"), [("fomaml", -1, 1.0), ("fomaml", 0, 1.0), ("fomaml", 0, 0.5), ("reptile", 0, 1.0)]
+    ("meta", "step", "caution"),
+    some([("fomaml", -1, 1.0), ("fomaml", 0, 1.0), ("fomaml", 0, 0.5), ("reptile", 0, 1.0)], ("fomaml", 0, 0.5)),
 )
 def test_what_an_update_learns_by_is_the_papers_loss(
     monkeypatch: pytest.MonkeyPatch, meta: str, step: int, caution: float

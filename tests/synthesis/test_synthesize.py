@@ -351,7 +351,7 @@ def test_more_images_are_added_and_equal_those_of_a_larger_set(tmp_path: Path) -
     assert everything(tmp_path / "grown") == everything(tmp_path / "once")
 
 
-@pytest.mark.parametrize("method", ["inversion", "cgdd"])
+@pytest.mark.parametrize("method", some(["inversion", "cgdd"], "inversion"))
 def test_a_shard_that_is_gone_is_made_again_alone(method: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     synthesize(recipe_for(tmp_path, METHODS[method]), out, 18)

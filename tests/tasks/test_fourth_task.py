@@ -195,6 +195,15 @@ def test_its_page_is_written_without_importing_the_users_code(
     assert "mypkg.mytask" not in sys.modules
 
 
+def test_its_student_is_exported_with_a_card(home: Path, run: Path) -> None:
+    own = "mypkg.mytask:MultiLabel"
+    done = export_run(run, home / "weights", onnx=False, task=own, data=home / "tagged")
+    assert set(done.scores["student.safetensors"].values) == {"exact_match"}
+    card = (done.folder / "README.md").read_text()
+    assert "A network of" in card and "pipeline_tag" not in card
+
+
+@pytest.mark.thorough
 @pytest.mark.skipif(
     any(find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="the packages of datafree[onnx] are not installed",

@@ -148,10 +148,10 @@ FAMILIES: dict[str, Pair] = {
 }
 
 
-def made(name: str) -> tuple[nn.Module, nn.Module]:
+def made(family: str | Pair) -> tuple[nn.Module, nn.Module]:
     """The pair in eval mode; BatchNorm's tensors are random, as after training."""
     torch.manual_seed(0)
-    pair = FAMILIES[name]()
+    pair = FAMILIES[family]() if isinstance(family, str) else family()
     for network in pair:
         network.eval()
         for module in network.modules():
