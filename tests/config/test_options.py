@@ -24,7 +24,7 @@ from datafree.sources.diode.source import Diode
 from datafree.sources.diode.stages import Stage
 from datafree.tasks import TASKS, Classification
 
-BY_NAME = [source for name, source in SOURCES.items() if name != "procedural"]  # which is younger than its reference
+BY_NAME = [source for name, source in SOURCES.items() if name not in ("auto", "procedural")]  # younger ones
 KINDS: list[type[Any]] = [*BY_NAME, *TASKS.values(), Stage, Training, NetworkSpec, Speed, _Outline]
 
 # The reference: which numbers an option took by its name, and, below, what constructors said on their own.
