@@ -13,18 +13,24 @@ from torch import nn
 from typing_extensions import Doc
 
 from datafree.config import options
-from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Share, Weight
+from datafree.config.duration import seconds_of
+from datafree.config.options import Count, Duration, Momentum, NonNegative, Positive, PositiveInt, Share, Weight
+from datafree.errors import DataError
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.sources.base import Batch, SourceContext
 from datafree.tasks.base import Task
+from datafree.text import show
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(ABC):
     """How the student learns, whether its batch size is known (`Training`) or to be found (`AutoTraining`)."""
 
-    steps: Annotated[PositiveInt, Doc("of the student")] = 1000
+    time: Annotated[
+        Duration | None, Doc("such as 30m: steps, warm-up and rhythm are planned to end with it; unset: as stated")
+    ] = None
+    steps: Annotated[PositiveInt, Doc("of the student; planned anew where `time` is set")] = 1000
     batch_size: Annotated[
         PositiveInt | Literal["auto"], Doc("images a step; auto: as many as fit, found when a run begins")
     ]
@@ -60,6 +66,8 @@ class TrainingOptions(ABC):
 
     def __post_init__(self) -> None:
         options.check(self)
+        if self.time is not None and seconds_of(self.time) is None:
+            raise DataError(f"time is {show(self.time)}; write it as 90s, 9m or 1h30m")
 
     @abstractmethod
     def with_batch_size(self, batch_size: int) -> Training:
