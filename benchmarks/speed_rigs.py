@@ -36,7 +36,7 @@ from speed_passes import Rig
 ITERATIONS = 10  # at most, of an update that is timed in small networks
 FEW = 2  # in large ones
 ENDLESS = 10**6  # steps: none that is timed is the last
-READ = ("folder", "noise", "mixed", "dataset")  # sources whose images are there already
+READ = ("folder", "noise", "mixed", "dataset", "procedural")  # sources whose images take no backward pass
 FROM_A_BANK = ("inversion", "cmi", "fast", "diode")  # the student's step asks nothing of the source's networks
 MAKERS = ("cgdd", "dafl", "dfad", "zskt", "cmi", "fast")  # by a generator that resizes
 CLASSIFICATION = ("cgdd", "dafl", "dfad", "zskt", "inversion", "cmi", "fast")

@@ -6,6 +6,8 @@ import ast
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -16,7 +18,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 EXTRAS = PROJECT["optional-dependencies"]
 FOR_USERS = [*PROJECT["dependencies"], *(line for name in ("onnx", "remote") for line in EXTRAS[name])]
 SCRIPTS = ("benchmarks", "scripts", "examples")  # their files import one another, and the tests'
-DISTRIBUTIONS = packages_distributions()  # of an imported name
+
+
+@cache  # a second or two, so not while tests are collected
+def distributions() -> Mapping[str, list[str]]:
+    """The distributions that hold a top-level module."""
+    return packages_distributions()
 
 
 def normal(name: str) -> str:
@@ -43,7 +50,7 @@ def imported(folder: str) -> set[str]:
 
 def is_declared(module: str, known: set[str]) -> bool:
     """Whether one of the distributions that hold a module is known; one that is not installed goes by its own name."""
-    return any(normal(name) in known for name in DISTRIBUTIONS.get(module, [module]))
+    return any(normal(name) in known for name in distributions().get(module, [module]))
 
 
 def test_every_package_that_src_imports_is_declared_for_users() -> None:
@@ -53,7 +60,7 @@ def test_every_package_that_src_imports_is_declared_for_users() -> None:
 
 
 def test_every_package_that_users_must_install_is_imported_by_src() -> None:
-    used = {normal(name) for module in imported("src") for name in DISTRIBUTIONS.get(module, [module])}
+    used = {normal(name) for module in imported("src") for name in distributions().get(module, [module])}
     assert declared(PROJECT["dependencies"]) - used == set()
 
 
@@ -61,5 +68,5 @@ def test_every_package_that_users_must_install_is_imported_by_src() -> None:
 def test_every_package_that_a_script_imports_is_declared(folder: str) -> None:
     known = declared([*FOR_USERS, *EXTRAS["dev"]])
     own = {file.stem for other in (*SCRIPTS, "tests") for file in (ROOT / other).rglob("*.py")}
-    modules = imported(folder) - (own - set(DISTRIBUTIONS))
+    modules = imported(folder) - (own - set(distributions()))
     assert {module for module in modules if not is_declared(module, known)} == set()

@@ -128,6 +128,7 @@ def _carry_out(
         source=recipe.source,
         training=training,
         run=run,
+        init=recipe.student.init,
         stop=stop,
         log=log,
         say=say,
@@ -152,7 +153,7 @@ def _carry_out(
         },
     )
     scores: dict[str, Scores] = {}
-    notes = [_how_chosen(chosen, training), *chosen.history, *recipe.source.notes()]
+    notes = [_how_chosen(chosen, training), *chosen.start, *chosen.history, *recipe.source.notes()]
     if labelled is not None:
         scores = {
             who: evaluate(network, task, labelled, device=device, stop=stop)

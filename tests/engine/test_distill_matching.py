@@ -283,7 +283,7 @@ def make():
 )
 def test_a_layer_that_cannot_be_matched_is_one_line(tmp_path: Path, match: dict[str, str], said: str) -> None:
     sections = content(tmp_path)
-    sections["training"]["match"] = match
+    sections["training"]["attention_layers"] = match
     with pytest.raises(NetworkError, match=said) as caught:
         run_recipe(load(tmp_path, sections), tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -296,7 +296,7 @@ def test_layers_that_are_named_without_a_weight_are_said_to_be_of_no_effect(tmp_
     run = run_recipe(load(tmp_path, sections), tmp_path / "run", say=said.append).run
     assert "note: training.attention_layers has no effect, training.attention_weight is 0" in said
     assert not any("attention" in line for line in (run / "metrics.jsonl").read_text().splitlines())
-    sections["training"]["match"] = {"layer4": "layer3"}
+    sections["training"]["attention_layers"] = {"layer4": "layer3"}
     with pytest.raises(NetworkError, match="no layer 'layer4' in the teacher"):
         run_recipe(load(tmp_path, sections), tmp_path / "other")
 

@@ -172,7 +172,7 @@ def test_a_run_stopped_between_two_faults_remembers_the_first(tmp_path: Path, mo
     injected.at_step(monkeypatch, recipe.source, 7, injected.in_student)
     with pytest.raises(Interrupted):
         run_recipe(recipe, tmp_path / "run", stop=stop_after(8))  # step 7 fails at the eighth call; then it stops
-    with pytest.raises(TrainingError, match="after going back 1 times"):
+    with pytest.raises(TrainingError, match="after 1 rollback, each"):
         run_recipe(recipe_for(tmp_path, {"method": "noise"}, max_rollbacks=1), tmp_path / "run")
 
 

@@ -513,7 +513,7 @@ def test_the_text_says_all_of_it_in_aligned_lines(own: Path) -> None:
         "the recipe plan on this machine",
     ):
         assert title in lines
-    assert "  cmi        yes" in lines
+    assert any(line.split() == ["cmi", "yes"] for line in lines)
     assert any(line.strip().startswith("mean") and "[0, 0, 0]" in line and "stated" in line for line in lines)
     starts = {line.index("stated:") for line in lines if line.lstrip().startswith(("mean", "std", "order"))}
     assert len(starts) == 1

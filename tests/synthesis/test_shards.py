@@ -243,7 +243,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.
 
     shards = begun(tmp_path)
     monkeypatch.setattr(Image.Image, "save", refused)
-    with pytest.raises(RunError, match=r"cannot write into .*: Permission denied; its whole shards are good"):
+    with pytest.raises(RunError, match=r"cannot write into .*: Permission denied; its complete shards are intact"):
         shards.write(0, DETECTION, batch_of(DETECTION, 2))
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"cannot write into .*/file/out"):

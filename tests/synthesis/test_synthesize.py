@@ -457,7 +457,9 @@ def test_a_full_disk_is_one_line_and_whole_shards_stay_good(tmp_path: Path, monk
     with monkeypatch.context() as patched:
         error = OSError(28, "No space left on device")
         patched.setattr(Image.Image, "save", save_that_fails("/00001/00003.png", error))
-        with pytest.raises(RunError, match=r"cannot write into .*: No space left on device; its whole shards are good"):
+        with pytest.raises(
+            RunError, match=r"cannot write into .*: No space left on device; its complete shards are intact"
+        ):
             synthesize(recipe_for(tmp_path, INVERSION), out, 15)
     assert verify(recipe_for(tmp_path, INVERSION), out).images == 5
     assert not list(out.glob(".*.part"))

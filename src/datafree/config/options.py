@@ -2,7 +2,7 @@
 
     target_weight: Annotated[Weight, Doc("of the teacher's loss on the preset targets")] = 0.4
 
-Bounds are pydantic's own, so that any others can be written at the field: `Annotated[float, Field(gt=0, le=1)]`.
+Bounds are pydantic's own, so that any other can be written at the field: `Annotated[float, Field(gt=0, le=1)]`.
 A recipe's values are checked by `schema`, all at once; those of a constructor call by `check`.
 """
 
@@ -20,14 +20,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
 from typing_extensions import Doc
 
 from datafree.config.duration import seconds_of
 from datafree.errors import DataError, DatafreeError
 from datafree.text import show
-
-REFUSED = "option"  # the kind of a pydantic error whose reason is written here
 
 _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     "ge": operator.ge,
@@ -36,6 +33,10 @@ _BOUNDS: dict[str, Callable[[Any, Any], bool]] = {
     "lt": operator.lt,
 }
 _WORDS = {"ge": "{:g} or more", "gt": "above {:g}", "le": "{:g} or less", "lt": "below {:g}"}
+
+
+class Refused(ValueError):
+    """A value of the right type that an option does not take, and why: "is too small; it must be 1 or more"."""
 
 
 def hints(kind: Any) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def _number(bounds: dict[str, Any], value: Any) -> Any:
     if isinstance(value, Real) and not _holds(bounds, value):
         sides = {name[0] for name in bounds}  # g: a lowest one, l: a highest one
         what = "out of range" if len(sides) > 1 else "too small" if "g" in sides else "too large"
-        raise _refused(f"is {what}; it must be {_in_words(bounds)}")
+        raise Refused(f"is {what}; it must be {_in_words(bounds)}")
     return value
 
 
@@ -121,37 +122,33 @@ def _bounds(extras: Iterable[Any]) -> dict[str, Any]:
     return found
 
 
-def _refused(reason: str) -> PydanticCustomError:
-    return PydanticCustomError(REFUSED, "{reason}", {"reason": reason})
-
-
 def _int64(value: int) -> int:
     if abs(value) >= 2**63:
-        raise _refused("is too large" if value > 0 else "is too small")
+        raise Refused("is too large" if value > 0 else "is too small")
     return value
 
 
 def _there(path: Path) -> Path:
     if not path.exists():
-        raise _refused(f"is not here {_looked(path)}")
+        raise Refused(f"is not here {_looked(path)}")
     return path
 
 
 def _folder(path: Path) -> Path:
     if not path.is_dir():
-        raise _refused(f"is {'a file, not a folder' if path.exists() else 'no folder here'} {_looked(path)}")
+        raise Refused(f"is {'a file, not a folder' if path.exists() else 'no folder here'} {_looked(path)}")
     return path
 
 
 def _file(path: Path) -> Path:
     if not path.is_file():
-        raise _refused(f"is {'a folder, not a file' if path.exists() else 'no file here'} {_looked(path)}")
+        raise Refused(f"is {'a folder, not a file' if path.exists() else 'no file here'} {_looked(path)}")
     return path
 
 
 def _duration(value: Any) -> Any:
     if not isinstance(value, str) or seconds_of(value) is None:
-        raise _refused("is not a time; write it as 90s, 9m or 1h30m")
+        raise Refused("is not a time; write it as 90s, 9m or 1h30m")
     return value
 
 

@@ -250,8 +250,8 @@ def _faults(error: ValidationError, given: object) -> list[Fault]:
             reason += did_you_mean(value, re.findall(r"'([^']*)'", context["expected"]))
         elif kind == "missing":  # of a tuple: a list that is too short
             reason = f"has too few values, it needs {int(detail['loc'][-1]) + 1}"
-        elif kind == options.REFUSED:
-            reason = context["reason"]
+        elif isinstance(cause, options.Refused):
+            kind, reason = "refused", str(cause)
         elif kind == "too_long":
             reason = f"has too many values, it needs {context['max_length']}"
         else:
@@ -261,7 +261,7 @@ def _faults(error: ValidationError, given: object) -> list[Fault]:
     joined = []
     for key, reasons in found.items():
         # A value that is refused for what it is had the right type: what other branches expect is beside the point.
-        best = [text for name, text in reasons.items() if name.startswith(options.REFUSED)]
+        best = [text for name, text in reasons.items() if name.startswith("refused")]
         texts = best or [text for name, text in reasons.items() if name]
         joined.append(Fault(key, f"{reasons['']} {' or '.join(texts)}"))
     return joined + nested

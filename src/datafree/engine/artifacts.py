@@ -1,4 +1,4 @@
-"""Files beside a student's weights: networks that a source trained, calibration images, the teacher's description."""
+"""Artifacts beside the student's weights: a trained generator, calibration images, a record of the teacher."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def save_artefacts(source: ImageSource, folder: Path) -> None:
         save_weights(network, folder / f"{name}.safetensors")
 
 
-CALIBRATION = "calibration.safetensors"  # of a run: `images` (N, 3, H, W) uint8, held out by its source
+CALIBRATION = "calibration.safetensors"  # of a run: `images` (N, 3, H, W) uint8, its source's validation images
 
 
 def save_calibration(images: Tensor, run: Path) -> None:
-    """Keep images (N, 3, H, W) in [0, 1] in a run's directory, as 8-bit ones, for who quantises its student later.
+    """Write images (N, 3, H, W) in [0, 1] into a run's directory, 8 bits a channel, to quantise its student with later.
 
     Raises RunError if they cannot be written.
     """

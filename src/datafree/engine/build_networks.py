@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from datafree.engine.student_init import check_start
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
@@ -59,7 +60,7 @@ def build_networks(
     """The teacher, then the recipe's seed, then the student: so its first weights depend on the seed alone.
 
     `teacher`: where it stands ready already. `say` is told of a teacher's answers that may not be what they look like.
-    Raises NetworkError for a network that does not serve (`prepare`, `require_gradients`).
+    Raises NetworkError for a network that does not serve (`prepare`, `require_gradients`, `check_start`).
     """
     task, training = recipe.task, recipe.training
     if teacher is None:
@@ -67,9 +68,9 @@ def build_networks(
         require_gradients(recipe.source, teacher, task, device, recipe.teacher.network)
     modes.seed_everything(training.seed)
     spec = with_student(recipe, given.teacher)[0].student
-    return Networks(
-        teacher=teacher, student=prepare(spec, task, "student", device, dtype, given.student, training.speed)
-    )
+    student = prepare(spec, task, "student", device, dtype, given.student, training.speed)
+    check_start(spec, teacher, student, task)
+    return Networks(teacher=teacher, student=student)
 
 
 def require_weights(spec: NetworkSpec, task: Task) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.engine.progress import Progress, StepRate, place
 from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Recovery
+from datafree.engine.student_init import start_student
 from datafree.engine.student_step import StudentStep
 from datafree.engine.train_state import BestStudent, TrainState
 from datafree.engine.weight_average import WeightAverage
@@ -37,6 +39,7 @@ class Chosen:
     step: int
     agreement: float | None  # None where the source has no images to hold out
     history: list[str] = field(default_factory=list)  # a line for each rollback to an earlier checkpoint
+    start: list[str] = field(default_factory=list)  # how the student started, where it started from its teacher
 
 
 def distill(
@@ -47,6 +50,7 @@ def distill(
     source: ImageSource,
     training: Training,
     run: RunDirectory,
+    init: Literal["random", "teacher"] = "random",
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
@@ -55,6 +59,7 @@ def distill(
 
     `teacher` and `student` take images (B, 3, H, W) in [0, 1] and answer in the task's form. `stop` is asked at every
     step: a reason to stop saves the state and raises Interrupted; the same call resumes later, to the same bits.
+    `init`: the student's own first weights, or its teacher's, cut and refitted at step 0 on the source's images.
     Numbers that are not finite, and memory that runs out, roll the run back to its last checkpoint (`recovery`); raises
     TrainingError when that does not help, RunError when the state cannot be saved.
     """
@@ -108,6 +113,11 @@ def distill(
                     state.latest |= _update_source(state)
 
                 # The student learns the teacher's answers.
+                if state.step == 0 and init == "teacher":
+                    with out_of_memory.noticed("the student's start from its teacher"):
+                        state.start = start_student(teacher, student, source, task, training.batch_size)
+                    for line in state.start:
+                        say(line)
                 if state.step >= 0:
                     with out_of_memory.noticed("the source's images"):
                         batch = source.sample(training.batch_size)
@@ -147,7 +157,9 @@ def distill(
             student.load_state_dict(state.best.weights)
         else:
             state.average.put_into(student)
-    return Chosen(step=state.best.step, agreement=state.best.agreement, history=list(recovery.history))
+    return Chosen(
+        step=state.best.step, agreement=state.best.agreement, history=list(recovery.history), start=state.start
+    )
 
 
 def _paired_layers(

@@ -1,6 +1,6 @@
-"""Whether the numbers of a run are still numbers, seen within a step and without making an accelerator wait.
+"""Detection of NaN and infinity, within a training step and without making an accelerator wait.
 
-Each thing that is looked at becomes one scalar, a sum or a norm: it is finite if all of it is (and no larger than 1e19,
+Each thing that is checked becomes one scalar, a sum or a norm: it is finite if all of it is (and no larger than 1e19,
 which is as bad). On the CPU the scalars are read at once. On an accelerator they are sent to the host behind the step's
 own work, and read when they have arrived, which is in one of the next steps; before anything is written they are waited
 for.

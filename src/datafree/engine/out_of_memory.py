@@ -1,4 +1,4 @@
-"""When memory runs out: which part of a step it was, and what would have fitted."""
+"""Out-of-memory errors: which part of a step raised one, and the largest batch size that fits."""
 
 from __future__ import annotations
 

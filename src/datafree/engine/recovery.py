@@ -1,7 +1,7 @@
-"""What a run does about numbers that are not finite and memory that runs out. It is part of the run's state.
+"""Recovery from NaN, infinity and memory that runs out: what a run changes when it rolls back to its last checkpoint.
 
-Both times the run goes back to its last good state, and goes on from there with something changed: lower learning
-rates, or batches that are learnt from in parts. So no step is half-done, and nothing bad is ever saved.
+It continues from there with lower learning rates, or with batches split into micro-batches. So no step is half-done,
+and nothing bad is ever saved. What was changed is part of the training state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STUDENT_STEP = "the student's step"
 
 @dataclass(kw_only=True)
 class Recovery:
-    """How often a run went back, and what it changed."""
+    """How often a run was rolled back, and what it changed."""
 
     rollbacks: int = 0  # because of numbers that were not finite
     pace: float = 1.0  # times every learning rate; halved each time

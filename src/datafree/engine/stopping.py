@@ -1,4 +1,4 @@
-"""When a run is to stop before its end: a time limit, or a signal."""
+"""Stopping a run early: a time limit (`--max-time`), SIGINT or SIGTERM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student's half of a step: what it sees, what the teacher answers, one step of its optimiser."""
+"""One training step of the student: augmentation, the teacher's answers, the loss, backward, the optimiser's step."""
 
 from __future__ import annotations
 

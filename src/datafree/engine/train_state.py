@@ -47,6 +47,7 @@ class TrainState:
     saved_at: float = field(init=False)  # time.monotonic() of the last save
     best: BestStudent = field(default_factory=BestStudent, init=False)
     latest: dict[str, Tensor | float] = field(default_factory=dict, init=False)  # metrics not yet logged
+    start: list[str] = field(default_factory=list, init=False)  # how the student started from its teacher
     verdict: VerdictTracker = field(default_factory=VerdictTracker, init=False)  # what the user was told of health
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class TrainState:
             "source": self.source.state_dict(),
             "best": {"agreement": self.best.agreement, "step": self.best.step, "student": self.best.weights},
             "latest": {name: float(value) for name, value in self.latest.items()},
+            "start": self.start,
             "verdict": self.verdict.state_dict(),
             "recovery": self.recovery.state_dict(),
             "random": modes.random_state(),
@@ -94,6 +96,7 @@ class TrainState:
         best = state["best"]
         self.best = BestStudent(step=best["step"], agreement=best["agreement"], weights=best["student"])
         self.latest = dict(state["latest"])
+        self.start = list(state.get("start", []))  # older checkpoints know of no such start
         self.verdict.load_state_dict(state["verdict"])
         self.student.load_state_dict(state["student"])
         self.average.load(state.get("average", {}), self.student)

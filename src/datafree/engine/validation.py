@@ -1,4 +1,4 @@
-"""What the images that a source holds out say of teacher and student: figures without labels, and a picture."""
+"""Validation without labels: metrics of teacher and student on the source's validation images, and a picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 8  # images in a picture
 
 
 def signals(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> dict[str, float]:
-    """What held-out images say without labels, as `datafree.health.signals.health_metrics`. Empty without images."""
+    """Metrics on validation images, as `datafree.health.signals.health_metrics`. Empty where there are none."""
     images = source.validation_images(COMPARED)
     return health_metrics(task, teacher, student, images) if len(images) else {}
 

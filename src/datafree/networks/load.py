@@ -63,6 +63,10 @@ class NetworkSpec:
     input_size: Annotated[
         tuple[int, int] | None, Doc("(height, width), pixels: images are resized to it; unset: as they are")
     ] = None
+    init: Annotated[
+        Literal["random", "teacher"],
+        Doc("a student's first weights, where `weights` gives none: random, or its teacher's, cut and refitted"),
+    ] = "random"
     licence: Annotated[
         str | None, Doc("of its weights, as their owner declares it; a teacher's stands on its student's card")
     ] = None

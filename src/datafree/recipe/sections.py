@@ -27,7 +27,9 @@ def read_network(section: object, teacher: NetworkSpec | None, families: Familie
     if teacher is not None:
         inherited = {name: getattr(teacher, name) for name in ("mean", "std", "channels", "channel_order")}
     name = section.get("network") if isinstance(section, Mapping) else None
-    spec: NetworkSpec = _checked(NetworkSpec, section, [("network", _no_network(name))], families, inherited)
+    said = section if isinstance(section, Mapping) else {}
+    more = [("network", _no_network(name)), ("init", _no_init(said, is_teacher=teacher is None))]
+    spec: NetworkSpec = _checked(NetworkSpec, section, more, families, inherited)
     if not asks_for_all_weights(spec.network.partition("/")[0], spec.args):
         return spec
     from datafree.networks.preprocessing import known  # imports the libraries
@@ -35,10 +37,20 @@ def read_network(section: object, teacher: NetworkSpec | None, families: Familie
     metadata = known(spec)
     if metadata is None:
         return spec
-    said = section if isinstance(section, Mapping) else {}
     return dataclasses.replace(
         spec, mean=spec.mean if "mean" in said else metadata.mean, std=spec.std if "std" in said else metadata.std
     )
+
+
+def _no_init(said: Mapping[str, Any], *, is_teacher: bool) -> str | None:
+    """What is wrong with `init` of a network's section."""
+    if said.get("init", "random") == "random":
+        return None
+    if is_teacher:
+        return "is a student's: a teacher comes with its weights; leave it out"
+    if said.get("weights") is not None:
+        return "and weights both say what the student starts with: leave one out"
+    return None
 
 
 def _no_network(name: object) -> str | None:

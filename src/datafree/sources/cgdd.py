@@ -50,12 +50,8 @@ class Cgdd(GeneratorSource):
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     target_weight: Annotated[Weight, Doc("of the teacher's loss on the preset targets (cross-entropy)")] = 0.5
-    bn_weight: Annotated[
-        Weight, Doc("of the distance to the teacher's BatchNorm statistics; off where it has none")
-    ] = 20.0
-    bn_momentum: Annotated[
-        Momentum, Doc("of an average of past batches' statistics that steadies small batches, as Fast-DFKD's")
-    ] = 0.9
+    bn_weight: Annotated[Weight, Doc("of the distance to the teacher's BatchNorm statistics, if it has any")] = 20.0
+    bn_momentum: Annotated[Momentum, Doc("of an average of past batches' statistics, as Fast-DFKD's")] = 0.9
     balance_weight: Annotated[Weight, Doc("of the average answer's negative entropy, as DAFL's")] = 1.0
     activation_weight: Annotated[Weight, Doc("of the teacher's deepest activations, to be large, as DAFL's")] = 0.01
     adversarial_weight: Annotated[Weight, Doc("of the disagreement of student and teacher, to be large")] = 5.0

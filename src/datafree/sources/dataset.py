@@ -39,9 +39,7 @@ class Dataset(ImageSource):
     needs_images: ClassVar[bool] = True
 
     path: Annotated[ExistingFolder, Doc("the --out of `datafree synthesize`, or a folder of labelled images")]
-    hold_out: Annotated[
-        Count, Doc("images kept back for `held_out` at most, and at most a tenth of the set (but one)")
-    ] = 64
+    hold_out: Annotated[Count, Doc("images kept back for validation; at most a tenth of the set (but one)")] = 64
 
     def attach(self, context: SourceContext) -> None:
         self._context = context

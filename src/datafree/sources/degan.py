@@ -45,15 +45,11 @@ class Degan(ImageSource):
     diversity: Annotated[Literal["plain", "weighted"], Doc("eq. 4 or eq. 5")] = "weighted"
     latent: Annotated[PositiveInt, Doc("Z")] = 100
     width: Annotated[PositiveInt, Doc("channels of the widest-resolution layer of both networks")] = 64
-    batch_size: Annotated[
-        PositiveInt, Doc("proxy images and generated images per update; the paper found 16 faster than 32")
-    ] = 16
+    batch_size: Annotated[PositiveInt, Doc("proxy and generated images per update; in the paper 16 beat 32")] = 16
     lr: Annotated[Positive, Doc("Adam's, both networks")] = 2e-4
     beta1: Annotated[Momentum, Doc("Adam's")] = 0.5
     warmup: Annotated[Count, Doc("150,000 images at 16 an update: the paper's '150K iterations'")] = 9400
-    generator: Annotated[
-        ExistingFile | None, Doc("generator.safetensors of an earlier run: then there is nothing left to train")
-    ] = None
+    generator: Annotated[ExistingFile | None, Doc("an earlier run's generator.safetensors: no training")] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,6 @@ from typing_extensions import Doc
 
 from datafree.config.options import Count, Momentum, Positive, PositiveInt, Share, Weight
 from datafree.distributed import replicas
-from datafree.errors import DataError
 from datafree.health.guard import Guard
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
@@ -48,9 +47,7 @@ class Fast(PoolSource):
 
     target_weight: Annotated[Weight, Doc("oh: of the teacher's loss on the preset targets (cross-entropy)")] = 0.4
     bn_weight: Annotated[Weight, Doc("bn: of the distance to the teacher's BatchNorm statistics")] = 10.0
-    adversarial_weight: Annotated[
-        Weight, Doc("adv: of KL(teacher || student) where both agree, to be large; from step 0 on")
-    ] = 1.1
+    adversarial_weight: Annotated[Weight, Doc("adv: of -KL(teacher || student) where both agree, from step 0 on")] = 1.1
     iterations: Annotated[PositiveInt, Doc("k: steps of a copy and its latents for each batch")] = 10
     latent_lr: Annotated[Positive, Doc("lr_z: Adam's, of the latents")] = 0.01
     generator_lr: Annotated[Positive, Doc("lr_g: Adam's, of the copy; the meta-generator's is k times this")] = 2e-3
@@ -59,25 +56,16 @@ class Fast(PoolSource):
         Literal["fomaml", "reptile"], Doc("the copy's gradients, or the way it went; published: is_maml 1 or 0")
     ] = "fomaml"
     bn_momentum: Annotated[Momentum, Doc("bn_mmt: share of past batches in the statistics that are compared")] = 0.9
-    reset_at: Annotated[
-        Share, Doc("fraction of the run at which the first layers start anew (reset_l0); 0 = never")
-    ] = 0.6
+    reset_at: Annotated[Share, Doc("share of the run after which first layers start anew (reset_l0); 0 = never")] = 0.6
     latent: Annotated[PositiveInt, Doc("Z")] = 256
     width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
     batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
-    shift: Annotated[
-        Count, Doc("pixels: images are shifted by up to this, and mirrored, whenever they are looked at; 0 = not")
-    ] = 4
+    shift: Annotated[Count, Doc("pixels: images are shifted by up to this, and mirrored, at each look; 0 = not")] = 4
     bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
     restarts: Annotated[Count, Doc("at most")] = 3
     warmup: Annotated[Count, Doc("batches without the adversarial term")] = 20
     update_every: Annotated[Count, Doc("student steps per batch")] = 400
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.warmup and not self.update_every:
-            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "fast")

@@ -48,15 +48,9 @@ class Folder(ImageSource):
         Doc("of the image scaled to just cover the task's size; multiscale: crops of every scale, for few photographs"),
     ] = "centre"
     flip: Annotated[bool, Doc("mirror left and right with probability 0.5")] = False
-    limit: Annotated[PositiveInt | None, Doc("learn from so many images at most, chosen by the seed; unset: all")] = (
-        None
-    )
-    cache_mib: Annotated[
-        Count, Doc("MiB of decoded images kept in memory, 0 = none; the others are read each epoch")
-    ] = 256
-    hold_out: Annotated[
-        Count, Doc("images kept back for `held_out` at most, and at most a tenth of the folder (but one)")
-    ] = 64
+    limit: Annotated[PositiveInt | None, Doc("images to learn from at most, chosen by the seed; unset: all")] = None
+    cache_mib: Annotated[Count, Doc("MiB of decoded images kept in memory; the others are read each epoch")] = 256
+    hold_out: Annotated[Count, Doc("images kept back for validation; at most a tenth of the folder (but one)")] = 64
 
     def attach(self, context: SourceContext) -> None:
         self._context = context

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Weight
-from datafree.errors import DataError
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Paper, SourceContext
@@ -45,13 +44,9 @@ class Inversion(PoolSource):
     bn_weight: Annotated[Weight, Doc("alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4")] = 10.0
     first_bn_weight: Annotated[Weight, Doc("added to the first BatchNorm layer's share of 1; 9 for ImageNet")] = 0.0
     tv_l1_weight: Annotated[Weight, Doc("of the mean differences of neighbouring pixels")] = 0.0
-    tv_l2_weight: Annotated[
-        Weight, Doc("alpha_tv: of their norm, eq. 2; published 2.5e-5 on pixels in units of their std")
-    ] = 1e-4
+    tv_l2_weight: Annotated[Weight, Doc("alpha_tv: of their norm, eq. 2; 2.5e-5 in units of their std")] = 1e-4
     l2_weight: Annotated[Weight, Doc("alpha_l2: of the distance to mid-grey, eq. 2")] = 0.0
-    adversarial_weight: Annotated[
-        Weight, Doc("alpha_c, eq. 7: of 1 - JS(student, teacher); acts from the student's step 0 on")
-    ] = 0.0
+    adversarial_weight: Annotated[Weight, Doc("alpha_c, eq. 7: of 1 - JS(student, teacher), from step 0 on")] = 0.0
     temperature: Annotated[Positive, Doc("of that divergence")] = 3.0
     iterations: Annotated[PositiveInt, Doc("for each batch")] = 2000
     batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
@@ -61,17 +56,10 @@ class Inversion(PoolSource):
     beta1: Annotated[Momentum, Doc("Adam's")] = 0.9
     beta2: Annotated[Momentum, Doc("Adam's")] = 0.999
     jitter: Annotated[Count, Doc("pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2")] = 2
-    shift: Annotated[
-        Count, Doc("pixels: images the student draws are shifted by up to this, and mirrored; 0 = as made")
-    ] = 4
+    shift: Annotated[Count, Doc("pixels: images drawn are shifted by up to this, and mirrored; 0 = as made")] = 4
     bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
     warmup: Annotated[Count, Doc("batches before the student's first step: 51,200 images")] = 200
     update_every: Annotated[Count, Doc("student steps per batch; 0 = none")] = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.warmup and not self.update_every:
-            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
     def attach(self, context: SourceContext) -> None:
         require_batchnorm(context.teacher, "inversion")

@@ -57,14 +57,10 @@ class Detection(Task[Predictions]):
     ] = 1.0
     temperature: Annotated[Positive, Doc("of that KL")] = 2.0
     min_teacher_score: Annotated[float, Doc("boxes only: score of the teacher's detections that may be drawn")] = 0.1
-    score_threshold: Annotated[
-        float, Doc("of detections that count as seen: in pictures, agreement and hard targets")
-    ] = 0.3
+    score_threshold: Annotated[float, Doc("of detections that count: in pictures, agreement and hard targets")] = 0.3
     nms_iou: Annotated[float, Doc("IoU above which only the surer of two detections of a class stays")] = 0.5
     max_boxes: Annotated[int, Doc("rows of targets: boxes an image can show")] = 32
-    boxes_per_image: Annotated[
-        tuple[int, int], Doc("sampled targets: at least, at most (DIODE's one-box sets: 1, 1)")
-    ] = (1, 1)
+    boxes_per_image: Annotated[tuple[int, int], Doc("sampled targets: least, most (DIODE: 1, 1)")] = (1, 1)
     box_sides: Annotated[
         tuple[Share, Share], Doc("sampled targets: of the image's width and height, least and most")
     ] = (0.2, 0.8)

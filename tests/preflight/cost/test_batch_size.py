@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datafree.engine.build_networks import NOTHING_GIVEN, Given, prepare
-from datafree.errors import Interrupted, RecipeError, RunError
+from datafree.errors import DataError, Interrupted, RecipeError, RunError
 from datafree.ops import modes
 from datafree.preflight.cost import batch_size
 from datafree.preflight.cost.activation_memory import watched_memory
@@ -200,7 +200,7 @@ def test_wrong_values_are_one_line(tmp_path: Path) -> None:
     for word in ("big", "auto"):
         with pytest.raises(ValueError, match=rf"batch_size is '{word}'; give a number, or \{{'batch_size': 'auto', "):
             Training(batch_size=word)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+    with pytest.raises(DataError, match="batch_size is 0; it must be 1 or more"):
         Training(batch_size=0)
 
 

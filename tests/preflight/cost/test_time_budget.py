@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from datafree.cli.main import main
 from datafree.config import yaml
 from datafree.config.duration import duration_of, seconds_of
 from datafree.engine.build_networks import NOTHING_GIVEN, Given, prepare
+from datafree.engine.student_init import images_of
 from datafree.errors import DataError, Interrupted, RecipeError, RunError
 from datafree.preflight.cost import time_budget
 from datafree.preflight.cost.time_budget import Costs, Schedule, UpdateCost, planned, recorded
@@ -205,6 +208,30 @@ def test_a_measured_run_has_steps_and_the_given_networks_are_not_touched(tmp_pat
     schedule, (line,) = time_budget.found(recipe, recipe.training, NOTHING_GIVEN, CPU, torch.float32)
     assert schedule.steps > 0
     assert line == f"training.time=60s: 6 warm-up updates and {schedule.steps:,} steps are planned"
+
+
+def test_a_start_from_the_teacher_is_counted_from_two_on_few_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def started(teacher: Any, student: Any, source: Any, task: Any, batch: int, count: int) -> None:
+        now[0] += 5 + count / 10
+
+    monkeypatch.setattr(time_budget, "start_student", started)
+    task = timed(tmp_path).task
+    calibrated: Any = SimpleNamespace(
+        clock=lambda: now[0], student=torch.nn.Linear(1, 1), teacher=None, small=None, task=task, timed=3
+    )
+    assert images_of(task) == 512
+    assert time_budget._start(calibrated) == pytest.approx(5 + 51.2)
+
+
+def test_a_run_that_starts_from_its_teacher_is_planned(tmp_path: Path) -> None:
+    recipe = timed(tmp_path, time="60s")
+    recipe = replace(recipe, student=replace(recipe.student, init="teacher"))
+    schedule, _ = time_budget.found(recipe, recipe.training, NOTHING_GIVEN, CPU, torch.float32)
+    assert schedule.steps > 0
 
 
 def test_a_time_too_short_is_one_line_and_nothing_is_written(

@@ -5,8 +5,8 @@ a resumed run takes it from there. The warm-up is kept where it takes at most ha
 take at most two thirds of what is left then.
 
 On a CPU seconds are processor time of the thread that computes, so that other work on the machine changes no plan; they
-are wall time elsewhere, and on an idle machine on either. Planning, building the networks, comparisons and pictures are
-counted; scores on labelled data, reading files ahead and writing checkpoints are not.
+are wall time elsewhere. Planning, building the networks, the student's start from its teacher, comparisons and pictures
+are counted; scores on labelled data, reading files ahead and writing checkpoints are not.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from datafree.config.duration import duration_of, seconds_of
 from datafree.distributed import replicas
 from datafree.engine import validation
 from datafree.engine.build_networks import Given, build_networks, require_weights, with_student
+from datafree.engine.student_init import LEAST, images_of, start_student
 from datafree.errors import RecipeError
 from datafree.ops import modes
 from datafree.preflight.cost.calibration import Calibration
@@ -57,7 +58,7 @@ class Costs:
 
     sources: tuple[UpdateCost, ...]  # of those whose updates are their own work, in order
     step: float  # of the student, with its share of comparisons and pictures
-    fixed: float  # once: planning, building the networks, the record at the end
+    fixed: float  # once: planning, building the networks, a start from the teacher, the record at the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +230,19 @@ def measured(
         )
         step = calibrated.step().each.seconds
         look, picture, record = _beside(calibrated)
+        start = _start(calibrated) if recipe.student.init == "teacher" else 0.0
     step += look / training.save_every + picture / training.picture_every
-    return Costs(sources=sources, step=step, fixed=clock() - began + built + look + picture + record)
+    return Costs(sources=sources, step=step, fixed=clock() - began + built + start + look + picture + record)
+
+
+def _start(calibrated: Calibration) -> float:
+    """Seconds of the student's start from its teacher, from two on few images: it grows with them from a fixed part."""
+    taken = []
+    for count in (LEAST, 2 * LEAST):
+        student, began = copy.deepcopy(calibrated.student), calibrated.clock()
+        start_student(calibrated.teacher, student, calibrated.small, calibrated.task, calibrated.timed, count)
+        taken.append(calibrated.clock() - began)
+    return taken[1] + max(0.0, taken[1] - taken[0]) * (images_of(calibrated.task) / LEAST - 2)
 
 
 def _beside(calibrated: Calibration) -> tuple[float, float, float]:

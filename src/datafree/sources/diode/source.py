@@ -52,43 +52,29 @@ class Diode(PoolSource):
     uses_batchnorm: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
 
-    tv_l1_weight: Annotated[
-        Weight, Doc("of the mean differences of neighbouring pixels; 10 to 25 where images turn out dark")
-    ] = 75.0
+    tv_l1_weight: Annotated[Weight, Doc("of neighbouring pixels' differences; 10 to 25 if images turn out dark")] = 75.0
     tv_l2_weight: Annotated[Weight, Doc("of their norm")] = 0.0
     bn_weight: Annotated[Weight, Doc("of the distance to the backbone's BatchNorm statistics")] = 0.1
     bn_norm: Annotated[float, Field(ge=1), Doc("p of that distance")] = 2.0
-    bn_clip: Annotated[
-        NonNegative, Doc("a layer that explodes counts so many times the median layer; 0 = as it is (published)")
-    ] = 100.0
-    bn_momentum: Annotated[
-        Momentum, Doc("share of past iterations' statistics in the distance, for batches below 32 (ours)")
-    ] = 0.0
+    bn_clip: Annotated[NonNegative, Doc("a layer counts at most so many times the median; 0 = any (published)")] = 100.0
+    bn_momentum: Annotated[Momentum, Doc("share of past iterations' statistics, for batches below 32 (ours)")] = 0.0
     flip_probability: Annotated[Share, Doc("probability that the batch is mirrored, each iteration")] = 0.5
     brightness: Annotated[NonNegative, Doc("std of what is added to an image, each iteration")] = 0.2
     contrast: Annotated[NonNegative, Doc("std of what it is multiplied by, about 1")] = 0.1
     erase_probability: Annotated[Share, Doc("probability that a rectangle of it is blackened")] = 0.5
     cutout: Annotated[Share, Doc("side of a square that is blackened, share of the image's shorter side (ours)")] = 0.0
     zoom: Annotated[tuple[float, float], Doc("least and most enlargement, each image on its own (ours)")] = (1.0, 1.0)
-    fp_sampling_every: Annotated[
-        Count, Doc("iterations of the first stage from one look for further boxes to the next; 0 = no look")
-    ] = 100
+    fp_sampling_every: Annotated[Count, Doc("first stage's iterations from look to look for boxes; 0 = no look")] = 100
     fp_sampling_from: Annotated[Count, Doc("iteration of the first look")] = 800
     fp_sampling_score: Annotated[Share, Doc("least score of a detection that becomes a box")] = 0.2
     fp_sampling_iou: Annotated[Share, Doc("its IoU with every box of the image is below this")] = 0.35
     fp_sampling_area: Annotated[tuple[Share, Share], Doc("its share of the image, least and most")] = (0.01, 0.85)
-    drop_unconfirmed: Annotated[
-        bool, Doc("at each look, boxes that no detection confirms are dropped (arXiv 2507.16782)")
-    ] = False
+    drop_unconfirmed: Annotated[bool, Doc("at each look, drop boxes not confirmed (arXiv 2507.16782)")] = False
     mosaic_share: Annotated[Share, Doc("share of images, drawn or in a data set, made of four, 2 x 2")] = 0.0
-    verifier: Annotated[
-        NetworkSpec | None, Doc("a second detector, of the same classes, whose AP50 on the images is logged")
-    ] = None
+    verifier: Annotated[NetworkSpec | None, Doc("a second detector of these classes; its AP50 is logged")] = None
     stages: list[Stage] = field(default_factory=published_stages)
     batch_size: Annotated[PositiveInt, Doc("images per update")] = 128
-    shift: Annotated[
-        Count, Doc("pixels: images the student draws are shifted by up to this, and mirrored; 0 = as made")
-    ] = 0
+    shift: Annotated[Count, Doc("pixels: images drawn are shifted by up to this, and mirrored; 0 = as made")] = 0
     bank_size: Annotated[PositiveInt, Doc("images")] = 120_000
     warmup: Annotated[Count, Doc("batches before the student's first step: 120,064 images")] = 938
     update_every: Annotated[Count, Doc("student steps per batch; 0 = none")] = 0
@@ -97,8 +83,6 @@ class Diode(PoolSource):
         super().__post_init__()
         if not self.stages:
             raise DataError("stages is empty; give one or more, such as [{iterations: 2000, lr: 0.1}]")
-        if not self.warmup and not self.update_every:
-            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise DataError(f"zoom is {self.zoom}; give 0 < least <= most, 1 = as large as it is")
         if self.fp_sampling_area[0] > self.fp_sampling_area[1]:
@@ -122,7 +106,7 @@ class Diode(PoolSource):
         self._exploding: dict[str, float] = {}  # clipped layer -> how many times the median it was, at most
         for number, stage in enumerate(self.stages):  # faults that would else be seen after hours
             try:
-                first_answer(context.teacher, self._size_of(stage), context.device, "teacher")
+                first_answer(context.teacher, stage.size(self._task.image_size), context.device, "teacher")
             except NetworkError as error:
                 at = f"source.stages.{number}.scale={stage.scale:g}"
                 raise DataError(f"{at}: {error}; choose it or task.image_size so that it can") from error
@@ -132,20 +116,16 @@ class Diode(PoolSource):
             context.say(f"note: {self._off[-1]}")
         self._verifier = None if self.verifier is None else build_verifier(self.verifier, self._task, context)
 
-    def _size_of(self, stage: Stage) -> tuple[int, int]:
-        height, width = self._task.image_size
-        return round(height * stage.scale), round(width * stage.scale)
-
     def _weighs_statistics(self, stage: Stage) -> bool:
         return self.bn_weight > 0 or stage.first_bn_weight > 0
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         targets = self._task.sample_targets(self.batch_size, self._context.device)
-        size = self._size_of(self.stages[0])
+        size = self.stages[0].size(self._task.image_size)
         images = torch.randn(self.batch_size, 3, *size, device=self._context.device).clamp_(0, 1)  # half of it black
         logs: dict[str, Tensor] = {}
         for index, stage in enumerate(self.stages):
-            size = self._size_of(stage)
+            size = stage.size(self._task.image_size)
             before = images
             images, targets, terms = self._run(resized(images, size), targets, stage, size, look=index == 0)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}

@@ -35,6 +35,11 @@ class Stage:
     def __post_init__(self) -> None:
         options.check(self)
 
+    def size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of this stage's images, of a task's `image_size`."""
+        height, width = image_size
+        return round(height * self.scale), round(width * self.scale)
+
 
 def published_stages() -> list[Stage]:
     """160 pixels from noise, then 320: half the task's image_size, then all of it.

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
 from datafree.sources.parts.image_pool import ImagePool
 
@@ -30,6 +31,11 @@ class PoolSource(ImageSource, ABC):
 
     _context: SourceContext
     _pool: ImagePool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.warmup and not self.update_every:
+            raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
     def attach_pool(self, context: SourceContext) -> None:
         """Hold the run's context, and an empty pool. For the method's `attach`."""

@@ -1,0 +1,117 @@
+"""`student.init: teacher` in a run: what a student starts as, what is said, what is refused before any work."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datafree.engine.loop import distill
+from datafree.engine.student_init import check_start
+from datafree.errors import Interrupted, NetworkError
+from datafree.networks.load import NetworkSpec
+from datafree.networks.normalized import Normalized, bare
+from datafree.networks.unet import unet
+from datafree.recipe.recipe import Recipe, dump
+from datafree.recipe.training import Training
+from datafree.run import run_recipe
+from datafree.sources.noise import Noise
+from datafree.storage.run_directory import Run
+from datafree.tasks.segmentation import Segmentation
+from recipes import VALID, changed, fault
+from small_runs import assert_same, everything, recipe_for, stop_after
+
+TASK = Segmentation(num_classes=3, image_size=(16, 16))
+SPEC = NetworkSpec(network="datafree/unet", init="teacher")
+
+
+def started(tmp_path: Path, **options: Any) -> Recipe:
+    recipe = recipe_for(tmp_path, {"method": "noise"}, **options)
+    return replace(recipe, student=replace(recipe.student, init="teacher"))
+
+
+def network(width: int, seed: int = 0) -> Normalized:
+    torch.manual_seed(seed)
+    made = unet(3, width=width, depth=1)
+    for _ in range(3):
+        made(torch.rand(4, 3, 16, 16))
+    return Normalized(made).eval()
+
+
+def test_a_student_of_its_teachers_shape_starts_as_its_teacher_before_its_first_step(tmp_path: Path) -> None:
+    teacher, student = network(4), network(4, seed=1)
+    wanted = copy.deepcopy(bare(teacher).state_dict())
+    seen: list[dict[str, torch.Tensor]] = []
+
+    training = Training(steps=1, batch_size=4, lr=1e-3)
+    run = Run(tmp_path / "run", {})
+    handle = student.register_forward_pre_hook(
+        lambda module, _: (
+            seen.append({k: v.clone() for k, v in bare(student).state_dict().items()}) if module.training else None
+        )
+    )
+    try:
+        chosen = distill(
+            task=TASK, teacher=teacher, student=student, source=Noise(), training=training, run=run, init="teacher"
+        )
+    finally:
+        handle.remove()
+        run.close()
+    assert all(torch.equal(seen[0][name], value) for name, value in wanted.items())
+    assert chosen.start[0].startswith("student: starts as its teacher")
+
+
+def test_a_narrower_student_starts_nearer_to_its_teacher_than_at_random(tmp_path: Path) -> None:
+    images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    distances = {}
+    for init in ("random", "teacher"):
+        teacher, student = network(8), network(4, seed=1)
+        run = Run(tmp_path / init, {})
+        training = Training(steps=1, batch_size=8, lr=1e-9)
+        distill(task=TASK, teacher=teacher, student=student, source=Noise(), training=training, run=run, init=init)
+        run.close()
+        with torch.no_grad():
+            distances[init] = float((teacher(images) - student.eval()(images)).square().mean())
+    assert distances["teacher"] < 0.5 * distances["random"]
+
+
+def test_a_stopped_run_that_started_from_its_teacher_resumes_to_the_same_bits_and_notes(tmp_path: Path) -> None:
+    whole = run_recipe(started(tmp_path), tmp_path / "unbroken")
+    for pieces in (1, 4):
+        with pytest.raises(Interrupted):
+            run_recipe(started(tmp_path), tmp_path / "broken", stop=stop_after(pieces))
+    resumed = run_recipe(started(tmp_path), tmp_path / "broken")
+    assert_same(everything(tmp_path / "unbroken"), everything(tmp_path / "broken"))
+    assert any(note.startswith("student: starts") for note in whole.notes)
+    assert resumed.notes == whole.notes
+
+
+def test_layers_that_do_not_correspond_are_named_before_any_work(tmp_path: Path) -> None:
+    recipe = started(tmp_path)
+    other = NetworkSpec(network="smp/unet?encoder=mobilenet_v2", init="teacher")
+    with pytest.raises(NetworkError, match=r"^student.init=teacher cannot start smp/unet: .*init") as caught:
+        run_recipe(replace(recipe, student=other), tmp_path / "run")
+    assert "\n" not in str(caught.value) and "random" in str(caught.value)
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_a_check_leaves_the_student_and_random_numbers_as_they_were() -> None:
+    teacher, student = network(8), network(4, seed=1)
+    before = copy.deepcopy(bare(student).state_dict())
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    check_start(SPEC, teacher, student, TASK)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(value, before[name]) for name, value in bare(student).state_dict().items())
+
+
+def test_a_teacher_has_no_start_and_a_student_one_at_most(tmp_path: Path) -> None:
+    assert fault(tmp_path, changed(teacher={**VALID["teacher"], "init": "teacher"})).startswith(
+        "teacher.init: is a student's"
+    )
+    both = changed(student={"network": "datafree/unet", "init": "teacher", "weights": __file__})
+    assert fault(tmp_path, both) == ("student.init: and weights both say what the student starts with: leave one out")
+    assert dump(started(tmp_path))["student"]["init"] == "teacher"
