@@ -4,8 +4,8 @@
     python benchmarks/budget.py --rows cifar10/auto/20 --seeds 0
 
 A row is PROBLEM/METHOD/MINUTES. Everything of a run is counted, from the first image on: the plan of its schedule, the
-making of images, the student's start, its steps. `training.time` plans the schedule; scoring comes after it. Each cell is
-a process of one thread, so that its processor time is comparable on a busy machine. Results go to
+making of images, the student's start, its steps. `training.time` plans the schedule; scoring comes after it. Each cell
+is a process of one thread, so that its processor time is comparable on a busy machine. Results go to
 benchmarks/results/budget-cpu.json, the table to docs/results.md.
 
 Metrics: `relative`, the student's top-1 over its teacher's on real test images (CIFAR-10: JPEG copies, so no figure is
@@ -37,6 +37,7 @@ from cells import Cell, Stop, folder_of, measure, read_cells, run_cells, seconds
 from classification import FASHION, load_images
 from classification_rows import CIFAR, CPU, public_resnet
 from classification_rows import Pair as Networks
+from datafree.config.paths import expand
 from datafree.engine.build_networks import prepare
 from datafree.errors import Interrupted
 from datafree.evaluation.scoring import evaluate
@@ -108,7 +109,7 @@ def recipe_of(row: str, seed: int, work: Path) -> Recipe:
         source["path"] = str(real_images(name, work))
     sections: dict[str, Any] = {
         "task": Classification(num_classes=10, image_size=(problem.side, problem.side), temperature=4.0),
-        "teacher": problem.teacher.located() if problem.teacher.weights is None else located(problem.teacher),
+        "teacher": located(problem.teacher),
         "student": replace(problem.student, init="random" if method.endswith("-random") else "teacher"),
         "source": source,
         "training": {**LEARNING, "shift": problem.shift, "time": f"{minutes}m", "seed": seed},
@@ -118,8 +119,6 @@ def recipe_of(row: str, seed: int, work: Path) -> Recipe:
 
 def located(spec: NetworkSpec) -> NetworkSpec:
     """The same with the file of its weights looked up: `$NAME` and `builtin:` may stand in it."""
-    from datafree.config.paths import expand
-
     return replace(spec, weights=expand(str(spec.weights)))
 
 
