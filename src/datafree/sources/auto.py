@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
@@ -22,6 +23,7 @@ from datafree.sources.folder import Folder
 from datafree.sources.mixed import Mixed
 from datafree.sources.procedural.boundary import gives_gradients
 from datafree.sources.procedural.source import Procedural
+from datafree.tasks.base import Task
 
 ENOUGH = 0.5  # of the layers with a kernel: so many BatchNorm layers make its statistics a prior of images
 
@@ -39,18 +41,23 @@ class Auto(ImageSource):
     update_every: Annotated[Count, Doc("student steps from one update to the next; 0 = none after the warm-up")] = 20
 
     def attach(self, context: SourceContext) -> None:
-        made, why = self._choose(context)
-        folder = () if self.photos is None else (Folder(path=self.photos, crop="random", flip=True),)
-        self._source: ImageSource = Mixed(parts=[*folder, made], ratio=(1.0,) * (len(folder) + 1))
-        context.say(f"source.method=auto: {why}{', and half of each batch from photos' if folder else ''}")
+        self._source, why = self.choose(context.task, context.teacher, context.device)
+        context.say(why)
         self._source.attach(context)
 
-    def _choose(self, context: SourceContext) -> tuple[ImageSource, str]:
-        """The source of made images, and why it is that."""
-        norms, kernels = len(batchnorm_layers(context.teacher)), count_kernels(context.teacher)
+    def choose(self, task: Task, teacher: nn.Module, device: torch.device) -> tuple[ImageSource, str]:
+        """The source for a teacher that takes images in [0, 1], and a line that says why it is that. Draws nothing."""
+        made, why = self._made(task, teacher, device)
+        if self.photos is None:
+            return made, f"source.method=auto: {why}"
+        photos = Folder(path=self.photos, crop="random", flip=True)
+        return Mixed(parts=[photos, made]), f"source.method=auto: {why}; half of each batch is photos"
+
+    def _made(self, task: Task, teacher: nn.Module, device: torch.device) -> tuple[ImageSource, str]:
+        norms, kernels = len(batchnorm_layers(teacher)), count_kernels(teacher)
         if norms < ENOUGH * kernels:
             return self._procedural(), f"procedural, as {norms} BatchNorm layers are too few for {kernels} layers"
-        if not gives_gradients(context.task, context.teacher, context.device):
+        if not gives_gradients(task, teacher, device):
             return self._procedural(), "procedural, as no gradient comes back through the teacher"
         fast = Fast(
             iterations=5,
