@@ -68,10 +68,10 @@ def test_a_choice_draws_no_random_number() -> None:
 
 
 def test_a_runs_recipe_names_the_source_and_the_run_resumes(tmp_path: Path) -> None:
-    recipe = recipe_for(tmp_path, {"method": "auto", "warmup": 2, "update_every": 0}, steps=2)
+    recipe = recipe_for(tmp_path, {"method": "auto"}, steps=2)
     said: list[str] = []
     run_recipe(recipe, tmp_path / "run", say=said.append)
     named = yaml.parse((tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8"), "recipe")
-    assert named["source"]["method"] == "fast" and named["source"]["warmup"] == 2
+    assert named["source"]["method"] == "fast" and named["source"]["warmup"] == recipe.source.warmup
     assert any(line.startswith("source.method=auto: fast") for line in said)
     assert run_recipe(recipe, tmp_path / "run").already_finished
