@@ -39,6 +39,7 @@ from datafree.sources.base import ImageSource
 WARMUP, UPDATES = 1 / 2, 2 / 3  # of the time, and of what the warm-up leaves of it, at most
 ALLOWED, ALLOWED_SHARE = 10.0, 0.05  # seconds, and share of the time, that the measurement may take, about
 _PASSES = 80  # passes through the teacher, and work of that length, that it makes
+_TIMED = 20  # of what is allowed, each thing is timed for one part
 _DOUBT = 1.1  # by which the least time that is named is longer than the one just measured
 
 
@@ -216,7 +217,7 @@ def measured(
             training=training,
             dtype=dtype,
             most=max(2, int(allowed / _PASSES / max(known.backward, 1e-9))),
-            budget=allowed / _PASSES,
+            budget=allowed / _TIMED,
             clock=clock,
         )
         sources = tuple(
