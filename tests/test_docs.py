@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [path for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]
 SECTIONS = ("name", "task", "teacher", "student", "source", "training", "data")
 FOLDERS, FILES = ("path", "data"), ("weights", "generator")
-OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "mkdocs", "export", ".")
+OTHER_COMMANDS = ("pip", "pytest", "ruff", "mypy", "make", "export", ".")
 
 pytestmark = pytest.mark.skipif(not (ROOT / "README.md").is_file(), reason="the pages are only in the repository")
 
@@ -201,13 +201,6 @@ def test_tables_of_options_are_those_of_the_code(name: str, heading: str, kind: 
             given = yaml.parse(cell.strip("`"), option)
             is_number = type(expected) in (float, int) or isinstance(value, tuple)
             assert given == (pytest.approx(expected, abs=1e-4) if is_number else expected), option
-
-
-def test_the_readme_names_every_method() -> None:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Methods\n")[2].partition("\n## ")[0]
-    table = re.search(r"^\| where .*\n\|---.*\n((?:\|.*\n)*)", section.strip("\n"), re.MULTILINE)
-    assert table is not None
-    assert set(re.findall(r"`(\w+)`", table[1])) == set(SOURCES)
 
 
 def test_every_method_and_task_is_named_where_one_is_chosen() -> None:

@@ -34,12 +34,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_RUN = {
     "pip": "installs; what it installs is what runs here",
     "python": "benchmarks take hours, and have tests of their own; `-m venv` makes what runs here",
-    "torchrun": "several machines; tests/test_launch.py runs several processes",
+    "torchrun": "several machines; tests/distributed/test_launch.py runs several processes",
     "export": "sets a variable, which the test sets itself",
     "pytest": "these tests",
     "ruff": "a submission's checks",
     "mypy": "a submission's checks",
-    "mkdocs": "a submission's checks",
+    "make": "a submission's checks, and benchmarks that take hours",
     "aws": "the store's own command",
     ".": "enters an environment",
 }

@@ -19,6 +19,7 @@ from datafree.engine.build_networks import (
     Given,
     build_networks,
     require_weights,
+    with_source,
     with_student,
 )
 from datafree.engine.loop import Chosen, distill
@@ -29,6 +30,7 @@ from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
+from datafree.preflight.cost.time_budget import with_time
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
 from datafree.report.live_writer import page_kept
@@ -68,13 +70,15 @@ def run_recipe(
     with contextlib.ExitStack() as held:
         device = modes.choose_device(held.enter_context(replicas.joined(recipe.training.device)))
         dtype = modes.choose_precision(recipe.training.precision, device)
+        recipe, sourced = with_source(recipe, device, dtype, given)
         recipe, training, sized = with_batch_size(recipe, out, given, device, dtype)
+        recipe, training, timed = with_time(recipe, training, out, given, device, dtype)
         run = held.enter_context(contextlib.closing(open_run(out, dump(recipe))))
         if replicas.is_first() and not run.finished:
             log = held.enter_context(page_kept(out, log, say))
         elif not replicas.is_first():
             log, say = (lambda progress: None), (lambda line: None)
-        for line in (*chosen, *sized):
+        for line in (*chosen, *sourced, *sized, *timed):
             say(line)
         return _carry_out(
             recipe,

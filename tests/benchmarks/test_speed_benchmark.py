@@ -197,7 +197,7 @@ def test_cmi_remembers_as_many_images_as_at_the_end_of_its_run(speed: ModuleType
 
 def test_every_source_and_every_task_has_a_row(speed: ModuleType) -> None:
     methods = {method for pair in speed.PAIRS.values() for method in pair.rows}
-    assert methods == set(SOURCES)
+    assert methods == set(SOURCES) - {"auto"}  # which is one of the others
     assert {pair.task for pair in speed.PAIRS.values()} == {"classification", "segmentation", "detection"}
     assert {(pair, method) for pair in speed.PAIRS for method in speed.PAIRS[pair].rows} == {
         (pair, method) for pair in speed.PAIRS for method in speed.QUICK[pair].rows if method in speed.PAIRS[pair].rows

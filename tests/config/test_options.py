@@ -24,7 +24,7 @@ from datafree.sources.diode.source import Diode
 from datafree.sources.diode.stages import Stage
 from datafree.tasks import TASKS, Classification
 
-BY_NAME = [source for name, source in SOURCES.items() if name != "procedural"]  # which is younger than its reference
+BY_NAME = [source for name, source in SOURCES.items() if name not in ("auto", "procedural")]  # younger ones
 KINDS: list[type[Any]] = [*BY_NAME, *TASKS.values(), Stage, Training, NetworkSpec, Speed, _Outline]
 
 # The reference: which numbers an option took by its name, and, below, what constructors said on their own.
@@ -34,11 +34,13 @@ AT_LEAST_1 = {
 }
 AT_LEAST_0 = {
     *("warmup", "update_every", "weight_decay", "seed", "jitter", "shift", "negatives", "restarts", "max_rollbacks"),
+    "lr_warmup",
     *("clip", "lr_end", "bn_clip", "bn_layers", "brightness", "contrast", "fp_sampling_every", "fp_sampling_from"),
 }
 ABOVE_0 = {"lr", "temperature", "std"}
-FROM_0_BELOW_1 = {"momentum", "bn_momentum", "beta1", "beta2"}
+FROM_0_BELOW_1 = {"momentum", "ema", "bn_momentum", "beta1", "beta2"}
 FROM_0_TO_1 = {
+    "cutmix",
     *("replay", "mixup", "decay_at", "reset_at", "mosaic_share", "flip_probability", "erase_probability", "cutout"),
     *("box_sides", "fp_sampling_area", "fp_sampling_score", "fp_sampling_iou"),
 }

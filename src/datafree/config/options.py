@@ -18,10 +18,11 @@ from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 from typing_extensions import Doc
 
+from datafree.config.duration import seconds_of
 from datafree.errors import DataError, DatafreeError
 from datafree.text import show
 
@@ -145,6 +146,12 @@ def _file(path: Path) -> Path:
     return path
 
 
+def _duration(value: Any) -> Any:
+    if not isinstance(value, str) or seconds_of(value) is None:
+        raise Refused("is not a time; write it as 90s, 9m or 1h30m")
+    return value
+
+
 def _looked(path: Path) -> str:
     return f"(looked for {path if str(path).isprintable() else show(str(path))})"
 
@@ -161,3 +168,4 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]  # of a running average; 1 would 
 ExistingFolder = Annotated[Path, AfterValidator(_folder)]
 ExistingFile = Annotated[Path, AfterValidator(_file)]
 ExistingPath = Annotated[Path, AfterValidator(_there)]  # a file or a folder
+Duration = Annotated[str, BeforeValidator(_duration)]  # such as 90s, 9m or 1h30m: `duration.seconds_of`

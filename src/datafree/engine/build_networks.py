@@ -24,6 +24,7 @@ from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.ops.predictions import raw_tensors
 from datafree.recipe.recipe import Recipe
+from datafree.sources.auto import Auto
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.text import first_line
@@ -71,6 +72,21 @@ def build_networks(
     student = prepare(spec, task, "student", device, dtype, given.student, training.speed)
     check_start(spec, teacher, student, task)
     return Networks(teacher=teacher, student=student)
+
+
+def with_source(
+    recipe: Recipe, device: torch.device, dtype: torch.dtype, given: Given = NOTHING_GIVEN
+) -> tuple[Recipe, list[str]]:
+    """The recipe with the source that `auto` stands for, and what is to be said of the choice; else as it is.
+
+    Whatever plans or records a run then sees what it is made of. Raises NetworkError for a teacher that does not serve.
+    """
+    if not isinstance(recipe.source, Auto):
+        return recipe, []
+    require_weights(recipe.teacher, recipe.task)
+    teacher = prepare(recipe.teacher, recipe.task, "teacher", device, dtype, given.teacher, recipe.training.speed)
+    source, line = recipe.source.choose(recipe.task, teacher, device)
+    return replace(recipe, source=source), [line]
 
 
 def require_weights(spec: NetworkSpec, task: Task) -> None:

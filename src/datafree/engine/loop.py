@@ -22,6 +22,7 @@ from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Recovery
 from datafree.engine.student_init import start_student
 from datafree.engine.student_step import StudentStep
 from datafree.engine.train_state import BestStudent, TrainState
+from datafree.engine.weight_average import WeightAverage
 from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.networks import features
 from datafree.ops import modes
@@ -85,6 +86,7 @@ def distill(
             source=source,
             recovery=recovery,
             watch=watch,
+            average=WeightAverage(momentum=training.ema),
         )
 
         # Resume from the last checkpoint; there is always one, so that a faulty step can be rolled back.
@@ -123,6 +125,7 @@ def distill(
                         say("note: training.label_weight has no effect: the source's images have no targets")
                     with out_of_memory.noticed(STUDENT_STEP):
                         state.latest |= student_step.learn(batch, state.step)
+                        state.average.update(student, state.step)
                 for name, network in source.artefacts().items():  # sampling may move running averages
                     watch.see(f"the source's {name}", [*(network.parameters() if updates else ()), *network.buffers()])
                 watch.look()
@@ -137,7 +140,7 @@ def distill(
                     watch.look(wait=True)  # before anything is written
                 if logs:
                     log(_logged(state, training.steps, rate))
-                with out_of_memory.noticed("validation"):
+                with out_of_memory.noticed("validation"), state.average.shown_by(student, shows or validates):
                     if shows:
                         picture = validation.picture(task, teacher, student, source, trained=step > 0)
                         if picture is not None:
@@ -152,6 +155,8 @@ def distill(
 
         if training.select == "agreement":
             student.load_state_dict(state.best.weights)
+        else:
+            state.average.put_into(student)
     return Chosen(
         step=state.best.step, agreement=state.best.agreement, history=list(recovery.history), start=state.start
     )

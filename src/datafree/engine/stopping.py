@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import time
@@ -11,19 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from datafree.config.duration import seconds_of
 from datafree.errors import RecipeError
 from datafree.text import show
 
 
 def parse_time(text: str) -> float:
     """Seconds of a time such as 90s, 9m or 1h30m. Raises RecipeError."""
-    match = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,9})s)?", text, re.ASCII)
-    seconds = (
-        sum(int(part or 0) * unit for part, unit in zip(match.groups(), (3600, 60, 1), strict=True)) if match else 0
-    )
-    if not seconds:
+    seconds = seconds_of(text)
+    if seconds is None:
         raise RecipeError([f"--max-time {show(text)} is not a time; write it as 90s, 9m or 1h30m"])
-    return float(seconds)
+    return seconds
 
 
 class Stop:

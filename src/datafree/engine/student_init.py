@@ -41,13 +41,20 @@ def check_start(spec: NetworkSpec, teacher: nn.Module, student: nn.Module, task:
         raise NetworkError(f"student.init=teacher cannot start {spec.network}: {error}") from error
 
 
-def start_student(teacher: nn.Module, student: nn.Module, source: ImageSource, task: Task, batch: int) -> list[str]:
+def images_of(task: Task) -> int:
+    """How many images layers are refitted on."""
+    height, width = task.image_size
+    return max(LEAST, min(IMAGES, MEMORY // (3 * height * width * 4)))
+
+
+def start_student(
+    teacher: nn.Module, student: nn.Module, source: ImageSource, task: Task, batch: int, count: int | None = None
+) -> list[str]:
     """Start `student` from `teacher` on images that `source` has made, drawn `batch` at a time; lines that say how.
 
-    Every process does all of it on the same images, so that replicas stay equal.
+    Every process does all of it on the same images, so that replicas stay equal. `count`: images, if not `images_of`.
     """
-    height, width = task.image_size
-    count = max(LEAST, min(IMAGES, MEMORY // (3 * height * width * 4)))
+    count = images_of(task) if count is None else count
     drawn = [source.sample(batch).images for _ in range(-(-count // batch))]
     images = augment.blend(torch.cat(drawn)[:count], 1.0)[0]
     with replicas.single_process():

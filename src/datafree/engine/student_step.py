@@ -94,10 +94,14 @@ def _varied(task: Task, batch: Batch, training: Training) -> tuple[Tensor, Tenso
     """What the student sees of a batch: images, targets moved with them, the indices of images that are no mixture."""
     images, targets = batch.images, batch.targets
     if training.shift:
-        images, move = augment.shift_and_flip(images, training.shift, task.padding_mode)
+        padding = task.padding_mode if training.shift_padding == "zeros" else training.shift_padding
+        images, move = augment.shift_and_flip(images, training.shift, padding)
         targets = None if targets is None else task.move_targets(targets, move)
         images = images.clamp(0, 1)  # interpolation rounds
+    whole = torch.arange(len(images), device=images.device)
+    if training.cutmix:
+        images, whole = augment.cutmix(images, training.cutmix)
     if training.mixup:
-        images, whole = augment.blend(images, training.mixup)
-        return images, targets, whole
-    return images, targets, torch.arange(len(images), device=images.device)
+        images, left = augment.blend(images, training.mixup)
+        whole = left[torch.isin(left, whole)]
+    return images, targets, whole

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from datafree.engine.nonfinite import Watch
 from datafree.engine.progress import SAVED_WITHIN
 from datafree.engine.recovery import Recovery
+from datafree.engine.weight_average import WeightAverage
 from datafree.health.verdict import VerdictTracker
 from datafree.ops import modes
 from datafree.sources.base import ImageSource
@@ -40,6 +41,7 @@ class TrainState:
     source: ImageSource
     recovery: Recovery
     watch: Watch
+    average: WeightAverage = field(default_factory=WeightAverage)
     step: int = field(init=False)  # steps below it are done
     good_step: int = field(init=False)  # of the checkpoint on the disk
     saved_at: float = field(init=False)  # time.monotonic() of the last save
@@ -76,6 +78,8 @@ class TrainState:
             "recovery": self.recovery.state_dict(),
             "random": modes.random_state(),
         }
+        if self.average.values:
+            state["average"] = self.average.values
         self.watch.check_state(state)
         self.saved_at = time.monotonic()
         if self.run.save_state(state, must=must):
@@ -95,6 +99,7 @@ class TrainState:
         self.start = list(state.get("start", []))  # older checkpoints know of no such start
         self.verdict.load_state_dict(state["verdict"])
         self.student.load_state_dict(state["student"])
+        self.average.load(state.get("average", {}), self.student)
         self.optimizer.load_state_dict(state["optimizer"])
         self.source.load_state_dict(state["source"])
         modes.set_random_state(state["random"])  # last: nothing may draw after it

@@ -27,6 +27,7 @@ class Move:
     down: int = 0
     scale: Tensor | None = None
     offset: Tensor | None = None
+    padding: str = ""  # how it was resampled beyond the edge, where that is not as the task has it
 
 
 def roll_and_flip(images: Tensor, jitter: int, mirror: float = 0.5) -> tuple[Tensor, Move]:
@@ -47,14 +48,39 @@ def shift_and_flip(images: Tensor, most: int, padding: str = "zeros") -> tuple[T
     """Each image shifted by up to `most` pixels each way and mirrored with probability 1/2, on its own.
 
     The crop of padded images that CIFAR networks are trained with (He et al., arXiv 1512.03385, section 4.2). Images
-    (B, 3, H, W); what comes in from outside is black, or what is at the edge (`padding` "border").
+    (B, 3, H, W); what comes in from outside is black, what is at the edge (`padding` "border"), or the image mirrored
+    there ("reflection").
     """
     count, _, height, width = images.shape
     x, y = torch.randint(-most, most + 1, (count, 2), device=images.device).unbind(1)  # pixels
     offset = torch.stack([2 * x / width, 2 * y / height], 1)
     scale = torch.ones_like(offset)
     scale[:, 0] -= 2 * (torch.rand(count, device=images.device) < 0.5)
-    return resampled(images, scale, offset, padding), Move(scale=scale, offset=offset)
+    mirrored = padding if padding == "reflection" else ""
+    return resampled(images, scale, offset, padding), Move(scale=scale, offset=offset, padding=mirrored)
+
+
+def cutmix(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """A `share` of the images, each with a box of another of the batch at the same place; and which are whole.
+
+    CutMix (Yun et al., arXiv 1905.04899, eq. 2, with Beta(1, 1)): the box has 1 - lambda of the area, lambda ~ U(0, 1),
+    the image's shape and a centre anywhere, beyond the edge it is cut; each image has its own box. Images (B, 3, H, W)
+    -> the same shape, and the (M,) indices of those left as they were.
+    """
+    count, _, height, width = images.shape
+    order = torch.randperm(count, device=images.device)
+    mixed = round(share * count)
+    side = torch.rand(
+        count, device=images.device
+    ).sqrt()  # of the box, as a share of the image's; its square: 1 - lambda
+    across, down = (side * width).round(), (side * height).round()
+    left = (torch.rand(count, device=images.device) * width - across / 2).round()
+    top = (torch.rand(count, device=images.device) * height - down / 2).round()
+    inside = _rectangles(images, left, top, across, down)
+    chosen, others = order[:mixed], order.roll(1)[:mixed]
+    cut = images.clone()
+    cut[chosen] = torch.where(inside[chosen], images[others], images[chosen])
+    return cut, order[mixed:]
 
 
 def blend(images: Tensor, share: float) -> tuple[Tensor, Tensor]:

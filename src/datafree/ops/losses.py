@@ -79,6 +79,36 @@ def heads_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     ).sum()
 
 
+def zscore_kl_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """`kl_loss` of standardised logits: each row less its mean, over its standard deviation. Logits (B, C, ...).
+
+    Sun et al., arXiv 2403.01427 (CVPR 2024), eq. 9, with the unbiased deviation of its code: the student need not learn
+    the size of the teacher's logits, only their pattern. Published with T = 2 and weight 9.
+    """
+    return kl_loss(standardised(student), standardised(teacher), temperature)
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """Logits (B, C, ...) less their mean over C, over their standard deviation; equal ones are all 0."""
+    logits = logits.float()
+    spread = logits.var(1, keepdim=True) + 1e-14  # under the root, which has no finite slope at 0
+    return (logits - logits.mean(1, keepdim=True)) * spread.rsqrt()
+
+
+def mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean (s - t)^2 over all logits (Kim et al., arXiv 2105.08919, eq. 4, a mean in place of the sum). Same shapes."""
+    return F.mse_loss(student.float(), teacher.float())
+
+
+def logits_loss(kind: str, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """The distillation loss of that name on logits (B, C, ...): "kl", "zscore", "mse" or "l1"."""
+    if kind == "l1":
+        return l1_loss(student, teacher)
+    if kind == "mse":
+        return mse_loss(student, teacher)
+    return (zscore_kl_loss if kind == "zscore" else kl_loss)(student, teacher, temperature)
+
+
 def l1_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """mean |s - t| over all logits: DFAD's student loss (Fang et al., arXiv 1912.11006). Same shapes."""
     return (student.float() - teacher.float()).abs().mean()

@@ -27,6 +27,7 @@ from datafree.ops.performance import ALL_ON
 from datafree.ops.predictions import answer_form
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
+from datafree.preflight.cost.time_budget import with_time
 from datafree.preflight.subject import Fact, Subject, find_subject, input_facts
 from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import TASK, Recipe
@@ -232,6 +233,7 @@ def _cost_of_run(
 ) -> RunCost:
     plan, _ = with_student(replace(plan, task=task))
     plan, training, _ = with_batch_size(plan, None, NOTHING_GIVEN, device, dtype)
+    plan, training, _ = with_time(plan, training, None, NOTHING_GIVEN, device, dtype)
     networks = build_networks(plan, device, dtype, teacher=teacher)
     with calibration(
         task=task,

@@ -87,6 +87,7 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
             "optimizer": calibrated.optimizer.state_dict(),
             "source": source.state_dict(),
             "best": dict(student.state_dict()) if training.select == "agreement" else {},
+            "average": dict(student.state_dict()) if training.ema else {},
             "random": modes.random_state(),
         }
         each, size = _written(folder / "state.pt", state)

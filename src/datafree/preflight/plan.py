@@ -23,6 +23,7 @@ from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.calibration import Calibration, CostItem
 from datafree.preflight.cost.estimate import calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.pass_cost import Cost
+from datafree.preflight.cost.time_budget import with_time
 from datafree.preflight.overheads import of_run, of_shard
 from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
@@ -94,6 +95,9 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
     labelled = task.open_dataset(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     recipe, training, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
+    if images is None:
+        recipe, training, timed = with_time(recipe, training, None, NOTHING_GIVEN, device, dtype)
+        found += timed
     opened = time.perf_counter()
     networks = build_networks(recipe, device, dtype)
     opening = CostItem(what="opening", often=1, each=Cost(seconds=time.perf_counter() - opened))

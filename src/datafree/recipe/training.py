@@ -13,18 +13,24 @@ from torch import nn
 from typing_extensions import Doc
 
 from datafree.config import options
-from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Share, Weight
+from datafree.config.duration import seconds_of
+from datafree.config.options import Count, Duration, Momentum, NonNegative, Positive, PositiveInt, Share, Weight
+from datafree.errors import DataError
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.sources.base import Batch, SourceContext
 from datafree.tasks.base import Task
+from datafree.text import show
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions(ABC):
     """How the student learns, whether its batch size is known (`Training`) or to be found (`AutoTraining`)."""
 
-    steps: Annotated[PositiveInt, Doc("of the student")] = 1000
+    time: Annotated[
+        Duration | None, Doc("such as 30m: steps, warm-up and rhythm are planned to end with it; unset: as stated")
+    ] = None
+    steps: Annotated[PositiveInt, Doc("of the student; planned anew where `time` is set")] = 1000
     batch_size: Annotated[
         PositiveInt | Literal["auto"], Doc("images a step; auto: as many as fit, found when a run begins")
     ]
@@ -33,6 +39,12 @@ class TrainingOptions(ABC):
     momentum: Annotated[Momentum, Doc("of SGD")] = 0.9
     weight_decay: NonNegative = 5e-4
     lr_schedule: Annotated[Literal["step", "cosine", "none"], Doc("step: a tenth at 1/3 and 2/3 of them")] = "cosine"
+    lr_warmup: Annotated[
+        Count, Doc("first steps, during which the rate rises linearly to its schedule's; 0 = none")
+    ] = 0
+    ema: Annotated[
+        Momentum, Doc("of the average of the student's weights, which is kept in their place; 0 = the last weights")
+    ] = 0.0
     label_weight: Annotated[Weight, Doc("of the loss on the source's own targets, where it has some")] = 0.0
     attention_weight: Annotated[
         Weight, Doc("of the distance between the attention maps of both networks' paired layers")
@@ -43,6 +55,10 @@ class TrainingOptions(ABC):
     shift: Annotated[
         Count, Doc("pixels: images the student learns from are shifted by up to this, and mirrored at 1/2; 0 = not")
     ] = 0
+    shift_padding: Annotated[
+        Literal["zeros", "reflection"], Doc("what comes in: black (beside a mask the edge), or the image mirrored")
+    ] = "zeros"
+    cutmix: Annotated[Share, Doc("share of each batch in which a box is cut out of another image of it")] = 0.0
     mixup: Annotated[Share, Doc("share of each batch that is mixed with others of it")] = 0.0
     select: Annotated[
         Literal["last", "agreement"], Doc("the student that is kept; agreement: with the teacher, held-out images")
@@ -60,6 +76,8 @@ class TrainingOptions(ABC):
 
     def __post_init__(self) -> None:
         options.check(self)
+        if self.time is not None and seconds_of(self.time) is None:
+            raise DataError(f"time is {show(self.time)}; write it as 90s, 9m or 1h30m")
 
     @abstractmethod
     def with_batch_size(self, batch_size: int) -> Training:
@@ -68,9 +86,10 @@ class TrainingOptions(ABC):
     def lr_at(self, step: int) -> float:
         """The learning rate of a step: a pure function of it."""
         fraction = step / self.steps
+        peak = self.lr * min(1.0, (step + 1) / self.lr_warmup) if self.lr_warmup else self.lr
         if self.lr_schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * fraction)) / 2
-        return self.lr * 0.1 ** int(fraction * 3) if self.lr_schedule == "step" else self.lr
+            return peak * (1 + math.cos(math.pi * fraction)) / 2
+        return peak * 0.1 ** int(fraction * 3) if self.lr_schedule == "step" else peak
 
     def make_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         """The student's optimiser."""

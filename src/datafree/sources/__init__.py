@@ -1,5 +1,6 @@
 """Where images come from. A new method is one file here and one line in SOURCES."""
 
+from datafree.sources.auto import Auto
 from datafree.sources.base import ImageSource
 from datafree.sources.cgdd import Cgdd
 from datafree.sources.cmi import Cmi
@@ -17,6 +18,7 @@ from datafree.sources.procedural.source import Procedural
 from datafree.sources.zskt import Zskt
 
 SOURCES: dict[str, type[ImageSource]] = {
+    "auto": Auto,
     "cgdd": Cgdd,
     "cmi": Cmi,
     "dafl": Dafl,
@@ -35,6 +37,7 @@ SOURCES: dict[str, type[ImageSource]] = {
 
 __all__ = [
     "SOURCES",
+    "Auto",
     "Cgdd",
     "Cmi",
     "Dafl",

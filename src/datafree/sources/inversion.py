@@ -52,7 +52,7 @@ class Inversion(PoolSource):
     batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
     lr: Annotated[Positive, Doc("Adam's, in pixel values; published 0.05 in units of their std, about 0.25")] = 0.0125
     lr_end: Annotated[NonNegative, Doc("of the cosine; equal to lr = a constant rate")] = 0.0
-    lr_warmup: Annotated[int, Doc("iterations in which lr rises")] = 0
+    lr_warmup: Annotated[Count, Doc("iterations in which lr rises")] = 0
     beta1: Annotated[Momentum, Doc("Adam's")] = 0.9
     beta2: Annotated[Momentum, Doc("Adam's")] = 0.999
     jitter: Annotated[Count, Doc("pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2")] = 2

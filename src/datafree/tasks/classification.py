@@ -33,7 +33,10 @@ class Classification(Task[Tensor]):
     """A class for every image: logits (B, C), labels (B,); rows of `class_probs` are images."""
 
     distill: Annotated[
-        Literal["kl", "l1"], Doc("kl: Hinton et al., arXiv 1503.02531; l1: |s - t| on logits, as DFAD")
+        Literal["kl", "l1", "mse", "zscore"],
+        Doc(
+            "kl: arXiv 1503.02531; l1, mse: |s - t|, (s - t)^2 on logits; zscore: KL of standardised logits, 2403.01427"
+        ),
     ] = "kl"
     temperature: Annotated[Positive, Doc("of the KL")] = 4.0
 
@@ -66,9 +69,7 @@ class Classification(Task[Tensor]):
         return F.one_hot(targets, self.num_classes).float()[:, :, None, None]  # (B, C, 1, 1): the whole image
 
     def distill_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if self.distill == "l1":
-            return losses.l1_loss(student, teacher)
-        return losses.kl_loss(student, teacher, self.temperature)
+        return losses.logits_loss(self.distill, student, teacher, self.temperature)
 
     def target_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs.float(), targets)

@@ -33,7 +33,12 @@ class Segmentation(Task[Tensor]):
     """A class for every pixel: logits (B, C, H, W), masks (B, H, W); rows of `class_probs` are pixels."""
 
     ignore_index: Annotated[int, Doc("this class id in a mask is neither learnt nor scored")] = 255
-    distill: Annotated[Literal["kl", "l1"], Doc("kl: eq. 10 of arXiv 2011.00809; l1: |s - t| on logits, DFAD")] = "kl"
+    distill: Annotated[
+        Literal["kl", "l1", "mse", "zscore"],
+        Doc(
+            "kl: arXiv 2011.00809; l1, mse: |s - t|, (s - t)^2 on logits; zscore: KL of standardised logits, 2403.01427"
+        ),
+    ] = "kl"
     temperature: Annotated[Positive, Doc("of the KL; the paper has 1")] = 1.0
 
     dense: ClassVar[bool] = True
@@ -71,7 +76,9 @@ class Segmentation(Task[Tensor]):
         masks = torch.roll(targets, (move.down, move.right), (-2, -1))
         if move.scale is None or move.offset is None:
             return masks
-        moved = augment.resampled(masks[:, None].float(), move.scale, move.offset, self.padding_mode, "nearest")
+        moved = augment.resampled(
+            masks[:, None].float(), move.scale, move.offset, move.padding or self.padding_mode, "nearest"
+        )
         return moved[:, 0].to(targets.dtype)
 
     def class_maps(self, targets: Tensor) -> Tensor:
@@ -80,9 +87,7 @@ class Segmentation(Task[Tensor]):
         return maps.movedim(-1, 1).float()
 
     def distill_loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if self.distill == "l1":
-            return losses.l1_loss(student, teacher)
-        return losses.kl_loss(student, teacher, self.temperature)
+        return losses.logits_loss(self.distill, student, teacher, self.temperature)
 
     def target_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs.float(), targets, ignore_index=self.ignore_index)

@@ -33,8 +33,8 @@ _SHOWN = 3  # names in a line of the log
 @final
 @dataclass(kw_only=True, frozen=True)
 class StartOptions:
-    importance: Importance = "gain"  # gain x norm of filters, their norm alone, or Taylor's on images
-    drop: Drop = "even"  # which blocks a shallower student does without: evenly spread, or those of least effect
+    importance: Importance = "norm"  # norm of filters, times BatchNorm's gain, or Taylor's on images
+    drop: Drop = "effect"  # which blocks a shallower student does without: those of least effect, or evenly spread
     refit: RefitOptions | None = field(default_factory=RefitOptions)  # None: copy only
 
 

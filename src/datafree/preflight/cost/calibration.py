@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -61,6 +62,7 @@ class Calibration:
     most: int  # images at once
     budget: float  # seconds that each thing is timed for, about
     on_finished_batch: Callable[[Batch], None] | None = None  # takes the batches that the small source finishes
+    clock: Callable[[], float] = time.perf_counter  # what seconds are counted by
     small: ImageSource = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     timed: int = field(init=False)  # images of the student's step
@@ -93,7 +95,7 @@ class Calibration:
         """The student's steps."""
         learn, whole = self._student_step(), self.training.batch_size
         self._note_peak(self._kept_by(learn), self.timed, whole)
-        each = cost_of(learn, self.device, self.timed, self.budget).of_images(whole)
+        each = cost_of(learn, self.device, self.timed, self.budget, clock=self.clock).of_images(whole)
         return CostItem(what="the student", often=self.training.steps, each=each)
 
     def kept(self) -> int:
@@ -138,12 +140,12 @@ class Calibration:
             part.update(self.student, step)
 
         self._note_peak(self._kept_by(update), small.images, whole.images)
-        once = cost_of(update, self.device, small.images, self.budget)
+        once = cost_of(update, self.device, small.images, self.budget, clock=self.clock)
         total = once
         for stage, iterations in enumerate(whole.iterations):
             counts = tuple(1 + _MORE * (stage == other) for other in range(len(small.iterations)))
             part.resize_updates(replace(small, iterations=counts))
-            longer = cost_of(update, self.device, small.images, self.budget, least=1)
+            longer = cost_of(update, self.device, small.images, self.budget, least=1, clock=self.clock)
             part.resize_updates(small)
             more = longer + once.times(-1)
             total = total + more.times((iterations - 1) / _MORE if more.seconds > 0 else 0.0)

@@ -117,6 +117,7 @@ def run_cost(calibrated: Calibration) -> RunCost:
     updates, total = sum(part.often for part in work), sum(part.seconds for part in work)
     banks = banks_of(calibrated.source, training, calibrated.task.image_size)
     copies = 4 if training.optimizer == "adam" else 3  # the weights, their gradients, what the optimiser keeps
+    copies += bool(training.ema)
     networks = size_of(calibrated.teacher) + copies * size_of(calibrated.student)
     return RunCost(
         updates=updates,

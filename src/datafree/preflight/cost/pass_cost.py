@@ -56,9 +56,9 @@ def _each(value: Any, images: int) -> Cost:
 class _Watcher:
     """Notes the passes of shared networks, from hooks."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self.seconds = self.gathered = self.summed = self.exchanges = 0.0
-        self._device = device
+        self._device, self._clock = device, clock
         self._inside: nn.Module | None = None  # the network whose forward pass is under way
         self._began = 0.0  # when a pass, or the part of a backward pass that is under way, began
         self._ended = True  # whether the backward pass that was noted last has reached what it was for
@@ -69,7 +69,7 @@ class _Watcher:
         """The time, when all that was asked of the device is done."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+        return self._clock()
 
     def before(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if self._inside is None and replicas.is_shared(network):
@@ -125,9 +125,9 @@ class _Watcher:
 
 
 @contextmanager
-def watched_passes(device: torch.device) -> Iterator[_Watcher]:
+def watched_passes(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> Iterator[_Watcher]:
     """Within it, passes of shared networks are timed and counted, at some cost to what else is timed."""
-    watcher = _Watcher(device)
+    watcher = _Watcher(device, clock)
     hooks = [register_module_forward_pre_hook(watcher.before), register_module_forward_hook(watcher.after)]
     replicas.listeners.append(watcher.look)
     try:
@@ -138,18 +138,25 @@ def watched_passes(device: torch.device) -> Iterator[_Watcher]:
             handle.remove()
 
 
-def cost_of(work: Callable[[], object], device: torch.device, images: int, budget: float, least: int = 2) -> Cost:
+def cost_of(
+    work: Callable[[], object],
+    device: torch.device,
+    images: int,
+    budget: float,
+    least: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Cost:
     """What `work` costs, which is done once on `images`: the median of some runs within `budget` seconds, at least
     `least` and at most 20; and of one more that is watched, of that alone where `least` is 0. Whoever wants no first
-    run in it does that before.
+    run in it does that before. Seconds are those of `clock`.
     """
-    clock = _Watcher(device).now
+    now = _Watcher(device, clock).now
     taken: list[float] = []
     while len(taken) < least or (least and len(taken) < 20 and sum(taken) < budget):
-        began = clock()
+        began = now()
         work()
-        taken.append(clock() - began)
-    with watched_passes(device) as watcher:
+        taken.append(now() - began)
+    with watched_passes(device, clock) as watcher:
         began = watcher.now()
         work()
         whole = watcher.now() - began

@@ -1,0 +1,66 @@
+"""The exponential moving average of a student's weights (EMA), which is kept in the student's place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(kw_only=True)
+class WeightAverage:
+    """Averages of weights and of BatchNorm's running statistics; whole numbers, such as its counts, are the last ones.
+
+    The momentum of step t is min(`momentum`, (1 + t) / (10 + t)), as that of TensorFlow's ExponentialMovingAverage with
+    `num_updates`: what a short run began with is soon forgotten. Momentum 0 is no average.
+    """
+
+    momentum: float = 0.0
+    values: dict[str, Tensor] = field(default_factory=dict)  # empty until the first step is done
+
+    @torch.no_grad()
+    def update(self, student: nn.Module, step: int) -> None:
+        """Take in the weights after a step, counted from 0."""
+        if not self.momentum:
+            return
+        weights = student.state_dict()
+        if not self.values:
+            self.values = {name: value.clone() for name, value in weights.items()}
+            return
+        share = 1 - min(self.momentum, (1 + step) / (10 + step))
+        for name, value in weights.items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, share)
+            else:
+                self.values[name].copy_(value)
+
+    @contextmanager
+    def shown_by(self, student: nn.Module, wanted: bool = True) -> Iterator[None]:
+        """Within it the student holds the average, where that is `wanted`; afterwards its own weights, to the bit."""
+        swaps = wanted and bool(self.values)
+        own = {name: value.clone() for name, value in student.state_dict().items()} if swaps else {}
+        if swaps:
+            self.put_into(student)
+        try:
+            yield
+        finally:
+            _fill(student, own)
+
+    def put_into(self, student: nn.Module) -> None:
+        """Leave the average in the student, if there is one."""
+        _fill(student, self.values)
+
+    def load(self, values: dict[str, Tensor], student: nn.Module) -> None:
+        """Put back the values of a checkpoint, on the student's device."""
+        where = student.state_dict()
+        self.values = {name: value.to(where[name].device, copy=True) for name, value in values.items()}
+
+
+@torch.no_grad()
+def _fill(student: nn.Module, values: dict[str, Tensor]) -> None:
+    weights = student.state_dict()
+    for name, value in values.items():
+        weights[name].copy_(value)

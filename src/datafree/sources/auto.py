@@ -1,0 +1,109 @@
+"""The image source that suits a teacher, chosen when the teacher is known: `source: {method: auto}`.
+
+What it takes is what benchmarks/budget.py measured as the best; docs/choose.md has the table and the reasons.
+
+B images, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Doc
+
+from datafree.config.options import Count, ExistingFolder
+from datafree.networks.batchnorm import batchnorm_layers
+from datafree.networks.normalized import bare
+from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.sources.fast import Fast
+from datafree.sources.folder import Folder
+from datafree.sources.mixed import Mixed
+from datafree.sources.procedural.boundary import gives_gradients
+from datafree.sources.procedural.source import Procedural
+from datafree.tasks.base import Task
+
+ENOUGH = 0.5  # of the layers with a kernel: so many BatchNorm layers make its statistics a prior of images
+
+
+@final
+@dataclass(kw_only=True)
+class Auto(ImageSource):
+    """`fast` for a teacher with BatchNorm and gradients, `procedural` for any other; half photos where given."""
+
+    forwards_updates: ClassVar[bool] = True
+    needs_gradients: ClassVar[bool] = False  # chooses by whether there are some
+
+    photos: Annotated[ExistingFolder | None, Doc("unlabelled photos of a related kind: half of each batch")] = None
+    warmup: Annotated[Count, Doc("updates before the student's first step")] = 40
+    update_every: Annotated[Count, Doc("student steps from one update to the next; 0 = none after the warm-up")] = 20
+
+    def attach(self, context: SourceContext) -> None:
+        self._source, why = self.choose(context.task, context.teacher, context.device)
+        context.say(why)
+        self._source.attach(context)
+
+    def choose(self, task: Task, teacher: nn.Module, device: torch.device) -> tuple[ImageSource, str]:
+        """The source for a teacher that takes images in [0, 1], and a line that says why it is that. Draws nothing."""
+        made, why = self._made(task, teacher, device)
+        if self.photos is None:
+            return made, f"source.method=auto: {why}"
+        photos = Folder(path=self.photos, crop="random", flip=True)
+        return Mixed(parts=[photos, made]), f"source.method=auto: {why}; half of each batch is photos"
+
+    def _made(self, task: Task, teacher: nn.Module, device: torch.device) -> tuple[ImageSource, str]:
+        norms, kernels = len(batchnorm_layers(teacher)), count_kernels(teacher)
+        if norms < ENOUGH * kernels:
+            return self._procedural(), f"procedural, as {norms} BatchNorm layers are too few for {kernels} layers"
+        if not gives_gradients(task, teacher, device):
+            return self._procedural(), "procedural, as no gradient comes back through the teacher"
+        fast = Fast(
+            iterations=5,
+            generator_lr=3e-3,
+            width=32,
+            batch_size=64,
+            adversarial_weight=0.0,
+            reset_at=0.0,
+            bank_size=20_000,
+            warmup=self.warmup,
+            update_every=self.update_every,
+        )
+        return fast, f"fast, as {norms} BatchNorm layers know what the teacher's images were like"
+
+    def _procedural(self) -> Procedural:
+        return Procedural(warmup=self.warmup, update_every=self.update_every)
+
+    def nested_sources(self) -> tuple[ImageSource, ...]:
+        return (self._source,) if hasattr(self, "_source") else ()
+
+    def due(self, step: int) -> bool:
+        return self._source.due(step)
+
+    def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        return self._source.update(student, step)
+
+    def sample(self, n: int) -> Batch:
+        return self._source.sample(n)
+
+    def validation_images(self, n: int) -> Tensor:
+        return self._source.validation_images(n)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state)
+
+    def artefacts(self) -> dict[str, nn.Module]:
+        return self._source.artefacts()
+
+    def notes(self) -> list[str]:
+        return self._source.notes()
+
+
+def count_kernels(network: nn.Module) -> int:
+    """Layers with a weight of inputs and outputs: convolutions and linear maps, of whatever class."""
+    weights = (getattr(module, "weight", None) for module in bare(network).modules())
+    return sum(isinstance(weight, Tensor) and weight.ndim >= 2 for weight in weights)

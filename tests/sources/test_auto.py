@@ -1,0 +1,77 @@
+"""`auto`: which source it takes for which teacher, that a run's recipe names it, and that it is that source."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from datafree.config import yaml
+from datafree.networks.normalized import Normalized
+from datafree.networks.resnet import resnet
+from datafree.ops import modes
+from datafree.run import run_recipe
+from datafree.sources import Auto, Fast, Mixed, Procedural
+from datafree.sources.auto import count_kernels
+from datafree.tasks.classification import Classification
+from small_runs import recipe_for
+
+TASK = Classification(num_classes=4, image_size=(16, 16))
+CPU = torch.device("cpu")
+
+
+def net(*layers: nn.Module) -> Normalized:
+    return Normalized(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)))
+
+
+class Answers(nn.Module):
+    """A teacher that only answers."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            answer: Tensor = self.network(x)
+        return answer
+
+
+def test_a_teacher_with_batchnorm_gets_fast_and_others_procedural_images() -> None:
+    whole = Normalized(resnet(4, depth=8, width=4)).eval()
+    bare = net(nn.Conv2d(3, 8, 3), nn.ReLU())
+    group = net(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))
+    # SegFormer's kind: one BatchNorm layer among many others says little of the images.
+    one = net(*(nn.Conv2d(3 if i == 0 else 8, 8, 3, padding=1) for i in range(5)), nn.BatchNorm2d(8))
+    for teacher, wanted in ((whole, Fast), (bare, Procedural), (group, Procedural), (one, Procedural)):
+        source, why = Auto().choose(TASK, teacher, CPU)
+        assert type(source) is wanted
+        assert why.startswith("source.method=auto: ") and "\n" not in why
+    assert type(Auto().choose(TASK, Answers(whole), CPU)[0]) is Procedural
+
+
+def test_kernels_are_counted_by_their_weights() -> None:
+    layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8), nn.GroupNorm(2, 8))
+    assert count_kernels(net(*layers)) == 3  # two convolutions and the last layer
+
+
+def test_photos_are_half_of_each_batch(tmp_path: Path) -> None:
+    source, why = Auto(photos=tmp_path).choose(TASK, Normalized(resnet(4, depth=8, width=4)), CPU)
+    assert isinstance(source, Mixed) and source.ratio == (1.0, 1.0)
+    assert why.endswith("half of each batch is photos")
+
+
+def test_a_choice_draws_no_random_number() -> None:
+    teacher = Normalized(resnet(4, depth=8, width=4)).eval()
+    before = modes.random_state()["torch"]
+    Auto().choose(TASK, teacher, CPU)
+    assert torch.equal(modes.random_state()["torch"], before)
+
+
+def test_a_runs_recipe_names_the_source_and_the_run_resumes(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "auto"}, steps=2)
+    said: list[str] = []
+    run_recipe(recipe, tmp_path / "run", say=said.append)
+    named = yaml.parse((tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8"), "recipe")
+    assert named["source"]["method"] == "fast" and named["source"]["warmup"] == recipe.source.warmup
+    assert any(line.startswith("source.method=auto: fast") for line in said)
+    assert run_recipe(recipe, tmp_path / "run").already_finished
