@@ -28,15 +28,15 @@ FILE = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, final
+from typing import Annotated, Any, ClassVar, final
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from datafree.config.options import Positive
-from datafree.sources.base import Batch, ImageSource, SourceContext
+from datafree.config.options import Positive, PositiveInt
+from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
 
 
 @final
@@ -44,11 +44,14 @@ from datafree.sources.base import Batch, ImageSource, SourceContext
 class Stripes(ImageSource):
     """Stripes whose colours are drawn about a mean that is learnt: where the teacher's entropy is low."""
 
+    passes: ClassVar[dict[str, int]] = {"teacher": 1}  # what an update costs, for plans and measurements
+
     tiles: Annotated[int, Field(ge=2, le=8), Doc("stripes of an image, from top to bottom")] = 4
     clip: Annotated[
         float, Field(gt=-1, lt=0), Doc("of logits of colours: the least, times ten")
     ] = -0.5
     lr: Annotated[Positive, Doc("of the mean")] = 0.1
+    batch_size: Annotated[PositiveInt, Doc("images of an update")] = 4
     loud: bool = False  # a comment alone: no text
     update_every: int = 1
 
@@ -56,9 +59,15 @@ class Stripes(ImageSource):
         self._setting = setting
         self._mean = torch.zeros(3, device=setting.device)
 
+    def update_size(self) -> UpdateSize:
+        return UpdateSize(images=self.batch_size)
+
+    def resize_updates(self, size: UpdateSize) -> None:
+        self.batch_size = size.images
+
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         mean = self._mean.clone().requires_grad_()
-        probs = self._setting.task.class_probs(self._setting.teacher(self._draw(4, mean)))  # (N, C)
+        probs = self._setting.task.class_probs(self._setting.teacher(self._draw(self.batch_size, mean)))  # (N, C)
         entropy = -(probs * probs.clamp_min(1e-8).log()).sum(1).mean()
         (gradient,) = torch.autograd.grad(entropy, mean)
         self._mean = self._mean - self.lr * gradient
@@ -120,6 +129,7 @@ def test_a_recipe_names_it_by_its_import_path(package: Callable[..., type[ImageS
         "tiles": 8,
         "clip": -0.5,
         "lr": 0.1,
+        "batch_size": 4,
         "loud": False,
     }
     again = dump(load(tmp_path, dump(recipe)))
@@ -149,13 +159,14 @@ def test_one_line_of_the_registry_lists_it_with_its_texts(
     monkeypatch.setitem(SOURCES, "stripes", Stripes)
     assert type(load(tmp_path, changed(source={"method": "stripes"})).source) is Stripes
     _, _, after = listing().partition("  stripes: ")
-    assert after.splitlines()[:7] == [
+    assert after.splitlines()[:8] == [
         "Stripes whose colours are drawn about a mean that is learnt: where the teacher's entropy is low.",
         "    warmup = 0        updates before the student's first step",
         "    update_every = 1",
         "    tiles = 4         stripes of an image, from top to bottom",
         "    clip = -0.5       of logits of colours: the least, times ten",
         "    lr = 0.1          of the mean",
+        "    batch_size = 4    images of an update",
         "    loud = false",
     ]
 
@@ -189,6 +200,7 @@ def test_it_keeps_what_every_source_owes_the_engine(
         "method": lambda: "stripes",
         "kind": lambda: kind,
         "photos": lambda: photos,
+        "monkeypatch": lambda: monkeypatch,
     }
     promise(**{parameter: needs[parameter]() for parameter in inspect.signature(promise).parameters})
 

@@ -92,7 +92,7 @@ def test_teacher_without_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_student_learns_what_the_teacher_says(tmp_path: Path, photos: Callable[..., Path]) -> None:
-    recipe = recipe_for(tmp_path, {"method": "folder", "path": str(photos())}, steps=150, lr=1e-2, log_every=10)
+    recipe = recipe_for(tmp_path, {"method": "folder", "path": str(photos())}, steps=60, lr=1e-2, log_every=10)
     losses: list[float] = []
     outcome = run_recipe(recipe, tmp_path / "run", log=lambda progress: losses.append(progress.values["loss"]))
     assert losses[-1] < losses[0] / 3
@@ -165,7 +165,11 @@ def test_damaged_state_is_one_line(tmp_path: Path) -> None:
     ("change", "error", "said"),
     [
         ({"teacher": {"network": "datafree/unet", "args": {"num_classes": 7}, "weights": __file__}}, NetworkError, "7"),
-        ({"student": {"network": "smp/deeplabv3plus", "args": {"encoder": "mobilenet_v2"}}}, None, ""),
+        pytest.param(
+            {"student": {"network": "smp/deeplabv3plus", "args": {"encoder": "mobilenet_v2"}}},
+            *(None, ""),
+            marks=pytest.mark.thorough,
+        ),
         ({"student": {"network": "torchvision/no_such_net"}}, NetworkError, "no_such_net"),
         ({"source": {"method": "dfad", "width": 2}, "size": [36, 45]}, NetworkError, "36 x 45"),
     ],
