@@ -23,6 +23,7 @@ from datafree.sources import SOURCES, Cmi, Fast, Folder, Inversion
 from datafree.sources.diode.source import Diode
 from datafree.sources.diode.stages import Stage
 from datafree.tasks import TASKS, Classification
+from thorough import some
 
 BY_NAME = [source for name, source in SOURCES.items() if name not in ("auto", "procedural")]  # younger ones
 KINDS: list[type[Any]] = [*BY_NAME, *TASKS.values(), Stage, Training, NetworkSpec, Speed, _Outline]
@@ -100,8 +101,11 @@ def refused(kind: type[Any], name: str, value: Any) -> list[str]:
     return []
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_options_take_the_numbers_that_they_took_by_name(kind: type[Any]) -> None:
+@pytest.mark.parametrize(
+    "name", some([kind.__name__ for kind in KINDS], "Cgdd", "Folder", "Detection", "Stage", "Training")
+)
+def test_options_take_the_numbers_that_they_took_by_name(name: str) -> None:
+    (kind,) = (kind for kind in KINDS if kind.__name__ == name)
     plain = typing.get_type_hints(kind)  # without bounds
     different = []
     for field in dataclasses.fields(kind):
