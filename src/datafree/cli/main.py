@@ -32,6 +32,9 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: runs a verb, turns every DatafreeError into its lines and its exit code."""
+    if sys.platform == "win32":  # files are locked by flock, which Windows has not
+        print("error: datafree runs on Linux and macOS; on Windows use WSL", file=sys.stderr)
+        sys.exit(2)
     if not first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # of several processes the first gives the results
     sys.path.append(str(Path.cwd()))  # "mymodule:thing" beside the user is found; last, so that it shadows nothing

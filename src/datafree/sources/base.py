@@ -16,6 +16,7 @@ from typing_extensions import Doc
 
 from datafree.config import options
 from datafree.config.options import Count
+from datafree.errors import DataError
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.tasks.base import Task
@@ -112,7 +113,7 @@ class ImageSource(ABC):
 
         A calibration times small updates by it; a search for the batch that fits into memory halves them.
         """
-        raise NotImplementedError(f"{type(self).__name__} has an update_size but no resize_updates")
+        raise DataError(f"{type(self).__name__} has an update_size but no resize_updates; give it both, or neither")
 
     def bank_images(self) -> int:
         """Images that it keeps in memory once its bank is full; 0 without a bank."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,12 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from datafree.networks.normalized import bare
 
 
-class SumWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class SumWatch(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
     """Within it, `answered` is told of the answers of layers, and `added` makes the sums that they go into.
 
     `layers`: layer -> the module whose answer counts, its BatchNorm or itself; names that are no modules are left out.
-    An answer that was changed in
-    place meanwhile, by an activation, is not the layer's any more.
+    An answer that an activation has changed in place meanwhile is not the layer's any more.
     """
 
     def __init__(self, network: nn.Module, layers: Mapping[str, str]) -> None:
@@ -35,12 +35,12 @@ class SumWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def answered(self, layer: str, answer: Tensor) -> None:
         """The layer's answer has been made."""
 
+    @abstractmethod
     def added(self, known: Mapping[str, int], func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
         """Make the sum of `args` by `func`.
 
         `known`: layer -> which of them is its answer; the layer that ran last stands last.
         """
-        raise NotImplementedError
 
     @contextmanager
     def apart(self) -> Iterator[None]:
