@@ -42,9 +42,10 @@ NETWORKS: list[Callable[[], nn.Module]] = [  # one for each form of answer
 ]
 
 KINDS = {m: [k for k in TASKS if issubclass(TASKS[k], SOURCES[m].serves)] for m in SOURCES}
-# By default one task of each method, in turn; detection costs most: for mixtures, and where there is no other.
+# By default one task of each method that makes images itself, in turn;
+# detection costs most: for mixtures, and where there is no other.
 QUICK = {m: [k for k in KINDS[m] if k != "detection"] if m != "mixed" else ["detection"] for m in KINDS}
-USUAL = [(m, (QUICK[m] or KINDS[m])[turn % len(QUICK[m] or KINDS[m])]) for turn, m in enumerate(KINDS)]
+USUAL = [(m, (QUICK[m] or KINDS[m])[turn % len(QUICK[m] or KINDS[m])]) for turn, m in enumerate(KINDS) if m != "auto"]
 pytestmark = pytest.mark.parametrize(("method", "kind"), some([(m, k) for m in SOURCES for k in KINDS[m]], *USUAL))
 
 

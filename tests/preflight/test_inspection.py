@@ -431,9 +431,8 @@ class Clocked(ImageSource):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def costed(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> RunCost:
+def costed(source: ImageSource) -> RunCost:
     """What ten steps of a student beside `source` are said to cost, by Clocked's own clock."""
-    monkeypatch.setattr(estimate.time, "perf_counter", lambda: Clocked.now)
     with calibration(
         task=Classification(num_classes=5, image_size=(16, 16)),
         teacher=Normalized(resnet(5, depth=8, width=2)),
@@ -443,33 +442,32 @@ def costed(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> RunCost:
         known=TeacherCost(images=4, forward=0.0, backward=0.0, kept=0),
         dtype=torch.float32,
     ) as calibrated:
+        calibrated.clock = lambda: Clocked.now
         return run_cost(calibrated)
 
 
-def test_a_users_own_source_is_estimated_by_what_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_source_is_estimated_by_what_it_declares() -> None:
     source = Clocked()
-    found = costed(source, monkeypatch)
+    found = costed(source)
     assert found.updates == 3 + 3  # the warm-up; steps 0, 4 and 8
     assert found.update == pytest.approx(0.1 * 32 + 0.01 * 32 * 50)
     assert found.step == pytest.approx(0.02 * 64)
     assert found.seconds == pytest.approx(6 * found.update + 10 * found.step)
     assert source == Clocked()  # the run's own is as it was
-    no_bank = costed(Clocked(remembered=0), monkeypatch)
+    no_bank = costed(Clocked(remembered=0))
     assert found.memory - no_bank.memory == 100 * 3 * 16 * 16  # bytes: a bank is full in the end
 
 
-def test_sources_in_a_mixture_in_a_mixture_are_estimated_each_by_its_own_numbers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_sources_in_a_mixture_in_a_mixture_are_estimated_each_by_its_own_numbers() -> None:
     inner = Mixed(parts=[Noise(), Clocked(made_at_once=8, rounds=20, remembered=40)])
-    found = costed(Mixed(parts=[inner, Clocked()]), monkeypatch)
+    found = costed(Mixed(parts=[inner, Clocked()]))
     small, large = 0.1 * 8 + 0.01 * 8 * 20, 0.1 * 32 + 0.01 * 32 * 50
     assert [(work.what, work.often) for work in found.work[:-1]] == [
         ("clocked, before the student", 3),
         ("clocked, updates", 3),
     ] * 2
     assert [work.each.seconds for work in found.work[:-1]] == pytest.approx([small, small, large, large])
-    plain = costed(Mixed(parts=[Mixed(parts=[Noise(), Noise()]), Noise()]), monkeypatch)
+    plain = costed(Mixed(parts=[Mixed(parts=[Noise(), Noise()]), Noise()]))
     assert plain.updates == 0
     held = found.memory - plain.memory
     assert held == (40 + 100) * 3 * 16 * 16  # both banks; updates that ask no network keep nothing else

@@ -176,7 +176,9 @@ def test_a_source_that_does_not_serve_the_task_is_refused_with_those_that_do(tmp
     with pytest.raises(RecipeError) as caught:
         load(tmp_path, changed(source={"method": "diode"}))
     line = str(caught.value)
-    assert "source.method: diode makes images for task.kind=detection, not for segmentation; for that: cgdd" in line
+    assert (
+        "source.method: diode makes images for task.kind=detection, not for segmentation; for that: auto, cgdd" in line
+    )
     inner = {"method": "mixed", "parts": [{"method": "diode"}, {"method": "noise"}]}
     deep = {"method": "mixed", "parts": [{"method": "noise"}, inner]}
     assert fault(tmp_path, changed(source=deep)) == line

@@ -78,7 +78,7 @@ def test_every_fault_is_found_at_once(tmp_path: Path) -> None:
         ("task.kind=detecton", "task.kind: 'detecton' is not one of: classification, detection, segmentation"),
         ("source.method=nois", "(did you mean noise?)"),
         ("source=noise", "source: 'noise' is not a section"),
-        ("source={}", "source.method: is missing; one of: cgdd"),
+        ("source={}", "source.method: is missing; one of: auto, cgdd"),
         ("teacher.std=[1, 1, 0]", "teacher.std.2: 0 is too small; it must be above 0"),
         ("teacher.args=[1]", "teacher.args: [1] is not a section"),
         ("name=a/b", "name: 'a/b' cannot name a run directory"),

@@ -69,6 +69,7 @@ def test_a_choice_draws_no_random_number() -> None:
 
 def test_a_runs_recipe_names_the_source_and_the_run_resumes(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "auto"}, steps=2)
+    recipe.source.warmup = 1
     said: list[str] = []
     run_recipe(recipe, tmp_path / "run", say=said.append)
     named = yaml.parse((tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8"), "recipe")
