@@ -56,7 +56,7 @@ def test_a_full_disk_keeps_the_last_state_says_what_it_needs_and_the_same_comman
     stuff = fill(small_disk, leave=20_000)
     said: list[str] = []
     with pytest.raises(
-        RunError, match=r"No space left on device \(needs 0\.\d MB, 0\.\d MB are free\); the state"
+        RunError, match=r"No space left on device \(needs 0\.\d MB, 0\.\d MB are free\); the last checkpoint"
     ) as e:
         run_recipe(recipe_for(tmp_path, {"method": "noise"}), small_disk / "run", say=said.append)
     assert "\n" not in str(e.value)
