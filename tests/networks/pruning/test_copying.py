@@ -8,10 +8,11 @@ from pruning_families import FAMILIES, Heads, answer, made
 from torch import Tensor, nn
 
 from datafree.networks.normalized import bare
+from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.channels import NONE
 from datafree.networks.pruning.copying import copy
 from datafree.networks.pruning.correspondence import correspond
-from datafree.networks.pruning.follow import Followed, follow
+from datafree.networks.pruning.follow import follow
 from datafree.networks.pruning.groups import keep
 from datafree.networks.pruning.importance import filter_norms, scores
 from datafree.networks.resnet import resnet

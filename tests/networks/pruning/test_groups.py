@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from pruning_families import Dense, Flattened, Grouped, Heads
 from torch import Tensor, nn
 
+from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.channels import narrowed
-from datafree.networks.pruning.follow import Followed, follow
+from datafree.networks.pruning.follow import follow
 from datafree.networks.pruning.groups import group
 from datafree.networks.resnet import resnet
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 from datafree.networks.normalized import bare
+from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.channels import narrowed
-from datafree.networks.pruning.follow import Followed
 from datafree.networks.pruning.groups import Kept, selected
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from datafree.networks.pruning.channels import NONE, broadcast
 
 if TYPE_CHECKING:
-    from datafree.networks.pruning.follow import Follower
+    from datafree.networks.pruning.channel_labels import ChannelLabels
 
 
 def tensors(args: Iterable[Any]) -> Iterator[Tensor]:
@@ -27,12 +27,12 @@ def first(answer: Any) -> Tensor:
     return one
 
 
-def entrywise(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+def entrywise(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
     """Entries at equal places are one channel: of sums, of gates, and of parameters added or multiplied."""
     out = first(answer)
     result: Tensor | None = None
     for x in tensors((*args, *kwargs.values())):
-        labels = follower.labels(x)
+        labels = carried.labels(x)
         if labels is None:
             continue
         if x.ndim > out.ndim or any(n not in (1, m) for n, m in zip(x.shape[::-1], out.shape[::-1], strict=False)):
@@ -40,8 +40,8 @@ def entrywise(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any],
         labels = labels.reshape((1,) * (out.ndim - x.ndim) + tuple(x.shape))
         if result is None:
             result = labels
-        elif _belong(follower, result, labels, out.shape) and _belong(follower, labels, result, out.shape):
-            follower.channels.unite(result, labels)
+        elif _belong(carried, result, labels, out.shape) and _belong(carried, labels, result, out.shape):
+            carried.channels.unite(result, labels)
             result, labels = broadcast(result, labels)
             result = torch.where(result == NONE, labels, result)
         elif result.numel() < labels.numel():
@@ -49,8 +49,8 @@ def entrywise(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any],
     return None if result is None else result.expand(out.shape)
 
 
-def _belong(follower: Follower, one: Tensor, other: Tensor, shape: torch.Size) -> bool:
+def _belong(carried: ChannelLabels, one: Tensor, other: Tensor, shape: torch.Size) -> bool:
     """Whether `one`, where it is broadcast, is of the channels of `other`: a gain is, a map for all is not."""
     spread = [d for d, size in enumerate(shape) if one.shape[d] == 1 and size > 1]
-    vary = follower.channels.vary
+    vary = carried.channels.vary
     return not any(vary(other, d) for d in spread) or any(vary(one, d) and vary(other, d) for d in range(len(shape)))

@@ -15,8 +15,8 @@ import numpy as np
 from torch import Tensor
 
 from datafree.errors import NetworkError
+from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.channels import NONE, narrowed
-from datafree.networks.pruning.follow import Followed
 
 Carriers = frozenset[tuple[str, str]]  # (a tensor of the student's, inputs or outputs)
 Kind = tuple[Carriers, frozenset[Carriers]]  # what carries a channel, and what carries those it owns

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.networks.normalized import bare
+from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.channels import narrowed
-from datafree.networks.pruning.follow import Followed
 from datafree.ops import modes
 from datafree.ops.predictions import Predictions
 

@@ -14,12 +14,12 @@ from datafree.networks.pruning.channels import none, place
 from datafree.networks.pruning.entrywise import entrywise, first
 
 if TYPE_CHECKING:
-    from datafree.networks.pruning.follow import Follower
+    from datafree.networks.pruning.channel_labels import ChannelLabels
 
 
-def convolution(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+def convolution(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
     x, weight, bias, *_, transposed, _, groups = args
-    channels, labels = follower.channels, follower.labels(x)
+    channels, labels = carried.channels, carried.labels(x)
     batched = x.ndim == weight.ndim
     axis = 1 if batched else 0
     if labels is None:
@@ -32,112 +32,108 @@ def convolution(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any
     ones = (1,) * (weight.ndim - 2)
     if groups == 1:
         along = (1, -1, *ones) if not transposed else (-1, 1, *ones)
-        follower.role(weight, "inputs", inputs.view(along).expand(weight.shape))
+        carried.role(weight, "inputs", inputs.view(along).expand(weight.shape))
     elif not depthwise:
         marks = channels.fresh(groups)
         channels.own(inputs.view(groups, -1), marks[:, None])
         channels.own(outputs.view(groups, -1), marks[:, None])
         each = inputs.view(groups, 1, -1).expand(groups, count // groups, -1).reshape(count, -1)  # (O, I / G)
         if not transposed:
-            follower.role(weight, "inputs", each.view(*each.shape, *ones).expand(weight.shape))
+            carried.role(weight, "inputs", each.view(*each.shape, *ones).expand(weight.shape))
     if not transposed:
-        follower.role(weight, "outputs", outputs.view(-1, 1, *ones).expand(weight.shape))
+        carried.role(weight, "outputs", outputs.view(-1, 1, *ones).expand(weight.shape))
     elif groups == 1:
-        follower.role(weight, "outputs", outputs.view(1, -1, *ones).expand(weight.shape))
+        carried.role(weight, "outputs", outputs.view(1, -1, *ones).expand(weight.shape))
     else:
-        follower.role(weight, "outputs", inputs.view(-1, 1, *ones).expand(weight.shape))
-    follower.role(bias, "outputs", outputs)
-    _produced(follower, answer, weight)
+        carried.role(weight, "outputs", inputs.view(-1, 1, *ones).expand(weight.shape))
+    carried.role(bias, "outputs", outputs)
+    _produced(carried, answer, weight)
     return outputs.view((1, -1, *ones) if batched else (-1, *ones)).expand(answer.shape)
 
 
-def _produced(follower: Follower, answer: Tensor, weight: Tensor) -> None:
-    name = follower.name(weight)
+def _produced(carried: ChannelLabels, answer: Tensor, weight: Tensor) -> None:
+    name = carried.name(weight)
     if name is not None:
-        follower.producers[place(answer)] = name
+        carried.producers[place(answer)] = name
 
 
-def batch_norm(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    x, labels = args[0], follower.labels(args[0])
+def batch_norm(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    x, labels = args[0], carried.labels(args[0])
     if labels is None:
         return None
-    each = follower.channels.tied(labels, tuple(d for d in range(x.ndim) if d != 1)).reshape(-1)
+    each = carried.channels.tied(labels, tuple(d for d in range(x.ndim) if d != 1)).reshape(-1)
     for tensor in args[1:5]:
         if isinstance(tensor, Tensor):
-            follower.role(tensor, "outputs", each)
-    producer = follower.producers.get(place(x))
-    gain = follower.name(args[1]) if isinstance(args[1], Tensor) else None
+            carried.role(tensor, "outputs", each)
+    producer = carried.producers.get(place(x))
+    gain = carried.name(args[1]) if isinstance(args[1], Tensor) else None
     if producer is not None and gain is not None:
-        follower.norms[producer] = gain
+        carried.norms[producer] = gain
     return labels
 
 
-def group_norm(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+def group_norm(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
     x, weight, bias, *_, groups, _ = args
-    labels = follower.labels(x)
+    labels = carried.labels(x)
     if labels is None:
         return None
-    each = follower.channels.tied(labels, tuple(d for d in range(x.ndim) if d != 1)).reshape(-1)
-    follower.role(weight, "outputs", each)
-    follower.role(bias, "outputs", each)
+    each = carried.channels.tied(labels, tuple(d for d in range(x.ndim) if d != 1)).reshape(-1)
+    carried.role(weight, "outputs", each)
+    carried.role(bias, "outputs", each)
     if 1 < groups < len(each):
-        follower.channels.own(each.view(groups, -1), follower.channels.fresh(groups)[:, None])
+        carried.channels.own(each.view(groups, -1), carried.channels.fresh(groups)[:, None])
     return labels
 
 
-def layer_norm(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    return entrywise(follower, (args[0], args[2], args[3]), {}, answer)
+def layer_norm(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    return entrywise(carried, (args[0], args[2], args[3]), {}, answer)
 
 
-def _product(follower: Follower, x: Tensor, matrix: Tensor, answer: Tensor) -> Tensor | None:
+def _product(carried: ChannelLabels, x: Tensor, matrix: Tensor, answer: Tensor) -> Tensor | None:
     """(B, K) @ (K, O), of which one is the transposed weight of a linear layer."""
-    labels = follower.labels(x)
-    if follower.is_parameter(x) or not follower.is_parameter(matrix):
+    labels = carried.labels(x)
+    if carried.is_parameter(x) or not carried.is_parameter(matrix):
         return None
-    channels = follower.channels
+    channels = carried.channels
     if labels is not None and not channels.vary(labels, 1) and channels.vary(labels, 0):
         return labels.narrow(1, 0, 1).expand(answer.shape)  # sums over places, not channels: as a mixer's tokens
     inputs = none(x.shape[1:]) if labels is None else channels.tied(labels, (0,)).reshape(-1)  # (K,)
     outputs = channels.fresh(matrix.shape[1])
     weight = matrix.t()  # (O, K)
-    follower.role(weight, "inputs", inputs.expand(weight.shape))
-    follower.role(weight, "outputs", outputs[:, None].expand(weight.shape))
-    _produced(follower, answer, weight)
+    carried.role(weight, "inputs", inputs.expand(weight.shape))
+    carried.role(weight, "outputs", outputs[:, None].expand(weight.shape))
+    _produced(carried, answer, weight)
     return outputs.expand(answer.shape)
 
 
-def mm(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    return _product(follower, args[0], args[1], answer)
+def mm(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    return _product(carried, args[0], args[1], answer)
 
 
-def addmm(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    labels = _product(follower, args[1], args[2], answer)
+def addmm(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    labels = _product(carried, args[1], args[2], answer)
     if labels is None:
         return None
-    bias = follower.labels(args[0])
-    if bias is not None and follower.channels.vary(labels, 1) | (labels.shape[1] == 1):
-        follower.channels.unite(bias.expand(labels.shape), labels)
+    bias = carried.labels(args[0])
+    if bias is not None and carried.channels.vary(labels, 1) | (labels.shape[1] == 1):
+        carried.channels.unite(bias.expand(labels.shape), labels)
     return labels
 
 
-def _marks(follower: Follower, each: Tensor) -> Tensor:
+def _marks(carried: ChannelLabels, each: Tensor) -> Tensor:
     """(N, K) channels of N heads -> (N,) a variable for each head; the same for rows of the same channels."""
-    rows, inverse = torch.unique(follower.channels.find(each[:, 0]), return_inverse=True)
-    marks = follower.channels.fresh(len(rows))[inverse]
-    follower.channels.own(each, marks[:, None])
+    rows, inverse = torch.unique(carried.channels.find(each[:, 0]), return_inverse=True)
+    marks = carried.channels.fresh(len(rows))[inverse]
+    carried.channels.own(each, marks[:, None])
     return marks
 
 
-def bmm(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+def bmm(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
     """(N, B, K) @ (N, K, M): queries with keys, whose K are one and the same; or attention with values."""
     one, other = args[-2], args[-1]
-    left, right, channels = follower.labels(one), follower.labels(other), follower.channels
-    if (
-        follower.is_parameter(other)
-        and (other.stride(0) == 0 or other.shape[0] == 1)
-        and not follower.is_parameter(one)
-    ):
-        flat = _product(follower, one.flatten(0, 1), other[0], answer.flatten(0, 1)) if len(one) == 1 else None
+    left, right, channels = carried.labels(one), carried.labels(other), carried.channels
+    if carried.is_parameter(other) and (other.stride(0) == 0 or other.shape[0] == 1) and not carried.is_parameter(one):
+        flat = _product(carried, one.flatten(0, 1), other[0], answer.flatten(0, 1)) if len(one) == 1 else None
         return None if flat is None else flat.view(answer.shape)
     if left is None and right is None:
         return None
@@ -146,7 +142,7 @@ def bmm(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answe
     if channels.vary(left, 2) and channels.vary(right, 1):
         queries, keys = channels.tied(left, (1,))[:, 0], channels.tied(right, (2,))[:, :, 0]  # (N, K)
         channels.unite(queries, keys)
-        return _marks(follower, queries)[:, None, None].expand(answer.shape)
+        return _marks(carried, queries)[:, None, None].expand(answer.shape)
     if channels.vary(left, 2) or channels.vary(right, 1):
         return None
     if channels.vary(right, 2) and not channels.vary(left, 1):
@@ -159,14 +155,14 @@ def bmm(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answe
     return None if channels.vary(left, 1) else left[:, :, :1].expand(answer.shape)
 
 
-def attention(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+def attention(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
     """Queries, keys and values (N, heads, B, K)."""
-    labels = [follower.labels(x) for x in args[:3]]
+    labels = [carried.labels(x) for x in args[:3]]
     if any(one is None for one in labels):
         return None
-    channels = follower.channels
+    channels = carried.channels
     queries, keys, values = (channels.tied(one, (2,))[:, :, 0].flatten(0, 1) for one in labels if one is not None)
     channels.unite(queries, keys)
-    channels.own(values, _marks(follower, queries)[:, None])
+    channels.own(values, _marks(carried, queries)[:, None])
     shape = first(answer).shape
     return values.view(*shape[:2], 1, shape[3]).expand(shape)

@@ -18,9 +18,9 @@ from datafree.networks.pruning.channels import NONE, none
 from datafree.networks.pruning.entrywise import entrywise, first, tensors
 
 if TYPE_CHECKING:
-    from datafree.networks.pruning.follow import Follower
+    from datafree.networks.pruning.channel_labels import ChannelLabels
 
-Rule = Callable[["Follower", tuple[Any, ...], dict[str, Any], Any], "Tensor | list[Tensor] | None"]
+Rule = Callable[["ChannelLabels", tuple[Any, ...], dict[str, Any], Any], "Tensor | list[Tensor] | None"]
 
 _SAME = {"clone", "alias", "detach", "_to_copy", "lift_fresh", "contiguous"}
 _RESHAPED = {"view", "_unsafe_view", "reshape", "_reshape_alias", "squeeze", "unsqueeze"}
@@ -34,25 +34,25 @@ _REDUCED = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean
 _LOST = {"topk", "sort", "gather", "scatter", "index_put", "as_strided", "grid_sampler_2d", "argmax", "nonzero"}
 
 
-def see(follower: Follower, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
+def see(carried: ChannelLabels, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
     """Give labels to what an operation answers."""
     name = func._schema.name.partition("::")[2]
     in_place = name.endswith("_") and not name.endswith("__")
     name = name.rstrip("_") if in_place else name
     outs = [out for out in answer if isinstance(out, Tensor)] if isinstance(answer, (tuple, list)) else [answer]
     outs = [out for out in outs if isinstance(out, Tensor) and out.is_floating_point()]
-    if not outs or (all(follower.is_parameter(out) for out in outs) and not in_place):
+    if not outs or (all(carried.is_parameter(out) for out in outs) and not in_place):
         return
-    found = _rule(name)(follower, args, kwargs, answer)
-    if found is None and any(follower.labels(x) is not None for x in tensors(args) if not follower.is_parameter(x)):
-        follower.lost.append(name)
+    found = _rule(name)(carried, args, kwargs, answer)
+    if found is None and any(carried.labels(x) is not None for x in tensors(args) if not carried.is_parameter(x)):
+        carried.lost.append(name)
     labels = found if isinstance(found, list) else [found]
     for out, those in zip(outs, labels, strict=False):
         if in_place and those is not None and out.numel() * out.element_size() != out.untyped_storage().nbytes():
-            before = follower.labels(out)  # a part of another tensor, whose labels would have to change with it
-            if before is None or not torch.equal(follower.channels.find(before), follower.channels.find(those)):
-                follower.lost.append(f"{name}_ of a part")
-        follower.label(out, those)
+            before = carried.labels(out)  # a part of another tensor, whose labels would have to change with it
+            if before is None or not torch.equal(carried.channels.find(before), carried.channels.find(those)):
+                carried.lost.append(f"{name}_ of a part")
+        carried.label(out, those)
 
 
 def _rule(name: str) -> Rule:
@@ -64,24 +64,24 @@ def _rule(name: str) -> Rule:
 # --- operations that move entries: done with the labels instead ---
 
 
-def _same(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    return follower.labels(args[0])
+def _same(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    return carried.labels(args[0])
 
 
-def _copied(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    labels = follower.labels(args[1])
+def _copied(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    labels = carried.labels(args[1])
     return None if labels is None else labels.expand(args[0].shape)
 
 
-def _reshaped(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    labels = follower.labels(args[0])
+def _reshaped(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    labels = carried.labels(args[0])
     return None if labels is None else labels.reshape(answer.shape)
 
 
 def _moved(op: str) -> Rule:
-    def rule(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Any:
+    def rule(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Any:
         taken = list(tensors(args[:1]))
-        labels = [follower.labels(x) for x in taken]
+        labels = [carried.labels(x) for x in taken]
         if all(one is None for one in labels):
             return None
         full = [none(x.shape) if one is None else one for x, one in zip(taken, labels, strict=True)]
@@ -102,29 +102,29 @@ def _on_cpu(arg: Any) -> Any:
     return arg.cpu() if isinstance(arg, Tensor) else arg
 
 
-def _halved(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    labels = follower.labels(args[0])
+def _halved(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    labels = carried.labels(args[0])
     if labels is None:
         return None
     value, gate = labels.chunk(2, args[1] if len(args) > 1 else -1)
-    follower.channels.unite(value, gate)
+    carried.channels.unite(value, gate)
     return value
 
 
 # --- operations on places ---
 
 
-def _spatial(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
-    labels, out = follower.labels(args[0]), first(answer)
+def _spatial(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    labels, out = carried.labels(args[0]), first(answer)
     if labels is None:
         return None
     dims = tuple(range(min(2, out.ndim - 1), out.ndim))
-    return follower.channels.tied(labels, dims).expand(out.shape)
+    return carried.channels.tied(labels, dims).expand(out.shape)
 
 
-def _reduced(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+def _reduced(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
     """A mean over places keeps channels, and so does a sum over branches; a mean over channels has none."""
-    labels, out = follower.labels(args[0]), first(answer)
+    labels, out = carried.labels(args[0]), first(answer)
     given = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if labels is None or given is None or isinstance(given, Tensor):
         return None if labels is None or given is not None else none(out.shape)
@@ -132,13 +132,13 @@ def _reduced(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], 
     once = labels
     for dim in dims:
         once = once.narrow(dim, 0, 1)
-    vary = follower.channels.vary
+    vary = carried.channels.vary
     if any(vary(once, d) for d in range(labels.ndim)) or not any(vary(labels, d) for d in dims):
-        return follower.channels.tied(labels, tuple(dims)).reshape(out.shape)
+        return carried.channels.tied(labels, tuple(dims)).reshape(out.shape)
     return none(out.shape)
 
 
-def _forgotten(follower: Follower, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
+def _forgotten(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
     return None
 
 

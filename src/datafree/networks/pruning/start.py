@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from datafree.networks.normalized import Normalized, bare
+from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.copying import Copied, copy, cut_of, kept_rows
 from datafree.networks.pruning.correspondence import Correspondence, Drop, block_effects, correspond
-from datafree.networks.pruning.follow import Followed, follow
+from datafree.networks.pruning.follow import follow
 from datafree.networks.pruning.groups import Kept, keep
 from datafree.networks.pruning.importance import Importance, scores
 from datafree.networks.pruning.refit import RefitOptions, Refitted, Target, refit
