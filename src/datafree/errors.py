@@ -1,4 +1,4 @@
-"""What can go wrong, as a user sees it.
+"""The exceptions that users see, and their exit codes.
 
 DatafreeError               every error a user can mend; its text is one line; exit code 2
 ├── RecipeError             a recipe that cannot be run: all its faults at once

@@ -1,4 +1,4 @@
-"""How a run is followed: a bar on a terminal, sparse lines elsewhere, nothing when quiet.
+"""Progress on the terminal: a bar, sparse lines where output is not a terminal, nothing when quiet.
 
 All of it goes to standard error; standard output is for results.
 """

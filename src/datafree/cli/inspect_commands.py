@@ -1,4 +1,4 @@
-"""Verbs that look and make nothing: `inspect`, `plan`, `list`."""
+"""Commands that only report: `inspect`, `plan`, `list`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An inspection as people read it: groups of aligned lines."""
+"""The text that `datafree inspect` prints: groups of aligned lines."""
 
 from __future__ import annotations
 

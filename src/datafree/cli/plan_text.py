@@ -1,4 +1,4 @@
-"""A plan as people read it: groups of aligned lines, and a table of devices."""
+"""The text that `datafree plan` prints: groups of aligned lines, and a table of devices."""
 
 from __future__ import annotations
 

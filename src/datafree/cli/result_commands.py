@@ -1,4 +1,4 @@
-"""Verbs about a run that is there: `evaluate`, `export`, `report`, `watch`."""
+"""Commands on an existing run: `evaluate`, `export`, `report`, `watch`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verbs that work for long, and go on where they were stopped: `distill`, `synthesize`, `demo`."""
+"""Long-running commands that can be resumed: `distill`, `synthesize`, `demo`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe that a directory was begun with, and whether another may go on with it."""
+"""Differences of two recipes: whether a directory begun with one may be resumed with another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain values -> checked objects whose fields are their options, and back. Every fault is found at once.
+"""The schema of a recipe: plain values to checked objects and back, every fault reported at once.
 
 Types are checked by pydantic, field by field: a string is no number, an integer is a float, a list a tuple.
 Sections that choose a class by name (`method: degan`) are `Family` members, also where they are nested.

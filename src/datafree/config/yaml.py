@@ -1,4 +1,4 @@
-"""YAML as people expect it: the scalars of YAML 1.2, and nothing that could run, repeat or explode.
+"""YAML 1.2 over PyYAML: its scalars, and nothing that could run code, repeat a key or expand without end.
 
 PyYAML follows YAML 1.1, where `1e-4` is a string, `no`, `off` and `on` are booleans, `1:30` is ninety, a
 repeated key silently wins, a tag can build objects and ten lines of aliases can fill the memory. Here:

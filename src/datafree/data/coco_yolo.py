@@ -1,4 +1,4 @@
-"""Boxes as files have them: COCO's json, YOLO's text. Written, and read from files that are not trusted.
+"""COCO's json and YOLO's text formats of boxes: written, and read from untrusted files.
 
 A row is one box: class id, x1, y1, x2, y2 in pixels, perhaps a score. A class id below -1 is a crowd of class
 -2 - id, as in `datafree.ops.boxes`. COCO has (x, y, width, height) in pixels, YOLO (centre x, centre y, width, height)

@@ -1,4 +1,4 @@
-"""Where labelled boxes and their images lie: COCO's and YOLO's usual folders, which are not trusted."""
+"""Paths of COCO and YOLO data sets: where labels and their images are found in the usual folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files compared with the sizes that labels are of, by their headers: nothing is decoded where all is well.
+"""Image sizes read from headers and compared with those that annotations state.
 
 H x W pixels.
 """

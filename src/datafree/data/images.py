@@ -1,4 +1,4 @@
-"""Image files in: find them, read them as RGB, bring them to a size. Files are not trusted.
+"""Reading image files: find them, decode them as RGB, resize and crop. Files are not trusted.
 
 H x W pixels; sizes are (height, width), as everywhere in this package, but Pillow's own are (width, height).
 """

@@ -1,4 +1,4 @@
-"""What labelled folders of every task share: names of classes, batches that stream."""
+"""The interface of labelled data sets, and what they share: class names, batches that stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures for people: targets drawn into images, grids of images with the teacher's answer beside them.
+"""Visualisation: targets drawn into images, grids of images with the teacher's answer beside them.
 
 B images, C classes, M rows of targets, H x W pixels.
 """

@@ -1,4 +1,4 @@
-"""A finished run's student as files to ship: weights, description, model card, ONNX, INT8.
+"""Export of a finished run's student: weights, description, model card, ONNX, INT8.
 
     RUN/export/
       student.safetensors   the bare network's weights, for its own library

@@ -1,4 +1,4 @@
-"""Tensors exchanged among processes, with gradients: what `processes` divides passes by."""
+"""Differentiable collectives: tensors gathered, scattered and summed across processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command on several processes of this machine, started and watched by torch's own launcher, that of torchrun."""
+"""Launching a command on several processes of this machine, by torch's elastic launcher (torchrun's)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The student that a run leaves behind: what its directory says of it, and the network built again.
+"""Loading the student of a finished run: its record, and the network built again.
 
 A run directory is not trusted: it can neither name code to import nor have anything downloaded.
 """

@@ -1,4 +1,4 @@
-"""A network, a task, labelled data -> scores."""
+"""Evaluation of a network on labelled data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a source still makes images worth learning from, told without real data.
+"""A guard against mode collapse: detects it without real data and restarts from the last healthy state.
 
 Signals from the teacher's answers to a batch; and a guard that notices a collapse at once and starts again from the
 last healthy state. B images, C classes, H x W pixels, N rows (an image, a pixel or a location each).

@@ -1,4 +1,4 @@
-"""A look at a teacher and its student without labels: signals from images that nobody learns from.
+"""Health metrics without labels: class balance, diversity, agreement, calibration, on validation images.
 
 B images, K features, C classes, H x W pixels, N rows (an image, a pixel or a location each). Nothing here touches a
 random state: looking at a run may not change it.

@@ -1,4 +1,4 @@
-"""What the signals of `datafree.health.signals` mean: a verdict in plain words, and which of them can be relied upon.
+"""The verdict on health metrics, in words, and which of them can be relied upon.
 
 Limits are set by what finished benchmark runs showed (docs/health.md, benchmarks/health.py). No torch here: pages and
 terminals judge figures that were logged.

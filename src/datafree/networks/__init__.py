@@ -1,0 +1,1 @@
+"""Networks: built by name, their weights read safely, adapted to one form of input and answer."""

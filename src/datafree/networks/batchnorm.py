@@ -1,4 +1,4 @@
-"""Distance of a batch's statistics to those a network's BatchNorm layers have kept from its training data.
+"""The BatchNorm feature prior: distance of a batch's statistics from those a network's layers have kept.
 
 DeepInversion's feature prior (Yin et al., arXiv 1912.08795, eq. 4), also in DIODE, CMI, Fast-DFKD and others:
 R = sum over layers l of ||mean_l(x) - running_mean_l||_p + ||var_l(x) - running_var_l||_p, of the layers' inputs, with

@@ -1,4 +1,4 @@
-"""Detectors of every kind behind one form of answer.
+"""The interface of detection networks: `Detector`, an adapter that answers `Predictions`.
 
 A detector is adapted once, here or by its owner, before anything else sees it. An adapter is a `Detector`: a module
 around the bare network whose forward pass answers `Predictions`. Your own takes three things (docs/detection.md shows

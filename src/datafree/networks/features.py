@@ -1,4 +1,4 @@
-"""What goes on inside a network: outputs of named layers, attention maps, layers of two networks paired.
+"""Intermediate features: outputs of named layers, attention maps, pairs of layers of two networks.
 
 B images, K channels, H x W pixels, h x w cells of a feature map.
 """

@@ -1,4 +1,4 @@
-"""What a trained network's first convolution was given, by the statistics of the BatchNorm behind it.
+"""The statistics of a trained network's input, recovered from the BatchNorm behind its first convolution.
 
 A BatchNorm keeps each filter's mean output. A filter sees a channel of mean m as m times the sum of its weights there,
 borders aside, so K filters give K equations for C means, solved by least squares. The variances give the spread: nearby

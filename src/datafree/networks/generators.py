@@ -1,4 +1,4 @@
-"""Generators and discriminators of sizes from 28 to 512 pixels that halve evenly, square or not.
+"""Generators and discriminators: DCGAN's and a resize-convolution generator, for sizes from 28 to 512 pixels.
 
 B images, C classes, Z latent dimensions, H x W pixels, h x w the cells of a coarser grid.
 """

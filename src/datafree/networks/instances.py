@@ -1,4 +1,4 @@
-"""Networks given as objects, from Python: how files name them, so that a run knows them again and builds none by name.
+"""Networks given as Python objects: the names by which files refer to them.
 
     live/mypkg.nets.Tiny@0f3a9c2b41d5     the class, and a digest of what it holds
 

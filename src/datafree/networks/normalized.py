@@ -1,4 +1,4 @@
-"""The one place that knows what a network wants its images to be, and the one form of its answers.
+"""Preprocessing inside the network: mean, std, channels and input size, and one form of its answers.
 
 B images, C classes, H x W pixels.
 """

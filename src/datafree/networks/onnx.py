@@ -1,4 +1,4 @@
-"""Networks to ONNX files, and ONNX files as networks, computed by onnxruntime on the CPU.
+"""ONNX export, and ONNX files run by onnxruntime on the CPU.
 
 B images, C classes, L locations, H x W pixels.
 """

@@ -1,4 +1,4 @@
-"""What a network's images must be: as its library says, or as its first BatchNorm suggests.
+"""The preprocessing a network expects: as its library states it, or as its first BatchNorm suggests.
 
 `known` reads the libraries' own metadata and downloads nothing. `suggested` reasons backwards from a trained network,
 and is only ever shown to people: nothing here changes how a network is run.

@@ -1,4 +1,4 @@
-"""Weights that a library offers of its own: how a recipe asks for them, and one line where they are out of reach.
+"""Pretrained weights of torchvision, timm and smp: how a recipe asks for them, one line where there is no network.
 
 Nothing is fetched here, that is the libraries' work; but they try for a minute, or for ever, where no network answers.
 """

@@ -1,4 +1,4 @@
-"""Differentiable changes of images: what is drawn anew each time an image is looked at.
+"""Differentiable augmentation of image batches, each move returned so that targets can follow.
 
 Where pixels move, the answer says how (a `Move`), and `Task.move_targets` brings labels, masks or boxes after them.
 

@@ -1,4 +1,4 @@
-"""Boxes of a batch in one tensor: targets of the detection task, and what is done to them.
+"""Box targets of a batch in one tensor: packed, clipped, moved, sampled, compared by IoU.
 
 Targets are (B, M, 5) float32: a row is (class id, x1, y1, x2, y2), in pixels, x to the right and y down, 0 <= x1 < x2
 <= W. Images with fewer than M boxes are filled up with rows of class -1 (NONE). A class below -1 is a crowd of class

@@ -1,4 +1,4 @@
-"""What a detector finds in an image: its predictions, thinned out by non-maximum suppression.
+"""Detections of an image: predictions after non-maximum suppression, and DIODE's false-positive sampling.
 
 B images, L locations, C classes, N detections of one image.
 

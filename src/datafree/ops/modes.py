@@ -1,4 +1,4 @@
-"""How networks are held while they are used: frozen, in which precision, from which seed.
+"""Modes of networks while they are used: frozen, train or eval, precision, seeds and random states.
 
 A network is touched only inside a `with` that puts everything back, also after an error.
 """

@@ -1,4 +1,4 @@
-"""What makes a run faster on one device: the options of a recipe's section `training.speed`, all of them on.
+"""Performance switches of one device, `training.speed`: channels last, fused statistics, fused optimisers.
 
 Each can be turned off, to see what it changes (rounding alone, docs/scale.md says how much) or because a device does
 not like it. Whoever builds a network or an optimiser for a run does it through this.

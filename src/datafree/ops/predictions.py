@@ -1,4 +1,4 @@
-"""What a detector says about a batch, in one form for every detector.
+"""`Predictions`: what a detector says about a batch, in one form for every detector.
 
 B images, L locations (cells x anchors, or proposals), C classes, M rows of targets, N boxes of one image.
 """

@@ -1,4 +1,4 @@
-"""What a run or a data set costs beside updates and steps: saves, looks, pictures, scores, shards; time and disk.
+"""Overheads of a run or data set beside updates and steps: checkpoints, validation, pictures, scores, shards.
 
 Each is done once with what a `Calibration` holds. Files are written into a folder of the system's temporary ones, which
 is removed: only so is known how large they become.

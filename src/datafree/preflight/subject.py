@@ -1,4 +1,4 @@
-"""What `datafree inspect` was asked to look at: a network, and what is known of it before it is built.
+"""The network that `datafree inspect` examines, and what is known of it before it is built.
 
 C classes, H x W pixels.
 """

@@ -1,4 +1,4 @@
-"""Which methods a teacher can serve: by its BatchNorm layers, by its task and by what the methods say of themselves."""
+"""Suitability of methods for a teacher: by its BatchNorm layers, its task and what each method declares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures of a run, read as untrusted files and made small enough to stand inside a page."""
+"""The image grids of a run, read as untrusted files and shrunk to stand inside a page."""
 
 from __future__ import annotations
 

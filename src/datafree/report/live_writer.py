@@ -1,4 +1,4 @@
-"""A page that is kept fresh while its run goes on, at a cost that does not show."""
+"""The page of a run in progress, rewritten at a negligible cost."""
 
 from __future__ import annotations
 

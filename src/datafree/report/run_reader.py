@@ -1,4 +1,4 @@
-"""What a run directory holds, read with care: it may be incomplete, damaged, of another version or made to harm.
+"""Reading a run directory that may be incomplete, damaged, of another version or hostile.
 
 Nothing is imported or executed; files have limits on their size, and what cannot be read is named.
 """

@@ -1,4 +1,4 @@
-"""A run's page served on this machine alone, made anew whenever the run has something to show."""
+"""The local web server of `datafree watch`: a run's page, on the loopback address alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the student's images come from. Every published method is one of these plus two integers.
+"""Image sources: where the student's images come from. A method is one of these plus two integers.
 
 B images, H x W pixels.
 """

@@ -1,4 +1,4 @@
-"""Files of a run's state: tensors and plain values, sealed by a checksum, the one before kept.
+"""Checkpoint files: tensors and plain values, sealed by a checksum, the one before kept.
 
 The file is what `torch.save` writes, a zip archive, with `sha256:` and the hexadecimal SHA-256 of everything before it
 as the archive's comment; so `torch.load` and other zip readers take it as it is. A file that was written before there

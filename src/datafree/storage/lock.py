@@ -1,4 +1,4 @@
-"""Who may write into a directory: locks that the system takes back when their owner dies, however it dies."""
+"""File locks on directories, which the system releases when their owner dies."""
 
 from __future__ import annotations
 

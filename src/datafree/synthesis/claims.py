@@ -1,4 +1,4 @@
-"""Several processes at one data set, without talking: each claims what it is at; the system frees what the dead held.
+"""Claims on shards: several processes make one data set without talking; locks free what the dead held.
 
 A claim is a lock on a file (see `lock`), so that processes on any machines that share the file system and its locks can
 work together, come and go.

@@ -1,4 +1,4 @@
-"""What is said of a made data set's shards beside their files: a picture of the first, the means of their figures.
+"""The preview of a made data set: a picture of its first shard, the means of its metrics.
 
 B images, H x W pixels.
 """

@@ -1,4 +1,4 @@
-"""What a made data set says about itself: a record of each shard, an index of the whole. Read one shard at a time.
+"""The index of a made data set: a record of each shard, read one at a time.
 
 A record is shards/NNNNN.json: {"shard": number, "images": count, "carries": whether the source carried something on,
 "files": {path below data/: SHA-256}, "entries": [what `Task.write_example` answered for each image, if anything],

@@ -1,4 +1,4 @@
-"""A data set that is being made on disk: whole shards only, each of their files hashed, in the layout of its task.
+"""A data set being made on disk: whole shards only, every file hashed, in the layout of its task.
 
     DIR/
       recipe.yaml        the resolved recipe

@@ -1,4 +1,4 @@
-"""What an answer is: the only object that knows about labels, masks or boxes.
+"""The task: the only object that knows what an answer is (labels, masks or boxes).
 
 Outputs are what a network answers (for most tasks a tensor of logits), targets what an image shows, always a tensor
 with the batch first.

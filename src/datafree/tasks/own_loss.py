@@ -1,4 +1,4 @@
-"""Whether a detector's own training loss serves: a finite number, with a gradient to what it is asked for."""
+"""Checks of a detector's own training loss: a finite number, with a gradient to what it is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in several files: an index beside them says which tensor is in which (`*.index.json`, as Hugging Face)."""
+"""Sharded weights: the index that says which file holds which tensor (`*.index.json`, as Hugging Face)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `torch.save` wrote, read without torch's loader: the pickle first, then only the blocks that are wanted.
+"""Reading `torch.save` files without torch's loader: the pickle first, then only the tensors that are wanted.
 
 Since torch 1.6 such a file is a zip archive: the pickle ARCHIVE/data.pkl and a member ARCHIVE/data/KEY for each
 storage. Before, it was pickles in a row: a magic number, a version, facts of the machine, the content, the storages'

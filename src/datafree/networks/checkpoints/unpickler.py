@@ -1,4 +1,4 @@
-"""Pickles that are not trusted: a reader of our own, which makes plain values and nothing else.
+"""A safe unpickler for untrusted files, which makes plain values and nothing else.
 
 A pickle is a program, for a machine with a stack, that may call any Python function by its name. The machine here
 knows the operations but looks no name up: a name stays a name, and only the few given to `read_pickle` do anything.

@@ -1,4 +1,4 @@
-"""Weights from files that are not trusted, and to files.
+"""Loading weights from untrusted files, and saving them as safetensors.
 
 A weights file is only ever read as tensors: nothing in it is run or imported.
 """

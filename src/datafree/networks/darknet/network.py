@@ -1,4 +1,4 @@
-"""The networks of Darknet's cfg files.
+"""Networks built from Darknet's .cfg files.
 
 Layers are numbered from 0; a [route] or [shortcut] names others by number, negative ones counted back from itself.
 

@@ -1,4 +1,4 @@
-"""What a .pt2 file may call: operators of ATen that networks are made of, and arithmetic of sizes. Nothing else.
+"""The ATen operators that a .pt2 file may call. Nothing else is.
 
 None of them reads or writes anything but its arguments. An operator that is missing here is refused by its name.
 """

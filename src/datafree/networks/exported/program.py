@@ -1,4 +1,4 @@
-"""Programs of torch.export as networks: answers, and gradients to the images; no layers that could be looked at.
+"""Programs of torch.export as networks: answers, and gradients to the images; no layers.
 
 B images, H x W pixels.
 """

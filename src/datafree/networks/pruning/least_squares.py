@@ -1,4 +1,4 @@
-"""A convolution or linear layer solved for: ridge least squares from what it takes to what it is to answer.
+"""Ridge least squares for one layer: a convolution or linear layer solved from its inputs to its targets.
 
 P sampled positions, G groups, K inputs of an output (kernel included), O outputs of a group, H x W pixels.
 """

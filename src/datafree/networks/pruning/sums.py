@@ -1,4 +1,4 @@
-"""Layers whose answers are added to another map, as of a residual block, seen while a network runs."""
+"""Residual sums: layers whose answers are added to another map, seen while a network runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What graphs keep for their backward passes, counted in bytes: most of the memory that a step takes.
+"""Activation memory: bytes that autograd keeps for the backward pass.
 
 Exact, also on the CPU, where nothing else tells what a step needs before there is none left.
 """

@@ -1,4 +1,4 @@
-"""What `training.batch_size: auto` stands for: the largest power of two whose step fits, with room to spare.
+"""The batch size search behind `training.batch_size: auto`: the largest power of two that fits.
 
 It is found once, when a run begins, and written into the run's recipe; who goes on with the run takes it from there.
 The batches of a source's own updates (`source.batch_size`) are another matter, and stay as the recipe has them.

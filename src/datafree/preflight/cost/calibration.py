@@ -1,4 +1,4 @@
-"""A run made small and timed: its source with few images and few iterations an update, its student on few images.
+"""Calibration of a run's cost: the run made small, and timed.
 
 Time grows in proportion to both, so that an estimate takes seconds where the run takes hours.
 

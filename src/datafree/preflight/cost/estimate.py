@@ -1,4 +1,4 @@
-"""What a teacher and a run cost on this machine: a few timed passes, extrapolated.
+"""Estimates of time and memory of a teacher and a run, extrapolated from a few timed passes.
 
 Memory is what the backward pass keeps, counted, beside weights and the bank.
 

@@ -1,4 +1,4 @@
-"""How much memory a process may still take: what the system and its control groups leave, or what a GPU has."""
+"""Free memory: what the system and its control groups leave a process, or what a GPU has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Passes through networks, watched while a step is timed: what several processes would divide, and what exchange.
+"""The cost of passes through networks: their time, and what several processes would divide and exchange.
 
 The networks are those that were given to `processes.share`. What is exchanged follows `processes`: the answers of a
 pass and, where gradients go on to its images, these, gathered; gradients of parameters, and each BatchNorm layer's sums

@@ -1,4 +1,4 @@
-"""The schedule that `training.time` stands for: steps, warm-up and rhythm of updates that end when the time does.
+"""The schedule planned for `training.time`: steps, warm-up and update interval that end when the time does.
 
 It is planned once, when a run begins, from costs that are measured on this machine, and written into the run's recipe;
 a resumed run takes it from there. The warm-up is kept where it takes at most half of the time, the rhythm where updates

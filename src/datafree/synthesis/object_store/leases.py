@@ -1,4 +1,4 @@
-"""Several processes at one data set in a bucket, without talking: each leases what it is at, and renews that.
+"""Leases on shards in a bucket: several processes make one data set without talking, each renewing its lease.
 
 A lease is an object, `.claims/NAME`, which its owner writes anew every `RENEWED` seconds. One that another process has
 seen unchanged for `EXPIRES` seconds by its own clock is a dead process's, and may be taken over; no two clocks are

@@ -1,4 +1,4 @@
-"""A data set that is being made in a bucket (`bucket`): what `shards` is on a disk, and the same files, byte by byte.
+"""A data set being made in a bucket: what `synthesis/shards.py` is on a disk, with the same files.
 
 A shard is made whole in a temporary folder of this machine, by `shards`, and then put: its files first, its record
 last. So a record that is there means a whole shard, and a shard whose put was cut off is made again. Which process
