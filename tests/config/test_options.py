@@ -23,6 +23,7 @@ from datafree.sources import SOURCES, Cmi, Fast, Folder, Inversion
 from datafree.sources.diode.source import Diode
 from datafree.sources.diode.stages import Stage
 from datafree.tasks import TASKS, Classification
+from datafree.text import show
 from thorough import some
 
 BY_NAME = [source for name, source in SOURCES.items() if name not in ("auto", "procedural")]  # younger ones
@@ -134,13 +135,13 @@ def test_a_path_is_there_when_the_recipe_is_read(kind: type[Any], name: str, tmp
     faults["folder"] = refused(kind, name, str(folder))
     expected: dict[str, dict[str, list[str]]] = {
         "path": {
-            "file": [f"'{file}' is a file, not a folder (looked for {file})"],
-            "gone": [f"'{gone}' is no folder here (looked for {gone})"],
+            "file": [f"{show(str(file))} is a file, not a folder (looked for {file})"],
+            "gone": [f"{show(str(gone))} is no folder here (looked for {gone})"],
         },
-        "data": {"gone": [f"'{gone}' is not here (looked for {gone})"]},
+        "data": {"gone": [f"{show(str(gone))} is not here (looked for {gone})"]},
         "weights": {
-            "folder": [f"'{folder}' is a folder, not a file (looked for {folder})"],
-            "gone": [f"'{gone}' is no file here (looked for {gone})"],
+            "folder": [f"{show(str(folder))} is a folder, not a file (looked for {folder})"],
+            "gone": [f"{show(str(gone))} is no file here (looked for {gone})"],
         },
     }
     expected["generator"] = expected["weights"]
