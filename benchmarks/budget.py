@@ -176,9 +176,11 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def collect(work: Path, asked: Sequence[str]) -> None:
+def collect(work: Path, asked: Sequence[str], seeds: Sequence[int]) -> None:
+    """Write results and tables from the cells that are done; `asked`: the rows that this command named."""
     rows = read_cells(work, ROWS)
-    write_results("budget", "cpu", rows, command=f"python benchmarks/budget.py {' '.join(asked)}".strip())
+    words = ["python benchmarks/budget.py", *(["--rows", *asked] if list(asked) != ROWS else [])]
+    write_results("budget", "cpu", rows, command=" ".join([*words, "--seeds", *map(str, seeds)]))
     section = (
         "## Students by processor minutes\n\n`python benchmarks/budget.py`: the student's top-1 in percent of its "
         "teacher's, on test images; one thread, everything counted."
@@ -217,7 +219,7 @@ def main() -> int:
         cells = [(row, seed) for seed in given.seeds for row in given.rows]
         command = [sys.executable, __file__, "--work", str(given.work)]
         code = run_cells(command, cells, given.work, max_time=limit, jobs=given.jobs, keep_going=True)
-    collect(given.work, sys.argv[1:] if given.collect_only is False else [])
+    collect(given.work, given.rows, given.seeds)
     return code
 
 

@@ -136,9 +136,7 @@ def _read(path_or_name: str) -> tuple[str, str, str]:
             raise RecipeError([f"{path} is not text in UTF-8 (byte {error.start}); is it a recipe?"]) from error
     known = packaged_recipes()
     if path_or_name in known:
-        text = (resources.files("datafree") / "builtin" / "recipes" / f"{path_or_name}.yaml").read_text(
-            encoding="utf-8"
-        )
+        text = (_packaged() / f"{path_or_name}.yaml").read_text(encoding="utf-8")
         return text, f"{path_or_name}.yaml", path_or_name
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         problem = f"{path} is a folder" if "\0" not in path_or_name and path.is_dir() else f"there is no file {path}"
