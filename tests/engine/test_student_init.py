@@ -8,20 +8,21 @@ from typing import Any
 import pytest
 import torch
 
+from datafree.engine.build_networks import with_source, with_student
 from datafree.engine.loop import distill
 from datafree.engine.student_init import check_start
 from datafree.errors import Interrupted, NetworkError
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.unet import unet
-from datafree.recipe.recipe import Recipe, dump
+from datafree.recipe.recipe import Recipe, dump, make_recipe
 from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.sources.noise import Noise
 from datafree.storage.run_directory import Run
 from datafree.tasks.segmentation import Segmentation
 from recipes import VALID, changed, fault
-from small_runs import assert_same, everything, recipe_for, stop_after
+from small_runs import SMALL, assert_same, everything, recipe_for, stop_after
 
 TASK = Segmentation(num_classes=3, image_size=(16, 16))
 SPEC = NetworkSpec(network="datafree/unet", init="teacher")
@@ -115,3 +116,43 @@ def test_a_teacher_has_no_start_and_a_student_one_at_most(tmp_path: Path) -> Non
     both = changed(student={"network": "datafree/unet", "init": "teacher", "weights": __file__})
     assert fault(tmp_path, both) == ("student.init: and weights both say what the student starts with: leave one out")
     assert dump(started(tmp_path))["student"]["init"] == "teacher"
+
+
+@pytest.mark.parametrize(
+    ("source", "student", "init", "said"),
+    [
+        ({"method": "noise"}, {"network": "datafree/unet", "args": SMALL}, "random", []),
+        ({"method": "auto"}, {"network": "datafree/unet", "args": SMALL}, "teacher", ["source.method=auto"]),
+        (
+            {"method": "auto"},
+            {"network": "smp/unet?encoder=mobilenet_v2"},
+            "random",
+            ["source.method=auto", "the student starts at random: student.init=teacher cannot start smp/unet"],
+        ),
+        ({"method": "auto"}, {"network": "datafree/unet", "init": "random"}, "random", ["source.method=auto"]),
+    ],
+)
+def test_by_default_a_student_starts_from_its_teacher_with_auto_where_layers_correspond(
+    tmp_path: Path, source: dict[str, Any], student: dict[str, Any], init: str, said: list[str]
+) -> None:
+    sections = dump(recipe_for(tmp_path, source))
+    recipe = make_recipe({**sections, "source": source, "student": student}, "run")
+    resolved, lines = with_source(recipe, torch.device("cpu"), torch.float32)
+    assert resolved.student.init == init
+    assert len(lines) == len(said) and all(map(str.startswith, lines, said))
+
+
+def test_auto_keeps_a_student_that_comes_with_weights_of_its_own_as_it_is(tmp_path: Path) -> None:
+    sections = dump(recipe_for(tmp_path, {"method": "noise"}))
+    weights = sections["teacher"]["weights"]
+    student = {**sections["teacher"], "weights": weights, "init": "auto"}
+    recipe = make_recipe({**sections, "source": {"method": "auto"}, "student": student}, "run")
+    resolved, _ = with_source(recipe, torch.device("cpu"), torch.float32)
+    assert resolved.student == replace(recipe.student, init="random")
+
+
+def test_a_student_chosen_by_size_starts_as_its_section_says(tmp_path: Path) -> None:
+    sections = dump(recipe_for(tmp_path, {"method": "noise"}))
+    for init in ("random", "teacher"):
+        recipe = make_recipe({**sections, "student": {"network": "auto", "init": init}}, "run")
+        assert with_student(recipe)[0].student.init == init

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
 from datafree.networks.instances import is_live
-from datafree.networks.load import NetworkSpec, adapted, build_network
+from datafree.networks.load import NetworkSpec, adapted, build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
@@ -77,16 +78,29 @@ def build_networks(
 def with_source(
     recipe: Recipe, device: torch.device, dtype: torch.dtype, given: Given = NOTHING_GIVEN
 ) -> tuple[Recipe, list[str]]:
-    """The recipe with the source that `auto` stands for, and what is to be said of the choice; else as it is.
+    """The recipe with the source and the start that `auto` stands for, and what is to be said of both.
 
-    Whatever plans or records a run then sees what it is made of. Raises NetworkError for a teacher that does not serve.
+    Whatever plans or records a run then sees what it is made of. The papers' methods start their students at random.
+    Raises NetworkError for networks that do not serve.
     """
+    task, speed, spec = recipe.task, recipe.training.speed, recipe.student
     if not isinstance(recipe.source, Auto):
-        return recipe, []
-    require_weights(recipe.teacher, recipe.task)
-    teacher = prepare(recipe.teacher, recipe.task, "teacher", device, dtype, given.teacher, recipe.training.speed)
-    source, line = recipe.source.choose(recipe.task, teacher, device)
-    return replace(recipe, source=source), [line]
+        return (replace(recipe, student=replace(spec, init="random")) if spec.init == "auto" else recipe), []
+    require_weights(recipe.teacher, task)
+    teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed)
+    source, line = recipe.source.choose(task, teacher, device)
+    recipe, lines = replace(recipe, source=source), [line]
+    if spec.init != "auto":
+        return recipe, lines
+    init: Literal["random", "teacher"] = "random"
+    if not has_weights(spec):  # the user's own stay as they come
+        student = prepare(spec, task, "student", device, dtype, given.student, speed)
+        try:
+            check_start(replace(spec, init="teacher"), teacher, student, task)
+            init = "teacher"
+        except NetworkError as error:
+            lines.append(f"the student starts at random: {error}")
+    return replace(recipe, student=replace(spec, init=init)), lines
 
 
 def require_weights(spec: NetworkSpec, task: Task) -> None:

@@ -80,7 +80,8 @@ def choose_student(
         f"times fewer {counted} than the teacher, the nearest to {wanted:g} of {len(smaller)} smaller in its family"
     )
     line += f" (also {', '.join(others)})" if others else ""
-    spec = replace(best.spec, mean=auto.mean, std=auto.std, channels=auto.channels, channel_order=auto.channel_order)
+    kept = {name: getattr(auto, name) for name in ("mean", "std", "channels", "channel_order", "init")}
+    spec = replace(best.spec, **kept)
     return spec, line
 
 

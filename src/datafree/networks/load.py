@@ -64,8 +64,11 @@ class NetworkSpec:
         tuple[int, int] | None, Doc("(height, width), pixels: images are resized to it; unset: as they are")
     ] = None
     init: Annotated[
-        Literal["random", "teacher"],
-        Doc("a student's first weights, where `weights` gives none: random, or its teacher's, cut and refitted"),
+        Literal["random", "teacher", "auto"],
+        Doc(
+            "a student's first weights, where `weights` gives none: random; its teacher's, cut and refitted; or auto, "
+            "a recipe's default: its teacher's with source.method=auto where layers correspond, else random"
+        ),
     ] = "random"
     licence: Annotated[
         str | None, Doc("of its weights, as their owner declares it; a teacher's stands on its student's card")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_student
+from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_source, with_student
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
@@ -232,6 +232,7 @@ def _cost_of_run(
     plan: Recipe, task: Task, teacher: Normalized, cost: TeacherCost, device: torch.device, dtype: torch.dtype
 ) -> RunCost:
     plan, _ = with_student(replace(plan, task=task))
+    plan, _ = with_source(plan, device, dtype)
     plan, training, _ = with_batch_size(plan, None, NOTHING_GIVEN, device, dtype)
     plan, training, _ = with_time(plan, training, None, NOTHING_GIVEN, device, dtype)
     networks = build_networks(plan, device, dtype, teacher=teacher)

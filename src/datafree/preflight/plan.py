@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datafree.data.labelled import LabelledData
-from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_student
+from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_source, with_student
 from datafree.errors import RecipeError
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
@@ -94,6 +94,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
     task = recipe.task
     labelled = task.open_dataset(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
+    recipe, sourced = with_source(recipe, device, dtype)
     recipe, training, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
     if images is None:
         recipe, training, timed = with_time(recipe, training, None, NOTHING_GIVEN, device, dtype)
@@ -137,7 +138,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
             "time grows with the iterations of an update",
             *parts.assumed,
         ],
-        notes=[*notes, *found, *parts.notes],
+        notes=[*notes, *sourced, *found, *parts.notes],
     )
 
 

@@ -21,11 +21,12 @@ from datafree.text import did_you_mean, show
 def read_network(section: object, teacher: NetworkSpec | None, families: Families) -> NetworkSpec:
     """A network's section. A student sees images as its teacher does, a library's own weights as the library says.
 
-    Either only where the section says nothing else.
+    Either only where the section says nothing else. How a student starts is `auto` where it does not say.
     """
     inherited: dict[str, Any] = {}
     if teacher is not None:
         inherited = {name: getattr(teacher, name) for name in ("mean", "std", "channels", "channel_order")}
+        inherited["init"] = "auto"
     name = section.get("network") if isinstance(section, Mapping) else None
     said = section if isinstance(section, Mapping) else {}
     more = [("network", _no_network(name)), ("init", _no_init(said, is_teacher=teacher is None))]
@@ -44,7 +45,7 @@ def read_network(section: object, teacher: NetworkSpec | None, families: Familie
 
 def _no_init(said: Mapping[str, Any], *, is_teacher: bool) -> str | None:
     """What is wrong with `init` of a network's section."""
-    if said.get("init", "random") == "random":
+    if said.get("init", "random") in ("random", "auto"):
         return None
     if is_teacher:
         return "is a student's: a teacher comes with its weights; leave it out"
