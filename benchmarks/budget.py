@@ -3,17 +3,19 @@
     python benchmarks/budget.py --jobs 2 --max-time 2h              # in pieces: run it again until it is done
     python benchmarks/budget.py --rows cifar10/auto/20 --seeds 0
 
-A row is PROBLEM/METHOD/MINUTES. Everything of a run is counted, from the first image on: the plan of its schedule, the
-making of images, the student's start, its steps. `training.time` plans the schedule; scoring comes after it. Each cell
-is a process of one thread, so that its processor time is comparable on a busy machine. Results go to
+A row is PROBLEM/METHOD/MINUTES (budget_problems.py). Everything of a run is counted, from the first image on: the plan
+of its schedule, the making of images, the student's start, its steps. `training.time` plans the schedule; scoring comes
+after it. Teachers without public weights are trained before the clock starts, once for all seeds, and kept in --work.
+Each cell is a process of one thread, so that its processor time is comparable on a busy machine. Results go to
 benchmarks/results/budget-cpu.json, the table to docs/results.md.
 
-Metrics: `relative`, the student's top-1 over its teacher's on real test images (CIFAR-10: JPEG copies, so no figure is
-CIFAR-10's own); `top1`; `steps` of the student as planned; `minutes` of processor time.
+Metrics: `relative`, the student's score over its teacher's on real test images; the score itself, `top1`, `miou` or
+`ap50`; `steps` of the student as planned; `minutes` of processor time.
 
-Methods: `auto` is `source.method: auto` with the student started from its teacher, `procedural` likewise; `real` learns
-from the real training images without their labels: the upper line. Each also from random weights, `-random`. Settings
-were chosen on validation images of CIFAR-10 and then held for all problems; no test label chooses anything.
+Methods: `auto` is `source.method: auto` with the student started from its teacher, `procedural` and `photos` (a folder
+of related ones) are single sources; `real` learns from real training images without their labels: the upper line. Each
+also from random weights, `-random`. Settings were chosen on validation images and then held for all problems; no test
+label chooses anything.
 """
 
 from __future__ import annotations
@@ -25,18 +27,14 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from PIL import Image
 
+from budget_problems import PROBLEMS, Problem, trained
 from cells import Cell, Stop, folder_of, measure, read_cells, run_cells, seconds, spread
-from classification import FASHION, load_images
-from classification_rows import CIFAR, CPU, public_resnet
-from classification_rows import Pair as Networks
 from datafree.config.paths import expand
 from datafree.engine.build_networks import prepare
 from datafree.errors import Interrupted
@@ -44,9 +42,7 @@ from datafree.evaluation.scoring import evaluate
 from datafree.networks.load import NetworkSpec
 from datafree.recipe.recipe import Recipe, make_recipe
 from datafree.run import run_recipe
-from datafree.tasks.classification import Classification
 from results import write_results, write_table
-from supervised import LabelledImages
 
 MINUTES = (5, 20, 60)
 LEARNING: dict[str, Any] = {
@@ -61,83 +57,45 @@ LEARNING: dict[str, Any] = {
     "device": "cpu",
     "precision": "fp32",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """A teacher with its weights, a student, and the images that score both."""
-
-    images: Networks  # whose data they are
-    teacher: NetworkSpec
-    student: NetworkSpec
-    side: int  # pixels
-    shift: int  # pixels, of what the student sees
-
-
-PROBLEMS = {
-    "fashion": Problem(images=CPU, teacher=CPU.teacher, student=CPU.student, side=28, shift=2),
-    "cifar10": Problem(images=CIFAR, teacher=CIFAR.teacher, student=CIFAR.student, side=32, shift=4),
-    "cifar10-deep": Problem(
-        images=CIFAR,
-        teacher=public_resnet(56),
-        student=replace(CIFAR.student, args={"depth": 20}),
-        side=32,
-        shift=4,
-    ),
-}
 SOURCES: dict[str, dict[str, Any]] = {
     "auto": {"method": "auto", "warmup": 80},
     "procedural": {"method": "procedural"},
+    "photos": {"method": "folder", "crop": "random", "flip": True},
     "real": {"method": "folder", "cache_mib": 1024},
 }
+STARTS = ("", "-random")
 ROWS = [
-    f"{problem}/{method}{start}/{minutes}"
-    for problem in PROBLEMS
-    for method in SOURCES
-    for start in ("", "-random")
+    f"{name}/{method}{start}/{minutes}"
+    for name, problem in PROBLEMS.items()
+    for method in problem.methods
+    for start in STARTS
     for minutes in MINUTES
 ]
 
 
-def recipe_of(row: str, seed: int, work: Path) -> Recipe:
-    """The recipe of a row. Raises DatafreeError, OSError for data that are not there."""
+def recipe_of(row: str, seed: int, work: Path, teacher: NetworkSpec) -> Recipe:
+    """The recipe of a row. Raises DatafreeError, OSError, ValueError for data that are not there."""
     name, method, minutes = row.split("/")
     problem = PROBLEMS[name]
-    kind = method.removesuffix("-random")
-    source = dict(SOURCES[kind])
-    if kind == "real":
-        source["path"] = str(real_images(name, work))
     sections: dict[str, Any] = {
-        "task": Classification(num_classes=10, image_size=(problem.side, problem.side), temperature=4.0),
-        "teacher": located(problem.teacher),
+        "task": problem.task,
+        "teacher": teacher,
         "student": replace(problem.student, init="random" if method.endswith("-random") else "teacher"),
-        "source": source,
-        "training": {**LEARNING, "shift": problem.shift, "time": f"{minutes}m", "seed": seed},
+        "source": source_of(problem, method.removesuffix("-random"), work),
+        "training": {**LEARNING, **problem.training, "time": f"{minutes}m", "seed": seed},
     }
     return make_recipe(sections, row.replace("/", "-"))
 
 
-def located(spec: NetworkSpec) -> NetworkSpec:
-    """The same with the file of its weights looked up: `$NAME` and `builtin:` may stand in it."""
-    return replace(spec, weights=expand(str(spec.weights)))
-
-
-def real_images(name: str, work: Path) -> Path:
-    """A folder of a problem's real training images, without their labels; written once."""
-    folder = work / "data" / PROBLEMS[name].images.images
-    if not (folder / "done").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for index, image in enumerate(data_of(name, "train").images):
-            pixels = image.movedim(0, -1).squeeze(-1).numpy()
-            Image.fromarray(pixels).save(folder / f"{index:05d}.png")
-        (folder / "done").touch()
-    return folder
-
-
-@cache
-def data_of(name: str, part: Literal["train", "test"]) -> LabelledImages:
-    return load_images(PROBLEMS[name].images, part, FASHION)
+def source_of(problem: Problem, kind: str, work: Path) -> dict[str, Any]:
+    """The section `source` of a method, with the problem's folders."""
+    source = dict(SOURCES[kind])
+    if kind == "real":
+        assert problem.real is not None, "a problem has the method only where there are real images"
+        source |= {"path": str(problem.real(work)), **problem.crops}
+    if problem.photos is not None and kind in ("auto", "photos"):
+        source["photos" if kind == "auto" else "path"] = str(expand(problem.photos))
+    return source
 
 
 def run_cell(cell: Cell, work: Path, stop: Stop) -> dict[str, float]:
@@ -146,8 +104,9 @@ def run_cell(cell: Cell, work: Path, stop: Stop) -> dict[str, float]:
     folder = folder_of(work, cell)
     clock = folder / "processor.json"  # seconds of earlier pieces
     before = json.loads(clock.read_text()) if clock.exists() else 0.0
-    recipe = recipe_of(row, seed, work)
-    test = data_of(row.split("/")[0], "test")
+    problem = PROBLEMS[row.split("/")[0]]
+    recipe = recipe_of(row, seed, work, trained(problem, row.split("/")[0], work, stop))
+    test = problem.test()
     began = time.process_time()
     try:
         outcome = run_recipe(recipe, folder / "run", stop=stop, say=lambda line: print(f"{row}: {line}", flush=True))
@@ -157,11 +116,12 @@ def run_cell(cell: Cell, work: Path, stop: Stop) -> dict[str, float]:
         raise
     spent = before + time.process_time() - began
     teacher = prepare(recipe.teacher, recipe.task, "teacher", torch.device("cpu"), torch.float32)
-    top1, best = (
-        evaluate(network, recipe.task, test, device=torch.device("cpu"), batch_size=250).values["top1"]
+    score, best = (
+        evaluate(network, recipe.task, test, device=torch.device("cpu"), batch_size=64).values[problem.headline]
         for network in (outcome.student, teacher)
     )
-    return {"relative": top1 / best, "top1": top1, "minutes": spent / 60, "steps": float(outcome.chosen.step)}
+    steps = float(outcome.chosen.step)
+    return {"relative": score / best, problem.headline: score, "minutes": spent / 60, "steps": steps}
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -181,10 +141,7 @@ def collect(work: Path, asked: Sequence[str], seeds: Sequence[int]) -> None:
     rows = read_cells(work, ROWS)
     words = ["python benchmarks/budget.py", *(["--rows", *asked] if list(asked) != ROWS else [])]
     write_results("budget", "cpu", rows, command=" ".join([*words, "--seeds", *map(str, seeds)]))
-    section = (
-        "## Students by processor minutes\n\n`python benchmarks/budget.py`: the student's top-1 in percent of its "
-        "teacher's, on test images; one thread, everything counted."
-    )
+    section = "## Students by processor minutes\n\n`python benchmarks/budget.py`: in percent of the teacher's score."
     write_table("results.md", "budget-cpu", table(rows), section=section)
 
 

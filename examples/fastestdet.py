@@ -40,11 +40,12 @@ class FastestDet(nn.Module):
     Raw: before the sigmoid of the objectness, the tanh and sigmoid of the box and the softmax of the classes.
     """
 
-    def __init__(self, num_classes: int = 80) -> None:
+    def __init__(self, num_classes: int = 80, width: float = 1.0) -> None:
         super().__init__()
-        self.backbone = ShuffleNetV2()
-        self.SPP = Pyramid(48 + 96 + 192, 96)
-        self.detect_head = DetectHead(96, num_classes)
+        stem, *maps = (2 * round(width * channels / 2) for channels in (24, 48, 96, 192))  # halves are told apart
+        self.backbone = ShuffleNetV2(stem, maps)
+        self.SPP = Pyramid(sum(maps), maps[1])
+        self.detect_head = DetectHead(maps[1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):  # all are followed by BatchNorm and have no bias
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -58,17 +59,18 @@ class FastestDet(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    """Images (B, 3, H, W) -> maps of 48, 96 and 192 channels at 1/8, 1/16 and 1/32 (Ma et al., arXiv 1807.11164)."""
+    """Images (B, 3, H, W) -> maps of 1/8, 1/16 and 1/32, `channels` of each (Ma et al., arXiv 1807.11164)."""
 
-    def __init__(self) -> None:
+    def __init__(self, stem: int, channels: Sequence[int]) -> None:
         super().__init__()
-        self.first_conv = nn.Sequential(*_conv(3, 24, 3, stride=2), nn.ReLU(inplace=True))
-        self.stage2 = _stage(24, 48, 4)
-        self.stage3 = _stage(48, 96, 8)
-        self.stage4 = _stage(96, 192, 4)
+        fine, middle, coarse = channels
+        self.first_conv = nn.Sequential(*_conv(3, stem, 3, stride=2), nn.ReLU(inplace=True))
+        self.stage2 = _stage(stem, fine, 4)
+        self.stage3 = _stage(fine, middle, 8)
+        self.stage4 = _stage(middle, coarse, 4)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = F.max_pool2d(self.first_conv(images), 3, stride=2, padding=1)  # (B, 24, H / 4, W / 4)
+        x = F.max_pool2d(self.first_conv(images), 3, stride=2, padding=1)  # (B, stem, H / 4, W / 4)
         fine = self.stage2(x)
         middle = self.stage3(fine)
         return fine, middle, self.stage4(middle)
@@ -251,6 +253,11 @@ class FastestDetDetector(Detector):
         return fastestdet_loss(heads, torch.cat(rows))
 
 
-def make(num_classes: int = 80) -> FastestDetDetector:
-    """FastestDet, adapted, not trained: kaiming-normal convolutions, BatchNorm that changes nothing yet."""
-    return FastestDetDetector(FastestDet(num_classes))
+def make(num_classes: int = 80, width: float = 1.0) -> FastestDetDetector:
+    """FastestDet, adapted, not trained: kaiming-normal convolutions, BatchNorm that changes nothing yet.
+
+    `width`: its channels are so many times those of its author, 24, 48, 96 and 192.
+    """
+    if not width > 0 or round(12 * width) < 1:
+        raise NetworkError(f"width of fastestdet is {width!r}: give a share of the published channels, such as 0.5")
+    return FastestDetDetector(FastestDet(num_classes, width))

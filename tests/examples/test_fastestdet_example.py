@@ -23,6 +23,7 @@ from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.checkpoints.weights import read_tensors
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
+from datafree.networks.pruning.start import StartOptions, start_from_teacher
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled, pack
 from datafree.ops.detections import detect
@@ -74,6 +75,23 @@ def test_the_network_has_the_published_number_of_parameters_and_batchnorm_layers
     assert sum(parameter.numel() for parameter in detector.parameters()) == 244_490
     assert len(names) == 70
     assert sum(name.startswith(f"{detector.backbone}.") for name in names) == 55
+
+
+def test_a_narrower_network_has_that_share_of_all_channels_and_starts_from_the_whole_one(example: ModuleType) -> None:
+    torch.manual_seed(0)
+    whole, half = (example.make(num_classes=5, width=width) for width in (1.0, 0.5))
+    norms = [[layer.num_features for layer in batchnorm_layers(bare(network)).values()] for network in (whole, half)]
+    answers = {1, 4, 5}  # the heads' channels are what they say
+    assert all(ours == (theirs if theirs in answers else theirs / 2) for theirs, ours in zip(*norms, strict=True))
+    images = torch.rand(4, 3, 64, 64)
+    started = start_from_teacher(whole, half, images, StartOptions(refit=None))
+    assert started.copied.new <= 0.001 * started.copied.parameters
+    assert example.make(num_classes=5, width=0.5)(images).scores.shape == half(images).scores.shape
+
+
+def test_a_width_that_leaves_no_channel_is_refused(example: ModuleType) -> None:
+    with pytest.raises(NetworkError, match=r"width of fastestdet is 0\.01"):
+        example.make(width=0.01)
 
 
 def test_the_authors_weights_fit_the_network_strictly(example: ModuleType, shared_data: Path) -> None:

@@ -263,6 +263,16 @@ def test_a_librarys_numbers_are_but_suggested_for_a_file_of_ones_own(tmp_path: P
     assert found.trained
 
 
+def test_what_options_say_of_the_images_is_stated_and_compared(own: Path, untimed: None) -> None:
+    found = inspect_teacher("df_seen:classifier", size="32", mean="0.4,0.5,0.6", std="2")
+    assert (found.mean.value, found.mean.provenance, found.mean.why) == ((0.4, 0.5, 0.6), "stated", "--mean")
+    assert (found.std.value, found.std.why) == ((2.0, 2.0, 2.0), "--std")
+    assert any("if the stated mean and std are right" in note for note in found.notes)
+    grey = inspect_teacher("timm/resnet18", size="32", channels=1, mean="0.5", classes=3)
+    assert grey.macs < inspect_teacher("timm/resnet18", size="32", classes=3).macs  # one channel into the first layer
+    assert any("what was given not" in note for note in grey.notes)
+
+
 # --- recipes ---
 
 
@@ -331,6 +341,10 @@ def test_what_a_recipe_states_is_compared_with_the_first_batchnorm(
         ("datafree/resnet", {"classes": 2, "args": ["dept=8"]}, "dept"),
         ("datafree/resnet", {"classes": 2, "size": "big"}, "HEIGHTxWIDTH"),
         ("datafree/resnet", {"classes": 2, "size": "0x8"}, "HEIGHTxWIDTH"),
+        ("datafree/resnet", {"classes": 2, "mean": "0.5,0.5"}, "three numbers"),
+        ("datafree/resnet", {"classes": 2, "std": "0"}, "std is (0.0, 0.0, 0.0)"),
+        ("datafree/resnet", {"classes": 2, "channels": 4}, "--channels is 4"),
+        ("datafree/resnet", {"classes": 2, "device": "gpu9"}, "no device 'gpu9'"),
         ("datafree/resnet", {"classes": 2, "task": "segmentaton"}, "did you mean segmentation?"),
         ("datafree/resnet", {"classes": 2, "task": "segmentation", "size": "8"}, "the task needs logits (B, 2, 8, 8)"),
         ("datafree/resnet", {"weights": Path("nosuch.pt")}, "no such file"),

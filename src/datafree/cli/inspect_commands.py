@@ -24,6 +24,10 @@ def inspect(
     task: Annotated[str | None, typer.Option(metavar="KIND", help="classification, detection, segmentation.")] = None,
     classes: Annotated[int | None, typer.Option(help="How many it tells apart.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Estimate what a run of it costs with this teacher.")] = None,
+    channels: Annotated[int | None, typer.Option(metavar="1|3", help="Of its images: grey or colour.")] = None,
+    mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of images in [0, 1].")] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="The same.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="auto")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
@@ -31,7 +35,17 @@ def inspect(
     from datafree.preflight.inspection import inspect_teacher
 
     found = inspect_teacher(
-        teacher, weights=weights, args=args or [], size=size, task=task, classes=classes, recipe=recipe
+        teacher,
+        weights=weights,
+        args=args or [],
+        size=size,
+        task=task,
+        classes=classes,
+        recipe=recipe,
+        channels=channels,
+        mean=mean,
+        std=std,
+        device=device,
     )
     print(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 

@@ -28,7 +28,7 @@ from datafree.ops.predictions import answer_form
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.time_budget import with_time
-from datafree.preflight.subject import Fact, Subject, find_subject, input_facts
+from datafree.preflight.subject import Fact, StatedImages, Subject, find_subject, input_facts
 from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import TASK, Recipe
 from datafree.recipe.training import Training
@@ -78,29 +78,37 @@ def inspect_teacher(
     task: str | None = None,
     classes: int | None = None,
     recipe: str | None = None,
+    channels: int | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    device: str | None = None,
 ) -> Inspection:
     """Look at a network by name, or at the teacher of a recipe.
 
     `args` are "key=value" of its constructor, `size` is "224x224" (height x width), `task` a kind of TASKS; `recipe`
-    is what a run's cost is estimated for. Raises DatafreeError for names, weights, sizes and tasks that do not fit.
+    is what a run's cost is estimated for. `channels` is 1 or 3; `mean` and `std` are "0.5,0.5,0.5" (R, G, B of images
+    in [0, 1]) or one number; `device` is one of torch's. Raises DatafreeError for what does not fit.
     """
     if task is not None and task not in TASKS:
         raise NetworkError(f"there is no task {show(task)}{did_you_mean(task, TASKS)}; known: {', '.join(TASKS)}")
-    subject = find_subject(teacher, weights=weights, args=args, size=size, classes=classes, recipe=recipe)
+    images = StatedImages.parse(channels, mean, std)
+    subject = find_subject(
+        teacher, weights=weights, args=args, size=size, classes=classes, recipe=recipe, images=images
+    )
     spec, plan, metadata = subject.spec, subject.plan, known(subject.spec)
-    device = modes.choose_device("auto" if plan is None else plan.training.device)
-    dtype = modes.choose_precision("auto" if plan is None else plan.training.precision, device)
+    where = modes.choose_device(device or ("auto" if plan is None else plan.training.device))
+    dtype = modes.choose_precision("auto" if plan is None else plan.training.precision, where)
 
     # The network, and what it answers.
     if metadata is not None and not subject.in_recipe:
-        spec = replace(spec, mean=metadata.mean, std=metadata.std)
-    network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(device)
+        spec = replace(spec, mean=images.mean or metadata.mean, std=images.std or metadata.std)
+    network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(where)
     (ALL_ON if plan is None else plan.training.speed).laid_out(network)
     if isinstance(program := network.network, Program) and program.size and subject.size.value is None:
         subject = replace(
             subject, size=Fact(value=program.size, provenance="known", why="it was exported for this size")
         )
-    outputs, input_size, macs = _look(network, subject, device)
+    outputs, input_size, macs = _look(network, subject, where)
     made, kind, problem = _task(outputs, subject, task, input_size.value)
     counted = Fact(value=made.num_classes, provenance="known", why="it answers so many")
 
@@ -108,23 +116,24 @@ def inspect_teacher(
     trained = has_weights(spec)
     suggestion = Suggestion(preprocessing=None, seen=None, why="it is not trained")
     if trained:
-        images = torch.rand(1, spec.channels, *(spec.input_size or input_size.value), device=device)
-        suggestion = suggested(network.network, images)
-    mean, std, order = input_facts(subject, metadata, suggestion)
+        look = torch.rand(1, spec.channels, *(spec.input_size or input_size.value), device=where)
+        suggestion = suggested(network.network, look)
+    middle, spread, order = input_facts(subject, metadata, suggestion)
     notes = [suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
-    if suggestion.seen is not None and mean.value is not None:
-        notes += _doubts(suggestion.seen, mean, std, order)
-    if metadata is not None and subject.in_recipe and (metadata.mean, metadata.std) != (spec.mean, spec.std):
-        notes.append(f"{metadata.origin} has mean {list(metadata.mean)} and std {list(metadata.std)}, the recipe not")
+    if suggestion.seen is not None and middle.value is not None:
+        notes += _doubts(suggestion.seen, middle, spread, order)
+    if metadata is not None and (metadata.mean, metadata.std) != (spec.mean, spec.std):
+        who = "the recipe" if subject.in_recipe else "what was given"
+        notes.append(f"{metadata.origin} has mean {list(metadata.mean)} and std {list(metadata.std)}, {who} not")
 
     # What it can teach, and what that costs.
     norms = count_batchnorm(bare(network))
     at_once = plan.training.batch_size if plan is not None and isinstance(plan.training, Training) else _BATCH_SIZE
-    cost = cost_of_teacher(network, input_size.value, device, at_once)
+    cost = cost_of_teacher(network, input_size.value, where, at_once)
     run = None
     try:
         if plan is not None:
-            run = _cost_of_run(plan, made, network, cost, device, dtype)
+            run = _cost_of_run(plan, made, network, cost, where, dtype)
     except DatafreeError as error:
         notes.append(f"no estimate of the run: {error}")
     return Inspection(
@@ -140,12 +149,12 @@ def inspect_teacher(
         bytes=size_of(bare(network)),
         macs=macs,
         input_size=input_size,
-        mean=mean,
-        std=std,
+        mean=middle,
+        std=spread,
         channel_order=order,
         batchnorm=norms,
         sources={name: applies(name, made, norms, trained, problem) for name in sorted(SOURCES)},
-        device=f"{device.type}, {str(dtype).removeprefix('torch.')}",
+        device=f"{where.type}, {str(dtype).removeprefix('torch.')}",
         cost=cost,
         recipe=None if plan is None else plan.name,
         run=run,

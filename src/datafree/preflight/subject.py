@@ -18,7 +18,7 @@ from datafree.config import yaml
 from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import read_tensors
 from datafree.networks.exported.program import SUFFIX
-from datafree.networks.first_input import distance
+from datafree.networks.first_input import Three, distance
 from datafree.networks.load import NetworkSpec, build_network, network_names
 from datafree.networks.normalized import bare
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
@@ -39,6 +39,37 @@ class Fact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatedImages:
+    """What a user has said of the images a network wants; None where nothing."""
+
+    channels: Literal[1, 3] | None = None
+    mean: Three | None = None
+    std: Three | None = None
+
+    @classmethod
+    def parse(cls, channels: int | None, mean: str | None, std: str | None) -> StatedImages:
+        """From what options say. Raises NetworkError."""
+        if channels not in (None, 1, 3):
+            raise NetworkError(f"--channels is {channels}: give 3 for colour images, 1 for grey ones")
+        made: Literal[1, 3] | None = None if channels is None else 1 if channels == 1 else 3
+        return cls(channels=made, mean=_three("--mean", mean), std=_three("--std", std))
+
+
+def _three(option: str, text: str | None) -> Three | None:
+    """R, G and B of "0.485,0.456,0.406", or of one number for all three."""
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.strip(" []()").split(",")]
+        red, green, blue = found * 3 if len(found) == 1 else found
+    except ValueError as error:
+        raise NetworkError(
+            f"{option} {show(text)} is not three numbers; write R,G,B of images in [0, 1], 0.485,0.456,0.406"
+        ) from error
+    return red, green, blue
+
+
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """A network to look at."""
 
@@ -47,6 +78,7 @@ class Subject:
     in_recipe: bool  # whether `spec` is the plan's teacher, whose images are as the recipe says
     classes: Fact  # an int; None: to be seen from the answers
     size: Fact  # (height, width), pixels; None: to be tried
+    images: StatedImages  # beside what `spec` says
 
 
 def find_subject(
@@ -57,6 +89,7 @@ def find_subject(
     size: str | None,
     classes: int | None,
     recipe: str | None,
+    images: StatedImages,
 ) -> Subject:
     """Read what the user has written, as `inspection.inspect_teacher` has it. Raises DatafreeError."""
     in_recipe = Path(teacher).suffix in (".yaml", ".yml") or teacher in packaged_recipes()
@@ -67,13 +100,21 @@ def find_subject(
     wanted = teacher if in_recipe else recipe
     plan = None if wanted is None else load_recipe(wanted)
     spec = plan.teacher if plan is not None and in_recipe else NetworkSpec(network=teacher)
-    spec = replace(spec, args={**spec.args, **dict(map(_argument, args))}, weights=weights or spec.weights)
+    spec = replace(
+        spec,
+        args={**spec.args, **dict(map(_argument, args))},
+        weights=weights or spec.weights,
+        channels=images.channels or spec.channels,
+        mean=images.mean or spec.mean,
+        std=images.std or spec.std,
+    )
     return Subject(
         spec=spec,
         plan=plan,
         in_recipe=in_recipe,
         classes=_classes(spec, classes, plan),
         size=_size(spec, size, plan),
+        images=images,
     )
 
 
@@ -183,6 +224,16 @@ def _named(tensors: dict[str, Tensor], name: str) -> Tensor | None:
 
 def input_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Suggestion) -> tuple[Fact, Fact, Fact]:
     """Mean, std and order of the channels that a network wants, and how each is known."""
+    mean, std, order = _found_facts(subject, metadata, suggestion)
+    if subject.images.mean is not None:
+        mean = Fact(value=subject.images.mean, provenance="stated", why="--mean")
+    if subject.images.std is not None:
+        std = Fact(value=subject.images.std, provenance="stated", why="--std")
+    return mean, std, order
+
+
+def _found_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Suggestion) -> tuple[Fact, Fact, Fact]:
+    """The same without what options have said."""
     spec, seen = subject.spec, suggestion.seen
     if subject.in_recipe:
         return _facts(spec, "stated", f"the recipe {subject.plan.name if subject.plan else ''}")
