@@ -16,7 +16,7 @@ import pytest
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-FOR_USERS = [*PROJECT["dependencies"], *(line for name in ("onnx", "remote") for line in EXTRAS[name])]
+FOR_USERS = [*PROJECT["dependencies"], *(line for name in ("onnx", "remote", "transformers") for line in EXTRAS[name])]
 SCRIPTS = ("benchmarks", "scripts", "examples")  # their files import one another, and the tests'
 
 

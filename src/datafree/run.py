@@ -13,7 +13,7 @@ import torch
 
 from datafree.distributed import replicas
 from datafree.engine import validation
-from datafree.engine.artifacts import describe_teacher, save_artefacts, save_calibration
+from datafree.engine.artifacts import class_names, describe_teacher, save_artefacts, save_calibration
 from datafree.engine.build_networks import (
     NOTHING_GIVEN,
     Given,
@@ -149,7 +149,7 @@ def _carry_out(
         {
             "network": {**described["student"], "weights": None},
             "task": described["task"],
-            "class_names": None if labelled is None else labelled.class_names,
+            "class_names": class_names(recipe.teacher, task) if labelled is None else labelled.class_names,
             "teacher": describe_teacher(recipe.teacher, teacher),
             "cost": {"seconds": round(time.monotonic() - began, 1), "resumed": run.saved is not None},
         },

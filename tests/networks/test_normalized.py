@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
@@ -44,12 +47,50 @@ def test_out_of_a_dict_is_the_answer() -> None:
     assert torch.equal(network(torch.rand(1, 3, 4, 4)), out)
 
 
+@dataclass
+class Output:
+    loss: Tensor | None
+    logits: Tensor
+
+
+class Named(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"logits": torch.ones(1, 2), "loss": None},
+        Output(loss=None, logits=torch.ones(1, 2)),
+        Named(logits=torch.ones(1, 2), features=torch.zeros(1, 4)),
+    ],
+)
+def test_logits_are_taken_by_name(answer: object) -> None:
+    assert torch.equal(Normalized(Answers(answer))(torch.rand(1, 3, 4, 4)), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("size", [None, (8, 12)])
+def test_smaller_class_maps_are_brought_to_the_images_size_where_asked(size: tuple[int, int] | None) -> None:
+    network = nn.Conv2d(3, 2, 4, stride=4)
+    images = torch.rand(2, 3, 16, 24)
+    seen = images if size is None else F.interpolate(images, size=size, mode="bilinear", antialias=True)
+    wanted = F.interpolate(network(seen), size=(16, 24), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(Normalized(network, input_size=size, upsample=True)(images), wanted)
+    assert Normalized(network, input_size=size)(images).shape[2:] != (16, 24)
+
+
+def test_an_answer_at_a_single_place_is_no_map_to_enlarge() -> None:
+    network = Normalized(nn.AdaptiveAvgPool2d(1), upsample=True)
+    assert network(torch.rand(2, 3, 8, 8)).shape == (2, 3, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("answer", "named"),
     [
         ((torch.ones(1), None), "tuple of 2 (Tensor, NoneType)"),
         ([torch.ones(1)], "list of 1 (Tensor)"),
-        ({"logits": torch.ones(1), "aux": None}, "keys ['aux', 'logits']"),
+        ({"scores": torch.ones(1), "aux": None}, "keys ['aux', 'scores']"),
         ({"out": [torch.ones(1)]}, "keys ['out']"),
         (None, "NoneType"),
     ],

@@ -14,10 +14,12 @@ from datafree.config import schema
 from datafree.errors import RunError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.exported.program import Program
+from datafree.networks.huggingface.directory import open_directory
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare
 from datafree.sources.base import ImageSource
 from datafree.storage.atomic import sha256_of, write_whole
+from datafree.tasks.base import Task
 
 
 def save_artefacts(source: ImageSource, folder: Path) -> None:
@@ -41,6 +43,18 @@ def save_calibration(images: Tensor, run: Path) -> None:
         raise RunError(f"cannot write {run / CALIBRATION}: {error.strerror}; free some space") from error
 
 
+def class_names(spec: NetworkSpec, task: Task) -> list[str] | None:
+    """A name for each of the task's classes, where the network's own directory has them."""
+    names = open_directory(spec.network).class_names if spec.is_directory else None
+    return names if names is not None and len(names) == task.num_classes else None
+
+
+def _without_place(spec: NetworkSpec) -> str:
+    """The network's name; of a file or a directory without its place on this machine."""
+    name = Path(spec.network).name
+    return f"hf/{name}" if spec.is_directory else name if spec.is_program else spec.network
+
+
 def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
     """What a student's card says of its teacher: plain values.
 
@@ -58,7 +72,7 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
         }
         digest, of = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest(), "tensors"
     return {
-        "network": Path(spec.network).name if spec.is_program else spec.network,
+        "network": _without_place(spec),
         "args": schema.plain(spec.args),
         "weights": None if file is None else file.name,
         "sha256": digest,

@@ -112,6 +112,8 @@ def require_weights(spec: NetworkSpec, task: Task) -> None:
         return
     way = "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
     library = spec.network.partition("/")[0]
+    if spec.is_directory and has_weights(spec):
+        return
     if not asks_for_weights(spec.args):
         raise NetworkError(f"the teacher {spec.network} has no weights, so it has nothing to teach; {way}")
     if not asks_for_all_weights(library, spec.args):
@@ -169,6 +171,7 @@ def prepare(
         height, width = task.image_size
         raise NetworkError(
             f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {first_line(error)}"
+            f"{_size_hint(spec, task, what)}"
         ) from error
     task.check(outputs, f"{what} {spec.network}")
     if len(outputs) != len(look):
@@ -179,6 +182,14 @@ def prepare(
         with torch.enable_grad(), modes.looked_through(network, "train"):
             task.probe_student(learning, f"student {spec.network}")
     return network
+
+
+def _size_hint(spec: NetworkSpec, task: Task, what: str) -> str:
+    """The size that a network was made for, as an error about the task's says it; else how to resize."""
+    metadata = None if spec.input_size is not None or is_live(spec.network) else known(spec)
+    if metadata is None or metadata.input_size in (None, tuple(task.image_size)):
+        return ""
+    return f"; {metadata.origin} has {metadata.input_size}: set {what}.input_size={list(metadata.input_size or ())}"
 
 
 def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, device: torch.device, name: str) -> None:

@@ -28,6 +28,8 @@ from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.darknet.weights import load_darknet_weights
 from datafree.networks.exported.program import SUFFIX, Program
+from datafree.networks.huggingface.build import adapted_detector, asks_for_its_weights, build_from_directory
+from datafree.networks.huggingface.directory import PREFIX, located
 from datafree.networks.instances import is_live, not_by_name
 from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
 from datafree.networks.normalized import Normalized, bare
@@ -46,7 +48,8 @@ class NetworkSpec:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     network: Annotated[
-        str, Doc('"library/name" as in network_names(), perhaps "?key=..."; "package.module:callable"; FILE.pt2')
+        str,
+        Doc('"library/name" as in network_names(), perhaps "?key=..."; hf/DIR; "package.module:callable"; FILE.pt2'),
     ]
     args: Annotated[dict[str, Any], Doc("of its constructor, besides the number of classes")] = field(
         default_factory=dict
@@ -63,6 +66,9 @@ class NetworkSpec:
     input_size: Annotated[
         tuple[int, int] | None, Doc("(height, width), pixels: images are resized to it; unset: as they are")
     ] = None
+    upsample: Annotated[
+        bool, Doc("class maps that are smaller than the images are brought to their size, bilinearly; hf/DIR's always")
+    ] = False
     init: Annotated[
         Literal["random", "teacher", "auto"],
         Doc(
@@ -97,7 +103,7 @@ class NetworkSpec:
                 faults.append(Fault(("args", key), str(error)))
         if faults:
             raise Invalid(faults)
-        return replace(self, args=args)
+        return replace(self, args=args, network=located(self.network) if self.is_directory else self.network)
 
     @property
     def is_own_code(self) -> bool:
@@ -109,6 +115,11 @@ class NetworkSpec:
         """Whether it is a file of torch.export."""
         return self.network.endswith(SUFFIX)
 
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a model directory as Hugging Face's libraries write them."""
+        return self.network.startswith(PREFIX)
+
     def wrap(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Normalized:
         """The network of this section, taking images in [0, 1]. Raises NetworkError."""
         return Normalized(
@@ -119,6 +130,7 @@ class NetworkSpec:
             channels=self.channels,
             channel_order=self.channel_order,
             input_size=self.input_size,
+            upsample=self.upsample or self.is_directory,
         )
 
 
@@ -156,6 +168,8 @@ def has_weights(spec: NetworkSpec) -> bool:
     """Whether the network comes trained: from a file or its library; own code and objects are taken at their word."""
     if spec.weights is not None or spec.is_own_code or spec.is_program or is_live(spec.network):
         return True
+    if spec.is_directory:
+        return asks_for_its_weights(spec.network, spec.args)
     return asks_for_weights(spec.args)
 
 
@@ -180,6 +194,13 @@ def build_network(spec: NetworkSpec, *, num_classes: int, allow_import: bool = T
         return _open_program(spec, allow_import)
     if spec.is_own_code:
         network = _build_imported(spec, allow_import)
+    elif spec.is_directory:
+        if not allow_import:
+            raise _no_place(spec)
+        own = spec.weights is None and asks_for_its_weights(spec.network, spec.args)
+        network = build_from_directory(
+            spec.network, spec.args, num_classes=num_classes, channels=spec.channels, own_weights=own
+        )
     else:
         if not allow_import:
             refuse_files(spec.network, spec.args)
@@ -238,19 +259,27 @@ def _build_imported(spec: NetworkSpec, allow_import: bool) -> nn.Module:
 
 def adapted(network: nn.Module) -> nn.Module:
     """A network of the user's as it is used: a detection model of torchvision's adapted, any other itself."""
-    if "torchvision" not in sys.modules:  # which takes seconds to import; who made a model of its has done so
+    if (
+        "transformers" in sys.modules
+    ):  # it and torchvision take seconds to import; who made a model of theirs has done so
+        network = adapted_detector(network)
+    if "torchvision" not in sys.modules:
         return network
     from datafree.networks.torchvision_detectors import adapt, is_torchvision_detector
 
     return adapt(network) if is_torchvision_detector(network) else network
 
 
+def _no_place(spec: NetworkSpec) -> NetworkError:
+    return NetworkError(
+        f"{show(spec.network)} is a place to read, which is never done for a name found in a file; "
+        "name a network with --student"
+    )
+
+
 def _open_program(spec: NetworkSpec, allow_import: bool) -> Program:
     if not allow_import:
-        raise NetworkError(
-            f"{show(spec.network)} is a file to read, which is never done for a name found in a file; "
-            "name a network with --student"
-        )
+        raise _no_place(spec)
     try:
         return Program(paths.expand(spec.network))
     except ValueError as error:  # a variable that is not set

@@ -5,6 +5,7 @@ B images, C classes, H x W pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -26,7 +27,8 @@ class Normalized(nn.Module):
     state_dict). `mean` and `std` are those of R, G and B in [0, 1]; `order` "bgr" hands the channels on the other way
     round; a network of one channel gets the average of the three, so that colour, which it knows nothing of, cannot
     reach it. `input_size` (height, width): images are resized to it, boxes and class maps come back at the images'
-    own size. `dtype` is the type of the forward pass, under autocast; the answer is float32 whatever it is.
+    own size, and so do smaller class maps where `upsample` says so. `dtype` is the type of the forward pass, under
+    autocast; the answer is float32 whatever it is.
     Raises NetworkError for a mean or std that cannot normalise.
     """
 
@@ -42,6 +44,7 @@ class Normalized(nn.Module):
         channels: int = 3,
         channel_order: Literal["rgb", "bgr"] = "rgb",
         input_size: tuple[int, int] | None = None,
+        upsample: bool = False,
     ) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
@@ -54,6 +57,7 @@ class Normalized(nn.Module):
         self.channels = channels
         self.channel_order = channel_order
         self.input_size = input_size
+        self.upsample = upsample
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
@@ -75,12 +79,13 @@ class Normalized(nn.Module):
     def _at_size(self, answer: Tensor | Predictions, images: Tensor) -> Tensor | Predictions:
         """The answer in float32, its places those of `images`."""
         answer = answer.float() if isinstance(answer, Tensor) else answer.floats()
-        if self.input_size is None:
-            return answer
-        (height, width), size = images.shape[-2:], self.input_size
+        (height, width), size = images.shape[-2:], self.input_size or images.shape[-2:]
         if isinstance(answer, Predictions):
-            return answer.scaled(width / size[1], height / size[0])
-        if answer.ndim == 4 and answer.shape[-2:] == size:
+            return answer if self.input_size is None else answer.scaled(width / size[1], height / size[0])
+        if answer.ndim != 4 or answer.shape[-2:] == (height, width):
+            return answer
+        coarse = self.upsample and answer.shape[-2:] != (1, 1)  # a single place is a class, not a map
+        if coarse or answer.shape[-2:] == size:
             return F.interpolate(answer, size=(height, width), mode="bilinear", align_corners=False)
         return answer
 
@@ -100,16 +105,19 @@ def detector_of(network: nn.Module) -> Detector | None:
 
 
 def only_answer(outputs: object) -> Tensor | Predictions:
-    """What a network says: a tensor, "out" of torchvision's {"out": ..., "aux": ...}, or a detector's `Predictions`.
+    """What a network says: a tensor, a detector's `Predictions`, or what lies under "logits" or "out".
+
+    Dicts and dataclasses have these: torchvision's {"out": ..., "aux": ...}, transformers' outputs with `logits`.
 
     Raises NetworkError for any other answer, naming what it is.
     """
     if isinstance(outputs, (Tensor, Predictions)):
         return outputs
-    if isinstance(outputs, Mapping):
-        out = outputs.get("out")
-        if isinstance(out, Tensor):
+    named = outputs if isinstance(outputs, Mapping) else _fields(outputs)
+    for name in ("logits", "out"):
+        if isinstance(out := named.get(name), Tensor):
             return out
+    if isinstance(outputs, Mapping):
         found = f"a dict with the keys {sorted(map(str, outputs))}"
     elif isinstance(outputs, (tuple, list)):
         parts = ", ".join(type(part).__name__ for part in outputs[:4]) + (", ..." if len(outputs) > 4 else "")
@@ -117,9 +125,16 @@ def only_answer(outputs: object) -> Tensor | Predictions:
     else:
         found = f"a {type(outputs).__name__}"
     raise NetworkError(
-        f"the network answers {found}: one tensor, or a dict with a tensor under 'out', is needed; "
+        f"the network answers {found}: one tensor, or a dict with a tensor under 'logits' or 'out', is needed; "
         "wrap the network in a module that returns just its logits and name it as 'package.module:callable'"
     )
+
+
+def _fields(outputs: object) -> dict[str, object]:
+    """The fields of a dataclass's object or a named tuple, by name; of anything else, none."""
+    if dataclasses.is_dataclass(outputs):
+        return {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
+    return {name: getattr(outputs, name) for name in getattr(outputs, "_fields", ())}
 
 
 def size_of(network: nn.Module) -> int:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.first_input import PHOTO_MEAN, UNSURE, Order, Seen, Three, distance, first_input, told_order
+from datafree.networks.huggingface.directory import ModelDirectory, open_directory
+from datafree.networks.huggingface.preprocessor import read_preprocessor
 from datafree.networks.libraries import build_from_library
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare
@@ -59,17 +61,34 @@ _USUAL: dict[str, tuple[Three, Three]] = {
 
 
 def known(spec: NetworkSpec) -> Preprocessing | None:
-    """What timm's or torchvision's metadata say of the weights they offer for this architecture; offline.
+    """What timm's or torchvision's metadata say of the weights they offer for this architecture, or a directory of its.
 
     That is what a file of the user's own was most likely trained with, too, but nothing proves it. None for all other
-    networks, unknown names among them, and where the library offers no weights.
+    networks, unknown names among them, and where the library offers no weights. Nothing is downloaded. Raises
+    NetworkError for a model directory that cannot be read.
     """
+    if spec.is_directory:
+        return _directory(open_directory(spec.network))
     library, _, name = spec.network.partition("/")
     if library == "timm":
         return _timm(name, spec.args)
     if library == "torchvision":
         return _torchvision(name)
     return None
+
+
+def _directory(directory: ModelDirectory) -> Preprocessing | None:
+    found = read_preprocessor(directory)
+    if found is None:
+        return None
+    return Preprocessing(
+        mean=found.mean,
+        std=found.std,
+        channel_order=found.channel_order,
+        input_size=found.size,
+        classes=directory.classes,
+        origin=found.origin,
+    )
 
 
 def _timm(name: str, args: dict[str, Any]) -> Preprocessing | None:

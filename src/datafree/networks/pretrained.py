@@ -87,7 +87,7 @@ def within_reach(library: str, name: str, args: Mapping[str, Any]) -> Iterator[N
     if library == "torchvision":  # what is kept was looked for
         raise refusal
     try:
-        with _hub_offline():
+        with hub_offline():
             yield
     except Exception as error:
         raise refusal from error
@@ -152,7 +152,7 @@ def _hub_is_off(library: str) -> bool:
 
 
 @contextlib.contextmanager
-def _hub_offline() -> Iterator[None]:
+def hub_offline() -> Iterator[None]:
     """Within it the hub's client looks at what it has kept, and nowhere else."""
     import huggingface_hub.constants
 

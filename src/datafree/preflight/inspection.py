@@ -101,7 +101,12 @@ def inspect_teacher(
 
     # The network, and what it answers.
     if metadata is not None and not subject.in_recipe:
-        spec = replace(spec, mean=images.mean or metadata.mean, std=images.std or metadata.std)
+        spec = replace(
+            spec,
+            mean=images.mean or metadata.mean,
+            std=images.std or metadata.std,
+            channel_order=metadata.channel_order or "rgb",
+        )
     network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(where)
     (ALL_ON if plan is None else plan.training.speed).laid_out(network)
     if isinstance(program := network.network, Program) and program.size and subject.size.value is None:

@@ -19,6 +19,7 @@ from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import read_tensors
 from datafree.networks.exported.program import SUFFIX
 from datafree.networks.first_input import Three, distance
+from datafree.networks.huggingface.directory import open_directory
 from datafree.networks.load import NetworkSpec, build_network, network_names
 from datafree.networks.normalized import bare
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
@@ -166,6 +167,8 @@ def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact
         return Fact(value=None, provenance="unknown", why="to be seen")
     if isinstance(given, int):
         return Fact(value=given, provenance="stated", why="args")
+    if spec.is_directory:
+        return Fact(value=open_directory(spec.network).classes, provenance="known", why="its config.json")
     if spec.weights is not None and (count := classes_of(spec)) is not None:
         return Fact(value=count, provenance="suggested", why=f"the last layers in {spec.weights.name}")
     metadata = known(spec)

@@ -10,9 +10,11 @@ import torch
 
 from datafree.config import schema
 from datafree.config.schema import Families, Fault, Invalid
+from datafree.errors import NetworkError
 from datafree.networks.exported.program import SUFFIX
+from datafree.networks.huggingface.directory import PREFIX
 from datafree.networks.instances import is_live
-from datafree.networks.load import NetworkSpec, network_names
+from datafree.networks.load import NetworkSpec, has_weights, network_names
 from datafree.networks.pretrained import asks_for_all_weights
 from datafree.recipe.training import AutoTraining, Training, TrainingOptions
 from datafree.text import did_you_mean, show
@@ -31,7 +33,16 @@ def read_network(section: object, teacher: NetworkSpec | None, families: Familie
     said = section if isinstance(section, Mapping) else {}
     more = [("network", _no_network(name)), ("init", _no_init(said, is_teacher=teacher is None))]
     spec: NetworkSpec = _checked(NetworkSpec, section, more, families, inherited)
-    if not asks_for_all_weights(spec.network.partition("/")[0], spec.args):
+    library = spec.network.partition("/")[0]
+    try:
+        its_own = (
+            has_weights(spec) and spec.weights is None
+            if spec.is_directory
+            else asks_for_all_weights(library, spec.args)
+        )
+    except NetworkError as error:
+        raise Invalid([Fault(("network",), str(error))]) from error
+    if not its_own:
         return spec
     from datafree.networks.preprocessing import known  # imports the libraries
 
@@ -39,7 +50,10 @@ def read_network(section: object, teacher: NetworkSpec | None, families: Familie
     if metadata is None:
         return spec
     return dataclasses.replace(
-        spec, mean=spec.mean if "mean" in said else metadata.mean, std=spec.std if "std" in said else metadata.std
+        spec,
+        mean=spec.mean if "mean" in said else metadata.mean,
+        std=spec.std if "std" in said else metadata.std,
+        channel_order=spec.channel_order if "channel_order" in said else metadata.channel_order or "rgb",
     )
 
 
@@ -61,6 +75,8 @@ def _no_network(name: object) -> str | None:
         return None
     names = network_names()
     if name in names or name.startswith(("timm/", "torchvision/")):  # these two have hundreds more
+        return None
+    if name.startswith(PREFIX):  # a folder: looked at with the weights it is to have
         return None
     if (
         name.endswith(SUFFIX) or is_live(name) or name == "auto"

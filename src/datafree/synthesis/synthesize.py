@@ -194,7 +194,10 @@ def _is_free(source: ImageSource) -> Callable[[str], bool]:
 
 
 def class_names(recipe: Recipe) -> list[str]:
-    """The names in the recipe's labelled data, else numbers that sort as the ids do."""
+    """The names in the recipe's labelled data, else numbers that sort as the ids do.
+
+    Those of a model directory may be any text, which does not name folders.
+    """
     if recipe.data is not None:
         return recipe.task.open_dataset(recipe.data).class_names
     count = recipe.task.num_classes
