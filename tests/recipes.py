@@ -103,4 +103,5 @@ def small(section: dict[str, Any]) -> dict[str, Any]:
     costs: dict[str, Any] = {"width": 2, "latent": 4, "batch_size": 3, "warmup": 4, "update_every": 5, "iterations": 2}
     costs |= {"bank_size": 64, "stages": [{"iterations": 2}]}
     has = {field.name: field.default for field in dataclasses.fields(SOURCES[section["method"]])}
-    return {**section, **{name: value for name, value in costs.items() if has.get(name)}}
+    used = {name for name, default in has.items() if default or name == "bank_size"}
+    return {**section, **{name: value for name, value in costs.items() if name in used}}

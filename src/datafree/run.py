@@ -30,6 +30,7 @@ from datafree.networks.checkpoints.weights import load_weights, save_weights
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
+from datafree.preflight.cost.forecast import foretold
 from datafree.preflight.cost.time_budget import with_time
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
@@ -121,6 +122,8 @@ def _carry_out(
         return _read_outcome(run, student)
     if run.saved is not None:
         say(f"resuming {run.path} {place(run.saved['step'], -recipe.source.warmup, training.steps)}")
+    elif training.time is None:
+        remarks += foretold(recipe, training, networks, device, dtype, labelled)
     for line in (*remarks, *run.warnings):
         say(line)
     chosen = distill(

@@ -193,9 +193,16 @@ def test_costs_add_up_and_grow_with_images() -> None:
 def test_banks_are_taken_whole_where_anything_is_made() -> None:
     training = Training(steps=10, batch_size=4)
     first, second = Inversion(warmup=3, bank_size=100), Inversion(warmup=3, bank_size=12)
-    assert banks_of(first, training, (8, 6)) == 100 * 3 * 8 * 6
-    assert banks_of(Mixed(parts=[first, second]), training, (8, 6)) == 112 * 3 * 8 * 6
-    assert banks_of(Noise(), training, (8, 6)) == 0
+    assert banks_of(first, training, (8, 6), CPU) == 100 * 3 * 8 * 6
+    assert banks_of(Mixed(parts=[first, second]), training, (8, 6), CPU) == 112 * 3 * 8 * 6
+    assert banks_of(Noise(), training, (8, 6), CPU) == 0
+
+
+def test_a_host_gives_a_bank_what_is_written_a_gpu_all_of_it() -> None:
+    """3 updates of 20 images, of which a bank of 100 holds 60."""
+    training, source = Training(steps=10, batch_size=4), Inversion(warmup=3, batch_size=20, bank_size=100)
+    assert banks_of(source, training, (8, 6), CPU) == 60 * 3 * 8 * 6
+    assert banks_of(source, training, (8, 6), torch.device("cuda")) == 100 * 3 * 8 * 6
 
 
 def planned(recipe: Recipe, **options: Any) -> Plan:

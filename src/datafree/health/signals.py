@@ -59,6 +59,11 @@ def health_metrics(task: Task, teacher: nn.Module, student: nn.Module, images: T
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
+def images_looked_at(count: int) -> int:
+    """Images that each network is asked about for the metrics on `count` of them."""
+    return count + min(count, CORRUPTED) + NOISE if count else 0
+
+
 def _answers(task: Task[OutputsT], network: nn.Module, images: Tensor) -> OutputsT:
     return task.join([network(part) for part in torch.split(images, AT_ONCE)])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -27,10 +26,10 @@ from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import bare
 from datafree.ops import modes
+from datafree.preflight.cost.beside import beside
 from datafree.preflight.cost.calibration import Calibration, CostItem
 from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.recipe import Recipe, dump
-from datafree.report.profile import measure
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.synthesis.shard_index import read_record
@@ -54,8 +53,7 @@ class Surroundings:
 
 def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: float) -> Surroundings:
     """Of a run whose updates and steps take `seconds`: its saves, looks, pictures, pages, scores and files."""
-    training, task, source = calibrated.training, calibrated.task, calibrated.small
-    teacher, student = calibrated.teacher, calibrated.student
+    training, source, student = calibrated.training, calibrated.small, calibrated.student
     steps = range(1 - calibrated.source.warmup, training.steps + 1)
     compared = sum(step > 0 and (step % training.save_every == 0 or step == training.steps) for step in steps)
     saved = 1 + max(
@@ -64,22 +62,16 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
     shown = sum(step % training.picture_every == 0 or step in (0, training.steps) for step in steps)
     logged = sum(step % training.log_every == 0 or step in (0, training.steps) for step in steps)
 
-    def look() -> None:
-        validation.signals(task, teacher, student, source)
-
-    def draw() -> Tensor | None:
-        return validation.picture(task, teacher, student, source, trained=True)
-
     images = source.validation_images(validation.COMPARED)
     more = validation.SHOWN / max(1, min(validation.SHOWN, len(images)))  # a small source may have held out fewer
+    timed, content = beside(calibrated), io.BytesIO()
     work = [
-        _once("looks at held-out images", compared, look, calibrated),
-        _once("pictures", shown, draw, calibrated),
-        _once("the networks' record", 1, lambda: measure(task, teacher, student, images), calibrated),
+        CostItem(what="looks at held-out images", often=compared, each=timed.look),
+        CostItem(what="pictures", often=shown, each=timed.picture),
+        CostItem(what="the networks' record", often=1, each=timed.record),
     ]
-    picture, content = draw(), io.BytesIO()
-    if picture is not None:
-        to_image(picture).save(content, "PNG", optimize=True)
+    if timed.drawn is not None:
+        to_image(timed.drawn).save(content, "PNG", optimize=True)
     with tempfile.TemporaryDirectory(prefix="datafree-plan-") as name:
         folder = Path(name)
         state = {
@@ -90,15 +82,15 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
             "average": dict(student.state_dict()) if training.ema else {},
             "random": modes.random_state(),
         }
-        each, size = _written(folder / "state.pt", state)
+        each, size = _written(folder / "state.pt", state, calibrated.clock)
         full = size - checkpoint.size_of(source.state_dict()) + calibrated.state_bytes(range(steps[0] - 1, steps[-1]))
         work.append(CostItem(what="saves", often=saved, each=Cost(seconds=each * full / size)))
-        began = time.perf_counter()
+        began = calibrated.clock()
         save_weights(bare(student), folder / "kept" / "student.safetensors")
         save_artefacts(source, folder / "kept")
         if len(images):
             save_calibration(images, folder / "kept")
-        work.append(CostItem(what="weights", often=1, each=Cost(seconds=time.perf_counter() - began)))
+        work.append(CostItem(what="weights", often=1, each=Cost(seconds=calibrated.clock() - began)))
         kept = _size(folder / "kept")
     work.append(
         CostItem(what="pages", often=1 + int(min(seconds / 10, 0.01 * seconds / PAGE)), each=Cost(seconds=PAGE))
@@ -143,7 +135,11 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
         parts = [small.sample(calibrated.timed)]
         images = -(-SAMPLED // batch) * batch
         each = cost_of(
-            lambda: small.sample(calibrated.timed), calibrated.device, calibrated.timed, calibrated.budget
+            lambda: small.sample(calibrated.timed),
+            calibrated.device,
+            calibrated.timed,
+            calibrated.budget,
+            clock=calibrated.clock,
         ).of_images(images)
     after = _bytes(small.state_dict())
     carries = not (source.warmup and not source.finishes) and after != before
@@ -152,16 +148,20 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
     if len(targets) < len(parts):
         with torch.no_grad():
             answered = cost_of(
-                lambda: task.pseudo_targets(calibrated.teacher(shown)), calibrated.device, len(shown), 0.0
+                lambda: task.pseudo_targets(calibrated.teacher(shown)),
+                calibrated.device,
+                len(shown),
+                0.0,
+                clock=calibrated.clock,
             )
             each = each + answered.of_images(images)
             targets = [task.pseudo_targets(calibrated.teacher(shown))]
     with tempfile.TemporaryDirectory(prefix="datafree-plan-") as name:
         with closing(Shards(Path(name) / "set", dump(recipe))) as shards:
             shards.begin(class_names(recipe))
-            began = time.perf_counter()
+            began = calibrated.clock()
             shards.write(0, task, Batch(images=shown, targets=torch.cat(targets)[: len(shown)]))
-            written = Cost(seconds=time.perf_counter() - began, images=len(shown)).of_images(images)
+            written = Cost(seconds=calibrated.clock() - began, images=len(shown)).of_images(images)
         files = [file for file in shards.data.rglob("*") if file.is_file() and file.parent != shards.data]
         file = shards.path / "shards" / "00000.json"
         record, listed = file.stat().st_size, bool(read_record(file)["entries"])
@@ -177,10 +177,6 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
         )
 
 
-def _once(what: str, often: int, act: Callable[[], object], calibrated: Calibration) -> CostItem:
-    return CostItem(what=what, often=often, each=cost_of(act, calibrated.device, validation.COMPARED, 0.0, least=0))
-
-
 def _scores(calibrated: Calibration, labelled: LabelledData) -> CostItem:
     """Both networks on all labelled images, from a few of them."""
     few = _Few(labelled, min(len(labelled), 64))
@@ -189,7 +185,7 @@ def _scores(calibrated: Calibration, labelled: LabelledData) -> CostItem:
         for network in (calibrated.teacher, calibrated.student):
             evaluate(network, calibrated.task, few, device=calibrated.device)
 
-    each = cost_of(score, calibrated.device, 32, 0.0, least=0).times(len(labelled) / len(few))
+    each = cost_of(score, calibrated.device, 32, 0.0, least=0, clock=calibrated.clock).times(len(labelled) / len(few))
     return CostItem(what="scores", often=1, each=each)
 
 
@@ -216,12 +212,12 @@ class _Few:
         return self._labelled[index]
 
 
-def _written(file: Path, state: dict[str, Any]) -> tuple[float, int]:
+def _written(file: Path, state: dict[str, Any], clock: Callable[[], float]) -> tuple[float, int]:
     """Seconds and bytes of a state that is written, the second time."""
     checkpoint.write(file, state)
-    began = time.perf_counter()
+    began = clock()
     checkpoint.write(file, state)
-    return time.perf_counter() - began, file.stat().st_size
+    return clock() - began, file.stat().st_size
 
 
 def _size(folder: Path) -> int:

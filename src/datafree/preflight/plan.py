@@ -20,7 +20,7 @@ from datafree.errors import RecipeError
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
-from datafree.preflight.cost.calibration import Calibration, CostItem
+from datafree.preflight.cost.calibration import Calibration, CostItem, clock_of
 from datafree.preflight.cost.estimate import calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.pass_cost import Cost
 from datafree.preflight.cost.time_budget import with_time
@@ -99,9 +99,10 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
     if images is None:
         recipe, training, timed = with_time(recipe, training, None, NOTHING_GIVEN, device, dtype)
         found += timed
-    opened = time.perf_counter()
+    clock = clock_of(device)
+    opened = clock()
     networks = build_networks(recipe, device, dtype)
-    opening = CostItem(what="opening", often=1, each=Cost(seconds=time.perf_counter() - opened))
+    opening = CostItem(what="opening", often=1, each=Cost(seconds=clock() - opened))
     known = cost_of_teacher(networks.teacher, task.image_size, device, training.batch_size)
     finished: list[Batch] = []
     with calibration(
@@ -133,7 +134,8 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
         disk=parts.disk,
         on=parts.on,
         assumed=[
-            "all devices are as this one was just now, with what else was running on it",
+            "all devices are as this one was just now"
+            + (", with nothing else running on it: processor time" if device.type == "cpu" else ""),
             f"time and memory grow with the images, {calibrated.timed} of which were timed at once",
             "time grows with the iterations of an update",
             *parts.assumed,

@@ -175,6 +175,8 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
         faults.append(Fault(("data",), f"is a file, not a folder (looked for {outline.data})"))
     if faults:
         raise Invalid(faults)
+    for each in source.all_sources():
+        each.size_bank(task.image_size)
     return Recipe(
         name=outline.name,
         task=task,

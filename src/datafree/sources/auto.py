@@ -21,10 +21,12 @@ from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.fast import Fast
 from datafree.sources.folder import Folder
 from datafree.sources.mixed import Mixed
+from datafree.sources.parts.memory_bank import default_capacity
 from datafree.sources.procedural.boundary import gives_gradients
 from datafree.sources.procedural.source import Procedural
 from datafree.tasks.base import Task
 
+BANKED = 20_000  # images that `fast` keeps, where these are small
 ENOUGH = 0.5  # of the layers with a kernel: so many BatchNorm layers make its statistics a prior of images
 
 
@@ -48,6 +50,7 @@ class Auto(ImageSource):
     def choose(self, task: Task, teacher: nn.Module, device: torch.device) -> tuple[ImageSource, str]:
         """The source for a teacher that takes images in [0, 1], and a line that says why it is that. Draws nothing."""
         made, why = self._made(task, teacher, device)
+        made.size_bank(task.image_size)
         if self.photos is None:
             return made, f"source.method=auto: {why}"
         photos = Folder(path=self.photos, crop="random", flip=True)
@@ -66,7 +69,7 @@ class Auto(ImageSource):
             batch_size=64,
             adversarial_weight=0.0,
             reset_at=0.0,
-            bank_size=20_000,
+            bank_size=default_capacity(BANKED, task.image_size),
             warmup=self.warmup,
             update_every=self.update_every,
         )

@@ -119,6 +119,13 @@ class ImageSource(ABC):
         """Images that it keeps in memory once its bank is full; 0 without a bank."""
         return 0
 
+    def size_bank(self, image_size: tuple[int, int]) -> None:
+        """Put a number where the size of its bank was left to that of the images (H, W). A recipe does so; as `attach`.
+
+        Only for sources with a bank whose size need not be stated.
+        """
+        assert min(image_size) > 0
+
     def nested_sources(self) -> tuple[ImageSource, ...]:
         """The sources that it holds: what it mixes, where its proxy images come from."""
         return ()

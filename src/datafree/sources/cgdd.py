@@ -29,8 +29,10 @@ from datafree.networks.normalized import bare
 from datafree.ops import losses, modes
 from datafree.sources.base import Batch, Paper, SourceContext
 from datafree.sources.parts.generator_source import GeneratorSource
-from datafree.sources.parts.memory_bank import Bank
+from datafree.sources.parts.memory_bank import Bank, default_capacity
 from datafree.tasks.base import synthetic_batch
+
+MOST_BANKED = 20_000  # images in a bank whose size is not stated, where these are small
 
 
 @final
@@ -61,7 +63,7 @@ class Cgdd(GeneratorSource):
     lr: Annotated[Positive, Doc("Adam's, falling to 0 over the run along a cosine")] = 1e-3
     beta1: Annotated[Momentum, Doc("Adam's")] = 0.5
     replay: Annotated[Share, Doc("share of the student's batch that comes from the bank")] = 0.75
-    bank_size: Annotated[PositiveInt, Doc("images")] = 20_000
+    bank_size: Annotated[PositiveInt | None, Doc("images; unset: 20,000, of large images as many as 2 GB hold")] = None
     student_mode: Annotated[
         Literal["train", "eval"], Doc("of the student's BatchNorm while the generator looks through it")
     ] = "train"
@@ -71,13 +73,18 @@ class Cgdd(GeneratorSource):
     update_every: Annotated[Count, Doc("student steps per update")] = 5
 
     def bank_images(self) -> int:
-        return self.bank_size
+        return MOST_BANKED if self.bank_size is None else self.bank_size
+
+    def size_bank(self, image_size: tuple[int, int]) -> None:
+        if self.bank_size is None:
+            self.bank_size = default_capacity(MOST_BANKED, image_size)
 
     def attach(self, context: SourceContext) -> None:
         task, teacher = context.task, context.teacher
         generator = ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes)
         self.attach_generator(context, generator, self.beta1)
-        self._bank = Bank(capacity=self.bank_size)
+        self.size_bank(task.image_size)
+        self._bank = Bank(capacity=self.bank_images())
         fused = context.speed.fused_statistics
         self._match = StatisticsMatch(network=teacher, momentum=self.bn_momentum, fused=fused)
         self._trainer.guard.parts = {**self._trainer.guard.parts, "match": self._match}

@@ -62,7 +62,7 @@ class Cmi(PoolSource):
     width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
     batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
     shift: Annotated[Count, Doc("pixels: images are shifted by up to this, and mirrored, at each look; 0 = not")] = 4
-    bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
+    bank_size: Annotated[PositiveInt | None, Doc("images; unset: 60,000, of large images as many as 2 GB hold")] = None
     warmup: Annotated[Count, Doc("batches without the adversarial term")] = 20
     update_every: Annotated[Count, Doc("student steps per batch")] = 400
 

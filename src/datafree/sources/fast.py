@@ -61,7 +61,7 @@ class Fast(PoolSource):
     width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
     batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
     shift: Annotated[Count, Doc("pixels: images are shifted by up to this, and mirrored, at each look; 0 = not")] = 4
-    bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
+    bank_size: Annotated[PositiveInt | None, Doc("images; unset: 60,000, of large images as many as 2 GB hold")] = None
     on_collapse: Literal["restart", "stop", "ignore"] = "restart"
     restarts: Annotated[Count, Doc("at most")] = 3
     warmup: Annotated[Count, Doc("batches without the adversarial term")] = 20

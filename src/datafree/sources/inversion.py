@@ -57,7 +57,7 @@ class Inversion(PoolSource):
     beta2: Annotated[Momentum, Doc("Adam's")] = 0.999
     jitter: Annotated[Count, Doc("pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2")] = 2
     shift: Annotated[Count, Doc("pixels: images drawn are shifted by up to this, and mirrored; 0 = as made")] = 4
-    bank_size: Annotated[PositiveInt, Doc("images")] = 60_000
+    bank_size: Annotated[PositiveInt | None, Doc("images; unset: 60,000, of large images as many as 2 GB hold")] = None
     warmup: Annotated[Count, Doc("batches before the student's first step: 51,200 images")] = 200
     update_every: Annotated[Count, Doc("student steps per batch; 0 = none")] = 0
 

@@ -207,7 +207,9 @@ def test_a_measured_run_has_steps_and_the_given_networks_are_not_touched(tmp_pat
     assert source.early > 0 and source.late > 0
     schedule, (line,) = time_budget.found(recipe, recipe.training, NOTHING_GIVEN, CPU, torch.float32)
     assert schedule.steps > 0
-    assert line == f"training.time=60s: 6 warm-up updates and {schedule.steps:,} steps are planned"
+    planned_line, _, memory = line.partition("; ")
+    assert planned_line == f"training.time=60s: 6 warm-up updates and {schedule.steps:,} steps are planned"
+    assert memory.endswith("B beside Python and torch")
 
 
 def test_a_start_from_the_teacher_is_counted_from_two_on_few_images(

@@ -917,6 +917,7 @@ def test_stages_and_verifier_of_a_recipe_come_back_from_its_dump(tmp_path: Path)
         stages=[Stage(iterations=7, lr=0.125, scale=0.5), Stage(jitter=3, bn_layers=4)],
         verifier=NetworkSpec(network="datafree/yolov3"),
         zoom=(0.5, 1.0),
+        bank_size=120_000,  # 64 x 64 pixels: 1.5 GB
     )
     assert load_recipe(write(tmp_path, to_yaml(recipe), "again.yaml")) == recipe
 

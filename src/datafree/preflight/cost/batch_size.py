@@ -102,7 +102,9 @@ def found(recipe: Recipe, given: Given, device: torch.device, dtype: torch.dtype
     each = (kept[4] - kept[2]) / 2
     # Beside the step: the weights' gradients, what the optimiser keeps, and a full bank.
     learnt = (3 if training.optimizer == "adam" else 2) * size_of(networks.student)
-    fixed = kept[2] - 2 * each + learnt + banks_of(recipe.source, training.with_batch_size(LEAST), task.image_size)
+    fixed = (
+        kept[2] - 2 * each + learnt + banks_of(recipe.source, training.with_batch_size(LEAST), task.image_size, device)
+    )
     return counted(fixed, each, ON_CPU * free)
 
 
@@ -159,5 +161,5 @@ def _taken(calibrated: Calibration, device: torch.device) -> int:
     return (
         torch.cuda.max_memory_reserved(device)
         - before
-        + banks_of(calibrated.source, calibrated.training, calibrated.task.image_size)
+        + banks_of(calibrated.source, calibrated.training, calibrated.task.image_size, device)
     )

@@ -28,7 +28,9 @@ from datafree.sources.base import Batch, ImageSource, UpdateSize
 from datafree.storage.checkpoint import size_of
 from datafree.tasks.base import Task, synthetic_batch
 
+STUDENT = "the student"
 _SETTLED = 10  # updates after which a state holds all that it will, a guard's last healthy one too
+_FEW = 3  # updates of such as take long
 _MORE = 4  # iterations by which a second timing of an update is longer than the first
 
 
@@ -66,7 +68,8 @@ class Calibration:
     small: ImageSource = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     timed: int = field(init=False)  # images of the student's step
-    peak: int = field(default=0, init=False)  # bytes that a backward pass keeps at most, of whole batches
+    # Bytes that the backward passes of each source's updates and of the student's step keep, of whole batches.
+    peaks: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         training = self.training
@@ -77,6 +80,11 @@ class Calibration:
         for network in (self.teacher, self.student):
             replicas.share(network)
         self.optimizer = training.make_optimizer(self.student.train())
+
+    @property
+    def peak(self) -> int:
+        """Bytes that a backward pass keeps at most."""
+        return max(self.peaks.values(), default=0)
 
     def updates(self, steps: Sequence[int]) -> list[CostItem]:
         """The source's updates at `steps`, those before the student's first step apart."""
@@ -94,9 +102,10 @@ class Calibration:
     def step(self) -> CostItem:
         """The student's steps."""
         learn, whole = self._student_step(), self.training.batch_size
-        self._note_peak(self._kept_by(learn), self.timed, whole)
-        each = cost_of(learn, self.device, self.timed, self.budget, clock=self.clock).of_images(whole)
-        return CostItem(what="the student", often=self.training.steps, each=each)
+        kept, least = self._first(learn)
+        self._note_peak(STUDENT, kept, self.timed, whole)
+        each = cost_of(learn, self.device, self.timed, self.budget, least, self.clock).of_images(whole)
+        return CostItem(what=STUDENT, often=self.training.steps, each=each)
 
     def kept(self) -> int:
         """Bytes that a step of the student on `timed` images keeps for its backward pass, at the peak."""
@@ -126,6 +135,15 @@ class Calibration:
 
         return learn
 
+    def _first(self, work: Callable[[], None]) -> tuple[int, int]:
+        """Bytes that `work` keeps, done for the first time; and how often at least it is to be timed then.
+
+        What takes long is timed once: the machine's noise matters little to it.
+        """
+        began = self.clock()
+        kept = self._kept_by(work)
+        return kept, 0 if self.clock() - began > self.budget / 2 else 2
+
     def _kept_by(self, work: Callable[[], None]) -> int:
         with watched_memory([self.teacher, self.student]) as memory:
             work()
@@ -139,16 +157,17 @@ class Calibration:
         def update() -> None:
             part.update(self.student, step)
 
-        self._note_peak(self._kept_by(update), small.images, whole.images)
-        once = cost_of(update, self.device, small.images, self.budget, clock=self.clock)
-        total = once
+        kept, least = self._first(update)
+        self._note_peak(type(full).__name__, kept, small.images, whole.images)
+        once = cost_of(update, self.device, small.images, self.budget, least, self.clock)
+        total, longer_by = once, _MORE if least else 1
         for stage, iterations in enumerate(whole.iterations):
-            counts = tuple(1 + _MORE * (stage == other) for other in range(len(small.iterations)))
+            counts = tuple(1 + longer_by * (stage == other) for other in range(len(small.iterations)))
             part.resize_updates(replace(small, iterations=counts))
-            longer = cost_of(update, self.device, small.images, self.budget, least=1, clock=self.clock)
+            longer = cost_of(update, self.device, small.images, self.budget, min(least, 1), self.clock)
             part.resize_updates(small)
             more = longer + once.times(-1)
-            total = total + more.times((iterations - 1) / _MORE if more.seconds > 0 else 0.0)
+            total = total + more.times((iterations - 1) / longer_by if more.seconds > 0 else 0.0)
         return total.of_images(whole.images)
 
     def state_bytes(self, steps: Sequence[int]) -> int:
@@ -160,12 +179,12 @@ class Calibration:
             made = kept = 0  # images of the whole run, and here, of updates that keep them: early ones may not
             each = 0.0
             for step, often in ((0, sum(step >= 0 for step in due)), (-1, sum(step < 0 for step in due))):
-                sizes = [size_of(part.state_dict())]
-                for _ in range(_SETTLED if often else 0):
+                sizes, began = [size_of(part.state_dict())], self.clock()
+                while often and len(sizes) <= _SETTLED and (len(sizes) <= _FEW or self.clock() - began < self.budget):
                     part.update(self.student, step)
                     sizes.append(size_of(part.state_dict()))
-                if often and sizes[5] > sizes[4]:  # the first ones set things up
-                    each, kept = (sizes[5] - sizes[4]) / small.images, kept + _SETTLED * small.images
+                if often and sizes[-1] > sizes[-2]:  # the first ones set things up
+                    each, kept = (sizes[-1] - sizes[-2]) / small.images, kept + (len(sizes) - 1) * small.images
                     made += often * whole.images
             room = full.bank_images()
             total += size_of(part.state_dict()) + each * (min(room, made) - min(room, kept))
@@ -181,14 +200,28 @@ class Calibration:
         )
         return small
 
-    def _note_peak(self, peak: int, count: int, whole: int) -> None:
-        self.peak = max(self.peak, math.ceil(peak * whole / count))
+    def _note_peak(self, what: str, peak: int, count: int, whole: int) -> None:
+        self.peaks[what] = max(self.peaks.get(what, 0), math.ceil(peak * whole / count))
 
 
-def banks_of(source: ImageSource, training: Training, image_size: tuple[int, int]) -> int:
-    """Bytes of a source's banks, 8 bits a channel: they are taken whole with the first image (`memory_bank.Bank`)."""
-    steps = range(-source.warmup, training.steps)
-    held = sum(each.bank_images() for each in source.all_sources() if any(map(each.due, steps)))
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """What seconds are counted by: on a CPU processor time of the thread that computes, which other work on the machine
+    does not change; wall time elsewhere.
+    """
+    return time.thread_time if device.type == "cpu" else time.perf_counter
+
+
+def banks_of(source: ImageSource, training: Training, image_size: tuple[int, int], device: torch.device) -> int:
+    """Bytes of the images in a source's banks at the end, 8 bits a channel.
+
+    They are asked for whole with the first image (`memory_bank.Bank`). A GPU gives them then; a host, page by page,
+    what is written: no more than is made.
+    """
+    steps, held = range(-source.warmup, training.steps), 0
+    for each in source.all_sources():
+        due, size = sum(map(each.due, steps)), each.update_size()
+        most = due * size.images if each.finishes and size is not None and device.type == "cpu" else math.inf
+        held += int(min(each.bank_images(), most)) if due else 0
     return held * 3 * math.prod(image_size)
 
 

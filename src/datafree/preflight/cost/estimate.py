@@ -8,7 +8,6 @@ B images, H x W pixels.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from datafree.networks.normalized import size_of
 from datafree.ops import modes
 from datafree.ops.predictions import raw_tensors
 from datafree.preflight.cost.activation_memory import watched_memory
-from datafree.preflight.cost.calibration import Calibration, CostItem, banks_of
+from datafree.preflight.cost.calibration import Calibration, CostItem, banks_of, clock_of
 from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
 from datafree.tasks.base import Task, synthetic_batch
@@ -54,8 +53,10 @@ class RunCost:
     assumed: list[str]
 
 
-def cost_of_teacher(network: nn.Module, size: tuple[int, int], device: torch.device, batch_size: int) -> TeacherCost:
-    """Time a network on images in [0, 1] of `size` (height, width): up to `batch_size` of them, if that takes no long.
+def cost_of_teacher(
+    network: nn.Module, size: tuple[int, int], device: torch.device, batch_size: int, pass_seconds: float | None = None
+) -> TeacherCost:
+    """Time a network on images in [0, 1] of `size` (height, width): up to `batch_size`, in `pass_seconds` (`PASS`).
 
     Whatever it answers will do: gradients are those of the answer's squares.
     """
@@ -63,12 +64,12 @@ def cost_of_teacher(network: nn.Module, size: tuple[int, int], device: torch.dev
     def backward() -> None:
         _backward(network, _images(size, device, count))
 
-    count = 1
+    count, seconds = 1, PASS if pass_seconds is None else pass_seconds
     with modes.frozen(network):
         each = _timed(backward, device, times=1)  # the first pass also sets things up
-        if each < 4 * PASS:
+        if each < 4 * seconds:
             each = _timed(backward, device)
-        count = max(1, min(batch_size, int(PASS / max(each, 1e-9))))
+        count = max(1, min(batch_size, int(seconds / max(each, 1e-9))))
         with watched_memory([network]) as memory:
             backward()
         if count > 1:
@@ -89,12 +90,15 @@ def calibration(
     training: Training,
     known: TeacherCost,
     dtype: torch.dtype,
+    pass_seconds: float | None = None,
     on_finished_batch: Callable[[Batch], None] | None = None,
 ) -> Iterator[Calibration]:
     """Within it a run made small is at hand, the teacher frozen; `student` is changed by it, `source` is not.
 
-    `known` is the teacher's cost. Raises DatafreeError where the source refuses the teacher or its own options.
+    `known` is the teacher's cost; `pass_seconds` are what a timed pass of it may take (`PASS`). Raises DatafreeError
+    where the source refuses the teacher or its own options.
     """
+    seconds, device = PASS if pass_seconds is None else pass_seconds, next(teacher.parameters()).device
     with modes.frozen(teacher):
         yield Calibration(
             task=task,
@@ -103,8 +107,9 @@ def calibration(
             source=source,
             training=training,
             dtype=dtype,
-            most=max(2, int(PASS / max(known.backward, 1e-9))),
-            budget=3 * PASS,
+            most=max(2, int(seconds / max(known.backward, 1e-9))),
+            budget=3 * seconds,
+            clock=clock_of(device),
             on_finished_batch=on_finished_batch,
         )
 
@@ -115,17 +120,13 @@ def run_cost(calibrated: Calibration) -> RunCost:
     work = calibrated.updates(range(-calibrated.source.warmup, training.steps))
     step = calibrated.step()
     updates, total = sum(part.often for part in work), sum(part.seconds for part in work)
-    banks = banks_of(calibrated.source, training, calibrated.task.image_size)
-    copies = 4 if training.optimizer == "adam" else 3  # the weights, their gradients, what the optimiser keeps
-    copies += bool(training.ema)
-    networks = size_of(calibrated.teacher) + copies * size_of(calibrated.student)
     return RunCost(
         updates=updates,
         update=total / updates if updates else 0.0,
         steps=training.steps,
         step=step.each.seconds,
         seconds=total + step.seconds,
-        memory=networks + calibrated.peak + banks,
+        memory=memory_of(calibrated),
         work=[*work, step],
         assumed=[
             f"time and memory grow with the images, {calibrated.timed} of which were timed at once",
@@ -133,6 +134,15 @@ def run_cost(calibrated: Calibration) -> RunCost:
             "nothing else than now is running; saves, pictures and scores are not counted",
         ],
     )
+
+
+def memory_of(calibrated: Calibration) -> int:
+    """Bytes at the peak of a run, of what was timed: networks, what a backward pass keeps, full banks."""
+    training = calibrated.training
+    banks = banks_of(calibrated.source, training, calibrated.task.image_size, calibrated.device)
+    copies = 4 if training.optimizer == "adam" else 3  # the weights, their gradients, what the optimiser keeps
+    copies += bool(training.ema)
+    return size_of(calibrated.teacher) + copies * size_of(calibrated.student) + calibrated.peak + banks
 
 
 def _images(size: tuple[int, int], device: torch.device, count: int) -> Tensor:
@@ -147,11 +157,11 @@ def _backward(network: nn.Module, images: Tensor) -> None:
 
 def _timed(work: Callable[[], object], device: torch.device, times: int = 2) -> float:
     """The seconds that `work` takes: the least of a few times."""
-    taken = []
+    taken, clock = [], clock_of(device)
     for _ in range(times):
-        began = time.perf_counter()
+        began = clock()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - began)
+        taken.append(clock() - began)
     return min(taken)

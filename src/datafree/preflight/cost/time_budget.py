@@ -12,7 +12,6 @@ are counted; scores on labelled data, reading files ahead and writing checkpoint
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,18 +22,18 @@ import torch
 from datafree.config import yaml
 from datafree.config.duration import duration_of, seconds_of
 from datafree.distributed import replicas
-from datafree.engine import validation
 from datafree.engine.build_networks import Given, build_networks, require_weights, with_student
 from datafree.engine.student_init import LEAST, images_of, start_student
 from datafree.errors import RecipeError
 from datafree.ops import modes
-from datafree.preflight.cost.calibration import Calibration
-from datafree.preflight.cost.estimate import cost_of_teacher
-from datafree.preflight.cost.pass_cost import cost_of
+from datafree.preflight.cost.beside import beside
+from datafree.preflight.cost.calibration import Calibration, clock_of
+from datafree.preflight.cost.estimate import cost_of_teacher, memory_of
+from datafree.preflight.cost.forecast import too_large
 from datafree.recipe.recipe import SOURCE, Recipe
 from datafree.recipe.training import Training
-from datafree.report.profile import measure
 from datafree.sources.base import ImageSource
+from datafree.text import size as bytes_shown
 
 WARMUP, UPDATES = 1 / 2, 2 / 3  # of the time, and of what the warm-up leaves of it, at most
 ALLOWED, ALLOWED_SHARE = 10.0, 0.05  # seconds, and share of the time, that the measurement may take, about
@@ -60,6 +59,8 @@ class Costs:
     sources: tuple[UpdateCost, ...]  # of those whose updates are their own work, in order
     step: float  # of the student, with its share of comparisons and pictures
     fixed: float  # once: planning, building the networks, a start from the teacher, the record at the end
+    memory: int = 0  # bytes at the peak
+    warnings: tuple[str, ...] = ()  # of memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,15 +193,16 @@ def found(
     assert training.time is not None
     seconds = seconds_of(training.time)
     assert seconds is not None
-    schedule = planned(measured(recipe, training, given, device, dtype, seconds), seconds)
-    return schedule, [_told(training.time, recipe.source, schedule)]
+    costs = measured(recipe, training, given, device, dtype, seconds)
+    schedule = planned(costs, seconds)
+    return schedule, [_told(training.time, recipe.source, schedule, costs.memory), *costs.warnings]
 
 
 def measured(
     recipe: Recipe, training: Training, given: Given, device: torch.device, dtype: torch.dtype, seconds: float
 ) -> Costs:
     """What updates and steps of a recipe cost on this machine; the measurement itself is part of `fixed`."""
-    clock = time.thread_time if device.type == "cpu" else time.perf_counter
+    clock = clock_of(device)
     began, allowed = clock(), max(ALLOWED, ALLOWED_SHARE * seconds)
     recipe, _ = with_student(recipe, given.teacher)
     task = recipe.task
@@ -230,10 +232,13 @@ def measured(
             for part, full in zip(calibrated.small.updated_sources(), recipe.source.updated_sources(), strict=True)
         )
         step = calibrated.step().each.seconds
-        look, picture, record = _beside(calibrated)
+        around = beside(calibrated)
+        look, picture, record = around.look.seconds, around.picture.seconds, around.record.seconds
+        memory, warnings = memory_of(calibrated), tuple(too_large(calibrated, recipe))
         start = _start(calibrated) if recipe.student.init == "teacher" else 0.0
     step += look / training.save_every + picture / training.picture_every
-    return Costs(sources=sources, step=step, fixed=clock() - began + built + start + look + picture + record)
+    fixed = clock() - began + built + start + look + picture + record
+    return Costs(sources=sources, step=step, fixed=fixed, memory=memory, warnings=warnings)
 
 
 def _start(calibrated: Calibration) -> float:
@@ -246,22 +251,7 @@ def _start(calibrated: Calibration) -> float:
     return taken[1] + max(0.0, taken[1] - taken[0]) * (images_of(calibrated.task) / LEAST - 2)
 
 
-def _beside(calibrated: Calibration) -> tuple[float, float, float]:
-    """Seconds of a comparison on held-out images, of a picture, and of the record at the end of a run."""
-    task, teacher, student, source = calibrated.task, calibrated.teacher, calibrated.student, calibrated.small
-    images = source.validation_images(validation.COMPARED)
-
-    def seconds(act: Callable[[], object]) -> float:
-        return cost_of(act, calibrated.device, len(images), 0.0, least=0, clock=calibrated.clock).seconds
-
-    return (
-        seconds(lambda: validation.signals(task, teacher, student, source)),
-        seconds(lambda: validation.picture(task, teacher, student, source, trained=True)),
-        seconds(lambda: measure(task, teacher, student, images)),
-    )
-
-
-def _told(asked: str, source: ImageSource, schedule: Schedule) -> str:
+def _told(asked: str, source: ImageSource, schedule: Schedule, memory: int) -> str:
     """What is planned, in a line."""
     parts = list(zip(source.updated_sources(), schedule.rhythm, strict=True))
     warmups = [
@@ -276,4 +266,5 @@ def _told(asked: str, source: ImageSource, schedule: Schedule) -> str:
     ]
     return (
         f"training.time={asked}: {' and '.join([*warmups, f'{schedule.steps:,} steps'])} are planned{''.join(slower)}"
+        + (f"; {bytes_shown(memory)} beside Python and torch" if memory else "")
     )

@@ -48,6 +48,7 @@ class Diode(PoolSource):
     """
 
     paper: ClassVar[Paper | None] = Paper("Chawla et al.", remark="WACV 2021")
+    most_banked: ClassVar[int] = 120_000
     serves: ClassVar[type[Any]] = Detection
     uses_batchnorm: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
@@ -75,7 +76,7 @@ class Diode(PoolSource):
     stages: list[Stage] = field(default_factory=published_stages)
     batch_size: Annotated[PositiveInt, Doc("images per update")] = 128
     shift: Annotated[Count, Doc("pixels: images drawn are shifted by up to this, and mirrored; 0 = as made")] = 0
-    bank_size: Annotated[PositiveInt, Doc("images")] = 120_000
+    bank_size: Annotated[PositiveInt | None, Doc("images; unset: 120,000, of large images as many as 2 GB hold")] = None
     warmup: Annotated[Count, Doc("batches before the student's first step: 120,064 images")] = 938
     update_every: Annotated[Count, Doc("student steps per batch; 0 = none")] = 0
 

@@ -5,6 +5,7 @@ B images, H x W pixels, N images in the bank.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch import Tensor
 
 from datafree.errors import DataError
 
+ROOM = 2_000_000_000  # bytes that the images of a bank take at most whose size was not stated
 VALIDATION_EVERY = 16  # every 16th image is set aside for validation
+
+
+def default_capacity(most: int, image_size: tuple[int, int]) -> int:
+    """Images of (H, W) in a bank whose size was not stated: `most`, or as many as `ROOM` bytes hold."""
+    return max(1, min(most, ROOM // (3 * math.prod(image_size))))
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
 from datafree.sources.parts.image_pool import ImagePool
+from datafree.sources.parts.memory_bank import default_capacity
 
 
 class PoolSource(ImageSource, ABC):
@@ -22,11 +23,12 @@ class PoolSource(ImageSource, ABC):
     """
 
     finishes: ClassVar[bool] = True
+    most_banked: ClassVar[int] = 60_000  # images in a bank whose size is not stated, where these are small
 
     # Options that every such method has, each with a default of its own.
     batch_size: int
     shift: int
-    bank_size: int
+    bank_size: int | None
     iterations: int  # of an update; a method of several stages has these instead, and its own `update_size`
 
     _context: SourceContext
@@ -40,7 +42,8 @@ class PoolSource(ImageSource, ABC):
     def attach_pool(self, context: SourceContext) -> None:
         """Hold the run's context, and an empty pool. For the method's `attach`."""
         self._context = context
-        self._pool = ImagePool(context=context, capacity=self.bank_size, shift=self.shift)
+        self.size_bank(context.task.image_size)
+        self._pool = ImagePool(context=context, capacity=self.bank_images(), shift=self.shift)
 
     def update_size(self) -> UpdateSize:
         return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
@@ -49,7 +52,11 @@ class PoolSource(ImageSource, ABC):
         self.batch_size, (self.iterations,) = size.images, size.iterations
 
     def bank_images(self) -> int:
-        return self.bank_size
+        return self.most_banked if self.bank_size is None else self.bank_size
+
+    def size_bank(self, image_size: tuple[int, int]) -> None:
+        if self.bank_size is None:
+            self.bank_size = default_capacity(self.most_banked, image_size)
 
     def sample(self, n: int) -> Batch:
         return self._pool.sample(n)

@@ -21,12 +21,13 @@ from datafree.config.options import Count, NonNegative, PositiveInt, Share
 from datafree.errors import DataError
 from datafree.ops import augment, modes
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext, UpdateSize
-from datafree.sources.parts.memory_bank import VALIDATION_EVERY
+from datafree.sources.parts.memory_bank import VALIDATION_EVERY, default_capacity
 from datafree.sources.procedural.balance import BalancedBank, class_shares, entropy, keys_of, ranks
 from datafree.sources.procedural.boundary import boundary_pairs, gives_gradients
 from datafree.sources.procedural.mixture import Mixture
 
 MIN_SIDE = 8  # pixels; below, formulas have nothing to draw
+MOST_BANKED = 10_000  # images in a bank whose size is not stated, where these are small
 _HELD = 64  # images held out at most
 
 
@@ -83,7 +84,7 @@ class Procedural(ImageSource):
         Count, Doc("pixels: the bank's images are shifted by up to this, and mirrored; 0 = as they were drawn")
     ] = 4
     batch_size: Annotated[PositiveInt, Doc("images that an update keeps")] = 256
-    bank_size: Annotated[PositiveInt, Doc("images")] = 10_000
+    bank_size: Annotated[PositiveInt | None, Doc("images; unset: 10,000, of large images as many as 2 GB hold")] = None
     warmup: Annotated[Count, Doc("updates before the student's first step")] = 8
     update_every: Annotated[Count, Doc("student steps from one update to the next")] = 20
 
@@ -116,7 +117,8 @@ class Procedural(ImageSource):
             cutmix=self.cutmix,
             plain=self.plain,
         )
-        self._bank, self._held = BalancedBank(self.bank_size), BalancedBank(_HELD)
+        self.size_bank(context.task.image_size)
+        self._bank, self._held = BalancedBank(self.bank_images()), BalancedBank(_HELD)
         self._note = ""
         self._walks = self.boundary > 0 and self._can_walk()
 
@@ -127,7 +129,11 @@ class Procedural(ImageSource):
         self.batch_size = size.images
 
     def bank_images(self) -> int:
-        return self.bank_size
+        return MOST_BANKED if self.bank_size is None else self.bank_size
+
+    def size_bank(self, image_size: tuple[int, int]) -> None:
+        if self.bank_size is None:
+            self.bank_size = default_capacity(MOST_BANKED, image_size)
 
     def _can_walk(self) -> bool:
         """Whether boundary pairs can be made; else says why not."""
