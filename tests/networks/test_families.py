@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.config.overrides import student_overrides
+from datafree.engine.student_init import check_start
 from datafree.errors import NetworkError, RecipeError
 from datafree.networks.families import alike, choose_student
 from datafree.networks.load import NetworkSpec, build_network
+from datafree.ops.performance import ALL_ON
 from datafree.run import run_recipe
 from datafree.tasks import Classification, Detection, Segmentation, Task
 from recipes import load, write_teacher
@@ -56,9 +59,8 @@ def test_a_network_with_a_width_comes_near_the_wanted_size(teacher: str, task: T
 @pytest.mark.parametrize(
     ("teacher", "task", "student"),
     [
-        ("torchvision/resnet50", SMALL, "torchvision/resnet18"),
+        ("torchvision/wide_resnet101_2", SMALL, "torchvision/wide_resnet50_2"),
         ("timm/test_resnet.r160_in1k", SMALL, None),
-        pytest.param("timm/resnet50", SMALL, "timm/resnet18", marks=pytest.mark.thorough),
         ("smp/fpn?encoder=resnet34", Segmentation(num_classes=3, image_size=(32, 32)), "smp/fpn"),
     ],
 )
@@ -87,7 +89,24 @@ def test_the_student_sees_images_as_it_says_and_begins_without_weights() -> None
     auto = NetworkSpec(network="auto", mean=(0.5, 0.4, 0.3), channel_order="bgr")
     teacher = NetworkSpec(network="timm/resnet34?pretrained=true", licence="MIT", input_size=(64, 64))
     spec, _ = choose_student(auto, teacher, SMALL, None)
-    assert spec == NetworkSpec(network="timm/resnet18", mean=(0.5, 0.4, 0.3), channel_order="bgr")
+    assert spec == NetworkSpec(
+        network="datafree/imagenet_resnet",
+        args={"depth": 34, "width": 32},
+        mean=(0.5, 0.4, 0.3),
+        channel_order="bgr",
+    )
+
+
+@pytest.mark.parametrize("teacher", ["torchvision/resnet18", pytest.param("timm/resnet50", marks=pytest.mark.thorough)])
+def test_a_plain_resnet_gets_a_narrower_one_that_starts_from_it(teacher: str) -> None:
+    """Half the width is a fourth of the parameters; laid out as in a run, where pooling restrides maps."""
+    spec, _ = chosen(teacher)
+    depth = int(teacher.removeprefix("timm/").removeprefix("torchvision/").removeprefix("resnet"))
+    assert (spec.network, spec.args) == ("datafree/imagenet_resnet", {"depth": depth, "width": 32})
+    networks = [one.wrap(build_network(one, num_classes=10)) for one in (NetworkSpec(network=teacher), spec)]
+    for network in networks:
+        ALL_ON.laid_out(network)
+    check_start(replace(spec, init="teacher"), networks[0], networks[1], SMALL)
 
 
 @pytest.mark.parametrize(

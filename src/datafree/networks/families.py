@@ -4,7 +4,7 @@
     student: {network: auto, args: {compress: 4x, by: macs}}  # of its multiplications
 
 Families are what libraries name alike: `resnet50` and `resnet18`, `vit_base_patch16_224` and `vit_small_patch16_224`;
-for smp those of the encoder. Our own networks, and some of torchvision's, have a width instead.
+for smp those of the encoder. Our own networks and some of torchvision's have a width instead; plain ResNets have both.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.errors import NetworkError
+from datafree.networks.imagenet_resnet import BLOCKS
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network
 from datafree.networks.normalized import bare
@@ -141,7 +142,7 @@ def _family(spec: NetworkSpec) -> Iterator[NetworkSpec]:
     """The other members, of whatever size."""
     library, _, name = spec.network.partition("/")
     if library == "datafree":
-        yield from _widths(spec, "width", {"unet": 16, "resnet": 16, "yolov3": 1.0}[name])
+        yield from _widths(spec, "width", {"unet": 16, "resnet": 16, "imagenet_resnet": 64, "yolov3": 1.0}[name])
     elif library == "torchvision":
         import torchvision
 
@@ -149,11 +150,14 @@ def _family(spec: NetworkSpec) -> Iterator[NetworkSpec]:
             yield from _widths(spec, "width_mult", 1.0)
         for other in alike(name, torchvision.models.list_models()):
             yield replace(spec, network=f"torchvision/{other}")
+        yield from _narrow_resnets(spec, name)
     elif library == "timm":
         import timm
 
-        for other in alike(name.partition(".")[0], timm.list_models()):  # what stands behind the dot names weights
+        name = name.partition(".")[0]  # what stands behind the dot names weights
+        for other in alike(name, timm.list_models()):
             yield replace(spec, network=f"timm/{other}")
+        yield from _narrow_resnets(spec, name)
     elif library == "smp":
         yield from _encoders(spec)
 
@@ -168,6 +172,13 @@ def _widths(spec: NetworkSpec, key: str, default: float) -> Iterator[NetworkSpec
         values = [round(width * share, 4) for share in _SHARES]
     for value in values:
         yield replace(spec, args={**spec.args, key: value})
+
+
+def _narrow_resnets(spec: NetworkSpec, name: str) -> Iterator[NetworkSpec]:
+    """Ours with fewer channels, for the plain ResNets of both libraries, which have no width of their own."""
+    if (match := re.fullmatch(r"resnet(\d+)", name)) and int(match[1]) in BLOCKS and not spec.args:
+        for width in range(60, 0, -4):
+            yield replace(spec, network="datafree/imagenet_resnet", args={"depth": int(match[1]), "width": width})
 
 
 def _encoders(spec: NetworkSpec) -> Iterator[NetworkSpec]:

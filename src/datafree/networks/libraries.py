@@ -17,12 +17,18 @@ from torch import nn
 
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.darknet.yolov3 import yolov3
+from datafree.networks.imagenet_resnet import imagenet_resnet
 from datafree.networks.pretrained import in_its_own_words, within_reach
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.text import one_line
 
-_DATAFREE: dict[str, Callable[..., nn.Module]] = {"resnet": resnet, "unet": unet, "yolov3": yolov3}
+_DATAFREE: dict[str, Callable[..., nn.Module]] = {
+    "imagenet_resnet": imagenet_resnet,
+    "resnet": resnet,
+    "unet": unet,
+    "yolov3": yolov3,
+}
 _SMP = (  # architectures of segmentation_models_pytorch
     *("deeplabv3", "deeplabv3plus", "dpt", "fpn", "linknet", "manet"),
     *("pan", "pspnet", "segformer", "unet", "unetplusplus", "upernet"),

@@ -31,7 +31,7 @@ _MOVED = (
 )
 _SPATIAL = ("max_pool", "avg_pool", "_adaptive", "adaptive", "upsample", "_upsample", "reflection", "replication")
 _REDUCED = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "linalg_vector_norm", "logsumexp"}
-_LOST = {"topk", "sort", "gather", "scatter", "index_put", "as_strided", "grid_sampler_2d", "argmax", "nonzero"}
+_LOST = {"topk", "sort", "gather", "scatter", "index_put", "grid_sampler_2d", "argmax", "nonzero"}
 
 
 def see(carried: ChannelLabels, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
@@ -138,6 +138,11 @@ def _reduced(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, An
     return none(out.shape)
 
 
+def _restrided(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    """In adaptive pooling of channels_last only strides of sides of length 1 change: all stays in its place."""
+    return carried.labels(answer)
+
+
 def _forgotten(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
     return None
 
@@ -154,6 +159,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"), layer_rules.batch_norm),
     **dict.fromkeys(("_native_batch_norm_legit_no_training", "_batch_norm_no_update"), layer_rules.batch_norm),
     **dict.fromkeys(("batch_norm_with_update", "miopen_batch_norm"), layer_rules.batch_norm),
+    "as_strided": _restrided,
     "native_group_norm": layer_rules.group_norm,
     "native_layer_norm": layer_rules.layer_norm,
     "copy": _copied,
