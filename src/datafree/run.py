@@ -133,7 +133,7 @@ def _carry_out(
         source=recipe.source,
         training=training,
         run=run,
-        init=recipe.student.init,
+        init="teacher" if recipe.student.init == "teacher" else "random",
         stop=stop,
         log=log,
         say=say,
