@@ -32,7 +32,7 @@ types:  ## mypy --strict
 docs:  ## the documentation site in build/site, its links and anchors checked
 	zensical build --strict --clean && python scripts/check_site.py build/site
 
-demo:  ## the built-in example and its noise baseline, 5 minutes on 2 cores
+demo:  ## the built-in example and its noise baseline, 2 processor minutes
 	datafree demo
 
 bench:  ## a benchmark, or on with it: make bench BENCH=camvid OPTIONS='--size cpu --max-time 9m'

@@ -44,7 +44,7 @@ LEARNT = 20  # steps that learn from a data set
 # Cells of steps, by method: small networks, and a bank that is full long before the last step of the longest run.
 RUNS = {
     "cgdd": ("fashion-cgdd", ["source.width=4", "source.batch_size=8", "source.warmup=20", "source.bank_size=4000"]),
-    "degan": ("garments-demo", ["task.image_size=[32, 32]", "source.parts.1.width=4", "source.parts.1.warmup=20"]),
+    "degan": ("garments-degan", ["task.image_size=[32, 32]", "source.parts.1.width=4", "source.parts.1.warmup=20"]),
 }
 STYLE = """
 svg { background: #fff; font-family: sans-serif }

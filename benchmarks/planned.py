@@ -30,7 +30,7 @@ from results import write_results, write_table
 
 # Name -> recipe, what shortens it, images of a data set (None: a run).
 EXAMPLES: dict[str, tuple[str, list[str], int | None]] = {
-    "garments-demo": ("garments-demo", ["source.parts.1.warmup=60", "training.steps=400"], None),
+    "garments-degan": ("garments-degan", ["source.parts.1.warmup=60", "training.steps=400"], None),
     "fashion-cgdd": ("fashion-cgdd", ["source.warmup=60", "training.steps=400"], None),
     "boxes-demo": ("boxes-demo", ["source.warmup=30", "training.steps=200"], None),
     "fashion-cgdd, set": ("fashion-cgdd", ["source.warmup=60"], 2048),

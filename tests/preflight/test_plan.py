@@ -322,7 +322,7 @@ def test_json_has_the_whole_plan(tmp_path: Path, untimed: None) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("garments-demo", ["source.parts.1.warmup=40", "training.steps=150"]),
+        ("garments-degan", ["source.parts.1.warmup=40", "training.steps=150"]),
         ("boxes-demo", ["source.warmup=15", "training.steps=60"]),
     ],
 )
