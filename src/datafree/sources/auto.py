@@ -7,6 +7,7 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
@@ -111,7 +112,7 @@ def generator_width(size: tuple[int, int]) -> int:
     On CamVid at 64 x 64 pixels half as many took less than half of the time and taught nearly as much (docs/choose.md).
     """
     height, width = size
-    return max(NARROWEST, min(WIDEST, round(WIDEST * _WIDE_UP_TO / (height * width) ** 0.5)))
+    return max(NARROWEST, min(WIDEST, round(WIDEST * _WIDE_UP_TO / math.sqrt(height * width))))
 
 
 def count_kernels(network: nn.Module) -> int:
