@@ -11,8 +11,9 @@ import torch
 from datafree.engine.build_networks import with_source, with_student
 from datafree.engine.loop import distill
 from datafree.engine.student_init import check_start
-from datafree.errors import Interrupted, NetworkError
-from datafree.networks.load import NetworkSpec
+from datafree.errors import Interrupted, NetworkError, WeightsError
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.unet import unet
 from datafree.recipe.recipe import Recipe, dump, make_recipe
@@ -156,3 +157,24 @@ def test_a_student_chosen_by_size_starts_as_its_section_says(tmp_path: Path) -> 
     for init in ("random", "teacher"):
         recipe = make_recipe({**sections, "student": {"network": "auto", "init": init}}, "run")
         assert with_student(recipe)[0].student.init == init
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [
+        ("narrower", "(first: 'head.weight', (3, 4, 1, 1) in the file, (3, 6, 1, 1) in the network)"),
+        ("another", "(first: 'stem.0.0.weight')"),
+    ],
+)
+def test_an_initial_file_of_another_network_is_refused_before_any_work(kind: str, named: str, tmp_path: Path) -> None:
+    recipe = started(tmp_path)
+    file = tmp_path / "other.safetensors"
+    resnet = NetworkSpec(network="datafree/resnet", args={"depth": 8})
+    save_weights(bare(network(4)) if kind == "narrower" else bare(build_network(resnet, num_classes=3)), file)
+    student = NetworkSpec(network="datafree/unet", args={"width": 6}, weights=file)
+    with pytest.raises(WeightsError) as caught:
+        run_recipe(replace(recipe, student=student), tmp_path / "run")
+    message = str(caught.value)
+    assert message.startswith(f"weights {file} do not fit the network") and named in message
+    assert message.endswith("give the network and args it was trained with") and "\n" not in message
+    assert not (tmp_path / "run" / "recipe.yaml").exists()

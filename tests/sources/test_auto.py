@@ -1,5 +1,6 @@
 """`auto`: which source it takes for which teacher, that a run's recipe names it, and that it is that source."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from datafree.networks.resnet import resnet
 from datafree.ops import modes
 from datafree.run import run_recipe
 from datafree.sources import Auto, Fast, Mixed, Procedural
-from datafree.sources.auto import count_kernels
+from datafree.sources.auto import count_kernels, generator_width
 from datafree.tasks.classification import Classification
 from small_runs import recipe_for
 
@@ -52,6 +53,13 @@ def test_a_teacher_with_batchnorm_gets_fast_and_others_procedural_images() -> No
 def test_kernels_are_counted_by_their_weights() -> None:
     layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8), nn.GroupNorm(2, 8))
     assert count_kernels(net(*layers)) == 3  # two convolutions and the last layer
+
+
+def test_larger_images_get_a_narrower_generator_whose_pixels_cost_no_more() -> None:
+    assert [generator_width((side, side)) for side in (16, 28, 32, 48, 64, 224)] == [32, 32, 32, 21, 16, 16]
+    assert generator_width((32, 64)) == 23  # as a square of as many pixels, 45 x 45
+    source, _ = Auto().choose(replace(TASK, image_size=(64, 64)), Normalized(resnet(4, depth=8, width=4)).eval(), CPU)
+    assert isinstance(source, Fast) and source.width == 16
 
 
 def test_photos_are_half_of_each_batch(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """The image source that suits a teacher, chosen when the teacher is known: `source: {method: auto}`.
 
-The choice rests on trials with CIFAR-10 (docs/choose.md); benchmarks/budget.py measures what it is worth.
+The choice rests on trials with CIFAR-10 and CamVid (docs/choose.md); benchmarks/budget.py measures what it is worth.
 
 B images, H x W pixels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
@@ -28,6 +29,8 @@ from datafree.tasks.base import Task
 
 BANKED = 20_000  # images that `fast` keeps, where these are small
 ENOUGH = 0.5  # of the layers with a kernel: so many BatchNorm layers make its statistics a prior of images
+WIDEST, NARROWEST = 32, 16  # channels of the generator at full size
+_WIDE_UP_TO = 32  # pixels of a side; beyond, a generator would cost several times what a small teacher does
 
 
 @final
@@ -65,7 +68,7 @@ class Auto(ImageSource):
         fast = Fast(
             iterations=5,
             generator_lr=3e-3,
-            width=32,
+            width=generator_width(task.image_size),
             batch_size=64,
             adversarial_weight=0.0,
             reset_at=0.0,
@@ -104,6 +107,15 @@ class Auto(ImageSource):
 
     def notes(self) -> list[str]:
         return self._source.notes()
+
+
+def generator_width(size: tuple[int, int]) -> int:
+    """Channels at full size for images of `size` (H, W): a pixel costs as their square, so that larger ones get fewer.
+
+    On CamVid at 64 x 64 pixels half as many took less than half of the time and taught nearly as much (docs/choose.md).
+    """
+    height, width = size
+    return max(NARROWEST, min(WIDEST, round(WIDEST * _WIDE_UP_TO / math.sqrt(height * width))))
 
 
 def count_kernels(network: nn.Module) -> int:
