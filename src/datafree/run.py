@@ -161,7 +161,7 @@ def _carry_out(
     notes = [_how_chosen(chosen, training), *chosen.start, *chosen.history, *recipe.source.notes()]
     if labelled is not None:
         scores = {
-            who: evaluate(network, task, labelled, device=device, stop=stop)
+            who: evaluate(network, task, labelled, device=device, stop=stop, log=log)
             for who, network in (("teacher", teacher), ("student", student))
         }
         if labelled.skipped:

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 
 from datafree.cli.display import Bar, Lines, clock_time, describe, display, figures
-from datafree.engine.progress import Progress
+from datafree.engine.progress import Progress, Work
 
 
 def progress(step: int, *, first: int = 0, last: int = 1000, rate: float = 10.0, **values: float) -> Progress:
@@ -120,3 +121,52 @@ def test_a_terminal_gets_a_bar_with_the_same_words(monkeypatch: pytest.MonkeyPat
     assert "going on [at] step 40" in stream.getvalue()
     assert "training 500/1000, 10 steps/s, 0:50 left, loss 0.25" in stream.getvalue()
     assert "50%" in stream.getvalue()
+
+
+@pytest.mark.parametrize("given", ["", "1"])
+def test_no_color_leaves_no_colours_in_the_bar(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", given)  # empty: as if it were not set
+    stream = Terminal()
+    with display(stream=stream) as shown:
+        shown.log(progress(500))
+    coloured = "\x1b[38;" in stream.getvalue()  # sets the colour of what follows
+    assert coloured != bool(given), repr(stream.getvalue())
+
+
+def test_verbose_is_a_line_for_all_that_is_logged_with_every_figure() -> None:
+    stream = Terminal()
+    with display(verbose=True, stream=stream) as shown:
+        for step in (10, 20):
+            shown.log(progress(step, a=1.0, b=2.0, c=3.0, d=4.0, e=5.0))
+    assert stream.getvalue().splitlines() == [
+        "training 10/1000, 10 steps/s, 1:39 left, a 1, b 2, c 3, d 4, e 5",
+        "training 20/1000, 10 steps/s, 1:38 left, a 1, b 2, c 3, d 4, e 5",
+    ]
+
+
+def test_other_work_tells_its_part_and_the_time_left_and_nothing_while_it_is_quick() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    lines = Lines(stream, clock=lambda: now[0])
+    seen: list[Progress] = []
+    work = Work("plan", 3, seen.append)
+    for what in ("networks", "teacher", "student"):
+        work.next(what)
+    work.at(3)
+    assert [(p.step, p.last, p.what) for p in seen] == [
+        (0, 3, "networks"),
+        (1, 3, "teacher"),
+        (2, 3, "student"),
+        (3, 3, ""),
+    ]
+    lines.log(seen[0])
+    assert stream.getvalue() == ""
+    now[0] = 10.0
+    lines.log(replace(seen[2], rate=0.5))  # one part is left, of two seconds each
+    assert stream.getvalue() == "plan 2/3: student, 0:02 left\n"
+
+
+def test_scores_are_counted_in_images() -> None:
+    scored = Progress(phase="scores", step=64, first=0, last=128, rate=32.0, values={})
+    assert describe(scored) == "scores 64/128, 32 images/s, 0:02 left"

@@ -175,6 +175,46 @@ def test_a_quick_demo_has_run_directories_of_its_own_and_says_what_it_is_worth(
     assert not Path("runs/good").exists()
 
 
+def test_a_dry_run_checks_everything_and_writes_nothing(datafree: Datafree) -> None:
+    before = sorted(Path().rglob("*"))
+    result = datafree("distill", "tiny.yaml", "training.steps=50", "--dry-run")
+    assert (result.code, result.err) == (0, "")
+    note, forecast, outline, said, sound = result.out.splitlines()
+    assert note.startswith("note: what the teacher datafree/unet answers")
+    assert forecast.startswith("about ") and "on this CPU" in forecast
+    assert outline == "tiny: 50 steps, batches of 2"
+    assert said == f"datafree/unet would be distilled into datafree/unet, in {Path('runs/tiny')}"
+    assert sound.endswith("nothing was written (--dry-run)")
+    assert sorted(Path().rglob("*")) == before
+    wrong = datafree("distill", "tiny.yaml", "--device", "cpu", "--seed", "-1", "--dry-run")
+    assert wrong.code == 2 and "training.seed: -1" in wrong.err
+    wrong = datafree("distill", "tiny.yaml", "teacher.args.width=8", "--dry-run")
+    assert wrong.code == 2 and wrong.err.startswith("error: ")
+
+
+def test_a_dry_run_of_a_data_set_says_its_size_and_takes_device_and_seed(datafree: Datafree) -> None:
+    source = "source={method: inversion, iterations: 2, batch_size: 4}"
+    result = datafree(
+        *("synthesize", "tiny.yaml", source, "--out", "made", "--images", "10", "--dry-run"),
+        *("--device", "cpu", "--seed", "3"),
+    )
+    assert result.code == 0, result.err
+    assert result.out.startswith("3 shards of tiny would be made in made: about ")
+    assert not Path("made").exists()
+    wrong = datafree("synthesize", "tiny.yaml", "--out", "made", "--images", "10", "--seed", "-1")
+    assert (wrong.code, wrong.err) == (2, "error: training.seed: -1 is too small; it must be 0 or more\n")
+
+
+def test_plan_says_first_figures_before_the_rest_is_timed(datafree: Datafree) -> None:
+    result = datafree("plan", "tiny.yaml", "source={method: inversion, iterations: 2, batch_size: 4, warmup: 5}")
+    assert result.code == 0, result.err
+    outline, first, *_ = result.err.splitlines()
+    assert outline.startswith("tiny: 6 steps, batches of 2; inversion: 5 updates of 4 images; a bank of 60,000 images")
+    assert first.startswith("first figures: about ") and " on this CPU, " in first
+    assert result.out.startswith("run of tiny; ")
+    assert datafree("plan", "tiny.yaml", "--quiet").err == ""
+
+
 # What goes wrong.
 
 

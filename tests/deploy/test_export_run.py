@@ -441,11 +441,27 @@ def test_graph_that_answers_otherwise_is_refused(tmp_path: Path, segmenter: tupl
 def test_missing_packages_are_named_with_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", UNET)
     monkeypatch.setattr("datafree.networks.onnx.find_spec", lambda name: None)
-    for call in (lambda: export_run(run), lambda: load_onnx(tmp_path / "student.onnx")):
+    calls: list[Callable[[], object]] = [
+        lambda: load_onnx(tmp_path / "student.onnx"),
+        lambda: export_run(run, int8=True),  # asked for
+        lambda: export_run(run, opset=18),
+    ]
+    for call in calls:
         with pytest.raises(DatafreeError, match=r"pip install 'datafree\[onnx\]'"):
             call()
     assert not (run / "export").exists()
-    export_run(run, onnx=False)
+
+
+def test_without_onnx_an_export_is_all_but_its_file_and_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run", UNET)
+    monkeypatch.setattr("datafree.networks.onnx.find_spec", lambda name: None)
+    done = export_run(run)
+    assert set(done.sizes) == {"student.safetensors", "config.json", "README.md"}
+    assert done.notes[0].startswith("student.onnx was not written: ")
+    assert "pip install 'datafree[onnx]'" in done.notes[0] and "--no-onnx" in done.notes[0]
+    assert not any("student.onnx" in note for note in export_run(run, onnx=False).notes)
 
 
 def test_int8_needs_onnx_and_images(tmp_path: Path, photos: Callable[..., Path]) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datafree.engine.progress import Progress
 
 QUIET_FOR = 10.0  # seconds between lines, at first; later a twentieth of the time already spent
+SOON = 3.0  # seconds in which work other than a run and a data set is done without a word
+OTHER_WORK = ("scores", "plan", "inspect", "export")
 FIGURES = 4  # shown; a run's metrics.jsonl holds all that are logged, a data set's records all of their shards
 
 
@@ -31,13 +33,16 @@ class Display(Protocol):
 
 
 @contextmanager
-def display(*, quiet: bool = False, stream: TextIO | None = None) -> Iterator[Display]:
-    """The display that fits `stream` (standard error unless given): a bar on a terminal, else lines."""
+def display(*, quiet: bool = False, verbose: bool = False, stream: TextIO | None = None) -> Iterator[Display]:
+    """The display that fits `stream` (standard error unless given): a bar on a terminal, else lines.
+
+    `verbose`: a line for all that is logged, with every figure, on a terminal too.
+    """
     stream = sys.stderr if stream is None else stream
     if quiet:
         yield Silent()
-    elif not stream.isatty():
-        yield Lines(stream)
+    elif verbose or not stream.isatty():
+        yield Lines(stream, verbose=verbose)
     else:
         with Bar(stream) as bar:
             yield bar
@@ -59,14 +64,19 @@ class Lines:
     The pauses grow with the run, so that an hour is some thirty lines and not 360.
     """
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream, self._clock = stream, clock
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic, *, verbose: bool = False) -> None:
+        self._stream, self._clock, self._verbose = stream, clock, verbose
         self._began = clock()
         self._last_time: float | None = None
         self._last_step = 0
 
     def log(self, progress: Progress) -> None:
         now = self._clock()
+        if self._verbose:
+            self.say(describe(progress, figures_shown=len(progress.values)))
+            return
+        if progress.phase in OTHER_WORK and now - self._began < SOON:
+            return
         if self._last_time is not None and progress.step not in (0, progress.last):
             pause = max(QUIET_FOR, (now - self._began) / 20)
             tenth = (progress.last - progress.first) / 10
@@ -112,25 +122,28 @@ class Bar:
         self._rich.console.print(line, markup=False, highlight=False)
 
 
-def describe(progress: Progress) -> str:
-    """A line such as "training 400/1000, 12.3 steps/s, 0:49 left, loss 0.123"."""
+def describe(progress: Progress, figures_shown: int = FIGURES) -> str:
+    """A line such as "training 400/1000, 12.3 steps/s, 0:49 left, loss 0.123"; "plan 3/7: the student, 0:12 left"."""
     warming = progress.phase == "warm-up"
     done, total = (progress.step - progress.first, -progress.first) if warming else (progress.step, progress.last)
-    parts = [f"{progress.phase} {done}/{total}"]
+    parts = [f"{progress.phase} {done}/{total}{f': {progress.what}' if progress.what else ''}"]
     if progress.rate > 0:
-        unit = "image" if progress.phase == "images" else "step"
-        parts.append(f"{progress.rate:.3g} {unit}s/s" if progress.rate >= 1 else f"{1 / progress.rate:.3g} s/{unit}")
+        unit = "image" if progress.phase in ("images", "scores") else "step"
+        if progress.phase not in ("plan", "inspect", "export"):  # whose parts are not alike
+            parts.append(
+                f"{progress.rate:.3g} {unit}s/s" if progress.rate >= 1 else f"{1 / progress.rate:.3g} s/{unit}"
+            )
         if done < total:
             parts.append(f"{clock_time((total - done) / progress.rate)} left" + (" of the warm-up" if warming else ""))
-    if shown := figures(progress.values):
+    if shown := figures(progress.values, figures_shown):
         parts.append(shown)
     return ", ".join(parts)
 
 
-def figures(values: Mapping[str, float]) -> str:
+def figures(values: Mapping[str, float], most: int = FIGURES) -> str:
     """The few figures that matter: the loss, what tells a collapse or bad images, then the others in their order."""
     names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
-    return ", ".join(f"{name} {values[name]:.3g}" for name in names[:FIGURES])
+    return ", ".join(f"{name} {values[name]:.3g}" for name in names[:most])
 
 
 def clock_time(seconds: float) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Student
+from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Quiet, Student
 from datafree.config.overrides import student_overrides
 from datafree.errors import RecipeError
 from datafree.storage import strict_json
@@ -29,24 +29,17 @@ def inspect(
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="The same.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="auto")] = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
+    from datafree.cli.display import display
     from datafree.cli.inspect_text import inspection_text
     from datafree.preflight.inspection import inspect_teacher
 
-    found = inspect_teacher(
-        teacher,
-        weights=weights,
-        args=args or [],
-        size=size,
-        task=task,
-        classes=classes,
-        recipe=recipe,
-        channels=channels,
-        mean=mean,
-        std=std,
-        device=device,
-    )
+    given: dict[str, Any] = {"weights": weights, "args": args or [], "size": size, "task": task, "classes": classes}
+    images = {"channels": channels, "mean": mean, "std": std}
+    with display(quiet=quiet) as shown:
+        found = inspect_teacher(teacher, **given, **images, recipe=recipe, device=device, log=shown.log)
     print(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 
 
@@ -59,19 +52,23 @@ def plan(
     images: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of the data set.")] = None,
     link: Annotated[str, typer.Option(metavar="SPEED", help="Of each device to the others.")] = "10GB/s",
     as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Say what a run or a data set will cost on 1, 8 and 64 devices like this one: time, memory, disk, device-hours."""
     if synthesize and images is None:
         raise RecipeError(["--images is missing; say how many, such as --images 1000"])
     if images is not None and not synthesize:
         raise RecipeError([f"--images {images} is about a data set; give --synthesize with it"])
+    from datafree.cli.display import display
     from datafree.cli.plan_text import plan_text
     from datafree.preflight.plan import parse_link
     from datafree.preflight.plan import plan as make
     from datafree.recipe.recipe import load_recipe
 
     speed = parse_link(link)
-    made = make(load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)]), images, speed)
+    loaded = load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)])
+    with display(quiet=quiet) as shown:
+        made = make(loaded, images, speed, log=shown.log, say=shown.say)
     print(strict_json.render(asdict(made)) if as_json else plan_text(made))
 
 

@@ -10,21 +10,31 @@ import os
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.core
 
+from datafree.cli.help import example, write_verbs
 from datafree.cli.inspect_commands import inspect, list_, plan
 from datafree.cli.result_commands import evaluate, export, report, watch
 from datafree.cli.run_commands import demo, distill, synthesize
 from datafree.distributed.launch import first, let_the_first_speak
 from datafree.errors import DatafreeError, Interrupted, RecipeError
 
+
+class Verbs(typer.core.TyperGroup):
+    """The verbs, grouped in the help."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        write_verbs(self, ctx, formatter)
+
+
 app = typer.Typer(
     name="datafree",
+    cls=Verbs,
     help="Distil a trained vision network into a small one without the data it was trained on.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -76,6 +86,6 @@ def _options(
 
 
 for verb in (distill, evaluate, synthesize, export, inspect, plan, report, watch):
-    app.command()(verb)
-app.command(name="list")(list_)
-app.command()(demo)
+    app.command(epilog=example(verb.__name__))(verb)
+app.command(name="list", epilog=example("list"))(list_)
+app.command(epilog=example("demo"))(demo)

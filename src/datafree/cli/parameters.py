@@ -10,6 +10,10 @@ MaxTime = Annotated[
     str | None, typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show every logged line, with every figure.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check all of it, say what it would do, write nothing.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="auto")]
+Seed = Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")]
 Student = Annotated[
     str | None, typer.Option(metavar="NETWORK", help="In place of the recipe's; auto: a small one like the teacher.")
 ]

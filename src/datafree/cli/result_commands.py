@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from datafree.cli.parameters import StudentCode, TaskCode
+from datafree.cli.parameters import Quiet, StudentCode, TaskCode
 from datafree.cli.score_table import print_outcome, score_table
 from datafree.errors import RecipeError
 from datafree.storage import strict_json
@@ -24,18 +23,21 @@ def evaluate(
     student: StudentCode = None,
     task: TaskCode = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, fractions instead of percent.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Score a run's student on labelled data, or compare it with its teacher on images of any kind."""
+    from datafree.cli.display import display
     from datafree.evaluation.scoring import agreement_of_run, evaluate_run
     from datafree.recipe.recipe import load_recipe
 
     if (images is None) != (teacher is None) or (data is None and images is None):
         raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])
-    code: dict[str, Any] = {"device": device, "student": student, "task": task}
-    scores = {} if data is None else evaluate_run(run, data, **code)
-    all_agree = (
-        None if images is None or teacher is None else agreement_of_run(run, images, load_recipe(teacher), **code)
-    )
+    with display(quiet=quiet) as shown:
+        code: dict[str, Any] = {"device": device, "student": student, "task": task, "log": shown.log}
+        scores = {} if data is None else evaluate_run(run, data, **code)
+        all_agree = (
+            None if images is None or teacher is None else agreement_of_run(run, images, load_recipe(teacher), **code)
+        )
     if as_json:
         content: dict[str, Any] = {who: {"values": s.values, "per_class": s.per_class} for who, s in scores.items()}
         print(strict_json.render(content if all_agree is None else {**content, "agreement": all_agree}))
@@ -62,25 +64,26 @@ def export(
     data: Annotated[Path | None, typer.Option(help="A folder of labelled images: scores what is exported.")] = None,
     student: StudentCode = None,
     task: TaskCode = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a run's student as files to ship: weights, ONNX, INT8, a description and a model card."""
+    from datafree.cli.display import display
     from datafree.deploy.export_run import export_run
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
-    done = export_run(
-        run,
-        out,
-        onnx=onnx,
-        opset=opset,
-        int8=int8,
-        images=images,
-        data=data,
-        student=student,
-        task=task,
-        say=say,
-    )
+    with display(quiet=quiet) as shown:
+        done = export_run(
+            run,
+            out,
+            onnx=onnx,
+            opset=opset,
+            int8=int8,
+            images=images,
+            data=data,
+            student=student,
+            task=task,
+            say=shown.say,
+            log=shown.log,
+        )
     print(f"export: {done.folder}")
     print(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
     for number, error in done.errors.items():

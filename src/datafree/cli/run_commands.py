@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datafree.cli.demo import DEMO_TEXT, DEMOS, demo_table
-from datafree.cli.parameters import Compress, MaxTime, Named, Overrides, Processes, Quiet, Student
+from datafree.cli.parameters import (
+    Compress,
+    Device,
+    DryRun,
+    MaxTime,
+    Named,
+    Overrides,
+    Processes,
+    Quiet,
+    Seed,
+    Student,
+    Verbose,
+)
 from datafree.cli.score_table import print_outcome
-from datafree.config.overrides import student_overrides
+from datafree.config.overrides import student_overrides, training_overrides
 from datafree.distributed.launch import launch, launched
 from datafree.engine.stopping import Stop, parse_time, stopping
 from datafree.errors import RecipeError
@@ -28,18 +40,25 @@ def distill(
     out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
     student: Student = None,
     compress: Compress = None,
+    device: Device = None,
+    seed: Seed = None,
     max_time: MaxTime = None,
     processes: Processes = 1,
     quiet: Quiet = False,
+    verbose: Verbose = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Distil a student as a recipe says. The same command resumes a run that was stopped."""
-    changes = [*(overrides or []), *student_overrides(student, compress)]
+    changes = [*(overrides or []), *student_overrides(student, compress), *training_overrides(device, seed)]
     _share(processes, recipe, changes)
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.recipe.recipe import load_recipe
 
         loaded = load_recipe(recipe, changes)
-        outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet)
+        if dry_run:
+            _rehearse(loaded, Path("runs") / loaded.name if out is None else out)
+            return
+        outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet, verbose)
     if outcome.already_finished:
         print("this run had finished before; its result:", file=sys.stderr)
     print(f"run: {outcome.run}\npage: {outcome.run / 'report.html'}")
@@ -58,12 +77,17 @@ def synthesize(
     verify: Annotated[
         bool, typer.Option("--verify", help="Make nothing: compare every file with what was written.")
     ] = False,
+    device: Device = None,
+    seed: Seed = None,
     max_time: MaxTime = None,
     processes: Processes = 1,
     quiet: Quiet = False,
+    verbose: Verbose = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Make a data set from a recipe's source and teacher. The same command resumes; a larger N adds to it."""
-    _share(processes, recipe, overrides or [])
+    changes = [*(overrides or []), *training_overrides(device, seed)]
+    _share(processes, recipe, changes)
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         from datafree.cli.display import display
         from datafree.config.paths import placed
@@ -71,13 +95,16 @@ def synthesize(
         from datafree.synthesis.synthesize import synthesize as make
         from datafree.synthesis.synthesize import verify as check
 
-        loaded = load_recipe(recipe, overrides or [])
+        loaded = load_recipe(recipe, changes)
         if verify:
             made = check(loaded, placed(out), say=print)
         elif images is None:
             raise RecipeError(["--images is missing; say how many, such as --images 1000"])
+        elif dry_run:
+            _rehearse(loaded, out, images)
+            return
         else:
-            with display(quiet=quiet) as shown:
+            with display(quiet=quiet, verbose=verbose) as shown:
                 made = make(loaded, placed(out), images, stop=stop, log=shown.log, say=shown.say)
     sound = ", every file as it was written" if verify else ""
     print(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
@@ -121,9 +148,16 @@ def _share(processes: int, recipe: str, overrides: list[str]) -> None:
     raise typer.Exit(launch(processes, sys.argv[1:]))
 
 
-def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool) -> Outcome:
+def _rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> None:
+    """Do all that comes before the first step, and say what would follow."""
+    from datafree.preflight.rehearsal import rehearse
+
+    print("\n".join(rehearse(recipe, out, images)))
+
+
+def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool, verbose: bool = False) -> Outcome:
     from datafree.cli.display import display
     from datafree.run import run_recipe
 
-    with display(quiet=quiet) as shown:
+    with display(quiet=quiet, verbose=verbose) as shown:
         return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say)

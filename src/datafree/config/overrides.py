@@ -61,3 +61,9 @@ def student_overrides(student: str | None, compress: str | None) -> list[str]:
         return []
     args = {} if compress is None else {"compress": compress}
     return [f"student={json.dumps({'network': student or 'auto', 'args': args})}"]
+
+
+def training_overrides(device: str | None, seed: int | None) -> list[str]:
+    """What --device and --seed change in a recipe."""
+    given = {"device": device, "seed": seed}
+    return [f"training.{name}={json.dumps(value)}" for name, value in given.items() if value is not None]

@@ -29,7 +29,8 @@ from datafree.data.labelled import LabelledData
 from datafree.deploy.model_card import Export, Int8, model_card, public
 from datafree.deploy.quantize import quantize
 from datafree.engine.artifacts import CALIBRATION
-from datafree.errors import DataError, NetworkError, RunError
+from datafree.engine.progress import Progress, Work
+from datafree.errors import DataError, DatafreeError, NetworkError, RunError
 from datafree.evaluation.finished_run import Record, Student, load_student, read_record
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import read_tensors, save_weights
@@ -71,6 +72,7 @@ def export_run(
     student: str | nn.Module | None = None,
     task: str | None = None,
     say: Callable[[str], None] = lambda line: None,
+    log: Callable[[Progress], None] = lambda progress: None,
 ) -> Exported:
     """Write the student of a finished run into `out`, by default RUN/export, whole or not at all.
 
@@ -80,8 +82,14 @@ def export_run(
     """
     if int8 and not onnx:
         raise NetworkError("INT8 is made of the ONNX file: leave out --no-onnx, or --int8")
+    notes: list[str] = []
     if onnx:
-        require("exporting to ONNX", "onnx", "onnxscript", "onnxruntime")
+        try:
+            require("exporting to ONNX", "onnx", "onnxscript", "onnxruntime")
+        except DatafreeError as error:
+            if int8 or opset is not None:
+                raise
+            onnx, notes = False, [f"student.onnx was not written: {error}, and export again; --no-onnx: not wanted"]
     out = run / "export" if out is None else out if out.name else out.absolute()
     loaded = load_student(run, student=student, task=task)
     _check_out(out)
@@ -89,20 +97,22 @@ def export_run(
     if labelled is not None and not loaded.class_names:
         loaded = replace(loaded, class_names=labelled.class_names)
     calibration, origin = _calibration(run, images, loaded.task) if int8 else (torch.empty(0), "")
-    notes: list[str] = []
     scores: dict[str, Scores] = {}
     errors: dict[int, float] = {}
     used_opset, quantised = None, None
+    work = Work("export", 2 + onnx + int8, log)
 
     stage = _stage(out)
     try:
         weights, float_file, int8_file = (stage / name for name in _FILES[:3])
+        work.next("weights")
         save_weights(bare(loaded.network), weights)
         if labelled is not None:
             say(f"scoring on {data}")
             scores[weights.name] = _score(loaded.network, loaded.task, labelled)
         if onnx:
             say("exporting to ONNX")
+            work.next("student.onnx")
             described = {"task": schema.plain(loaded.task, FAMILIES), "class_names": loaded.class_names}
             size = loaded.task.image_size
             used_opset = write_onnx(loaded.network, float_file, size, described, opset=opset)
@@ -110,6 +120,7 @@ def export_run(
             if labelled is not None:
                 scores[float_file.name] = _score(OnnxNetwork(float_file), loaded.task, labelled)
         if int8:
+            work.next("student.int8.onnx")
             say(f"quantising, with {len(calibration)} images: {origin}")
             quantised = _quantise(loaded, float_file, int8_file, calibration, origin)
             if labelled is not None:
@@ -118,6 +129,7 @@ def export_run(
             notes.append("not scored: no labelled data was given (--data DIR scores what is exported)")
         elif labelled.skipped:
             notes.append(f"not scored, unreadable: {'; '.join(dict.fromkeys(labelled.skipped))}")
+        work.next("description and model card")
         export = Export(
             errors=errors,
             opset=used_opset,
@@ -133,6 +145,7 @@ def export_run(
         write_whole(stage / "README.md", model_card(loaded, record, export).encode())
         sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
         _put(stage, out)
+        work.at(2 + onnx + int8)
     except OSError as error:
         raise RunError(f"cannot write {out}: {one_line(error)}; free some space, or choose another --out") from error
     finally:

@@ -1,8 +1,9 @@
-"""Progress of a run for displays: its phase, its step, the step rate, which metrics are shown first."""
+"""Progress of a run or other long work for displays: its phase, its step, the rate, which metrics are shown first."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,12 +14,45 @@ SAVED_WITHIN = 600  # seconds: the state is saved at least so often, however lon
 class Progress:
     """Where a run is, for displays."""
 
-    phase: Literal["warm-up", "training", "images"]  # images: a data set, counted in images and not in steps
+    # images, scores: of a data set, counted in images and not in steps; plan and the like: in parts, each called `what`
+    phase: Literal["warm-up", "training", "images", "scores", "plan", "inspect", "export"]
     step: int
     first: int  # -warmup
     last: int  # steps
     rate: float  # steps (images) a second in this phase and this process; 0 when not yet known
     values: dict[str, float]
+    what: str = ""  # that is being done at the moment
+
+
+class Work:
+    """Work other than a run's steps, told to a display as it goes on."""
+
+    def __init__(
+        self, phase: Literal["scores", "plan", "inspect", "export"], last: int, log: Callable[[Progress], None]
+    ) -> None:
+        """`last`: images or parts in all."""
+        self._phase, self._last, self._log = phase, last, log
+        self._began, self._parts = time.perf_counter(), 0
+
+    def at(self, done: int, what: str = "") -> None:
+        """So many are done; `what` is next."""
+        done, passed = min(done, self._last), max(time.perf_counter() - self._began, 1e-9)
+        self._log(
+            Progress(
+                phase=self._phase,
+                step=done,
+                first=0,
+                last=self._last,
+                rate=done / passed,
+                values={},
+                what=what,
+            )
+        )
+
+    def next(self, what: str) -> None:
+        """Another part begins."""
+        self.at(self._parts, what)
+        self._parts += 1
 
 
 class StepRate:

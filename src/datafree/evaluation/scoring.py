@@ -14,6 +14,7 @@ from datafree.data.labelled import LabelledData
 from datafree.engine import out_of_memory
 from datafree.engine.build_networks import prepare, require_weights
 from datafree.engine.out_of_memory import OutOfMemory
+from datafree.engine.progress import Progress, Work
 from datafree.errors import Interrupted, TrainingError
 from datafree.evaluation.finished_run import load_onnx, load_student
 from datafree.ops import modes
@@ -30,19 +31,22 @@ def evaluate(
     device: torch.device,
     batch_size: int = 32,
     stop: Callable[[], str | None] = lambda: None,
+    log: Callable[[Progress], None] = lambda progress: None,
 ) -> Scores:
     """Score `network` (images in [0, 1] -> outputs) on labelled data. The network is left as it was.
 
     Where memory runs out, smaller batches are answered: in eval mode that changes nothing. `stop` is asked before each
     batch: a reason to stop raises Interrupted.
     """
-    metric = task.new_metric(data.class_names)
+    metric, work, done = task.new_metric(data.class_names), Work("scores", len(data), log), 0
     with modes.frozen(network):
         for images, targets in data.batches(batch_size):
             if reason := stop():
                 raise Interrupted(f"stopped while scoring ({reason}); run the same command to score again")
             outputs = task.check(_answered(network, task, images.to(device)), "network")
             metric.update(outputs, targets.to(device))
+            done += len(images)
+            work.at(done)
     return metric.compute()
 
 
@@ -59,7 +63,14 @@ def _answered(network: nn.Module, task: Task, images: Tensor) -> Any:
 
 @torch.no_grad()
 def agreement(
-    student: nn.Module, teacher: nn.Module, task: Task, folder: Path, *, device: torch.device, batch_size: int = 32
+    student: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    folder: Path,
+    *,
+    device: torch.device,
+    batch_size: int = 32,
+    log: Callable[[Progress], None] = lambda progress: None,
 ) -> float:
     """How often two networks give the same answer on images of any kind: all below `folder`, which nobody has labelled.
 
@@ -67,12 +78,14 @@ def agreement(
     Raises DataError where there are none, or one cannot be read.
     """
     files, found = list_images(folder), 0.0
+    work = Work("scores", len(files), log)
     with modes.frozen(student, teacher):
         for first in range(0, len(files), batch_size):
             read = [to_tensor(fit(read_image(file), task.image_size)) for file in files[first : first + batch_size]]
             images = torch.stack(read).to(device)
             ours, theirs = (_answered(network, task, images) for network in (student, teacher))
             found += sum(task.agreement(ours[i : i + 1], theirs[i : i + 1]) for i in range(len(images)))
+            work.at(first + len(images))
     return found / len(files)
 
 
@@ -84,6 +97,7 @@ def agreement_of_run(
     device: str = "auto",
     student: str | nn.Module | None = None,
     task: str | None = None,
+    log: Callable[[Progress], None] = lambda progress: None,
 ) -> float:
     """`agreement` of the student of a run directory, or of an exported ONNX file, with the teacher of `recipe`.
 
@@ -94,11 +108,17 @@ def agreement_of_run(
     made, network = _student(run, where, student, task)
     require_weights(recipe.teacher, made)
     teacher = prepare(recipe.teacher, made, "teacher", where, torch.float32)
-    return agreement(network, teacher, made, folder, device=where)
+    return agreement(network, teacher, made, folder, device=where, log=log)
 
 
 def evaluate_run(
-    run: Path, data: Path, *, device: str = "auto", student: str | nn.Module | None = None, task: str | None = None
+    run: Path,
+    data: Path,
+    *,
+    device: str = "auto",
+    student: str | nn.Module | None = None,
+    task: str | None = None,
+    log: Callable[[Progress], None] = lambda progress: None,
 ) -> dict[str, Scores]:
     """Score the student of a run directory, or of an ONNX file that was exported from one: {"student": Scores}.
 
@@ -107,7 +127,7 @@ def evaluate_run(
     where = modes.choose_device(device)
     made, network = _student(run, where, student, task)
     labelled = made.open_dataset(data)
-    return {"student": evaluate(network, made, labelled, device=where)}
+    return {"student": evaluate(network, made, labelled, device=where, log=log)}
 
 
 def _student(

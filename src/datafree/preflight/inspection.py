@@ -7,7 +7,7 @@ B images, C classes, H x W pixels, L locations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_source, with_student
+from datafree.engine.progress import Progress, Work
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
@@ -37,6 +38,7 @@ from datafree.tasks import TASKS
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.text import did_you_mean, show
 
+PARTS = 4  # of the work
 _SIZES = ((224, 224), (256, 256), (320, 320), (32, 32))  # tried in turn where nobody says
 _BATCH_SIZE = 16  # images timed at once without a recipe, at most
 
@@ -82,6 +84,7 @@ def inspect_teacher(
     mean: str | None = None,
     std: str | None = None,
     device: str | None = None,
+    log: Callable[[Progress], None] = lambda progress: None,
 ) -> Inspection:
     """Look at a network by name, or at the teacher of a recipe.
 
@@ -91,6 +94,8 @@ def inspect_teacher(
     """
     if task is not None and task not in TASKS:
         raise NetworkError(f"there is no task {show(task)}{did_you_mean(task, TASKS)}; known: {', '.join(TASKS)}")
+    work = Work("inspect", PARTS, log)
+    work.next("reading the network")
     images = StatedImages.parse(channels, mean, std)
     subject = find_subject(
         teacher, weights=weights, args=args, size=size, classes=classes, recipe=recipe, images=images
@@ -113,6 +118,7 @@ def inspect_teacher(
         subject = replace(
             subject, size=Fact(value=program.size, provenance="known", why="it was exported for this size")
         )
+    work.next("looking at its answers")
     outputs, input_size, macs = _look(network, subject, where)
     made, kind, problem = _task(outputs, subject, task, input_size.value)
     counted = Fact(value=made.num_classes, provenance="known", why="it answers so many")
@@ -134,13 +140,16 @@ def inspect_teacher(
     # What it can teach, and what that costs.
     norms = count_batchnorm(bare(network))
     at_once = plan.training.batch_size if plan is not None and isinstance(plan.training, Training) else _BATCH_SIZE
+    work.next("timing it")
     cost = cost_of_teacher(network, input_size.value, where, at_once)
+    work.next("timing the recipe's run" if plan is not None else "telling which methods suit it")
     run = None
     try:
         if plan is not None:
             run = _cost_of_run(plan, made, network, cost, where, dtype)
     except DatafreeError as error:
         notes.append(f"no estimate of the run: {error}")
+    work.at(PARTS)
     return Inspection(
         network=spec.network,
         args=dict(spec.args),

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datafree.data.labelled import LabelledData
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_source, with_student
+from datafree.engine.progress import Progress, Work
 from datafree.errors import RecipeError
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.calibration import Calibration, CostItem, clock_of
-from datafree.preflight.cost.estimate import calibration, cost_of_teacher, run_cost
+from datafree.preflight.cost.estimate import RunCost, calibration, cost_of_teacher, run_cost
+from datafree.preflight.cost.forecast import forecast, forgotten, outline, too_large
 from datafree.preflight.cost.pass_cost import Cost
 from datafree.preflight.cost.time_budget import with_time
 from datafree.preflight.overheads import of_run, of_shard
@@ -31,6 +33,7 @@ from datafree.storage.environment import hardware
 from datafree.synthesis.synthesize import require_number, trains_first
 from datafree.text import show
 
+PARTS = 4  # of the work that a plan is
 DEVICES = (1, 8, 64)
 LINK = 10e9  # bytes a second of each device, to and from the others
 WAIT = 50e-6  # seconds that an exchange takes however small it is
@@ -79,15 +82,26 @@ class Plan:
     notes: list[str]
 
 
-def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices: Sequence[int] = DEVICES) -> Plan:
+def plan(
+    recipe: Recipe,
+    images: int | None = None,
+    link: float = LINK,
+    devices: Sequence[int] = DEVICES,
+    *,
+    log: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
     """Plan a run of `recipe` or, where `images` are wanted, the data set that `datafree synthesize` would make.
 
     `link`: bytes a second of each device to and from the others. Writes nothing but a few files into a folder of the
-    system's temporary ones, which it removes. Raises DatafreeError as the run would before its first step.
+    system's temporary ones, which it removes. `say` is told the first figures, `log` how far it is. Raises
+    DatafreeError as the run would before its first step.
     """
-    began = time.perf_counter()
+    began, work = time.perf_counter(), Work("plan", PARTS, log)
     if images is not None:
         require_number(recipe)
+    say(outline(recipe, images))
+    work.next("building the networks")
     device = modes.choose_device(recipe.training.device)
     dtype = modes.choose_precision(recipe.training.precision, device)
     recipe, notes = with_student(recipe)
@@ -103,6 +117,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
     opened = clock()
     networks = build_networks(recipe, device, dtype)
     opening = CostItem(what="opening", often=1, each=Cost(seconds=clock() - opened))
+    work.next("timing the teacher")
     known = cost_of_teacher(networks.teacher, task.image_size, device, training.batch_size)
     finished: list[Batch] = []
     with calibration(
@@ -115,10 +130,17 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
         dtype=dtype,
         on_finished_batch=None if images is None else finished.append,
     ) as calibrated:
+        work.next("timing the source and the student")
         if images is None:
-            parts = _run(calibrated, labelled, opening, link, devices)
+            cost = run_cost(calibrated)
+            say(f"first figures: {forecast(cost.seconds, cost.memory, device)}; the rest is being timed")
+            work.next("timing comparisons, pictures, files")
+            parts = _run(calibrated, cost, labelled, opening, link, devices)
+            told = [line.removeprefix("note: ") for line in (*forgotten(recipe), *too_large(calibrated, recipe))]
+            parts = replace(parts, notes=[*parts.notes, *told])
         else:
             parts = _set(calibrated, recipe, finished, images, opening, devices)
+    work.at(PARTS)
     return Plan(
         recipe=recipe.name,
         what="run" if images is None else "data set",
@@ -159,9 +181,13 @@ class _Parts:
 
 
 def _run(
-    calibrated: Calibration, labelled: LabelledData | None, opening: CostItem, link: float, devices: Sequence[int]
+    calibrated: Calibration,
+    cost: RunCost,
+    labelled: LabelledData | None,
+    opening: CostItem,
+    link: float,
+    devices: Sequence[int],
 ) -> _Parts:
-    cost = run_cost(calibrated)
     around = of_run(calibrated, labelled, cost.seconds)
     work, step = [*cost.work, *around.work, opening], cost.work[-1].each
     batch = calibrated.training.batch_size

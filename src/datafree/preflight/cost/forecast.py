@@ -42,13 +42,16 @@ def foretold(
     device: torch.device,
     dtype: torch.dtype,
     labelled: LabelledData | None,
+    *,
+    always: bool = False,
 ) -> list[str]:
-    """What a run will take, as lines; none for one that is over in seconds, or that several processes share.
+    """What a run will take, as lines; none for one that is over in seconds (unless `always`), or that several processes
+    share.
 
     Nothing is changed by it: the student is a copy, the source another, random states are those of before. It never
     stops a run: what is wrong with a recipe the run says itself.
     """
-    if replicas.count() > 1 or not _is_worth_it(recipe, training, networks, device):
+    if replicas.count() > 1 or not (always or _is_worth_it(recipe, training, networks, device)):
         return []
     before = modes.random_state()
     try:
@@ -96,6 +99,24 @@ def lines_of(calibrated: Calibration, recipe: Recipe, labelled: LabelledData | N
         *too_long(seconds),
         *too_large(calibrated, recipe),
     ]
+
+
+def outline(recipe: Recipe, images: int | None) -> str:
+    """What is known before anything is timed: steps, updates and the images in banks."""
+    training = recipe.training
+    parts = [
+        f"{images:,} images" if images is not None else f"{training.steps:,} steps, batches of {training.batch_size}"
+    ]
+    for each in recipe.source.updated_sources():
+        updates = sum(map(each.due, range(-each.warmup, 0 if images is not None else training.steps)))
+        size, name = each.update_size(), type(each).__name__.lower()
+        if updates and size is not None:
+            parts.append(f"{name}: {updates:,} updates of {size.images} images")
+    pixels = 3 * math.prod(recipe.task.image_size)
+    banked = 0 if images is not None else sum(each.bank_images() for each in recipe.source.all_sources())
+    if banked:
+        parts.append(f"a bank of {banked:,} images, {bytes_shown(banked * pixels)} when it is full")
+    return f"{recipe.name}: {'; '.join(parts)}"
 
 
 def forecast(seconds: float, memory: int, device: torch.device) -> str:
