@@ -20,6 +20,7 @@ from datafree.cli.inspect_text import inspection_text
 from datafree.config import schema
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.class_count import classes_of
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
@@ -27,7 +28,6 @@ from datafree.preflight.cost import estimate
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, run_cost
 from datafree.preflight.inspection import Inspection, inspect_teacher
-from datafree.preflight.subject import classes_of
 from datafree.preflight.suitability import BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import FAMILIES, SOURCE
 from datafree.recipe.training import Training

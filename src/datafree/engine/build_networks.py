@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from datafree.engine.student_init import check_start
-from datafree.errors import DatafreeError, NetworkError
+from datafree.errors import DatafreeError, NetworkError, WeightsError
+from datafree.networks.class_count import classes_of
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
 from datafree.networks.instances import is_live
@@ -139,7 +140,7 @@ def prepare(
     may not be what they look like. Raises NetworkError if it cannot take the task's image size, answers in another
     form, or is a detector that is to learn boxes by a loss that does not serve.
     """
-    built = build_network(spec, num_classes=task.num_classes) if given is None else adapted(given)
+    built = _built(spec, task, say) if given is None else adapted(given)
     if what == "student" and isinstance(bare(built), Program):
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
@@ -168,6 +169,19 @@ def prepare(
         with torch.enable_grad(), modes.looked_through(network, "train"):
             task.probe_student(learning, f"student {spec.network}")
     return network
+
+
+def _built(spec: NetworkSpec, task: Task, say: Callable[[str], None]) -> nn.Module:
+    """By name; weights that do not fit because they are of another number of classes say so. Raises DatafreeError."""
+    try:
+        return build_network(spec, num_classes=task.num_classes, say=lambda line: say(f"note: {line}"))
+    except WeightsError as error:
+        library = spec.weights is not None and not (spec.is_own_code or spec.is_directory)
+        count = classes_of(spec) if library else None
+        if count in (None, task.num_classes):
+            raise
+        way = f"set task.num_classes={count}" if count != 1 else "give args.num_classes=1 (smp's: args.classes=1)"
+        raise WeightsError(f"{error}; its last layers are of {count} classes: {way}") from error
 
 
 def _size_hint(spec: NetworkSpec, task: Task, what: str) -> str:

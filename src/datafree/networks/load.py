@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
@@ -175,15 +175,17 @@ def network_names() -> list[str]:
     return library_names()
 
 
-def build_network(spec: NetworkSpec, *, num_classes: int, allow_import: bool = True) -> nn.Module:
+def build_network(
+    spec: NetworkSpec, *, num_classes: int, allow_import: bool = True, say: Callable[[str], None] = lambda line: None
+) -> nn.Module:
     """The network of `spec`, a detector adapted, for `num_classes` classes, with its weights if it names some.
 
     Nothing is downloaded unless `spec.args` asks the library for pretrained weights. A library's network gets the
     number of classes, torchvision's detectors one more, for background. The user's own "package.module:callable" gets
     `spec.args` and nothing else, and is adapted where it is a detection model of torchvision's.
     `allow_import=False` is for names the user did not write (those in a run directory): imports nothing, downloads
-    nothing, reads no file but `spec.weights`. Raises NetworkError for whatever cannot be built, WeightsError for
-    weights that cannot be loaded.
+    nothing, reads no file but `spec.weights`. `say` is told what of the weights was left out. Raises NetworkError for
+    whatever cannot be built, WeightsError for weights that cannot be loaded.
     """
     if is_live(spec.network):
         raise not_by_name(spec.network)
@@ -205,8 +207,10 @@ def build_network(spec: NetworkSpec, *, num_classes: int, allow_import: bool = T
         args |= {key: _file(key, spec.args[key]) for key in _files_in(spec)}
         network = build_from_library(spec.network, args, num_classes=num_classes, channels=spec.channels)
     if spec.weights is not None:
-        load = load_darknet_weights if spec.weights.suffix == ".weights" else load_weights
-        load(bare(network), spec.weights)
+        if spec.weights.suffix == ".weights":
+            load_darknet_weights(bare(network), spec.weights)
+        elif remark := load_weights(bare(network), spec.weights):
+            say(remark)
     return network
 
 

@@ -107,7 +107,9 @@ def inspect_teacher(
             std=images.std or metadata.std,
             channel_order=metadata.channel_order or "rgb",
         )
-    network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(where)
+    remarks: list[str] = []
+    built = build_network(spec, num_classes=subject.classes.value or 1, say=remarks.append)
+    network = spec.wrap(built, dtype).to(where)
     (ALL_ON if plan is None else plan.training.speed).laid_out(network)
     if isinstance(program := network.network, Program) and program.size and subject.size.value is None:
         subject = replace(
@@ -124,7 +126,7 @@ def inspect_teacher(
         look = torch.rand(1, spec.channels, *(spec.input_size or input_size.value), device=where)
         suggestion = suggested(network.network, look)
     middle, spread, order = input_facts(subject, metadata, suggestion)
-    notes = [suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
+    notes = [*remarks, suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
     if suggestion.seen is not None and middle.value is not None:
         notes += _doubts(suggestion.seen, middle, spread, order)
     if metadata is not None and (metadata.mean, metadata.std) != (spec.mean, spec.std):
