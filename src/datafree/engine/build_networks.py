@@ -19,6 +19,7 @@ from datafree.networks.families import AUTO, choose_student
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
+from datafree.networks.one_output import settle_one_output
 from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.ops import modes
@@ -147,6 +148,8 @@ def prepare(
     speed.laid_out(network.to(device))
     try:
         look = synthetic_batch(task.image_size, device)
+        if task.num_classes == 2 and (line := settle_one_output(network, look)):
+            say(f"note: {what} {spec.network}: {line}")
         with torch.no_grad(), modes.frozen(network):
             outputs = network(look)
         if what == "student":  # some networks answer otherwise while they train

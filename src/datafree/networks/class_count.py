@@ -54,7 +54,7 @@ def shapes_for(spec: NetworkSpec, classes: int) -> dict[str, torch.Size]:
 
 
 def _untrained(spec: NetworkSpec) -> dict[str, Any]:
-    return {key: value for key, value in spec.args.items() if key not in PRETRAINED}
+    return {key: value for key, value in spec.args.items() if key not in (*PRETRAINED, "classes", "num_classes")}
 
 
 def _named(tensors: dict[str, Tensor], name: str) -> Tensor | None:

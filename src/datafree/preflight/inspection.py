@@ -21,6 +21,7 @@ from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare, size_of
+from datafree.networks.one_output import settle_one_output
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON
@@ -116,6 +117,10 @@ def inspect_teacher(
             subject, size=Fact(value=program.size, provenance="known", why="it was exported for this size")
         )
     outputs, input_size, macs = _look(network, subject, where)
+    if line := settle_one_output(network, synthetic_batch(input_size.value, where)[:1]):
+        remarks.append(line)
+        outputs, *_ = _look(network, subject, where)
+        subject = replace(subject, classes=Fact(value=2, provenance="known", why="it has one output"))
     made, kind, problem = _task(outputs, subject, task, input_size.value)
     counted = Fact(value=made.num_classes, provenance="known", why="it answers so many")
 
