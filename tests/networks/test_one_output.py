@@ -13,9 +13,9 @@ from datafree.engine.build_networks import prepare
 from datafree.errors import DataError
 from datafree.evaluation.finished_run import load_student
 from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
-from datafree.networks.one_output import settle_one_output
 from datafree.preflight.cost import estimate
 from datafree.preflight.inspection import inspect_teacher
 from datafree.tasks.base import Task

@@ -13,13 +13,14 @@ from torch import nn
 
 from datafree.engine.student_init import check_start
 from datafree.errors import DatafreeError, NetworkError, WeightsError
-from datafree.networks.class_count import classes_of
+from datafree.networks.checks.class_count import classes_of
+from datafree.networks.checks.one_output import settle_one_output
+from datafree.networks.checks.preprocessing_doubt import doubt
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.one_output import settle_one_output
 from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.ops import modes
@@ -166,6 +167,8 @@ def prepare(
     task.check(outputs, f"{what} {spec.network}")
     if len(outputs) != len(look):
         raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
+    if what == "teacher" and (line := doubt(spec, network, spec.input_size or task.image_size)):
+        say(f"note: {what} {spec.network}: {line}")
     if warning := task.warning(outputs, f"{what} {spec.network}"):
         say(f"note: {warning}")
     if what == "student":

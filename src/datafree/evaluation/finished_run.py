@@ -17,9 +17,9 @@ from torch import nn
 from datafree.config import schema, yaml
 from datafree.errors import NetworkError, RunError
 from datafree.networks.checkpoints.weights import load_weights
+from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.load import NetworkSpec, adapted, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.one_output import settle_one_output
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.pretrained import PRETRAINED
 from datafree.recipe.recipe import FAMILIES, TASK

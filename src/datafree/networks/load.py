@@ -6,13 +6,9 @@ only, when the user writes "package.module:callable" themselves.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,11 +24,13 @@ from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.darknet.weights import load_darknet_weights
 from datafree.networks.exported.program import SUFFIX, Program
+from datafree.networks.first_input import per_255
 from datafree.networks.huggingface.build import adapted_detector, asks_for_its_weights, build_from_directory
 from datafree.networks.huggingface.directory import PREFIX, located
 from datafree.networks.instances import is_live, not_by_name
-from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
+from datafree.networks.libraries import build_from_library, library_names
 from datafree.networks.normalized import Normalized, bare
+from datafree.networks.own_code import import_network
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
 from datafree.text import show
 
@@ -59,6 +57,10 @@ class NetworkSpec:
     ] = None
     mean: Annotated[tuple[float, float, float], Doc("R, G, B of images in [0, 1]")] = (0.0, 0.0, 0.0)
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    pixel_range: Annotated[
+        Literal[1, 255],
+        Doc("255: mean, std and what it was trained on are of 0 to 255; kept as a mean and std of [0, 1]"),
+    ] = 1
     channels: Annotated[Literal[1, 3], Doc("of the images it takes; 1: grey, the average of R, G and B")] = 3
     channel_order: Annotated[
         Literal["rgb", "bgr"], Doc("of its channels; mean and std are given for R, G, B all the same")
@@ -81,6 +83,9 @@ class NetworkSpec:
         options.check(self, NetworkError)
         if self.licence is not None and not (self.licence.isprintable() and 0 < len(self.licence.strip()) <= 200):
             raise NetworkError(f"licence is {show(self.licence)}: give a name on one line, such as Apache-2.0")
+        if self.pixel_range == 255:  # (255 x - mean) / std
+            self.mean, self.std = per_255(self.mean), per_255(self.std)
+            self.pixel_range = 1
         name, given = _without_query(self.network)
         for key in given.keys() & self.args.keys():
             raise NetworkError(
@@ -192,7 +197,7 @@ def build_network(
     if spec.is_program:
         return _open_program(spec, allow_import)
     if spec.is_own_code:
-        network = _build_imported(spec, allow_import)
+        network = adapted(import_network(spec.network, spec.args, allow_import))
     elif spec.is_directory:
         if not allow_import:
             raise _no_place(spec)
@@ -231,33 +236,6 @@ def refuse_files(network: str, args: Mapping[str, Any]) -> None:
         )
 
 
-def _build_imported(spec: NetworkSpec, allow_import: bool) -> nn.Module:
-    if not allow_import:
-        raise NetworkError(
-            f"{spec.network!r} names code to import, which is never done for a name found in a file; "
-            f"give it yourself with --student {spec.network} if you trust that code"
-        )
-    dotted = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-    if not re.fullmatch(f"{dotted}:{dotted}", spec.network):
-        raise NetworkError(f"{spec.network!r} is no import path: write package.module:callable")
-    module_name, _, attribute = spec.network.partition(":")
-    with _current_directory_importable():
-        importlib.invalidate_caches()
-        with one_line_errors(f"{module_name!r} cannot be imported (current directory, installed packages)"):
-            module = importlib.import_module(module_name)
-        try:
-            make = reduce(getattr, attribute.split("."), module)
-        except AttributeError:
-            raise unknown(attribute, vars(module), what=f"name in {module_name}") from None
-        if not callable(make) or isinstance(make, nn.Module):
-            raise NetworkError(f"{spec.network} is a {type(make).__name__}: name what makes a network")
-        with one_line_errors(f"{spec.network} cannot be built with args {spec.args}"):
-            network = make(**spec.args)
-    if not isinstance(network, nn.Module):
-        raise NetworkError(f"{spec.network} makes a {type(network).__name__}: a torch.nn.Module is needed")
-    return adapted(network)
-
-
 def adapted(network: nn.Module) -> nn.Module:
     """A network of the user's as it is used: a detection model of torchvision's adapted, any other itself."""
     if (
@@ -285,14 +263,3 @@ def _open_program(spec: NetworkSpec, allow_import: bool) -> Program:
         return Program(paths.expand(spec.network))
     except ValueError as error:  # a variable that is not set
         raise NetworkError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)

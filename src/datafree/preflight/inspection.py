@@ -17,11 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_student
 from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare, size_of
-from datafree.networks.one_output import settle_one_output
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from datafree.config import yaml
 from datafree.errors import NetworkError
-from datafree.networks.class_count import classes_of, shapes_for
+from datafree.networks.checks.class_count import classes_of, shapes_for
 from datafree.networks.exported.program import SUFFIX
 from datafree.networks.first_input import Three, distance
 from datafree.networks.huggingface.directory import open_directory
@@ -22,7 +22,7 @@ from datafree.networks.preprocessing import Preprocessing, Suggestion, known
 from datafree.recipe.recipe import Recipe, load_recipe, packaged_recipes
 from datafree.text import did_you_mean, show
 
-Provenance = Literal["known", "stated", "suggested", "unknown"]
+Provenance = Literal["known", "stated", "default", "suggested", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +188,9 @@ def _found_facts(subject: Subject, metadata: Preprocessing | None, suggestion: S
     """The same without what options have said."""
     spec, seen = subject.spec, suggestion.seen
     if subject.in_recipe:
-        return _facts(spec, "stated", f"the recipe {subject.plan.name if subject.plan else ''}")
+        name = subject.plan.name if subject.plan else ""
+        mean, std, order = _facts(spec, "stated", f"the recipe {name}")
+        return _or_default(mean, spec), _or_default(std, spec), order
     if metadata is not None:
         if spec.weights is None:
             return _facts(metadata, "known", metadata.origin)
@@ -207,6 +209,12 @@ def _found_facts(subject: Subject, metadata: Preprocessing | None, suggestion: S
         std,
         replace(order, why=f"{guess.origin}, red being the channel of the highest mean in most photographs"),
     )
+
+
+def _or_default(fact: Fact, spec: NetworkSpec) -> Fact:
+    """The same, called a default where mean and std are what a recipe that says nothing has."""
+    plain = (spec.mean, spec.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return replace(fact, provenance="default", why=f"{fact.why} has no other") if plain else fact
 
 
 def _facts(of: NetworkSpec | Preprocessing, provenance: Provenance, why: str) -> tuple[Fact, Fact, Fact]:
