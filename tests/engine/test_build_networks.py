@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from datafree.api import distill
 from datafree.engine.build_networks import prepare, require_gradients
-from datafree.errors import NetworkError
+from datafree.errors import NetworkError, WeightsError
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.detectors import Detector
-from datafree.networks.load import NetworkSpec
-from datafree.networks.normalized import Normalized
+from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled
 from datafree.ops.predictions import Heads, Predictions
@@ -24,6 +25,7 @@ from datafree.sources.base import ImageSource
 from datafree.sources.cgdd import Cgdd
 from datafree.sources.mixed import Mixed
 from datafree.sources.noise import Noise
+from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
 
@@ -110,6 +112,50 @@ def test_a_teacher_that_no_gradient_can_go_through_is_one_line() -> None:
     ) as caught:
         require_gradients(Cgdd(), teacher, TASK, CPU, "mine:net")
     assert "\n" not in str(caught.value)
+
+
+def weights_of(network: str, classes: int, folder: Path) -> Path:
+    save_weights(bare(build_network(NetworkSpec(network=network), num_classes=classes)), folder / "w.safetensors")
+    return folder / "w.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("network", "task", "theirs", "way"),
+    [
+        # 91 columns: torchvision's detectors count background
+        ("torchvision/ssdlite320_mobilenet_v3_large", Detection(num_classes=80, image_size=(64, 64)), 90, "=90"),
+        ("timm/test_resnet", Classification(num_classes=3, image_size=(32, 32)), 5, "=5"),
+        ("timm/test_resnet", Classification(num_classes=2, image_size=(32, 32)), 1, "give args.num_classes=1"),
+    ],
+)
+def test_weights_of_another_number_of_classes_say_which(
+    network: str, task: Task, theirs: int, way: str, tmp_path: Path
+) -> None:
+    spec = NetworkSpec(network=network, weights=weights_of(network, theirs, tmp_path))
+    with pytest.raises(WeightsError, match=f"of {theirs} classes: .*{way}") as caught:
+        prepare(spec, task, "teacher", torch.device("cpu"), torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_without_torchvisions_second_head_say_so(tmp_path: Path) -> None:
+    spec = NetworkSpec(
+        network="torchvision/deeplabv3_mobilenet_v3_large",
+        args={"aux_loss": True},
+        weights=weights_of("torchvision/deeplabv3_mobilenet_v3_large", 3, tmp_path),
+    )
+    with pytest.raises(WeightsError, match=r"leave args\.aux_loss out"):
+        build_network(spec, num_classes=3)
+
+
+def test_what_was_left_out_of_a_weights_file_is_said(tmp_path: Path) -> None:
+    network = build_network(NetworkSpec(network="timm/test_resnet"), num_classes=3)
+    torch.save({**network.state_dict(), "criterion.weight": torch.ones(3)}, tmp_path / "w.pt")
+    said: list[str] = []
+    spec = NetworkSpec(network="timm/test_resnet", weights=tmp_path / "w.pt")
+    task = Classification(num_classes=3, image_size=(32, 32))
+    prepare(spec, task, "teacher", torch.device("cpu"), torch.float32, say=said.append)
+    assert said[0] == "note: weights w.pt: left out as parts of something else: 1 (first: 'criterion.weight')"
+    assert "it is given mean [0, 0, 0] and std [1, 1, 1], the defaults, but timm's" in said[1]
 
 
 def test_a_teacher_of_fixed_numbers_alone_is_taken() -> None:

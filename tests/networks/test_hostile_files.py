@@ -16,7 +16,6 @@ import pickletools
 import struct
 import tracemalloc
 import zipfile
-from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -218,10 +217,10 @@ def test_the_environment_cannot_make_files_run(tmp_path: Path, monkeypatch: pyte
 
 
 def test_all_that_a_file_wants_is_told_not_only_the_first(tmp_path: Path) -> None:
-    content = {"state_dict": small().state_dict(), "args": Namespace(lr=0.1), "best": np.float64(1), "x": Evil("")}
+    content = {"state_dict": small().state_dict(), "best": np.ones(2), "x": Evil("")}
     torch.save(content, tmp_path / "w.pt")
     line = refused(tmp_path / "w.pt")
-    assert "needs argparse.Namespace, numpy" in line
+    assert "needs numpy" in line
     assert "posix.system" in line
 
 

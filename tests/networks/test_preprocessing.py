@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.networks import preprocessing
-from datafree.networks.checkpoints.weights import read_tensors
+from datafree.networks.checkpoints.weights import read_tensors, save_weights
+from datafree.networks.checks.preprocessing_doubt import doubt
 from datafree.networks.first_input import Seen, Three, distance, first_input, implied
-from datafree.networks.load import NetworkSpec
+from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.preprocessing import explained, known, suggested
 
 PHOTO_MEAN = (0.485, 0.456, 0.406)
@@ -237,3 +239,70 @@ def test_distance_is_one_at_the_limits() -> None:
     assert distance(Seen(mean=exact, spread=0.53 * 1.4, error=0, residual=0), mean, std) == pytest.approx(1)
     shifted = tuple(m + 0.35 * 0.53 for m in exact)
     assert distance(Seen(mean=shifted, spread=0.53, error=0, residual=0), mean, std) == pytest.approx(1)
+
+
+# --- a teacher that is given images in another way than it was trained ---
+
+
+def doubted(images: Tensor, mean: Three, std: Three, network: str = "own:net") -> str:
+    spec = NetworkSpec(network=network, mean=mean, std=std)
+    return doubt(spec, spec.wrap(trained(images)), (32, 32))
+
+
+@pytest.mark.parametrize(
+    ("trained_as", "given", "set_to"),
+    [
+        (IMAGENET, IMAGENET, None),
+        (
+            IMAGENET,
+            ((0.0,) * 3, (1.0,) * 3),
+            "teacher.mean=[0.485, 0.456, 0.406] and teacher.std=[0.229, 0.224, 0.225]",
+        ),
+        (((0.0,) * 3, (1.0,) * 3), IMAGENET, "teacher.mean=[0, 0, 0] and teacher.std=[1, 1, 1]"),
+        (((0.5,) * 3, (0.5,) * 3), ((0.0,) * 3, (1.0,) * 3), "teacher.mean=[0.5, 0.5, 0.5] and teacher.std=[0.5, 0.5"),
+        (((0.0,) * 3, (1 / 255,) * 3), ((0.0,) * 3, (1.0,) * 3), "teacher.std=[0.003922, 0.003922, 0.003922]"),
+    ],
+)
+def test_images_that_the_first_batchnorm_cannot_have_seen_are_doubted_with_the_values_to_set(
+    trained_as: tuple[Three, Three], given: tuple[Three, Three], set_to: str | None
+) -> None:
+    line = doubted(normalised(photos(), *trained_as), *given)
+    assert line == "" if set_to is None else set_to in line
+    assert "\n" not in line
+    assert (", the defaults" in line) == (set_to is not None and given == ((0.0,) * 3, (1.0,) * 3))
+
+
+def test_images_that_are_no_photographs_but_could_be_images_are_not_doubted() -> None:
+    drawings = (photos() > 0.5).float()  # of mean 0.4 and spread 0.5, as digits and drawings are
+    middle, spread = drawings.mean().item(), drawings.std().item()
+    own = ((middle,) * 3, (spread,) * 3)
+    assert doubted(drawings * 0.8, (0.0,) * 3, (1.0,) * 3) == ""
+    assert doubted(normalised(drawings * 0.8, *own), *own) == ""
+
+
+def test_the_librarys_own_word_counts_for_its_own_weights_and_against_defaults(tmp_path: Path) -> None:
+    """Of a network without BatchNorm, which says nothing itself."""
+    own = NetworkSpec(network="timm/test_vit?pretrained=true")
+    said = known(own)
+    assert said is not None
+    network = build_network(NetworkSpec(network="timm/test_vit"), num_classes=3)
+    assert f"teacher.mean=[{said.mean[0]:.4g}" in doubt(own, own.wrap(network), (160, 160))
+    right = replace(own, mean=said.mean, std=said.std)
+    assert doubt(right, right.wrap(network), (160, 160)) == ""
+    save_weights(network, tmp_path / "w.safetensors")
+    file = NetworkSpec(network="timm/test_vit", weights=tmp_path / "w.safetensors")
+    assert "the defaults, but timm's" in doubt(file, file.wrap(network), (160, 160))
+    stated = replace(file, mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4))  # its owner may know better
+    assert doubt(stated, stated.wrap(network), (160, 160)) == ""
+
+
+def test_a_pixel_range_of_255_is_a_mean_and_std_of_images_in_0_to_1() -> None:
+    spec = NetworkSpec(network="own:net", pixel_range=255, mean=(123.0, 117.0, 104.0), std=(58.0, 57.0, 57.5))
+    assert spec.pixel_range == 1
+    assert replace(spec) == spec
+    x = torch.rand(2, 3, 4, 4)
+    seen = spec.wrap(nn.Identity())(x)
+    wanted = normalised(255 * x, (123.0, 117.0, 104.0), (58.0, 57.0, 57.5))
+    torch.testing.assert_close(seen, wanted, atol=1e-4, rtol=1e-5)
+    plain = NetworkSpec(network="own:net", pixel_range=255).wrap(nn.Identity())
+    torch.testing.assert_close(plain(x), 255 * x)

@@ -20,6 +20,7 @@ from datafree.cli.inspect_text import inspection_text
 from datafree.config import schema
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.checks.class_count import classes_of
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
@@ -27,7 +28,6 @@ from datafree.preflight.cost import estimate
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, run_cost
 from datafree.preflight.inspection import Inspection, inspect_teacher
-from datafree.preflight.subject import classes_of
 from datafree.preflight.suitability import BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import FAMILIES, SOURCE
 from datafree.recipe.training import Training
@@ -280,8 +280,10 @@ def test_a_recipe_states_its_teachers_images_and_is_estimated(own: Path) -> None
     recipe = recipe_file(own, source={"method": "cgdd", "width": 2, "latent": 4, "batch_size": 4, "warmup": 3})
     found = inspect_teacher(recipe)
     assert found.network == "df_seen:classifier"
-    for fact, value in ((found.mean, (0.0, 0.0, 0.0)), (found.channel_order, "rgb"), (found.input_size, (32, 32))):
+    for fact, value in ((found.channel_order, "rgb"), (found.input_size, (32, 32))):
         assert (fact.value, fact.provenance) == (value, "stated")
+    assert (found.mean.value, found.mean.provenance) == ((0.0, 0.0, 0.0), "default")  # nobody has stated it
+    assert (found.std.value, found.std.provenance) == ((1.0, 1.0, 1.0), "default")
     assert (found.task.provenance, found.classes.provenance, found.recipe) == ("stated", "stated", "plan")
     assert found.run is not None
     assert (found.run.updates, found.run.steps) == (3 + 2, 6)  # the warm-up, then steps 0 and 5
@@ -526,8 +528,8 @@ def test_the_text_says_all_of_it_in_aligned_lines(own: Path) -> None:
     ):
         assert title in lines
     assert any(line.split() == ["cmi", "yes"] for line in lines)
-    assert any(line.strip().startswith("mean") and "[0, 0, 0]" in line and "stated" in line for line in lines)
-    starts = {line.index("stated:") for line in lines if line.lstrip().startswith(("mean", "std", "order"))}
+    assert any(line.strip().startswith("mean") and "[0, 0, 0]" in line and "default: " in line for line in lines)
+    starts = {line.index(": the recipe") for line in lines if line.lstrip().startswith(("mean", "std"))}
     assert len(starts) == 1
     assert not any(line != line.rstrip() for line in lines)
 

@@ -13,7 +13,10 @@ import torch
 from torch import nn
 
 from datafree.engine.student_init import check_start
-from datafree.errors import DatafreeError, NetworkError
+from datafree.errors import DatafreeError, NetworkError, WeightsError
+from datafree.networks.checks.class_count import classes_of
+from datafree.networks.checks.one_output import settle_one_output
+from datafree.networks.checks.preprocessing_doubt import doubt
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
 from datafree.networks.instances import is_live
@@ -153,13 +156,15 @@ def prepare(
     may not be what they look like. Raises NetworkError if it cannot take the task's image size, answers in another
     form, or is a detector that is to learn boxes by a loss that does not serve.
     """
-    built = build_network(spec, num_classes=task.num_classes) if given is None else adapted(given)
+    built = _built(spec, task, say) if given is None else adapted(given)
     if what == "student" and isinstance(bare(built), Program):
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
     speed.laid_out(network.to(device))
     try:
         look = synthetic_batch(task.image_size, device)
+        if task.num_classes == 2 and (line := settle_one_output(network, look)):
+            say(f"note: {what} {spec.network}: {line}")
         with torch.no_grad(), modes.frozen(network):
             outputs = network(look)
         if what == "student":  # some networks answer otherwise while they train
@@ -176,12 +181,27 @@ def prepare(
     task.check(outputs, f"{what} {spec.network}")
     if len(outputs) != len(look):
         raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
+    if what == "teacher" and (line := doubt(spec, network, spec.input_size or task.image_size)):
+        say(f"note: {what} {spec.network}: {line}")
     if warning := task.warning(outputs, f"{what} {spec.network}"):
         say(f"note: {warning}")
     if what == "student":
         with torch.enable_grad(), modes.looked_through(network, "train"):
             task.probe_student(learning, f"student {spec.network}")
     return network
+
+
+def _built(spec: NetworkSpec, task: Task, say: Callable[[str], None]) -> nn.Module:
+    """By name; weights that do not fit because they are of another number of classes say so. Raises DatafreeError."""
+    try:
+        return build_network(spec, num_classes=task.num_classes, say=lambda line: say(f"note: {line}"))
+    except WeightsError as error:
+        library = spec.weights is not None and not (spec.is_own_code or spec.is_directory)
+        count = classes_of(spec) if library else None
+        if count in (None, task.num_classes):
+            raise
+        way = f"set task.num_classes={count}" if count != 1 else "give args.num_classes=1 (smp's: args.classes=1)"
+        raise WeightsError(f"{error}; its last layers are of {count} classes: {way}") from error
 
 
 def _size_hint(spec: NetworkSpec, task: Task, what: str) -> str:

@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from datafree.config import schema, yaml
 from datafree.errors import NetworkError, RunError
 from datafree.networks.checkpoints.weights import load_weights
+from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.load import NetworkSpec, adapted, build_network, refuse_files
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.pretrained import PRETRAINED
 from datafree.recipe.recipe import FAMILIES, TASK
 from datafree.tasks import TASKS
-from datafree.tasks.base import Scores, Task
+from datafree.tasks.base import Scores, Task, synthetic_batch
 from datafree.text import show
 
 _MAX_BYTES = 10_000_000  # of a file that a run directory describes itself with
@@ -84,10 +86,13 @@ def load_student(run: Path, *, student: str | nn.Module | None = None, task: str
     else:
         spec = replace(spec, weights=weights)
         network = build_network(spec, num_classes=made.num_classes, allow_import=student is not None)
+    wrapped = spec.wrap(network)
+    if made.num_classes == 2:
+        settle_one_output(wrapped, synthetic_batch(made.image_size, torch.device("cpu")))
     return Student(
         spec=spec,
         task=made,
-        network=spec.wrap(network),
+        network=wrapped,
         class_names=read_class_names(described.get("class_names"), made),
         taught_by=mapping(described.get("teacher")),
     )

@@ -34,6 +34,11 @@ UNSURE = 0.1  # standard error of a mean, of the spread: above it the equations 
 _TILT = 0.1  # red's mean less blue's, of the spread: below it the order is not told
 
 
+def per_255(values: Three) -> Three:
+    """A mean or a std of pixels from 0 to 255, as of pixels in [0, 1]."""
+    return values[0] / 255, values[1] / 255, values[2] / 255
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """What a network's first convolution was given in training."""

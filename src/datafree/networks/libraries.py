@@ -77,10 +77,13 @@ def build_from_library(network: str, args: dict[str, Any], *, num_classes: int, 
         same = [full for full in library_names() if full.endswith(f"/{network}")]
         raise unknown(network, [*library_names(), "timm/NAME", "PACKAGE.MODULE:CALLABLE"], close=same)
     args = dict(args)
+    wanted = num_classes
     for key in ("classes", "num_classes"):
-        given = args.pop(key, num_classes)
-        if given != num_classes:
-            raise NetworkError(f"{network} is given {key}={given!r}, but the task has {num_classes}: leave {key} out")
+        given = args.pop(key, wanted)
+        if given == 1 and wanted == 2:  # one output, for yes and no
+            num_classes = 1
+        elif given != wanted:
+            raise NetworkError(f"{network} is given {key}={given!r}, but the task has {wanted}: leave {key} out")
     if channels != 3:
         if library not in _CHANNELS_ARG:
             raise NetworkError(f"{network} takes colour images only; choose another network, or channels: 3")

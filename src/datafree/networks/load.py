@@ -6,13 +6,9 @@ only, when the user writes "package.module:callable" themselves.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,11 +24,13 @@ from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.darknet.weights import load_darknet_weights
 from datafree.networks.exported.program import SUFFIX, Program
+from datafree.networks.first_input import per_255
 from datafree.networks.huggingface.build import adapted_detector, asks_for_its_weights, build_from_directory
 from datafree.networks.huggingface.directory import PREFIX, located
 from datafree.networks.instances import is_live, not_by_name
-from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
+from datafree.networks.libraries import build_from_library, library_names
 from datafree.networks.normalized import Normalized, bare
+from datafree.networks.own_code import import_network
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
 from datafree.text import show
 
@@ -59,6 +57,10 @@ class NetworkSpec:
     ] = None
     mean: Annotated[tuple[float, float, float], Doc("R, G, B of images in [0, 1]")] = (0.0, 0.0, 0.0)
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    pixel_range: Annotated[
+        Literal[1, 255],
+        Doc("255: mean, std and what it was trained on are of 0 to 255; kept as a mean and std of [0, 1]"),
+    ] = 1
     channels: Annotated[Literal[1, 3], Doc("of the images it takes; 1: grey, the average of R, G and B")] = 3
     channel_order: Annotated[
         Literal["rgb", "bgr"], Doc("of its channels; mean and std are given for R, G, B all the same")
@@ -84,6 +86,9 @@ class NetworkSpec:
         options.check(self, NetworkError)
         if self.licence is not None and not (self.licence.isprintable() and 0 < len(self.licence.strip()) <= 200):
             raise NetworkError(f"licence is {show(self.licence)}: give a name on one line, such as Apache-2.0")
+        if self.pixel_range == 255:  # (255 x - mean) / std
+            self.mean, self.std = per_255(self.mean), per_255(self.std)
+            self.pixel_range = 1
         name, given = _without_query(self.network)
         for key in given.keys() & self.args.keys():
             raise NetworkError(
@@ -178,22 +183,24 @@ def network_names() -> list[str]:
     return library_names()
 
 
-def build_network(spec: NetworkSpec, *, num_classes: int, allow_import: bool = True) -> nn.Module:
+def build_network(
+    spec: NetworkSpec, *, num_classes: int, allow_import: bool = True, say: Callable[[str], None] = lambda line: None
+) -> nn.Module:
     """The network of `spec`, a detector adapted, for `num_classes` classes, with its weights if it names some.
 
     Nothing is downloaded unless `spec.args` asks the library for pretrained weights. A library's network gets the
     number of classes, torchvision's detectors one more, for background. The user's own "package.module:callable" gets
     `spec.args` and nothing else, and is adapted where it is a detection model of torchvision's.
     `allow_import=False` is for names the user did not write (those in a run directory): imports nothing, downloads
-    nothing, reads no file but `spec.weights`. Raises NetworkError for whatever cannot be built, WeightsError for
-    weights that cannot be loaded.
+    nothing, reads no file but `spec.weights`. `say` is told what of the weights was left out. Raises NetworkError for
+    whatever cannot be built, WeightsError for weights that cannot be loaded.
     """
     if is_live(spec.network):
         raise not_by_name(spec.network)
     if spec.is_program:
         return _open_program(spec, allow_import)
     if spec.is_own_code:
-        network = _build_imported(spec, allow_import)
+        network = adapted(import_network(spec.network, spec.args, allow_import))
     elif spec.is_directory:
         if not allow_import:
             raise _no_place(spec)
@@ -208,8 +215,10 @@ def build_network(spec: NetworkSpec, *, num_classes: int, allow_import: bool = T
         args |= {key: _file(key, spec.args[key]) for key in _files_in(spec)}
         network = build_from_library(spec.network, args, num_classes=num_classes, channels=spec.channels)
     if spec.weights is not None:
-        load = load_darknet_weights if spec.weights.suffix == ".weights" else load_weights
-        load(bare(network), spec.weights)
+        if spec.weights.suffix == ".weights":
+            load_darknet_weights(bare(network), spec.weights)
+        elif remark := load_weights(bare(network), spec.weights):
+            say(remark)
     return network
 
 
@@ -228,33 +237,6 @@ def refuse_files(network: str, args: Mapping[str, Any]) -> None:
             f"{network} is to read {key}={show(args[key])}, which is never done for a name found in a file; "
             f"give it yourself with --student '{network}?{key}=FILE' if you trust that file"
         )
-
-
-def _build_imported(spec: NetworkSpec, allow_import: bool) -> nn.Module:
-    if not allow_import:
-        raise NetworkError(
-            f"{spec.network!r} names code to import, which is never done for a name found in a file; "
-            f"give it yourself with --student {spec.network} if you trust that code"
-        )
-    dotted = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
-    if not re.fullmatch(f"{dotted}:{dotted}", spec.network):
-        raise NetworkError(f"{spec.network!r} is no import path: write package.module:callable")
-    module_name, _, attribute = spec.network.partition(":")
-    with _current_directory_importable():
-        importlib.invalidate_caches()
-        with one_line_errors(f"{module_name!r} cannot be imported (current directory, installed packages)"):
-            module = importlib.import_module(module_name)
-        try:
-            make = reduce(getattr, attribute.split("."), module)
-        except AttributeError:
-            raise unknown(attribute, vars(module), what=f"name in {module_name}") from None
-        if not callable(make) or isinstance(make, nn.Module):
-            raise NetworkError(f"{spec.network} is a {type(make).__name__}: name what makes a network")
-        with one_line_errors(f"{spec.network} cannot be built with args {spec.args}"):
-            network = make(**spec.args)
-    if not isinstance(network, nn.Module):
-        raise NetworkError(f"{spec.network} makes a {type(network).__name__}: a torch.nn.Module is needed")
-    return adapted(network)
 
 
 def adapted(network: nn.Module) -> nn.Module:
@@ -284,14 +266,3 @@ def _open_program(spec: NetworkSpec, allow_import: bool) -> Program:
         return Program(paths.expand(spec.network))
     except ValueError as error:  # a variable that is not set
         raise NetworkError(str(error)) from error
-
-
-@contextlib.contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)

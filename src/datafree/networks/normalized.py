@@ -28,7 +28,8 @@ class Normalized(nn.Module):
     round; a network of one channel gets the average of the three, so that colour, which it knows nothing of, cannot
     reach it. `input_size` (height, width): images are resized to it, boxes and class maps come back at the images'
     own size, and so do smaller class maps where `upsample` says so. `dtype` is the type of the forward pass, under
-    autocast; the answer is float32 whatever it is.
+    autocast; the answer is float32 whatever it is. `one_output` says what the only output of a network is, where it is
+    to answer two classes.
     Raises NetworkError for a mean or std that cannot normalise.
     """
 
@@ -58,6 +59,7 @@ class Normalized(nn.Module):
         self.channel_order = channel_order
         self.input_size = input_size
         self.upsample = upsample
+        self.one_output: Literal["logit", "probability"] | None = None
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
 
@@ -82,12 +84,20 @@ class Normalized(nn.Module):
         (height, width), size = images.shape[-2:], self.input_size or images.shape[-2:]
         if isinstance(answer, Predictions):
             return answer if self.input_size is None else answer.scaled(width / size[1], height / size[0])
+        if self.one_output is not None:
+            answer = _two_classes(answer, self.one_output)
         if answer.ndim != 4 or answer.shape[-2:] == (height, width):
             return answer
         coarse = self.upsample and answer.shape[-2:] != (1, 1)  # a single place is a class, not a map
         if coarse or answer.shape[-2:] == size:
             return F.interpolate(answer, size=(height, width), mode="bilinear", align_corners=False)
         return answer
+
+
+def _two_classes(answer: Tensor, what: Literal["logit", "probability"]) -> Tensor:
+    """(B, 1, ...) -> (B, 2, ...), the logits 0 and z: their softmax is 1 - sigmoid(z) and sigmoid(z)."""
+    z = answer if what == "logit" else torch.logit(answer, eps=1e-6)
+    return torch.cat((torch.zeros_like(z), z), 1)
 
 
 def bare(network: nn.Module) -> nn.Module:

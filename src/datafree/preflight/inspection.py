@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_source, with_student
 from datafree.engine.progress import Progress, Work
 from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.load import build_network, has_weights
@@ -112,7 +113,9 @@ def inspect_teacher(
             std=images.std or metadata.std,
             channel_order=metadata.channel_order or "rgb",
         )
-    network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(where)
+    remarks: list[str] = []
+    built = build_network(spec, num_classes=subject.classes.value or 1, say=remarks.append)
+    network = spec.wrap(built, dtype).to(where)
     (ALL_ON if plan is None else plan.training.speed).laid_out(network)
     if isinstance(program := network.network, Program) and program.size and subject.size.value is None:
         subject = replace(
@@ -120,6 +123,10 @@ def inspect_teacher(
         )
     work.next("looking at its answers")
     outputs, input_size, macs = _look(network, subject, where)
+    if line := settle_one_output(network, synthetic_batch(input_size.value, where)[:1]):
+        remarks.append(line)
+        outputs, *_ = _look(network, subject, where)
+        subject = replace(subject, classes=Fact(value=2, provenance="known", why="it has one output"))
     made, kind, problem = _task(outputs, subject, task, input_size.value)
     counted = Fact(value=made.num_classes, provenance="known", why="it answers so many")
 
@@ -130,7 +137,7 @@ def inspect_teacher(
         look = torch.rand(1, spec.channels, *(spec.input_size or input_size.value), device=where)
         suggestion = suggested(network.network, look)
     middle, spread, order = input_facts(subject, metadata, suggestion)
-    notes = [suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
+    notes = [*remarks, suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
     if suggestion.seen is not None and middle.value is not None:
         notes += _doubts(suggestion.seen, middle, spread, order)
     if metadata is not None and (metadata.mean, metadata.std) != (spec.mean, spec.std):

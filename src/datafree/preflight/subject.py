@@ -11,23 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from datafree.config import yaml
 from datafree.errors import NetworkError
-from datafree.networks.checkpoints.weights import read_tensors
+from datafree.networks.checks.class_count import classes_of, shapes_for
 from datafree.networks.exported.program import SUFFIX
 from datafree.networks.first_input import Three, distance
 from datafree.networks.huggingface.directory import open_directory
-from datafree.networks.load import NetworkSpec, build_network, network_names
-from datafree.networks.normalized import bare
+from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
-from datafree.networks.pretrained import PRETRAINED
 from datafree.recipe.recipe import Recipe, load_recipe, packaged_recipes
 from datafree.text import did_you_mean, show
 
-Provenance = Literal["known", "stated", "suggested", "unknown"]
+Provenance = Literal["known", "stated", "default", "suggested", "unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,55 +169,9 @@ def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact
     metadata = known(spec)
     if metadata is not None and metadata.classes is not None:
         return Fact(value=metadata.classes, provenance="known", why=metadata.origin)
-    _shapes(spec, 2)  # a wrong name is to be said first
+    shapes_for(spec, 2)  # a wrong name is to be said first
     way = "; its weights do not tell, so give --classes N" if spec.weights else ": give --classes N, or --weights FILE"
     raise NetworkError(f"nobody says how many classes {spec.network} tells apart{way}")
-
-
-def classes_of(spec: NetworkSpec) -> int | None:
-    """C for which a library's network takes the tensors of its weights file; None where they do not tell.
-
-    The network is built twice, without values: the sides of its tensors that grow with C, and how, are then compared
-    with the file's. Raises NetworkError, WeightsError.
-    """
-    assert spec.weights is not None
-    if spec.weights.suffix == ".weights":  # Darknet's: numbers without shapes
-        return None
-    tensors = read_tensors(spec.weights)
-    few, more = 7, 11
-    shapes, grown = _shapes(spec, few), _shapes(spec, more)
-    found = set()
-    for name, shape in shapes.items():
-        for side, (a, b) in enumerate(zip(shape, grown[name], strict=True)):
-            tensor = _named(tensors, name)
-            if a == b or tensor is None or tensor.ndim != len(shape):
-                continue
-            each = (b - a) // (more - few)
-            found.add((tensor.shape[side] - (a - few * each)) / each)
-    count = found.pop() if len(found) == 1 else 0.0
-    return int(count) if count >= 1 and count == int(count) else None
-
-
-def _shapes(spec: NetworkSpec, classes: int) -> dict[str, torch.Size]:
-    plain = replace(spec, weights=None, args=_untrained(spec))
-    try:
-        with torch.device("meta"):
-            network = build_network(plain, num_classes=classes)
-    except NetworkError:  # some need values while they are built; a wrong name is said again
-        network = build_network(plain, num_classes=classes)
-    return {name: value.shape for name, value in bare(network).state_dict().items()}
-
-
-def _untrained(spec: NetworkSpec) -> dict[str, Any]:
-    return {key: value for key, value in spec.args.items() if key not in PRETRAINED}
-
-
-def _named(tensors: dict[str, Tensor], name: str) -> Tensor | None:
-    """The tensor called `name`, whatever wraps the one side's or the other's names."""
-    if name in tensors:
-        return tensors[name]
-    alike = (key for key in tensors if key.endswith(f".{name}") or ("." in key and name.endswith(f".{key}")))
-    return tensors.get(next(alike, ""))
 
 
 def input_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Suggestion) -> tuple[Fact, Fact, Fact]:
@@ -239,7 +188,9 @@ def _found_facts(subject: Subject, metadata: Preprocessing | None, suggestion: S
     """The same without what options have said."""
     spec, seen = subject.spec, suggestion.seen
     if subject.in_recipe:
-        return _facts(spec, "stated", f"the recipe {subject.plan.name if subject.plan else ''}")
+        name = subject.plan.name if subject.plan else ""
+        mean, std, order = _facts(spec, "stated", f"the recipe {name}")
+        return _or_default(mean, spec), _or_default(std, spec), order
     if metadata is not None:
         if spec.weights is None:
             return _facts(metadata, "known", metadata.origin)
@@ -258,6 +209,12 @@ def _found_facts(subject: Subject, metadata: Preprocessing | None, suggestion: S
         std,
         replace(order, why=f"{guess.origin}, red being the channel of the highest mean in most photographs"),
     )
+
+
+def _or_default(fact: Fact, spec: NetworkSpec) -> Fact:
+    """The same, called a default where mean and std are what a recipe that says nothing has."""
+    plain = (spec.mean, spec.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return replace(fact, provenance="default", why=f"{fact.why} has no other") if plain else fact
 
 
 def _facts(of: NetworkSpec | Preprocessing, provenance: Provenance, why: str) -> tuple[Fact, Fact, Fact]:

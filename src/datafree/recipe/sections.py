@@ -31,6 +31,9 @@ def read_network(section: object, teacher: NetworkSpec | None, families: Familie
         inherited["init"] = "auto"
     name = section.get("network") if isinstance(section, Mapping) else None
     said = section if isinstance(section, Mapping) else {}
+    if "pixel_range" in said:  # of its own mean and std
+        said = {"mean": (0, 0, 0), "std": (1, 1, 1), **said}
+        inherited = {key: value for key, value in inherited.items() if key not in ("mean", "std")}
     more = [("network", _no_network(name)), ("init", _no_init(said, is_teacher=teacher is None))]
     spec: NetworkSpec = _checked(NetworkSpec, section, more, families, inherited)
     library = spec.network.partition("/")[0]

@@ -66,7 +66,8 @@ class Task(ABC, Generic[OutputsT]):
     def __post_init__(self) -> None:
         options.check(self)
         if self.num_classes < self.min_classes:
-            raise DataError(f"num_classes is {self.num_classes}; it must be {self.min_classes} or more")
+            one = " (a network of one output teaches two classes, no and yes: set 2)" if self.num_classes == 1 else ""
+            raise DataError(f"num_classes is {self.num_classes}; it must be {self.min_classes} or more{one}")
 
     @abstractmethod
     def check(self, outputs: object, what: str) -> OutputsT:

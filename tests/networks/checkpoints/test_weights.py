@@ -8,10 +8,12 @@ import os
 import pickle
 import struct
 import zipfile
+from argparse import Namespace
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -216,6 +218,66 @@ def test_names_that_fit_as_they_are_stay_so_in_the_refusal_of_a_partial_file(tmp
     line = refused_unchanged(network, tmp_path / "w.pt")
     assert "2 missing (first: 'head.weight')" in line
     assert "unexpected" not in line
+
+
+def test_what_scripts_keep_beside_the_weights_is_skipped_and_not_made(tmp_path: Path) -> None:
+    beside = {"args": Namespace(lr=0.1), "best": np.float32(0.5), "path": Path("/data"), "epoch": np.int64(3)}
+    torch.save({"state_dict": small().state_dict(), **beside}, tmp_path / "w.pt")
+    assert same(read_tensors(tmp_path / "w.pt"), small().state_dict())
+
+
+@pytest.mark.parametrize("lead", ["backbone.", "encoder_q.", "student.backbone.", "model.net."])
+def test_a_prefix_under_which_all_names_occur_is_taken_and_what_is_left_over_is_said(tmp_path: Path, lead: str) -> None:
+    state = {"criterion.weight": torch.ones(3), "epoch_seen": torch.ones(1)}
+    state |= {lead + name: tensor for name, tensor in small(0).state_dict().items()}
+    torch.save(state, tmp_path / "w.pt")
+    network = small(1)
+    said = load_weights(network, tmp_path / "w.pt")
+    assert same(network.state_dict(), small(0).state_dict())
+    assert f"those under {lead!r}" in said
+    assert "left out as parts of something else: 2 (first: 'criterion.weight')" in said
+    assert "\n" not in said
+
+
+def test_of_two_complete_prefixes_the_first_is_taken_and_the_other_named(tmp_path: Path) -> None:
+    both = {f"encoder_q.{name}": tensor for name, tensor in small(0).state_dict().items()}
+    both |= {f"encoder_k.{name}": tensor for name, tensor in small(2).state_dict().items()}
+    torch.save(both, tmp_path / "w.pt")
+    network = small(1)
+    assert "(complete under 'encoder_k.' too)" in load_weights(network, tmp_path / "w.pt")
+    assert same(network.state_dict(), small(0).state_dict())
+
+
+def test_weights_that_fit_as_they_are_say_nothing(tmp_path: Path) -> None:
+    save_weights(small(0), tmp_path / "w.safetensors")
+    assert load_weights(small(1), tmp_path / "w.safetensors") == ""
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [("torchvision/resnet18", "torchvision/resnet34"), ("timm/test_vit", "timm/test_vit?depth=7")]
+)
+def test_a_larger_member_of_the_family_is_not_taken_for_its_smaller_part(
+    ours: str, theirs: str, tmp_path: Path
+) -> None:
+    save_weights(build_network(NetworkSpec(network=theirs), num_classes=3), tmp_path / "w.safetensors")
+    spec = NetworkSpec(network=ours, weights=tmp_path / "w.safetensors")
+    line = refusal(lambda: build_network(spec, num_classes=3), WeightsError)
+    assert "unexpected" in line
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ("h5", "tf2onnx"),
+        ("keras", "Keras"),
+        ("tflite", "--tflite"),
+        ("rknn", "Rockchip"),
+        ("onnx", "name it as the network"),
+    ],
+)
+def test_other_frameworks_files_say_what_they_are_and_what_to_do(ending: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / f"w.{ending}").write_bytes(b"TFL3")
+    assert said in refusal(lambda: load_weights(small(), tmp_path / f"w.{ending}"), WeightsError)
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "bin"])

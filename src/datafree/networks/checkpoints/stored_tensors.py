@@ -200,4 +200,11 @@ TORCH_CALLS: Calls = {
     **dict.fromkeys(
         ["_codecs.encode", "builtins.bytearray", "builtins.complex", "builtins.set", "collections.Counter"]
     ),
+    # What training scripts keep beside: arguments, paths, NumPy's numbers. None of it is made, only its kind is known.
+    **dict.fromkeys(["argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict"]),
+    **dict.fromkeys(
+        f"pathlib.{place}{kind}Path" for place in ("", "_local.") for kind in ("", "Posix", "Windows", "PurePosix")
+    ),
+    **dict.fromkeys(f"{numpy}.multiarray.scalar" for numpy in ("numpy.core", "numpy._core")),
+    "numpy.dtype": None,
 }

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import OrderedDict
-from collections.abc import Iterable
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, WeightsError
 from datafree.networks.checkpoints.index import MAX_BYTES, read_indexed, unique
+from datafree.networks.checkpoints.naming import WRAPPED, correspondence, is_counter, shared_prefix
 from datafree.networks.checkpoints.stored_tensors import StoredTensor
 from datafree.networks.checkpoints.torch_files import read_torch_file
 from datafree.networks.checkpoints.unpickler import kind_of
@@ -33,8 +31,17 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "module"),
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema"),
 )
-_WRAPPED = r"module|_orig_mod|ema|ema_model|model_ema"  # what wraps networks names them so
-_HELD = rf"{_WRAPPED}|model|network|net"  # and so do training scripts, as do some networks their only part
+_AS_TRAINED = "give the network and args it was trained with"
+_KERAS = "is Keras's; write the whole network as ONNX (tf2onnx: python -m tf2onnx.convert) and name that as the network"
+_OTHER_FILES = {  # what people hold that is no file of tensors under names, and what to do
+    ".h5": _KERAS,
+    ".keras": _KERAS,
+    ".tflite": "is TFLite's; write it as ONNX (python -m tf2onnx.convert --tflite) and name that as the network",
+    ".rknn": "is compiled for a Rockchip NPU and cannot be read back; name the ONNX file that it was made from",
+    ".engine": "is compiled for one GPU by TensorRT and cannot be read back; name the ONNX file that it was made from",
+    ".onnx": "is a whole network, not weights alone: name it as the network itself, and leave weights out",
+    ".mlmodel": "is Core ML's; name the network that it was made from, with its own weights",
+}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -50,6 +57,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if not path.is_file():  # also keeps from waiting on a pipe
             raise WeightsError(f"weights {path}: {'not a file' if path.exists() else 'no such file'}")
+        if path.suffix in _OTHER_FILES:
+            raise WeightsError(f"weights {path}: {_OTHER_FILES[path.suffix]}")
         found = read_indexed(path, _read_file) if path.name.endswith(".index.json") else _read_file(path)
     except DatafreeError:
         raise
@@ -59,7 +68,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"weights {path}: not enough memory to read it") from error
     except Exception as error:  # the parsers raise anything from KeyError to RuntimeError for damaged files
         raise WeightsError(f"weights {path}: damaged, or not a weights file ({one_line(error)})") from error
-    prefix = _shared_prefix((name for name in found if name != "n_averaged"), _WRAPPED)
+    prefix = shared_prefix((name for name in found if name != "n_averaged"), WRAPPED)
     if prefix:
         found.pop("n_averaged", None)  # the counter of torch's AveragedModel, beside its module
     return {name[len(prefix) :]: tensor for name, tensor in found.items()}
@@ -131,31 +140,23 @@ def _kind(value: object) -> str:
     return "Tensor" if isinstance(value, StoredTensor) else kind_of(value)
 
 
-def _shared_prefix(names: Iterable[str], words: str) -> str:
-    """What all `names` begin with and is made of `words`, for instance "_orig_mod.module."."""
-    leads = [match[0].split(".") for name in names if (match := re.match(rf"(?:(?:{words})\.)*", name))]
-    least, most = min(leads, default=[]), max(leads, default=[])  # what these two share, all do
-    shared = takewhile(lambda pair: pair[0] == pair[1], zip(least[:-1], most[:-1], strict=False))
-    return "".join(f"{word}." for word, _ in shared)
-
-
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path) -> str:
     """Copy the file's tensors into `network`, all or none, converted to its types. Raises WeightsError.
 
-    Where more names fit so, prefixes that all names of one side share (those of `read_tensors`, also model., network.
-    and net.) are left out of account on both.
+    Names correspond as `naming.correspondence` has it; a line says what was left out for that, "" where nothing was.
     """
     tensors = read_tensors(path)
     state = network.state_dict()
     own = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    into = _matched(list(tensors), list(own))  # name in the file -> in the network
-    # BatchNorm's counter is absent from old files, and no answer depends on it.
+    naming = correspondence(list(tensors), list(own))
+    into = naming.into  # name in the file -> in the network
     taken = set(into.values())
-    missing = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
-    unexpected = [name for name, target in into.items() if target not in own]
+    missing = [name for name in own if name not in taken and not is_counter(name)]
+    unexpected = [name for name, target in into.items() if target not in own and not is_counter(name)]
     shared = OrderedDict((target, tensors[name]) for name, target in into.items() if target in own)
     reshaped = [name for name, tensor in shared.items() if tensor.shape != own[name].shape]
     if missing or unexpected or reshaped:
+        no_aux = bool(missing) and all(name.startswith("aux_classifier.") for name in missing)
         faults = [f"{len(missing)} missing (first: {missing[0]!r})"] if missing else []
         faults += [f"{len(unexpected)} unexpected (first: {unexpected[0][:80]!r})"] if unexpected else []
         for name in reshaped[:1]:
@@ -163,7 +164,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
             faults.append(f"{len(reshaped)} of another shape (first: {name!r}, {shapes})")
         raise WeightsError(
             f"weights {path} do not fit the network, of {len(own)} tensors: {', '.join(faults)}; "
-            "give the network and args it was trained with"
+            + ("they come without torchvision's second head: leave args.aux_loss out" if no_aux else _AS_TRAINED)
         )
     for name, tensor in shared.items():
         to = own[name].dtype
@@ -180,14 +181,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
             for name, value in before.items():
                 own[name].copy_(value)
         raise WeightsError(f"weights {path}: the network does not take them ({one_line(error)})") from error
-
-
-def _matched(given: list[str], own: list[str]) -> dict[str, str]:
-    """Names in a file -> the network's for them, as they are or with both sides' shared prefixes left out."""
-    cut, lead = len(_shared_prefix(given, _HELD)), _shared_prefix(own, _HELD)
-    known = set(own)
-    ways = [{name: name for name in given}, {name: lead + name[cut:] for name in given}]
-    return max(ways, key=lambda way: sum(target in known for target in way.values()))
+    return f"weights {path.name}: {naming.remark}" if naming.remark else ""
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

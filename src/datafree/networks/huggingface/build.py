@@ -50,6 +50,8 @@ def build_from_directory(
     """
     directory = open_directory(network)
     options = {key: value for key, value in args.items() if key != "pretrained"}
+    if directory.classes == 1 and num_classes == 2 and own_weights:  # one output, for yes and no
+        num_classes = 1
     if own_weights and directory.classes != num_classes:
         raise NetworkError(
             f"{network} tells {directory.classes} classes apart, but the task has {num_classes}; set "
