@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from datafree.engine.progress import FIRST
+from datafree.text import shown
 
 if TYPE_CHECKING:
     from datafree.engine.progress import Progress
@@ -76,7 +77,7 @@ class Lines:
         self.say(describe(progress))
 
     def say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(shown(line), file=self._stream, flush=True)
 
 
 class Bar:
@@ -109,7 +110,7 @@ class Bar:
         self._rich.update(self._task, completed=done, total=total, description=describe(progress))
 
     def say(self, line: str) -> None:
-        self._rich.console.print(line, markup=False, highlight=False)
+        self._rich.console.print(shown(line), markup=False, highlight=False)
 
 
 def describe(progress: Progress) -> str:
@@ -122,15 +123,15 @@ def describe(progress: Progress) -> str:
         parts.append(f"{progress.rate:.3g} {unit}s/s" if progress.rate >= 1 else f"{1 / progress.rate:.3g} s/{unit}")
         if done < total:
             parts.append(f"{clock_time((total - done) / progress.rate)} left" + (" of the warm-up" if warming else ""))
-    if shown := figures(progress.values):
-        parts.append(shown)
+    if said := figures(progress.values):
+        parts.append(said)
     return ", ".join(parts)
 
 
 def figures(values: Mapping[str, float]) -> str:
     """The few figures that matter: the loss, what tells a collapse or bad images, then the others in their order."""
     names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
-    return ", ".join(f"{name} {values[name]:.3g}" for name in names[:FIGURES])
+    return ", ".join(f"{shown(name)} {values[name]:.3g}" for name in names[:FIGURES])
 
 
 def clock_time(seconds: float) -> str:

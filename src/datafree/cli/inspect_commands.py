@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from datafree.cli.lines import result_block
 from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Student
 from datafree.config.overrides import student_overrides
 from datafree.errors import RecipeError
@@ -33,7 +34,7 @@ def inspect(
     found = inspect_teacher(
         teacher, weights=weights, args=args or [], size=size, task=task, classes=classes, recipe=recipe
     )
-    print(strict_json.render(asdict(found)) if as_json else inspection_text(found))
+    result_block(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 
 
 def plan(
@@ -58,11 +59,11 @@ def plan(
 
     speed = parse_link(link)
     made = make(load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)]), images, speed)
-    print(strict_json.render(asdict(made)) if as_json else plan_text(made))
+    result_block(strict_json.render(asdict(made)) if as_json else plan_text(made))
 
 
 def list_() -> None:
     """Show the methods and their options, the tasks, the networks and the packaged recipes."""
     from datafree.cli.catalog import listing
 
-    print(listing())
+    result_block(listing())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from datafree.cli.lines import remark, result, result_block
 from datafree.cli.parameters import StudentCode, TaskCode
 from datafree.cli.score_table import print_outcome, score_table
 from datafree.errors import RecipeError
@@ -38,16 +38,17 @@ def evaluate(
     )
     if as_json:
         content: dict[str, Any] = {who: {"values": s.values, "per_class": s.per_class} for who, s in scores.items()}
-        print(strict_json.render(content if all_agree is None else {**content, "agreement": all_agree}))
+        result_block(strict_json.render(content if all_agree is None else {**content, "agreement": all_agree}))
         return
     if scores:
-        print(score_table(scores))
+        result_block(score_table(scores))
     for who, score in scores.items():
         for figure, by_class in score.per_class.items():
-            print(f"\n{figure} by class, {who}")
-            print(table([[name, percent(value)] for name, value in by_class.items()]))
+            result("")
+            result(f"{figure} by class, {who}")
+            result_block(table([[name, percent(value)] for name, value in by_class.items()]))
     if all_agree is not None:
-        print(f"agreement with the teacher: {percent(all_agree)} on the images of {images}")
+        result(f"agreement with the teacher: {percent(all_agree)} on the images of {images}")
 
 
 def export(
@@ -66,9 +67,6 @@ def export(
     """Write a run's student as files to ship: weights, ONNX, INT8, a description and a model card."""
     from datafree.deploy.export_run import export_run
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr)
-
     done = export_run(
         run,
         out,
@@ -79,12 +77,12 @@ def export(
         data=data,
         student=student,
         task=task,
-        say=say,
+        say=remark,
     )
-    print(f"export: {done.folder}")
-    print(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
+    result(f"export: {done.folder}")
+    result_block(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
     for number, error in done.errors.items():
-        print(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
+        result(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
     print_outcome(done.scores, done.notes)
 
 
@@ -95,7 +93,7 @@ def report(
     """Write the page of a run, or one that compares several."""
     from datafree.report.page import write_report
 
-    print(f"page: {write_report(runs, out)}")
+    result(f"page: {write_report(runs, out)}")
 
 
 def watch(
@@ -105,4 +103,4 @@ def watch(
     """Serve a run's page on this machine alone; it loads itself again as the run goes on. Ctrl-C ends it."""
     from datafree.report.server import serve
 
-    serve(run, port, tell=print)
+    serve(run, port, tell=result)

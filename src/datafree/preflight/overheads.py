@@ -7,7 +7,6 @@ is removed: only so is known how large they become.
 from __future__ import annotations
 
 import io
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -33,6 +32,7 @@ from datafree.recipe.recipe import Recipe, dump
 from datafree.report.profile import measure
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
+from datafree.storage.scratch import Scratch
 from datafree.synthesis.shard_index import read_record
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.synthesize import class_names
@@ -80,8 +80,8 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
     picture, content = draw(), io.BytesIO()
     if picture is not None:
         to_image(picture).save(content, "PNG", optimize=True)
-    with tempfile.TemporaryDirectory(prefix="datafree-plan-") as name:
-        folder = Path(name)
+    with Scratch() as scratch:
+        folder = scratch.path
         state = {
             "student": student.state_dict(),
             "optimizer": calibrated.optimizer.state_dict(),
@@ -156,8 +156,8 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
             )
             each = each + answered.of_images(images)
             targets = [task.pseudo_targets(calibrated.teacher(shown))]
-    with tempfile.TemporaryDirectory(prefix="datafree-plan-") as name:
-        with closing(Shards(Path(name) / "set", dump(recipe))) as shards:
+    with Scratch() as scratch:
+        with closing(Shards(scratch.path / "set", dump(recipe))) as shards:
             shards.begin(class_names(recipe))
             began = time.perf_counter()
             shards.write(0, task, Batch(images=shown, targets=torch.cat(targets)[: len(shown)]))
