@@ -103,4 +103,4 @@ def watch(
     """Serve a run's page on this machine alone; it loads itself again as the run goes on. Ctrl-C ends it."""
     from datafree.report.server import serve
 
-    serve(run, port, tell=result)
+    serve(run, port, tell=result, warn=remark)
