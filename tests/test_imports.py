@@ -8,7 +8,7 @@ import datafree
 
 # From the ground up. `__init__`, `__main__` and what is data are not in it.
 ORDER = [
-    *("errors", "text", "config", "ops", "distributed", "data", "storage", "tasks", "networks", "health", "sources"),
+    *("text", "errors", "config", "ops", "distributed", "data", "storage", "tasks", "networks", "health", "sources"),
     *("recipe", "engine", "synthesis", "evaluation", "deploy", "report", "preflight", "run", "api", "cli"),
 ]
 ROOT = Path(datafree.__file__).parent

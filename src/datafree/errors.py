@@ -14,19 +14,28 @@ A message says what is wrong, shows the value and names a way out. Our own invar
 
 from __future__ import annotations
 
+from datafree.text import shown
+
 
 class DatafreeError(Exception):
     """An error a user can mend. `str(error)` is the line to show; `exit_code` is the process's answer."""
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """The line: names and values of others in it are shown safely, whoever raised it."""
+        return shown(super().__str__())
+
 
 class RecipeError(DatafreeError):
     """A recipe that cannot be run. `problems` holds one line for each fault."""
 
     def __init__(self, problems: list[str]) -> None:
-        self.problems = problems
-        super().__init__("\n".join(problems))
+        self.problems = [shown(problem) for problem in problems]
+        super().__init__("\n".join(self.problems))
+
+    def __str__(self) -> str:
+        return "\n".join(self.problems)
 
 
 class DataError(DatafreeError):

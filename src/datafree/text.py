@@ -1,20 +1,49 @@
-"""How values are shown: numbers and sizes in a terminal, values and near names in an error."""
+"""How values are shown: outside text anywhere, numbers and sizes in a terminal, values and near names in an error.
+
+Outside text is whatever this package did not write: names of files and classes, values of recipes and JSON, other
+libraries' messages. `shown` is the one function by which it reaches a terminal, a page or a model card.
+"""
 
 from __future__ import annotations
 
 import difflib
 import math
+import re
+import unicodedata
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 _KNOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}
 
 
+# Categories of characters that are not shown: control (escape sequences begin with one), format (they turn the
+# direction of what follows, or are invisible), surrogates (a file's name that is not UTF-8), separators of lines.
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_NOT_ON_A_LINE, _NOT_PLAIN = re.compile(r"[^ -~]"), re.compile(r"[^ -~\n\t]")  # those of which it is to be seen
+
+
+def shown(text: str, *, lines: bool = False) -> str:
+    r"""Outside text as it is safe to show: on one line, what is not shown escaped as Python does (`\x1b`, `\u202e`).
+
+    `lines`: for places where lines and tabs do no harm, which keep theirs.
+    """
+    if text.isprintable():
+        return text
+    return (_NOT_PLAIN if lines else _NOT_ON_A_LINE).sub(_escaped, text)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be encoded: halves of characters, and names of files that are not UTF-8, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character = found[0]
+    return repr(character)[1:-1] if unicodedata.category(character) in _HIDDEN else character
+
+
 def table(rows: list[list[str]]) -> str:
     """Aligned columns: the first to the left, the others to the right."""
+    rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -26,7 +55,7 @@ def table(rows: list[list[str]]) -> str:
 
 def readable(name: str) -> str:
     """A figure's name as people write it."""
-    return _KNOWN.get(name, name.replace("_", " "))
+    return _KNOWN.get(name, shown(name.replace("_", " ")))
 
 
 def percent(fraction: float) -> str:
@@ -55,7 +84,7 @@ def time(seconds: float) -> str:
 
 def show(value: object) -> str:
     """A value as an error shows it: short, on one line."""
-    text = repr(value)
+    text = shown(repr(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -68,10 +97,9 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """An exception of anyone's code: its class and the first line of what it says."""
     lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {shown(lines[0][:300])}" if lines else type(error).__name__
 
 
 def one_line(error: BaseException) -> str:
-    printable = "".join(c if c.isprintable() else " " for c in str(error)[:2000])  # no terminal codes
-    text = " ".join(printable.split())
+    text = shown(" ".join(str(error)[:2000].split()))
     return f"{type(error).__name__}: {text[:200]}{'...' if len(text) > 200 else ''}".removesuffix(": ")

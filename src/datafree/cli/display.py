@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from datafree.engine.progress import FIRST
+from datafree.text import shown
 
 if TYPE_CHECKING:
     from datafree.engine.progress import Progress
@@ -86,7 +87,7 @@ class Lines:
         self.say(describe(progress))
 
     def say(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        print(shown(line), file=self._stream, flush=True)
 
 
 class Bar:
@@ -119,7 +120,7 @@ class Bar:
         self._rich.update(self._task, completed=done, total=total, description=describe(progress))
 
     def say(self, line: str) -> None:
-        self._rich.console.print(line, markup=False, highlight=False)
+        self._rich.console.print(shown(line), markup=False, highlight=False)
 
 
 def describe(progress: Progress, figures_shown: int = FIGURES) -> str:
@@ -135,15 +136,15 @@ def describe(progress: Progress, figures_shown: int = FIGURES) -> str:
             )
         if done < total:
             parts.append(f"{clock_time((total - done) / progress.rate)} left" + (" of the warm-up" if warming else ""))
-    if shown := figures(progress.values, figures_shown):
-        parts.append(shown)
+    if said := figures(progress.values, figures_shown):
+        parts.append(said)
     return ", ".join(parts)
 
 
 def figures(values: Mapping[str, float], most: int = FIGURES) -> str:
     """The few figures that matter: the loss, what tells a collapse or bad images, then the others in their order."""
     names = [name for name in FIRST if name in values] + [name for name in values if name not in FIRST]
-    return ", ".join(f"{name} {values[name]:.3g}" for name in names[:most])
+    return ", ".join(f"{shown(name)} {values[name]:.3g}" for name in names[:most])
 
 
 def clock_time(seconds: float) -> str:

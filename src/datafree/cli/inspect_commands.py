@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from datafree.cli.lines import result_block
 from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Quiet, Student
 from datafree.config.overrides import student_overrides
 from datafree.errors import RecipeError
@@ -40,7 +41,7 @@ def inspect(
     images = {"channels": channels, "mean": mean, "std": std}
     with display(quiet=quiet) as shown:
         found = inspect_teacher(teacher, **given, **images, recipe=recipe, device=device, log=shown.log)
-    print(strict_json.render(asdict(found)) if as_json else inspection_text(found))
+    result_block(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 
 
 def plan(
@@ -69,11 +70,11 @@ def plan(
     loaded = load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)])
     with display(quiet=quiet) as shown:
         made = make(loaded, images, speed, log=shown.log, say=shown.say)
-    print(strict_json.render(asdict(made)) if as_json else plan_text(made))
+    result_block(strict_json.render(asdict(made)) if as_json else plan_text(made))
 
 
 def list_() -> None:
     """Show the methods and their options, the tasks, the networks and the packaged recipes."""
     from datafree.cli.catalog import listing
 
-    print(listing())
+    result_block(listing())

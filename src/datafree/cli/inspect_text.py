@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datafree.preflight.inspection import Inspection
 from datafree.preflight.subject import Fact
 from datafree.preflight.suitability import BatchNorm
-from datafree.text import size, time
+from datafree.text import shown, size, time
 
 Rows = list[tuple[str, str, str]]  # what, its value, a remark
 
@@ -39,7 +39,7 @@ def inspection_text(found: Inspection) -> str:
         ("answer and gradient to the image", f"{time(cost.backward)} an image", f"{size(cost.kept)} an image"),
     ]
     parts = [
-        f"{found.network}{f'?{args}' if args else ''}",
+        shown(f"{found.network}{f'?{args}' if args else ''}"),
         *group("teacher", teacher),
         *group("its images", images),
         *group(
@@ -63,12 +63,13 @@ def inspection_text(found: Inspection) -> str:
 
 def group(title: str, rows: Rows) -> list[str]:
     """A title and its rows; the values of short ones are aligned, so that their remarks are."""
+    rows = [(shown(name), shown(value), shown(remark)) for name, value, remark in rows]
     first = max(len(name) for name, _, _ in rows)
     second = max((len(value) for _, value, remark in rows if remark), default=0)
-    lines, before = ["", title], ""
+    lines, before = ["", shown(title)], ""
     for name, value, remark in rows:
-        shown, before = ("" if name == before else name), name
-        lines.append(f"  {shown:<{first}}  {f'{value:<{second}}  {remark}' if remark else value}".rstrip())
+        said, before = ("" if name == before else name), name
+        lines.append(f"  {said:<{first}}  {f'{value:<{second}}  {remark}' if remark else value}".rstrip())
     return lines
 
 

@@ -6,8 +6,11 @@ mend; 3 training failed; 75 stopped before the end, the same command resumes; 1 
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,17 +20,37 @@ import typer.core
 
 from datafree.cli.help import example, write_verbs
 from datafree.cli.inspect_commands import inspect, list_, plan
+from datafree.cli.lines import remark, result
 from datafree.cli.result_commands import evaluate, export, report, watch
 from datafree.cli.run_commands import demo, distill, synthesize
 from datafree.distributed.launch import first, let_the_first_speak
 from datafree.errors import DatafreeError, Interrupted, RecipeError
+from datafree.text import shown
 
 
 class Verbs(typer.core.TyperGroup):
-    """The verbs, grouped in the help."""
+    """The verbs, grouped in the help; an error of the command line shows its words safely."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         write_verbs(self, ctx, formatter)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        with _said_safely():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _said_safely():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _said_safely() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(message := getattr(error, "message", None), str):  # typer has no public name for its errors
+            vars(error)["message"] = shown(message)
+        raise
 
 
 app = typer.Typer(
@@ -43,10 +66,13 @@ app = typer.Typer(
 def main() -> None:
     """The entry point: runs a verb, turns every DatafreeError into its lines and its exit code."""
     if sys.platform == "win32":  # files are locked by flock, which Windows has not
-        print("error: datafree runs on Linux and macOS; on Windows use WSL", file=sys.stderr)
+        remark("error: datafree runs on Linux and macOS; on Windows use WSL")
         sys.exit(2)
     if not first():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115  # of several processes the first gives the results
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that the locale has not is escaped
+            stream.reconfigure(errors="backslashreplace")
     sys.path.append(str(Path.cwd()))  # "mymodule:thing" beside the user is found; last, so that it shadows nothing
     try:
         app()
@@ -55,7 +81,7 @@ def main() -> None:
             sys.exit(error.exit_code)  # all processes stop together, and the first says why
         let_the_first_speak()
         for line in error_lines(error):
-            print(line, file=sys.stderr)
+            remark(line)
         sys.exit(error.exit_code)
 
 
@@ -71,7 +97,7 @@ def error_lines(error: DatafreeError) -> list[str]:
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"datafree {metadata.version('datafree')}")
+        result(f"datafree {metadata.version('datafree')}")
         raise typer.Exit
 
 

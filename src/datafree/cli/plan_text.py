@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datafree.cli.inspect_text import Rows, group
 from datafree.preflight.plan import Plan
-from datafree.text import size, table, time
+from datafree.text import shown, size, table, time
 
 
 def plan_text(plan: Plan) -> str:
@@ -37,7 +37,7 @@ def plan_text(plan: Plan) -> str:
         *(("note", line, "") for line in plan.notes),
     ]
     parts = [
-        f"{plan.what} of {plan.recipe}{of}; training.batch_size {plan.batch_size}",
+        shown(f"{plan.what} of {plan.recipe}{of}; training.batch_size {plan.batch_size}"),
         *group("one device", once),
         *group("needs", needs),
         "",

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from datafree.cli.lines import remark, result, result_block
 from datafree.cli.parameters import Quiet, StudentCode, TaskCode
 from datafree.cli.score_table import print_outcome, score_table
 from datafree.errors import RecipeError
@@ -40,16 +41,17 @@ def evaluate(
         )
     if as_json:
         content: dict[str, Any] = {who: {"values": s.values, "per_class": s.per_class} for who, s in scores.items()}
-        print(strict_json.render(content if all_agree is None else {**content, "agreement": all_agree}))
+        result_block(strict_json.render(content if all_agree is None else {**content, "agreement": all_agree}))
         return
     if scores:
-        print(score_table(scores))
+        result_block(score_table(scores))
     for who, score in scores.items():
         for figure, by_class in score.per_class.items():
-            print(f"\n{figure} by class, {who}")
-            print(table([[name, percent(value)] for name, value in by_class.items()]))
+            result("")
+            result(f"{figure} by class, {who}")
+            result_block(table([[name, percent(value)] for name, value in by_class.items()]))
     if all_agree is not None:
-        print(f"agreement with the teacher: {percent(all_agree)} on the images of {images}")
+        result(f"agreement with the teacher: {percent(all_agree)} on the images of {images}")
 
 
 def export(
@@ -84,10 +86,10 @@ def export(
             say=shown.say,
             log=shown.log,
         )
-    print(f"export: {done.folder}")
-    print(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
+    result(f"export: {done.folder}")
+    result_block(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
     for number, error in done.errors.items():
-        print(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
+        result(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
     print_outcome(done.scores, done.notes)
 
 
@@ -98,7 +100,7 @@ def report(
     """Write the page of a run, or one that compares several."""
     from datafree.report.page import write_report
 
-    print(f"page: {write_report(runs, out)}")
+    result(f"page: {write_report(runs, out)}")
 
 
 def watch(
@@ -108,4 +110,4 @@ def watch(
     """Serve a run's page on this machine alone; it loads itself again as the run goes on. Ctrl-C ends it."""
     from datafree.report.server import serve
 
-    serve(run, port, tell=print)
+    serve(run, port, tell=result, warn=remark)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datafree.cli.demo import DEMO_TEXT, DEMOS, demo_table
+from datafree.cli.lines import remark, remark_block, result, result_block
 from datafree.cli.parameters import (
     Compress,
     Device,
@@ -60,8 +61,8 @@ def distill(
             return
         outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet, verbose)
     if outcome.already_finished:
-        print("this run had finished before; its result:", file=sys.stderr)
-    print(f"run: {outcome.run}\npage: {outcome.run / 'report.html'}")
+        remark("this run had finished before; its result:")
+    _print_places(outcome)
     print_outcome(outcome.scores, outcome.notes)
 
 
@@ -97,7 +98,7 @@ def synthesize(
 
         loaded = load_recipe(recipe, changes)
         if verify:
-            made = check(loaded, placed(out), say=print)
+            made = check(loaded, placed(out), say=result)
         elif images is None:
             raise RecipeError(["--images is missing; say how many, such as --images 1000"])
         elif dry_run:
@@ -107,9 +108,9 @@ def synthesize(
             with display(quiet=quiet, verbose=verbose) as shown:
                 made = make(loaded, placed(out), images, stop=stop, log=shown.log, say=shown.say)
     sound = ", every file as it was written" if verify else ""
-    print(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
+    result(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
     for note in made.notes:
-        print(f"note: {note}")
+        result(f"note: {note}")
 
 
 def demo(
@@ -122,7 +123,7 @@ def demo(
     if task not in DEMOS:
         hint = f"{did_you_mean(task, DEMOS)}; one of: {', '.join(DEMOS)}"
         raise RecipeError([f"there is no demo for the task {show(task)}{hint}"])
-    print(DEMO_TEXT, file=sys.stderr)
+    remark_block(DEMO_TEXT)
     with stopping(None) as stop:
         from datafree.recipe.recipe import load_recipe
 
@@ -130,12 +131,19 @@ def demo(
         outcomes = []
         for recipe in recipes:
             if not quiet:
-                print(f"\n{recipe.name}: distilling", file=sys.stderr)
+                remark("")
+                remark(f"{recipe.name}: distilling")
             outcomes.append(_run(recipe, out / f"{recipe.name}{'-quick' if quick else ''}", stop, quiet))
-    print(demo_table(recipes, outcomes))
+    result_block(demo_table(recipes, outcomes))
     if quick:
-        print("note: --quick trains for a few steps only; its scores say nothing about the method")
-    print("\n".join(f"run: {outcome.run}\npage: {outcome.run / 'report.html'}" for outcome in outcomes))
+        result("note: --quick trains for a few steps only; its scores say nothing about the method")
+    for outcome in outcomes:
+        _print_places(outcome)
+
+
+def _print_places(outcome: Outcome) -> None:
+    result(f"run: {outcome.run}")
+    result(f"page: {outcome.run / 'report.html'}")
 
 
 def _share(processes: int, recipe: str, overrides: list[str]) -> None:
@@ -152,7 +160,8 @@ def _rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> Non
     """Do all that comes before the first step, and say what would follow."""
     from datafree.preflight.rehearsal import rehearse
 
-    print("\n".join(rehearse(recipe, out, images)))
+    for line in rehearse(recipe, out, images):
+        result(line)
 
 
 def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool, verbose: bool = False) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from datafree.cli.lines import result, result_block
 from datafree.text import percent, readable, table
 
 if TYPE_CHECKING:
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 def print_outcome(scores: dict[str, Scores], notes: list[str]) -> None:
     """Scores, where there are any, and what is to be noted."""
     if scores:
-        print(score_table(scores))
+        result_block(score_table(scores))
     for note in notes:
-        print(f"note: {note}")
+        result(f"note: {note}")
 
 
 def score_table(scores: dict[str, Scores]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datafree.data.images import UnreadableImage
 from datafree.errors import DataError
+from datafree.text import is_unicode, show
 
 
 def stream(
@@ -52,6 +53,15 @@ def save_image(image: Image.Image, file: Path) -> None:
     image.save(file)
 
 
+def place_below(folder: Path, name: str) -> Path:
+    """`folder`/`name`; folders between the two are made, but not `folder` itself. Raises OSError."""
+    *between, last = PurePosixPath(name).parts
+    for part in between:
+        folder = folder / part
+        folder.mkdir(exist_ok=True)
+    return folder / last
+
+
 def names_file(folder: Path) -> Path | None:
     """`classes.txt` of a labelled folder: in it, or one folder up."""
     return next((p for p in (folder / "classes.txt", folder.parent / "classes.txt") if p.is_file()), None)
@@ -68,6 +78,14 @@ def read_names(file: Path) -> list[str]:
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{file} names the class {twice!r} twice; give each class its own name")
     return names
+
+
+def names_text(names: list[str]) -> str:
+    """The classes.txt of which `read_names` makes `names`. Raises DataError for a name that does not fit on a line."""
+    for name in names:
+        if [name] != name.strip().splitlines() or not is_unicode(name):
+            raise DataError(f"the class name {show(name)} is no line of a classes.txt; rename it, or leave `data` out")
+    return "".join(f"{name}\n" for name in names)
 
 
 class LabelledData(Protocol):

@@ -12,12 +12,10 @@ B images, C classes, L locations, N images to calibrate with, H x W pixels.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import torch
@@ -39,8 +37,9 @@ from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
 from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
-from datafree.storage.atomic import sha256_of, write_whole
+from datafree.storage.atomic import require_ordinary, sha256_of, write_whole
 from datafree.storage.environment import environment
+from datafree.storage.whole_folder import made_whole
 from datafree.tasks.base import Scores, Task
 from datafree.text import one_line
 
@@ -91,7 +90,7 @@ def export_run(
                 raise
             onnx, notes = False, [f"student.onnx was not written: {error}, and export again; --no-onnx: not wanted"]
     out = run / "export" if out is None else out if out.name else out.absolute()
-    loaded = load_student(run, student=student, task=task)
+    loaded, record = load_student(run, student=student, task=task), read_record(run)
     _check_out(out)
     labelled = loaded.task.open_dataset(data) if data is not None else None
     if labelled is not None and not loaded.class_names:
@@ -102,54 +101,50 @@ def export_run(
     used_opset, quantised = None, None
     work = Work("export", 2 + onnx + int8, log)
 
-    stage = _stage(out)
     try:
-        weights, float_file, int8_file = (stage / name for name in _FILES[:3])
-        work.next("weights")
-        save_weights(bare(loaded.network), weights)
-        if labelled is not None:
-            say(f"scoring on {data}")
-            scores[weights.name] = _score(loaded.network, loaded.task, labelled)
-        if onnx:
-            say("exporting to ONNX")
-            work.next("student.onnx")
-            described = {"task": schema.plain(loaded.task, FAMILIES), "class_names": loaded.class_names}
-            size = loaded.task.image_size
-            used_opset = write_onnx(loaded.network, float_file, size, described, opset=opset)
-            errors = check_onnx(loaded.network, float_file, size)
+        with made_whole(out, lambda: _check_out(out)) as stage:
+            weights, float_file, int8_file = (stage / name for name in _FILES[:3])
+            work.next("weights")
+            save_weights(bare(loaded.network), weights)
             if labelled is not None:
-                scores[float_file.name] = _score(OnnxNetwork(float_file), loaded.task, labelled)
-        if int8:
-            work.next("student.int8.onnx")
-            say(f"quantising, with {len(calibration)} images: {origin}")
-            quantised = _quantise(loaded, float_file, int8_file, calibration, origin)
-            if labelled is not None:
-                scores[int8_file.name] = _score(OnnxNetwork(int8_file), loaded.task, labelled)
-        if labelled is None:
-            notes.append("not scored: no labelled data was given (--data DIR scores what is exported)")
-        elif labelled.skipped:
-            notes.append(f"not scored, unreadable: {'; '.join(dict.fromkeys(labelled.skipped))}")
-        work.next("description and model card")
-        export = Export(
-            errors=errors,
-            opset=used_opset,
-            int8=quantised,
-            scores=scores,
-            scored_on=None if data is None else public(str(data.absolute())),
-            versions=_versions(),
-        )
-        record = read_record(run)
-        sums = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
-        text = strict_json.render(config(loaded, record, export, sums))
-        write_whole(stage / "config.json", (text + "\n").encode())
-        write_whole(stage / "README.md", model_card(loaded, record, export).encode())
-        sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
-        _put(stage, out)
+                say(f"scoring on {data}")
+                scores[weights.name] = _score(loaded.network, loaded.task, labelled)
+            if onnx:
+                say("exporting to ONNX")
+                work.next("student.onnx")
+                described = {"task": schema.plain(loaded.task, FAMILIES), "class_names": loaded.class_names}
+                size = loaded.task.image_size
+                used_opset = write_onnx(loaded.network, float_file, size, described, opset=opset)
+                errors = check_onnx(loaded.network, float_file, size)
+                if labelled is not None:
+                    scores[float_file.name] = _score(OnnxNetwork(float_file), loaded.task, labelled)
+            if int8:
+                work.next("student.int8.onnx")
+                say(f"quantising, with {len(calibration)} images: {origin}")
+                quantised = _quantise(loaded, float_file, int8_file, calibration, origin)
+                if labelled is not None:
+                    scores[int8_file.name] = _score(OnnxNetwork(int8_file), loaded.task, labelled)
+            if labelled is None:
+                notes.append("not scored: no labelled data was given (--data DIR scores what is exported)")
+            elif labelled.skipped:
+                notes.append(f"not scored, unreadable: {'; '.join(dict.fromkeys(labelled.skipped))}")
+            work.next("description and model card")
+            export = Export(
+                errors=errors,
+                opset=used_opset,
+                int8=quantised,
+                scores=scores,
+                scored_on=None if data is None else public(str(data.absolute())),
+                versions=_versions(),
+            )
+            sums = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
+            text = strict_json.render(config(loaded, record, export, sums))
+            write_whole(stage / "config.json", (text + "\n").encode())
+            write_whole(stage / "README.md", model_card(loaded, record, export).encode())
+            sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
         work.at(2 + onnx + int8)
     except OSError as error:
         raise RunError(f"cannot write {out}: {one_line(error)}; free some space, or choose another --out") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     return Exported(folder=out, sizes=sizes, errors=errors, scores=scores, notes=notes)
 
 
@@ -256,27 +251,8 @@ def _check_out(out: Path) -> None:
     strange = sorted(entry.name for entry in out.iterdir() if entry.name not in _FILES) if out.exists() else []
     if strange:
         raise RunError(f"{out} holds {strange[0]!r}, which no export writes; move it away or choose another --out")
-
-
-def _stage(out: Path) -> Path:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        stage.chmod(0o755)  # a temporary folder is the owner's alone
+        for name in _FILES:
+            require_ordinary(out / name)
     except OSError as error:
-        raise RunError(f"cannot write into {out.parent}: {one_line(error)}; choose another --out") from error
-    return stage
-
-
-def _put(stage: Path, out: Path) -> None:
-    """Move the folder `stage` to `out`, in the place of an older export."""
-    if not out.exists():
-        stage.rename(out)
-        return
-    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as aside:
-        old = out.rename(Path(aside) / out.name)
-        try:
-            stage.rename(out)
-        except OSError:
-            old.rename(out)
-            raise
+        raise RunError(f"{out}: {error.strerror}; move it away or choose another --out") from error

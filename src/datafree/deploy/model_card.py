@@ -16,6 +16,7 @@ from datafree.config import yaml
 from datafree.deploy.snippets import load_snippet, onnx_snippet
 from datafree.evaluation.finished_run import Record, Student, mapping, number
 from datafree.tasks.base import Scores
+from datafree.text import shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +62,13 @@ def model_card(student: Student, record: Record, export: Export) -> str:
         "## Versions and cost",
         _versions(record, export),
     ]
-    return "\n\n".join(parts) + "\n"
+    return shown("\n\n".join(parts) + "\n", lines=True)
 
 
 def public(value: Any) -> Any:
     """`value` as it may be published: texts on one line without code marks, of a path only its last two parts."""
     if isinstance(value, str):
-        text = re.sub(r"[`\x00-\x1f\x7f<>]+", " ", value)[:200]
+        text = shown(re.sub(r"[`\x00-\x1f\x7f<>]+", " ", value))[:200]
         if re.match(r"[/~\\]|[A-Za-z]:[/\\]", text):
             return "/".join(["...", *[part for part in re.split(r"[/\\]+", text) if part][-2:]])
         return text
@@ -156,10 +157,10 @@ def _scored(record: Record, export: Export) -> str:
         return "None: no labelled data was given, neither to the run nor to the export."
     figures = list(dict.fromkeys(name for _, _, scores in rows for name in scores.values))
     table = [
-        [who, _code(data), *(f"{100 * s.values[f]:.2f} %" if f in s.values else "-" for f in figures)]
+        [_word(who), _code(data), *(f"{100 * s.values[f]:.2f} %" if f in s.values else "-" for f in figures)]
         for who, data, s in rows
     ]
-    return _table(["network", "measured on", *(name.replace("_", " ") for name in figures)], table)
+    return _table(["network", "measured on", *(_word(name.replace("_", " ")) for name in figures)], table)
 
 
 def _not_verified(record: Record, export: Export) -> str:
@@ -240,3 +241,8 @@ def _code(value: object, missing: str = "not recorded") -> str:
     """A text in code marks, or `missing` where there is none."""
     text = public(value).strip() if isinstance(value, str) else ""
     return f"`{text}`" if text else missing
+
+
+def _word(name: str) -> str:
+    """A name from a file that is not trusted: as it is where it has letters and digits alone, else in code marks."""
+    return name[:60] if re.fullmatch(r"[\w .-]+", name, re.ASCII) else _code(name)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
 
 from datafree.errors import DataError, NetworkError
 from datafree.networks.onnx import require, silence
+from datafree.storage.scratch import Scratch
 from datafree.text import one_line
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights
@@ -33,12 +33,12 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor], *, exact_ends: boo
     """
     require("quantising", "onnx", "onnxruntime")
     batches = _Batches(images)
-    with silence(), TemporaryDirectory() as folder:
+    with silence(), Scratch() as scratch:
         import onnx
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
-        prepared = Path(folder) / "prepared.onnx"
+        prepared = scratch.path / "prepared.onnx"
         try:
             quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)  # gives up on box arithmetic
             batches.input = onnx.load(str(prepared)).graph.input[0].name

@@ -24,7 +24,7 @@ from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled
 from datafree.ops.predictions import Heads, Predictions
-from datafree.text import one_line, show
+from datafree.text import is_unicode, one_line, show
 
 DESCRIPTION = "datafree"  # the entry of a file's metadata that holds `OnnxNetwork.description` as JSON
 WORST = 1e-3  # relative error of a file against torch that is let pass
@@ -182,7 +182,8 @@ def open_session(file: Path) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow torch down
     settings.log_severity_level = 4  # what goes wrong is raised as well
     try:
-        return onnxruntime.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+        model = str(file) if is_unicode(str(file)) else file.read_bytes()
+        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # of classes that onnxruntime does not export
         raise WeightsError(f"{file}: damaged, or not an ONNX file ({one_line(error)})") from error
 

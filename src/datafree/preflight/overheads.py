@@ -7,7 +7,6 @@ is removed: only so is known how large they become.
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.recipe import Recipe, dump
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
+from datafree.storage.scratch import Scratch
 from datafree.synthesis.shard_index import read_record
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.synthesize import class_names
@@ -72,8 +72,8 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
     ]
     if timed.drawn is not None:
         to_image(timed.drawn).save(content, "PNG", optimize=True)
-    with tempfile.TemporaryDirectory(prefix="datafree-plan-") as name:
-        folder = Path(name)
+    with Scratch() as scratch:
+        folder = scratch.path
         state = {
             "student": student.state_dict(),
             "optimizer": calibrated.optimizer.state_dict(),
@@ -156,8 +156,8 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
             )
             each = each + answered.of_images(images)
             targets = [task.pseudo_targets(calibrated.teacher(shown))]
-    with tempfile.TemporaryDirectory(prefix="datafree-plan-") as name:
-        with closing(Shards(Path(name) / "set", dump(recipe))) as shards:
+    with Scratch() as scratch:
+        with closing(Shards(scratch.path / "set", dump(recipe))) as shards:
             shards.begin(class_names(recipe))
             began = calibrated.clock()
             shards.write(0, task, Batch(images=shown, targets=torch.cat(targets)[: len(shown)]))

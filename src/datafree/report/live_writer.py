@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datafree.storage.held_folders import Gone, require_held
+
 if TYPE_CHECKING:
     from datafree.engine.progress import Progress
 
@@ -36,7 +38,10 @@ def page_kept(
 
         began = clock()
         try:
+            require_held(run)
             write_page(run)
+        except Gone:  # whoever writes the run says so
+            pass
         except Exception as error:  # whatever it is, hours of training matter more
             if not failed:
                 say(f"note: the page of the run was not written: {type(error).__name__}: {error}")

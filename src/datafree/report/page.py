@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -22,16 +23,19 @@ from datafree.report import sections
 from datafree.report.charts import SHOWN, line_chart
 from datafree.report.image_grid import Picture
 from datafree.report.run_reader import Seen, Series, read_run
-from datafree.storage.atomic import write_whole
+from datafree.storage.atomic import NoFile, write_whole
 from datafree.storage.environment import version
-from datafree.text import readable
+from datafree.storage.held_folders import held
+from datafree.text import readable, shown
 
 PAGE = "report.html"  # in a run directory
 
 
 def write_page(run: Path, out: Path | None = None) -> Path:
     """Write the page of a run directory to `out`, or as RUN/report.html; returns its place. Raises RunError."""
-    return save(render(read_run(run)), out or run / PAGE)
+    seen = read_run(run)
+    with held(run) if out is None else nullcontext():
+        return save(render(seen), out or run / PAGE)
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -42,11 +46,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def save(text: str, place: Path) -> Path:
-    """Write a page whole. Raises RunError."""
+    """Write a page whole. Raises RunError, for what is no ordinary file too."""
     try:
         write_whole(place, text.encode())
     except OSError as error:
-        raise RunError(f"cannot write {place}: {error.strerror}; free some space, or choose another --out") from error
+        way = "choose" if isinstance(error, NoFile) else "free some space, or choose"
+        raise RunError(f"cannot write {place}: {error.strerror}; {way} another --out") from error
     return place
 
 
@@ -171,7 +176,7 @@ def _flat(content: Mapping[str, Any], before: str = "", depth: int = 0) -> list[
 def _fill(template: str, live: bool, **values: Any) -> str:
     script = Markup(_resource("live.js" if live else "") + _resource("page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
+    page = (
         _environment()
         .get_template(template)
         .render(
@@ -185,6 +190,7 @@ def _fill(template: str, live: bool, **values: Any) -> str:
             percent=sections.percent,
         )
     )
+    return shown(page, lines=True)
 
 
 @cache

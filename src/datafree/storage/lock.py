@@ -6,9 +6,12 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from pathlib import Path
 
 from datafree.errors import RunError
+from datafree.storage.atomic import NoFile
+from datafree.storage.held_folders import Held, make_folder
 
 NAME = ".lock"
 _SHOWN = 200  # bytes of the owner's line
@@ -29,6 +32,7 @@ class Lock:
         self.folder = folder
         self.name = name
         self._opened: int | None = None
+        self._held: Held | None = None  # so that nothing is written to another folder of that name
 
     @property
     def held(self) -> bool:
@@ -39,15 +43,12 @@ class Lock:
         """Take it; the folder is made. False where the file system has no locks. Safe to call twice.
 
         `shared`: others may have it at the same time, if all of them share it; what is held is turned into that.
-        Raises Taken, naming the owner; OSError.
+        Raises Taken, naming the owner; Gone; OSError.
         """
         if self.held and not shared:
             return True
-        self.folder.mkdir(parents=True, exist_ok=True)
-        place = self.folder / self.name
-        opened = (
-            self._opened if self._opened is not None else os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        )
+        make_folder(self.folder)
+        opened = self._opened if self._opened is not None else _open(self.folder / self.name)
         try:
             fcntl.flock(opened, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -62,9 +63,11 @@ class Lock:
             os.close(opened)
             self._opened = None
             if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                self._hold()
                 return False
             raise
         self._opened = opened
+        self._hold()
         try:  # for people; on a full disk the lock holds without
             os.ftruncate(opened, 0)
             os.write(opened, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
@@ -74,6 +77,27 @@ class Lock:
 
     def release(self) -> None:
         """Give it back. Safe to call twice."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
         if self._opened is not None:
             os.close(self._opened)
             self._opened = None
+
+    def _hold(self) -> None:
+        if self._held is None and self.name == NAME:
+            self._held = Held(self.folder)
+
+
+def _open(place: Path) -> int:
+    """A lock's file, made where there is none. Raises NoFile for a link, a device and the like: it is written to."""
+    try:
+        opened = os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise NoFile(place, "a symbolic link" if place.is_symlink() else "a socket") from error
+        raise
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise NoFile(place, "a device or a FIFO")
+    return opened

@@ -32,13 +32,14 @@ from datafree.config import yaml
 from datafree.data.images import to_image
 from datafree.errors import RunError
 from datafree.storage import checkpoint
-from datafree.storage.atomic import Growing, remove_asides, room_for, write_whole
+from datafree.storage.atomic import Growing, remove_asides, require_ordinary_in, room_for, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.lock import NAME as LOCK
 from datafree.storage.lock import Lock
 from datafree.storage.tensorboard import EventFile
 
 STATE_VERSION = 3
+WRITTEN = (".html", ".json", ".jsonl", ".pt", ".safetensors", ".yaml")  # the files of a run, by their suffixes
 PATIENCE = 3  # saves in a row that find no room: the last of them ends the run
 
 # What may differ between the run and the recipe that resumes it: none of these changes a bit of the student.
@@ -87,8 +88,9 @@ class Run:
         if not path.is_dir() or not self._entries():
             return
         self._check_same(recipe)
-        self._began, self.finished = True, (path / "result.json").exists()
+        self._began, self.finished = True, (path / "result.json").is_file()
         if not self.finished:
+            self._check_ordinary()
             self._take_lock()
             try:
                 self.saved = self.last_state()
@@ -108,12 +110,19 @@ class Run:
         from datafree.config.diff import check_same
 
         file = self.path / "recipe.yaml"
-        if not file.exists():
+        if not file.is_file():
             raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
         free = set(FREE_KEYS)
         if recipe.get("training", {}).get("select") == "agreement":
             free.discard("training.save_every")  # it says which students compete
         check_same(file, recipe, free.__contains__, "a run")
+
+    def _check_ordinary(self) -> None:
+        """What a run writes over must be its own: no link to another file, no device."""
+        try:
+            require_ordinary_in(self.path, self.path / "state", suffixes=WRITTEN)
+        except OSError as error:
+            raise RunError(f"{self.path}: {error.strerror}; move it away, or choose another --out") from error
 
     def last_state(self) -> dict[str, Any] | None:
         """The latest good state on disk, None where none was saved; a damaged one is passed over with a warning.

@@ -11,6 +11,7 @@ import shutil
 import time
 from pathlib import Path
 
+from datafree.storage.held_folders import Gone, require_held
 from datafree.storage.lock import Lock, Taken
 
 FOLDER = ".claims"
@@ -75,6 +76,11 @@ class Claims:
         for what in list(self._held):
             self.drop(what)
         if not self._place.held:
+            return
+        try:
+            require_held(self._folder)
+        except Gone:
+            self._place.release()
             return
         self._place.release()
         with contextlib.suppress(Taken, OSError):  # the last to go clears up: nobody comes in meanwhile

@@ -20,6 +20,7 @@ from datafree.errors import RunError
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.storage.atomic import room_for, write_whole
+from datafree.storage.held_folders import require_held
 from datafree.synthesis.shard_index import Record
 from datafree.tasks.base import Task
 
@@ -33,6 +34,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        require_held(path)
         need = f" ({room_for(path / 'data', error.size)})" if isinstance(error, checkpoint.NoRoom) else ""
         raise RunError(
             f"cannot write into {path}: {error.strerror or error}{need}; its complete shards are intact: fix that and "

@@ -30,18 +30,21 @@ from typing import Any
 
 from datafree.config import yaml
 from datafree.config.diff import check_same
-from datafree.data.labelled import read_names
+from datafree.data.labelled import names_text, place_below, read_names
 from datafree.errors import RunError
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
-from datafree.storage.atomic import remove_asides, sync, write_whole
+from datafree.storage.atomic import remove, remove_asides, require_ordinary, require_ordinary_in, sync, write_whole
 from datafree.storage.environment import environment
+from datafree.storage.held_folders import require_held
 from datafree.storage.lock import NAME as LOCK
 from datafree.synthesis.claims import FOLDER as CLAIMS
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
 from datafree.synthesis.shard_index import RECORD, Record, damages, read_record, sealed, write_index
 from datafree.tasks.base import Task
+
+_WRITTEN = (".json", ".png", ".pt", ".safetensors", ".txt", ".yaml")  # the files of a set, by their suffixes
 
 
 class Shards:
@@ -88,6 +91,7 @@ class Shards:
         """
         with writing(self.path):
             alone = self._claims.enter()
+            require_ordinary_in(self.path, self.path / "shards", self.data, self.path / "state", suffixes=_WRITTEN)
             if (self.path / "recipe.yaml").exists():  # another process may have begun it meanwhile
                 self._check_same()
             self.look()
@@ -95,7 +99,7 @@ class Shards:
             for name, text in (
                 ("recipe.yaml", yaml.render(self.recipe)),
                 ("environment.json", json.dumps(environment()) + "\n"),
-                ("data/classes.txt", "".join(f"{name}\n" for name in class_names)),
+                ("data/classes.txt", names_text(class_names)),
             ):
                 if not (self.path / name).exists():
                     write_whole(self.path / name, text.encode())
@@ -168,11 +172,14 @@ class Shards:
         part = self.path / f".{named(number)}.part"
         assert batch.targets is not None and self.class_names is not None
         with writing(self.path):
-            shutil.rmtree(part, ignore_errors=True)
+            require_held(part)
+            remove(part)
+            (part / "data").mkdir(parents=True)
             try:
                 entries = []
                 for index, (image, target) in enumerate(zip(batch.images.cpu(), batch.targets.cpu(), strict=True)):
                     name = f"{named(number)}/{index:05}"
+                    require_held(part)
                     entries.append(task.write_example(part / "data", name, image, target, self.class_names))
                 files = sorted(file for file in (part / "data").rglob("*") if file.is_file())
                 record = {
@@ -244,7 +251,7 @@ class Shards:
 
     def _check_same(self) -> None:
         file = self.path / "recipe.yaml"
-        if not file.exists() or not (self.path / "shards").is_dir():
+        if not file.is_file() or not (self.path / "shards").is_dir():
             raise RunError(f"{self.path} is not empty and holds no made data set; choose another --out")
         check_same(file, self.recipe, self._is_free, "the data set")
 
@@ -255,7 +262,9 @@ class Shards:
         for name in record["files"]:
             place = self.data / name
             if (part / "data" / name).exists():
-                place.parent.mkdir(parents=True, exist_ok=True)
+                require_held(part)
+                place = place_below(self.path, f"data/{name}")
+                require_ordinary(place)
                 (part / "data" / name).replace(place)
             folders.add(place.parent)
         for folder in folders:

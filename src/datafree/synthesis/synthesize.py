@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from datafree.data.labelled import names_text
 from datafree.engine.artifacts import save_artefacts
 from datafree.engine.build_networks import build_networks
 from datafree.engine.nonfinite import NotFinite, Watch
@@ -194,11 +195,13 @@ def _is_free(source: ImageSource) -> Callable[[str], bool]:
 
 
 def class_names(recipe: Recipe) -> list[str]:
-    """The names in the recipe's labelled data, else numbers that sort as the ids do.
+    """The names in the recipe's labelled data, else numbers that sort as the ids do. Raises DataError.
 
     Those of a model directory may be any text, which does not name folders.
     """
     if recipe.data is not None:
-        return recipe.task.open_dataset(recipe.data).class_names
+        names = recipe.task.open_dataset(recipe.data).class_names
+        names_text(names)  # they are written
+        return names
     count = recipe.task.num_classes
     return [f"class {label:0{len(str(count - 1))}}" for label in range(count)]

@@ -18,7 +18,7 @@ from typing_extensions import Doc
 from datafree.config.options import Positive
 from datafree.data.classification_folder import LabelFolder
 from datafree.data.images import to_image, to_tensor
-from datafree.data.labelled import save_image
+from datafree.data.labelled import place_below, save_image
 from datafree.data.visualize import class_colours, draw_labels
 from datafree.errors import DataError, NetworkError
 from datafree.ops import losses
@@ -94,7 +94,7 @@ class Classification(Task[Tensor]):
         label = class_names[int(target)]
         if label != Path(label).name or label.startswith("."):
             raise DataError(f"the class name {show(label)} cannot name a folder; rename it, or leave `data` out")
-        save_image(to_image(image), folder / label / f"{name.replace('/', '-')}.png")
+        save_image(to_image(image), place_below(folder, f"{label}/{name.replace('/', '-')}.png"))
 
     def draw_targets(self, images: Tensor, targets: Tensor) -> Tensor:
         """The images with their class ids in a corner."""

@@ -22,7 +22,7 @@ from datafree.config.options import Positive, Share, Weight
 from datafree.data.coco_yolo import coco_text, is_entry, yolo_text
 from datafree.data.detection_folder import BoxFolder
 from datafree.data.images import to_image
-from datafree.data.labelled import save_image
+from datafree.data.labelled import place_below, save_image
 from datafree.data.visualize import draw_boxes, outline_colours
 from datafree.errors import DataError, NetworkError
 from datafree.ops import boxes, losses
@@ -261,10 +261,8 @@ class Detection(Task[Predictions]):
         """images/SHARD/NUMBER.png and YOLO's labels/SHARD/NUMBER.txt; `write_index` takes the boxes from the answer."""
         height, width = image.shape[-2:]
         rows = target[boxes.present(target[None])[0]].tolist()
-        save_image(to_image(image), folder / "images" / f"{name}.png")
-        labels = folder / "labels" / f"{name}.txt"
-        labels.parent.mkdir(parents=True, exist_ok=True)
-        labels.write_text(yolo_text(rows, width, height), encoding="ascii")
+        save_image(to_image(image), place_below(folder, f"images/{name}.png"))
+        place_below(folder, f"labels/{name}.txt").write_text(yolo_text(rows, width, height), encoding="ascii")
         return {"file_name": f"{name}.png", "width": width, "height": height, "boxes": rows}
 
     def is_entry(self, entry: Any) -> bool:

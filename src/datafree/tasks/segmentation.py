@@ -18,7 +18,7 @@ from typing_extensions import Doc
 
 from datafree.config.options import Positive
 from datafree.data.images import to_image
-from datafree.data.labelled import save_image
+from datafree.data.labelled import place_below, save_image
 from datafree.data.segmentation_folder import MaskFolder
 from datafree.data.visualize import class_colours, draw_masks
 from datafree.errors import DataError, NetworkError
@@ -118,8 +118,8 @@ class Segmentation(Task[Tensor]):
         """images/SHARD/NUMBER.png and masks/SHARD/NUMBER.png, of 16 bits where ids need them."""
         wide = max(self.num_classes - 1, self.ignore_index) > 255
         ids = target.cpu().numpy().astype(np.uint16 if wide else np.uint8)  # (H, W)
-        save_image(to_image(image), folder / "images" / f"{name}.png")
-        save_image(Image.fromarray(ids), folder / "masks" / f"{name}.png")
+        save_image(to_image(image), place_below(folder, f"images/{name}.png"))
+        save_image(Image.fromarray(ids), place_below(folder, f"masks/{name}.png"))
 
     def draw_targets(self, images: Tensor, targets: Tensor) -> Tensor:
         """The masks in their classes' colours, black where they are of no class."""

@@ -23,7 +23,7 @@ from datafree.networks.checkpoints.stored_tensors import StoredTensor
 from datafree.networks.checkpoints.torch_files import read_torch_file
 from datafree.networks.checkpoints.unpickler import kind_of
 from datafree.storage.atomic import write_whole
-from datafree.text import one_line, show
+from datafree.text import is_unicode, one_line, show
 
 # Where training scripts keep the weights among other things; plain weights before their moving average,
 # because every such file has them, so that one recipe means the same for all.
@@ -93,7 +93,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         if length > MAX_BYTES:
             raise WeightsError(f"weights {path}: a header of {length:,} bytes; up to {MAX_BYTES:,} are read")
         json.loads(file.read(length), object_pairs_hook=unique)
-    tensors = safetensors.torch.load_file(path)
+    opens = is_unicode(str(path))  # the library opens no file whose name is not UTF-8
+    tensors = safetensors.torch.load_file(path) if opens else safetensors.torch.load(path.read_bytes())
     if not tensors:
         raise WeightsError(f"weights {path}: holds no tensors")
     return tensors

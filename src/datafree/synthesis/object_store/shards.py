@@ -11,7 +11,6 @@ state that was last read. It is removed at the end; nothing in it is needed by w
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 from datafree.errors import RunError
 from datafree.sources.base import Batch
+from datafree.storage.scratch import Scratch
 from datafree.synthesis.object_store.bucket import Bucket, in_words
 from datafree.synthesis.object_store.leases import EXPIRES, Leases
 from datafree.synthesis.shard_index import INDEX, read_record, records
@@ -44,14 +44,14 @@ class BucketShards:
         self._leases = Leases(self._bucket)
         self.if_killed = f" (for {EXPIRES / 60:.0f} minutes, should one have been killed)"
         self._states: dict[str, str] = {}  # those that the mirror has, and which they are
-        self._folder = tempfile.TemporaryDirectory(prefix="datafree-", ignore_cleanup_errors=True)
-        self.path = Path(self._folder.name) / "set"  # the mirror
+        self._folder = Scratch()
+        self.path = self._folder.path / "set"  # the mirror
         try:
             self._fetch()
             with self._called():
                 self._mirror = Shards(self.path, recipe, is_free)
         except BaseException:
-            self._folder.cleanup()
+            self._folder.close()
             raise
 
     def _fetch(self) -> None:
@@ -144,7 +144,7 @@ class BucketShards:
     def close(self) -> None:
         self._leases.close()
         self._mirror.close()
-        self._folder.cleanup()
+        self._folder.close()
 
     def write(self, number: int, task: Task, batch: Batch, state: dict[str, Any] | None = None) -> None:
         """Add a shard, as `Shards.write` does. It is dropped where another process has taken it over meanwhile."""

@@ -1,0 +1,151 @@
+"""A command killed at any call by which it writes: the old output or the new one is there, and no leftover stays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dying import die_at
+
+from datafree.deploy.export_run import export_run
+from datafree.report.page import save
+from datafree.storage import scratch, whole_folder
+from datafree.storage.atomic import write_whole
+from datafree.storage.scratch import Scratch
+from datafree.storage.whole_folder import exchanged, made_whole
+from run_directories import write_run
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+def fill(folder: Path, what: str) -> None:
+    for name in ("a", "b"):
+        write_whole(folder / name, what.encode())
+
+
+def make(out: Path, what: str) -> None:
+    with made_whole(out) as stage:
+        fill(stage, what)
+
+
+def deaths(work: Callable[[], object], look: Callable[[bool], None]) -> int:
+    """Kill `work` at its first call, its second and so on, and `look` after each; how many calls there were."""
+    number = 0
+    while die_at(number, work):
+        look(True)
+        number += 1
+    look(False)
+    return number
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_folder_is_the_old_or_the_new_one_after_each_death(
+    there: bool, can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, old = tmp_path / "out", {"a": b"old", "b": b"old"}
+    if not can_exchange:
+        monkeypatch.setattr(whole_folder, "exchanged", lambda one, other: False)
+
+    def again() -> None:
+        for entry in tmp_path.iterdir():
+            assert entry == out or entry.name.endswith(".part")
+        if there:
+            make(out, "old")
+
+    seen = []
+
+    def look(died: bool) -> None:
+        found = files(out) if out.exists() else None
+        seen.append(found)
+        if can_exchange or not there:
+            assert found in (old if there else None, {"a": b"new", "b": b"new"})
+        elif found is None:  # between the two renames: the next command puts the old one back before anything else
+            with pytest.raises(ZeroDivisionError), made_whole(out):
+                assert files(out) == old
+                raise ZeroDivisionError
+            assert files(out) == old
+        if died:
+            if out.exists() and not there:
+                out.rename(tmp_path.parent / f"moved-{len(seen)}-{tmp_path.name}")
+            again()
+        elif there:
+            assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+    again()
+    assert deaths(lambda: make(out, "new"), look) > 10
+    assert files(out) == {"a": b"new", "b": b"new"}
+    make(out, "newer")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_folders_are_exchanged_in_one_call_where_the_disk_can(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        fill(tmp_path / name, name)
+    if not exchanged(tmp_path / "one", tmp_path / "other"):
+        pytest.skip("this file system knows no exchange")
+    assert files(tmp_path / "one") == {"a": b"other", "b": b"other"}
+    with pytest.raises(FileNotFoundError):
+        exchanged(tmp_path / "one", tmp_path / "nowhere")
+
+
+@pytest.mark.thorough
+def test_an_export_is_the_old_or_the_new_one_after_each_death(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "classification")
+    export_run(run, onnx=False)
+    old = files(run / "export")
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("seed: 3", "seed: 4"))
+
+    def look(died: bool) -> None:
+        found = files(run / "export")
+        assert set(found) == set(old)
+        sums = json.loads(found["config.json"])["sha256"]
+        assert sums == {"student.safetensors": hashlib.sha256(found["student.safetensors"]).hexdigest()}
+        assert (b"Seed 4." in found["README.md"]) or found == old
+
+    assert deaths(lambda: export_run(run, onnx=False), look) > 20
+    assert b"Seed 4." in files(run / "export")["README.md"]
+    assert not list(run.glob(".*"))
+
+
+def test_a_page_is_the_old_or_the_new_one_after_each_death_and_leftovers_are_cleared(tmp_path: Path) -> None:
+    place = tmp_path / "page.html"
+    save("old", place)
+
+    def look(died: bool) -> None:
+        assert place.read_text() in ("old", "new")
+
+    assert deaths(lambda: save("new", place), look) > 3
+    assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_leftovers_of_others_are_not_cleared(tmp_path: Path) -> None:
+    mine = tmp_path / ".notes.part"
+    mine.touch()
+    (tmp_path / ".page.html.orig").touch()
+    save("new", tmp_path / "page.html")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".notes.part", ".page.html.orig", "page.html"]
+
+
+def test_temporary_folders_of_killed_commands_are_cleared_by_the_next_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "datafree-results").mkdir()
+
+    def work() -> None:
+        with Scratch() as made:
+            fill(made.path, "something")
+
+    assert deaths(work, lambda died: None) > 5
+    with Scratch() as alive:
+        fill(alive.path, "alive")
+        work()
+        assert files(alive.path) == {"a": b"alive", "b": b"alive"}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["datafree-results"]
