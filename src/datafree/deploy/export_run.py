@@ -40,7 +40,7 @@ from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
 from datafree.storage.atomic import sha256_of, write_whole
 from datafree.storage.environment import environment
-from datafree.tasks.base import Scores, Task
+from datafree.tasks.base import Scores, Task, open_labelled
 from datafree.text import one_line
 
 CALIBRATED_ON = 256  # images at most
@@ -85,7 +85,7 @@ def export_run(
     out = run / "export" if out is None else out if out.name else out.absolute()
     loaded = load_student(run, student=student, task=task)
     _check_out(out)
-    labelled = loaded.task.open_dataset(data) if data is not None else None
+    labelled = open_labelled(loaded.task, data) if data is not None else None
     if labelled is not None and not loaded.class_names:
         loaded = replace(loaded, class_names=labelled.class_names)
     calibration, origin = _calibration(run, images, loaded.task) if int8 else (torch.empty(0), "")
@@ -128,8 +128,8 @@ def export_run(
         )
         record = read_record(run)
         sums = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
-        text = strict_json.render(config(loaded, record, export, sums))
-        write_whole(stage / "config.json", (text + "\n").encode())
+        notes += record.faults
+        write_whole(stage / "config.json", strict_json.sealed(config(loaded, record, export, sums)))
         write_whole(stage / "README.md", model_card(loaded, record, export).encode())
         sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
         _put(stage, out)
@@ -249,7 +249,10 @@ def _stage(out: Path) -> Path:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        stage.chmod(0o755)  # a temporary folder is the owner's alone
+        inside = stage / "mode"
+        inside.mkdir()  # as the process's umask has folders: a temporary one is the owner's alone
+        stage.chmod(inside.stat().st_mode)
+        inside.rmdir()
     except OSError as error:
         raise RunError(f"cannot write into {out.parent}: {one_line(error)}; choose another --out") from error
     return stage

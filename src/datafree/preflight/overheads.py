@@ -33,7 +33,7 @@ from datafree.recipe.recipe import Recipe, dump
 from datafree.report.profile import measure
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
-from datafree.synthesis.shard_index import read_record
+from datafree.storage.made_set import read_record
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.synthesize import class_names
 from datafree.synthesis.worker import SAMPLED

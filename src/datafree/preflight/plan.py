@@ -29,6 +29,7 @@ from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.storage.environment import hardware
 from datafree.synthesis.synthesize import require_number, trains_first
+from datafree.tasks.base import open_labelled
 from datafree.text import show
 
 DEVICES = (1, 8, 64)
@@ -92,7 +93,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
     dtype = modes.choose_precision(recipe.training.precision, device)
     recipe, notes = with_student(recipe)
     task = recipe.task
-    labelled = task.open_dataset(recipe.data) if recipe.data else None
+    labelled = open_labelled(task, recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     recipe, training, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
     if images is None:

@@ -20,7 +20,7 @@ from datafree.data.labelled import LabelledData, NothingToScore
 from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
-from datafree.tasks.base import Task
+from datafree.tasks.base import Task, open_labelled
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
 
@@ -43,8 +43,7 @@ class Dataset(ImageSource):
 
     def attach(self, context: SourceContext) -> None:
         self._context = context
-        made = (self.path / "shards").is_dir() and (self.path / "data").is_dir()
-        self._data = _opened(context.task, self.path / "data" if made else self.path)
+        self._data = _opened(context.task, self.path)
         if not len(self._data):
             raise DataError(f"{self.path} holds no images; give a data set that does")
         self._held, learnt = self._split(len(self._data))
@@ -133,6 +132,6 @@ class Dataset(ImageSource):
 def _opened(task: Task[Any], path: Path) -> LabelledData:
     """The data at `path`. That nothing is labelled in it is fine: it is learnt from, nothing is scored by it."""
     try:
-        return task.open_dataset(path)
+        return open_labelled(task, path)
     except NothingToScore as error:
         return error.data

@@ -21,7 +21,6 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,14 +32,15 @@ from datafree.config.diff import check_same
 from datafree.data.labelled import read_names
 from datafree.errors import RunError
 from datafree.sources.base import Batch
-from datafree.storage import checkpoint
+from datafree.storage import checkpoint, strict_json
 from datafree.storage.atomic import remove_asides, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.lock import NAME as LOCK
+from datafree.storage.made_set import RECORD, Record, damages, read_record
 from datafree.synthesis.claims import FOLDER as CLAIMS
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
-from datafree.synthesis.shard_index import RECORD, Record, damages, read_record, sealed, write_index
+from datafree.synthesis.shard_index import sealed, write_index
 from datafree.tasks.base import Task
 
 
@@ -94,7 +94,7 @@ class Shards:
             (self.path / "shards").mkdir(exist_ok=True)
             for name, text in (
                 ("recipe.yaml", yaml.render(self.recipe)),
-                ("environment.json", json.dumps(environment()) + "\n"),
+                ("environment.json", strict_json.sealed(environment()).decode()),
                 ("data/classes.txt", "".join(f"{name}\n" for name in class_names)),
             ):
                 if not (self.path / name).exists():
@@ -185,7 +185,7 @@ class Shards:
                 }
                 if state is not None:  # before the shard: a shard is never there without what comes after it
                     self.save_state(state_for(number + 1), state)
-                write_whole(part / RECORD, (json.dumps(record) + "\n").encode())
+                write_whole(part / RECORD, strict_json.sealed(record))
             finally:
                 if not (part / RECORD).exists():
                     shutil.rmtree(part, ignore_errors=True)

@@ -27,13 +27,14 @@ from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
+from datafree.storage.made_set import INDEX, hashes, read_record, records
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.preview import means
-from datafree.synthesis.shard_index import INDEX, hashes, read_record, records
 from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
+from datafree.tasks.base import open_labelled
 
 _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
 
@@ -148,15 +149,16 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
     with contextlib.closing(_opened(recipe, out)) as shards:
         if not shards.count:
             raise RunError(f"{shards.place} holds no made data set; give the --out of one")
-        bad = 0
-        for name, what in shards.damages():
+        found = list(shards.damages())
+        for name, what in found:
             say(f"{shards.place}/{name}: {what}")
-            bad += 1
-        if bad:
+        if found:
+            added = sum(what.startswith("added") for _, what in found)
+            more = f", {added:,} of them added, which are to be removed" if added else ""
             raise DataError(
-                f"{bad:,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or missing; "
-                "to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, and run the "
-                "command without --verify"
+                f"{len(found):,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or "
+                f"missing{more}; to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, "
+                "and run the command without --verify"
             )
         index = shards.path / INDEX
         finished = index.exists() and read_record(index)["images"] == shards.images
@@ -196,6 +198,6 @@ def _is_free(source: ImageSource) -> Callable[[str], bool]:
 def class_names(recipe: Recipe) -> list[str]:
     """The names in the recipe's labelled data, else numbers that sort as the ids do."""
     if recipe.data is not None:
-        return recipe.task.open_dataset(recipe.data).class_names
+        return open_labelled(recipe.task, recipe.data).class_names
     count = recipe.task.num_classes
     return [f"class {label:0{len(str(count - 1))}}" for label in range(count)]
