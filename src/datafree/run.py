@@ -160,7 +160,7 @@ def _carry_out(
         },
     )
     scores: dict[str, Scores] = {}
-    notes = [_how_chosen(chosen, training), *chosen.start, *chosen.history, *recipe.source.notes()]
+    notes = [_how_chosen(chosen, training), *chosen.start, *chosen.history, *chosen.remarks, *recipe.source.notes()]
     if labelled is not None:
         scores = {
             who: evaluate(network, task, labelled, device=device, stop=stop)

@@ -95,7 +95,7 @@ class EnvironmentForm(Form):
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: dict[str, str | int | None] = Field(default_factory=dict)
     began: str | None = None
-    teacher: str | None = None  # of a data set: the digest of the teacher's values
+    origin: dict[str, str | int | None] = Field(default_factory=dict)  # of a data set: as `engine.origin.origin_of`
 
 
 class MeasuredForm(Form):

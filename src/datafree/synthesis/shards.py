@@ -37,6 +37,7 @@ from datafree.storage.atomic import remove_asides, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.lock import NAME as LOCK
 from datafree.storage.made_set import RECORD, Record, damages, read_record
+from datafree.storage.run_files import EnvironmentForm
 from datafree.synthesis.claims import FOLDER as CLAIMS
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
@@ -59,6 +60,7 @@ class Shards:
         self.recipe = recipe
         self.carries = False  # whether the source carries something on from one shard to the next
         self.class_names: list[str] | None = None  # those that the set was begun with
+        self.origin: dict[str, Any] = {}  # what the set depends on besides its recipe, to be written down
         self._counts: dict[int, int] = {}  # images of each whole shard
         self._known: set[str] = set()  # their names
         self._is_free = is_free
@@ -94,7 +96,7 @@ class Shards:
             (self.path / "shards").mkdir(exist_ok=True)
             for name, text in (
                 ("recipe.yaml", yaml.render(self.recipe)),
-                ("environment.json", strict_json.sealed(environment()).decode()),
+                ("environment.json", strict_json.sealed({**environment(), "origin": self.origin}).decode()),
                 ("data/classes.txt", "".join(f"{name}\n" for name in class_names)),
             ):
                 if not (self.path / name).exists():
@@ -109,6 +111,13 @@ class Shards:
             if alone:
                 remove_asides(self.path, self.data, self.path / "state", self.path / "shards")
                 self._claims.let_in()
+
+    def begun_with(self) -> dict[str, Any]:
+        """The `origin` of whoever has begun the set, as far as its environment.json says so."""
+        try:
+            return dict(strict_json.read(self.path / "environment.json", EnvironmentForm).get("origin", {}))
+        except strict_json.Damaged:
+            return {}
 
     def look(self) -> None:
         """Take note of the shards that are whole, whoever made them. Raises RunError for a damaged record."""

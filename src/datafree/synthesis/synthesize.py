@@ -19,6 +19,7 @@ from pathlib import Path
 from datafree.engine.artifacts import save_artefacts
 from datafree.engine.build_networks import build_networks
 from datafree.engine.nonfinite import NotFinite, Watch
+from datafree.engine.origin import compare, origin_of
 from datafree.engine.progress import Progress
 from datafree.engine.recovery import way_out
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
@@ -103,6 +104,10 @@ def _fill(
             )
         networks = build_networks(recipe, device, dtype)
         teacher = networks.teacher
+        shards.origin = origin_of(teacher)
+        if line := compare(shards.begun_with(), shards.origin, "the data set"):
+            say(f"warning: {line}")
+            notes.append(line)
         finished: list[Batch] = []
         watch = Watch(device)
         with modes.frozen(teacher), watch.answers_of(teacher):
@@ -149,14 +154,14 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
     with contextlib.closing(_opened(recipe, out)) as shards:
         if not shards.count:
             raise RunError(f"{shards.place} holds no made data set; give the --out of one")
-        found = list(shards.damages())
-        for name, what in found:
+        bad = added = 0
+        for name, what in shards.damages():
             say(f"{shards.place}/{name}: {what}")
-        if found:
-            added = sum(what.startswith("added") for _, what in found)
+            bad, added = bad + 1, added + what.startswith("added")
+        if bad:
             more = f", {added:,} of them added, which are to be removed" if added else ""
             raise DataError(
-                f"{len(found):,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or "
+                f"{bad:,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or "
                 f"missing{more}; to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, "
                 "and run the command without --verify"
             )

@@ -105,6 +105,17 @@ class BucketShards:
             self._mirror.begin(class_names)  # looks at what another process may have begun meanwhile
         self.look()
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        return self._mirror.origin
+
+    @origin.setter
+    def origin(self, value: dict[str, Any]) -> None:
+        self._mirror.origin = value
+
+    def begun_with(self) -> dict[str, Any]:
+        return self._mirror.begun_with()
+
     def look(self) -> None:
         self._fetch_records()
         with self._called():
