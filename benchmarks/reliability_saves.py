@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from datafree.sources.base import Batch
+from datafree.storage import made_set
 from datafree.storage.run_directory import Run
-from datafree.synthesis import shard_index
 from datafree.synthesis.shards import Shards
 from datafree.tasks.detection import Detection
 from reliability_kills import in_child, wait
@@ -177,13 +177,13 @@ def _shard(out: Path) -> None:
 def _check_set(out: Path) -> str | None:
     """What is wrong with a set after a kill: whole shards are sound, and going on gives two, none of them twice."""
     try:
-        if damaged := list(shard_index.damages(out)):
+        if damaged := list(made_set.damages(out)):
             return f"damaged before it is gone on with: {damaged}"
         _shard(out)
         images = sorted(file.name for file in (out / "data").rglob("*.png"))
         shards = Shards(out, RECIPE)
-        if list(shard_index.damages(out)) or (shards.count, shards.images, len(images)) != (2, 4, 4):
-            return f"{shards.count} shards, {len(images)} images, damaged {list(shard_index.damages(out))}"
+        if list(made_set.damages(out)) or (shards.count, shards.images, len(images)) != (2, 4, 4):
+            return f"{shards.count} shards, {len(images)} images, damaged {list(made_set.damages(out))}"
         return None
     except Exception as error:
         return f"{type(error).__name__}: {error}"

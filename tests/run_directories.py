@@ -101,5 +101,35 @@ def answers(kind: str, images: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.interpolate(colours, size=SIZE)
 
 
+def forge(file: Path, content: object) -> None:
+    """Write other content than the run did, and nothing that tells: no seal, no digest of the file in its records."""
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(_unsealed(content)).encode())
+    for record in (file.parent / name for name in ("student.json", "result.json", "config.json")):
+        if record.is_file() and record != file:
+            found = _unsealed(json.loads(record.read_text()))
+            _forget(found, file.name)
+            record.write_text(json.dumps(found))
+            forge_digest(record)
+
+
+def forge_digest(record: Path) -> None:
+    """Have result.json say nothing of another record either."""
+    result = record.with_name("result.json")
+    if record != result and result.is_file():
+        found = _unsealed(json.loads(result.read_text()))
+        _forget(found, record.name)
+        result.write_text(json.dumps(found))
+
+
+def _forget(record: Any, name: str) -> None:
+    digests = record.get("sha256") if isinstance(record, dict) else None
+    if isinstance(digests, dict):
+        digests.pop(name, None)
+
+
+def _unsealed(content: Any) -> Any:
+    return {key: value for key, value in content.items() if key != "seal"} if isinstance(content, dict) else content
+
+
 def write_json(file: Path, content: object) -> None:
     file.write_text(json.dumps(content), encoding="utf-8")

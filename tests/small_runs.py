@@ -69,11 +69,12 @@ def stop_after(steps: int) -> Callable[[], str | None]:
 def everything(run: Path) -> dict[str, Any]:
     """What a run leaves behind, without times and machine."""
     state = torch.load(run / "state" / "state.pt", weights_only=True)
+    result = json.loads((run / "result.json").read_text())
     return {
         "student": load_file(run / "student.safetensors"),
         "state": state,
         "metrics": (run / "metrics.jsonl").read_text(),
-        "result": json.loads((run / "result.json").read_text()),
+        "result": {k: v for k, v in result.items() if k not in ("sha256", "seal")},  # of files with times in them
         "samples": {file.name: file.read_bytes() for file in sorted((run / "samples").iterdir())},
     }
 

@@ -44,7 +44,7 @@ from datafree.recipe.recipe import make_recipe, make_task_and_teacher
 from datafree.recipe.training import TrainingOptions
 from datafree.run import run_recipe
 from datafree.sources.base import ImageSource
-from datafree.tasks.base import Scores, Task
+from datafree.tasks.base import Scores, Task, open_labelled
 from datafree.text import show
 
 Network = str | NetworkSpec | Mapping[str, Any] | nn.Module
@@ -155,7 +155,7 @@ def evaluate(
     except Invalid as error:
         raise RecipeError([str(fault) for fault in error.faults]) from error
     where = modes.choose_device(device)
-    labelled = made.open_dataset(Path(data))
+    labelled = open_labelled(made, Path(data))
     with _as_before(*([] if network is None else [network])):
         prepared = prepare(spec, made, "network", where, torch.float32, network)
         return score(prepared, made, labelled, device=where)

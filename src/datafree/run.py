@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import torch
 
 from datafree.distributed import replicas
 from datafree.engine import validation
-from datafree.engine.artifacts import class_names, describe_teacher, save_artefacts, save_calibration
+from datafree.engine.artifacts import CALIBRATION, class_names, describe_teacher, save_artefacts, save_calibration
 from datafree.engine.build_networks import (
     NOTHING_GIVEN,
     Given,
@@ -37,8 +36,10 @@ from datafree.recipe.training import Training
 from datafree.report.live_writer import page_kept
 from datafree.report.profile import measure
 from datafree.report.run_reader import MEASURED
+from datafree.storage import strict_json, written
+from datafree.storage.run_files import ResultForm, known
 from datafree.storage.shared_run import RunDirectory, open_run
-from datafree.tasks.base import Scores, relative
+from datafree.tasks.base import Scores, open_labelled, relative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ def _carry_out(
     task = recipe.task
 
     # Everything that can be wrong is checked before the first file is written.
-    labelled = task.open_dataset(recipe.data) if recipe.data else None
+    labelled = open_labelled(task, recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     remarks: list[str] = []
     networks = build_networks(recipe, device, dtype, given, say=remarks.append)
@@ -141,11 +142,14 @@ def _carry_out(
 
     # The student, then its scores, then the word that it is done.
     images = recipe.source.validation_images(validation.COMPARED)
+    digests: dict[str, str] = {}
     if replicas.is_first():
         save_weights(bare(student), run.path / "student.safetensors")
         save_artefacts(recipe.source, run.path)
         if len(images):
             save_calibration(images, run.path)
+        artefacts = (f"{name}.safetensors" for name in recipe.source.artefacts())
+        digests = written.digests(run.path, ("student.safetensors", CALIBRATION, *artefacts))
     described = dump(recipe)
     run.save_json(
         "student.json",
@@ -155,10 +159,11 @@ def _carry_out(
             "class_names": class_names(recipe.teacher, task) if labelled is None else labelled.class_names,
             "teacher": describe_teacher(recipe.teacher, teacher),
             "cost": {"seconds": round(time.monotonic() - began, 1), "resumed": run.saved is not None},
+            "sha256": digests,
         },
     )
     scores: dict[str, Scores] = {}
-    notes = [_how_chosen(chosen, training), *chosen.start, *chosen.history, *recipe.source.notes()]
+    notes = [_how_chosen(chosen, training), *chosen.start, *chosen.history, *chosen.remarks, *recipe.source.notes()]
     if labelled is not None:
         scores = {
             who: evaluate(network, task, labelled, device=device, stop=stop, log=log)
@@ -169,8 +174,7 @@ def _carry_out(
     else:
         notes.append("not verified on real data: no labelled data was given (data: DIR scores it)")
     run.save_json(MEASURED, measure(task, teacher, student, images))
-    run.save_json(
-        "result.json",
+    run.finish(
         {
             "chosen": {"step": chosen.step, "agreement": chosen.agreement},
             "faults": chosen.history,
@@ -192,11 +196,20 @@ def _how_chosen(chosen: Chosen, training: Training) -> str:
 
 
 def _read_outcome(run: RunDirectory, student: Normalized) -> Outcome:
+    file = run.path / "result.json"
     try:
-        result = json.loads((run.path / "result.json").read_text(encoding="utf-8"))
-        scores = {who: Scores(**score) for who, score in result["scores"].items()}
-        chosen = Chosen(**result["chosen"], history=result.get("faults", []))
-        notes = list(result["notes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run.path / 'result.json'} is damaged; remove it and run the same command again") from error
-    return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes, student=student, already_finished=True)
+        result = ResultForm.model_validate(strict_json.read(file, ResultForm))
+    except strict_json.Damaged as error:
+        raise RunError(f"{file} is damaged ({error}); remove it and run the same command again") from error
+    scores = {
+        who: Scores(
+            values=known(score.values),
+            per_class={name: known(figures) for name, figures in score.per_class.items()},
+            remarks=score.remarks,
+        )
+        for who, score in result.scores.items()
+    }
+    chosen = Chosen(step=result.chosen.step, agreement=result.chosen.agreement, history=result.faults)
+    return Outcome(
+        run=run.path, scores=scores, chosen=chosen, notes=result.notes, student=student, already_finished=True
+    )

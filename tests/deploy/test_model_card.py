@@ -52,6 +52,7 @@ def record(**known: Any) -> Record:
         "seconds": None,
         "resumed": False,
         "environment": {},
+        "faults": [],
     }
     return Record(**{**nothing, **known})
 

@@ -18,6 +18,7 @@ from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.resnet import resnet
+from run_directories import forge
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -53,7 +54,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
     save_weights(network, run / "student.safetensors")
     task = {"kind": "classification", "num_classes": 3, "image_size": [16, 16]}
     described = {"network": {"network": "datafree/resnet", "args": ARGS}, "task": task}
-    (run / "student.json").write_text(json.dumps(described))
+    forge(run / "student.json", described)
     save_calibration(coloured(40, 100)[0], run)
     for index, (image, label) in enumerate(zip(*coloured(30, 200), strict=True)):
         place = folder / "data" / ["red", "green", "blue"][int(label)] / f"{index}.png"

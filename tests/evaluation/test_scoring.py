@@ -19,6 +19,7 @@ from datafree.run import run_recipe
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 from recipes import load, write_teacher
+from run_directories import forge
 from small_runs import SMALL, labelled
 
 
@@ -95,6 +96,7 @@ def test_a_runs_student_is_compared_with_the_teacher_of_a_recipe(
     values = load_file(home / "teacher.safetensors")
     last = list(unet(3, **SMALL).state_dict())[-2:]  # of the same network: to the logits
     save_file(values | {name: -values[name] for name in last}, run / "student.safetensors")
+    forge(run / "student.safetensors", (run / "student.safetensors").read_bytes())
     assert agreement_of_run(run, photos, load_recipe(recipe)) < 0.9
     shutil.copy(home / "teacher.safetensors", run / "student.safetensors")
     assert agreement_of_run(run, photos, load_recipe(recipe)) == 1
@@ -120,7 +122,7 @@ def test_run_directory_may_not_name_code_to_import(run: Path, tmp_path: Path, mo
     monkeypatch.syspath_prepend(tmp_path)
     described = json.loads((run / "student.json").read_text())
     described["network"]["network"] = "canary_module:make"
-    (run / "student.json").write_text(json.dumps(described))
+    forge(run / "student.json", described)
     with pytest.raises(NetworkError, match="--student"):
         evaluate_run(run, labelled(tmp_path / "data"))
     assert not (tmp_path / "canary").exists()
@@ -139,7 +141,7 @@ def test_run_directory_may_not_name_code_to_import(run: Path, tmp_path: Path, mo
 def test_damaged_run_is_one_line(
     file: str, content: bytes, error: type[DatafreeError], run: Path, tmp_path: Path
 ) -> None:
-    (run / file).write_bytes(content)
+    forge(run / file, content)
     with pytest.raises(error) as caught:
         evaluate_run(run, labelled(tmp_path / "data"))
     assert "\n" not in str(caught.value)
@@ -148,7 +150,7 @@ def test_damaged_run_is_one_line(
 def test_run_directory_has_nothing_downloaded(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     described = json.loads((run / "student.json").read_text())
     described["network"] |= {"network": "smp/unet", "args": {"encoder": "mobilenet_v2", "encoder_weights": "imagenet"}}
-    (run / "student.json").write_text(json.dumps(described))
+    forge(run / "student.json", described)
     asked: list[object] = []
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *a, **k: asked.append(a))
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: asked.append(a))
@@ -165,7 +167,7 @@ def test_run_directory_has_no_file_read(in_name: bool, run: Path, tmp_path: Path
     described["network"] |= {"network": "datafree/yolov3", "args": {"cfg": str(secret)}}
     if in_name:
         described["network"] |= {"network": f"datafree/yolov3?cfg={secret}", "args": {}}
-    (run / "student.json").write_text(json.dumps(described))
+    forge(run / "student.json", described)
     data = labelled(tmp_path / "data")
     for student in (None, "datafree/yolov3"):  # a library's name again is no word on the file
         with pytest.raises(NetworkError, match=r"never done.*--student 'datafree/yolov3\?cfg=FILE'") as caught:
@@ -178,14 +180,15 @@ def test_run_directory_has_no_file_read(in_name: bool, run: Path, tmp_path: Path
 def test_very_long_description_of_a_student_is_not_read(run: Path, tmp_path: Path) -> None:
     with (run / "student.json").open("r+b") as file:
         file.truncate(200_000_000)  # takes no space, but would take memory
-    with pytest.raises(RunError, match=r"student\.json is larger than 10,000,000 bytes"):
+    (run / "result.json").unlink()  # it notes a digest
+    with pytest.raises(RunError, match=r"student\.json is damaged \(200,000,000 bytes, more than 10,000,000\)"):
         evaluate_run(run, tmp_path)
 
 
 def test_run_of_an_own_task_asks_for_it(run: Path, tmp_path: Path) -> None:
     described = json.loads((run / "student.json").read_text())
     described["task"]["kind"] = "elsewhere:Mine"
-    (run / "student.json").write_text(json.dumps(described))
+    forge(run / "student.json", described)
     with pytest.raises(RunError, match="give yours with --task"):
         evaluate_run(run, labelled(tmp_path / "data"))
     own = "datafree.tasks.segmentation:Segmentation"

@@ -28,7 +28,7 @@ from datafree.data.images import UnreadableImage, read_image, read_stored
 from datafree.errors import DatafreeError, RunError
 from datafree.recipe.recipe import load_recipe
 from datafree.sources.base import Batch
-from datafree.storage import checkpoint
+from datafree.storage import checkpoint, made_set
 from datafree.storage.run_directory import Run
 from datafree.synthesis import shard_index
 from datafree.synthesis.shards import Shards
@@ -286,7 +286,7 @@ def test_manifests_of_any_values(
     try:
         shards = Shards(made, RECIPE)
         assert shards.count <= 1
-        list(shard_index.damages(made))
+        list(made_set.damages(made))
         list(coco_text(partial(shard_index.listings, made, TASK), ["cat", "dog"]))
     except DatafreeError as error:
         one_line(error)

@@ -220,6 +220,7 @@ def test_a_student_learns_from_it_and_a_broken_run_goes_on_exactly(tmp_path: Pat
     shards.begin(["a", "b", "c"])
     torch.manual_seed(0)
     shards.write(0, task, Batch(images=torch.rand(20, 3, 16, 16), targets=task.sample_targets(20, torch.device("cpu"))))
+    shards.finish(task)
     small = {"width": 2, "depth": 2}
 
     def recipe() -> Recipe:

@@ -252,7 +252,7 @@ def test_a_limit_keeps_so_many_images_and_the_same_held_out_ones(tmp_path: Path)
 
 
 def kept_bytes(folder: Folder) -> int:
-    return sum(pixels.nbytes for pixels in folder._cache.values())
+    return sum(pixels.nbytes for pixels, _ in folder._cache.values())
 
 
 def test_memory_stays_below_the_bound_and_does_not_grow_with_steps(tmp_path: Path) -> None:

@@ -93,6 +93,7 @@ def test_records_without_sound_figures_are_left_out_of_the_means(figures: Any, t
     for number, wanted in ((1, "means over 1 of 2 shards: teacher_ap50 "), (0, "")):
         file = out / "shards" / f"0000{number}.json"
         record = json.loads(file.read_text())
+        record.pop("seal", None)  # as older versions wrote them
         file.write_text(json.dumps(record | {"figures": figures}))
         assert "".join(synthesize(recipe, out, 6).notes)[: len(wanted) or None] == wanted
 

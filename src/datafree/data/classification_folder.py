@@ -51,6 +51,9 @@ class LabelFolder:
         image = images.fit(images.read_image(file), self.image_size)
         return images.to_tensor(image), torch.tensor(label)
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        return (self._items[index][0],)
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, 3, H, W) float32 in [0, 1] and class ids (B,) int64, class by class.
 

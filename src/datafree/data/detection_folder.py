@@ -42,9 +42,14 @@ Rows = NDArray[np.float32]  # (N, 5) as targets, in pixels of image_size
 @dataclass(frozen=True, kw_only=True)
 class _Item:
     file: Path
+    label: Path  # the file that its boxes stand in, among others' perhaps
     rows: Rows
     size: tuple[int, int] | None  # (height, width) that the boxes are of, where it is said
     bare: list[str]  # where its boxes without area stand, which are not among the rows
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        return self.file, self.label
 
 
 _Opened = tuple[list[str], Path, list[_Item]]  # the classes' names, a folder above all images, the images
@@ -109,6 +114,9 @@ class BoxFolder:
         stretched = image.resize(self.image_size[::-1], Image.Resampling.BILINEAR)  # antialiased in shrinking
         return images.to_tensor(stretched), targets
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        return self._items[index].files
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, 3, H, W) float32 in [0, 1] and targets (B, M, 5), as in `datafree.ops.boxes`.
 
@@ -144,7 +152,7 @@ def _open_coco(file: Path, size: tuple[int, int], num_classes: int) -> _Opened:
             )
         rows[:, 0] = np.where(crowd, -2 - ids[labels], ids[labels])
         where = partial(_annotation, file, image)
-        items.append(_item(folder / image.file_name, rows, where, image.size))
+        items.append(_item(folder / image.file_name, file, rows, where, image.size))
     return names, folder, items
 
 
@@ -185,7 +193,7 @@ def _open_yolo(path: Path, listing: Path | None, size: tuple[int, int], num_clas
         text = _text(label) if label in there else ""
         rows = read_yolo(text, width=size[1], height=size[0], num_classes=num_classes, where=str(label))
         where = partial(_line, label, text)
-        items.append(_item(file, _scaled(rows, size, size), where))
+        items.append(_item(file, label, _scaled(rows, size, size), where))
     return names, root, items
 
 
@@ -213,10 +221,14 @@ def _scaled(rows: Sequence[Sequence[float]], size: tuple[int, int], wanted: tupl
     return scaled.astype(np.float32)
 
 
-def _item(file: Path, rows: Rows, where: Callable[[int], str], size: tuple[int, int] | None = None) -> _Item:
+def _item(
+    file: Path, label: Path, rows: Rows, where: Callable[[int], str], size: tuple[int, int] | None = None
+) -> _Item:
     """An image without its boxes of no area; `where` says where a row stands."""
     good = (rows[:, 3:] > rows[:, 1:3]).all(1)
-    return _Item(file=file, rows=rows[good], size=size, bare=[where(int(row)) for row in np.flatnonzero(~good)])
+    return _Item(
+        file=file, label=label, rows=rows[good], size=size, bare=[where(int(row)) for row in np.flatnonzero(~good)]
+    )
 
 
 def _annotation(file: Path, image: Annotated, row: int) -> str:

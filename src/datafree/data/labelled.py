@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -102,6 +102,15 @@ class LabelledData(Protocol):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """One image (3, H, W) float32 in [0, 1] and its target, in any order. Raises UnreadableImage."""
+        ...
+
+
+@runtime_checkable
+class NamesFiles(Protocol):
+    """Labelled data that knows which files an image and its target are read from."""
+
+    def files(self, index: int) -> Sequence[Path]:
+        """The image's file first."""
         ...
 
 

@@ -61,6 +61,9 @@ class MaskFolder:
         mask = torch.from_numpy(np.array(fitted)).long()  # (H, W)
         return images.to_tensor(images.fit(image, self.image_size)), mask
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        return self._pairs[index]
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images (B, 3, H, W) float32 in [0, 1] and masks (B, H, W) int64, in the order of their names.
 

@@ -40,7 +40,7 @@ from datafree.storage import strict_json
 from datafree.storage.atomic import require_ordinary, sha256_of, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.whole_folder import made_whole
-from datafree.tasks.base import Scores, Task
+from datafree.tasks.base import Scores, Task, open_labelled
 from datafree.text import one_line
 
 CALIBRATED_ON = 256  # images at most
@@ -92,7 +92,7 @@ def export_run(
     out = run / "export" if out is None else out if out.name else out.absolute()
     loaded, record = load_student(run, student=student, task=task), read_record(run)
     _check_out(out)
-    labelled = loaded.task.open_dataset(data) if data is not None else None
+    labelled = open_labelled(loaded.task, data) if data is not None else None
     if labelled is not None and not loaded.class_names:
         loaded = replace(loaded, class_names=labelled.class_names)
     calibration, origin = _calibration(run, images, loaded.task) if int8 else (torch.empty(0), "")
@@ -138,8 +138,8 @@ def export_run(
                 versions=_versions(),
             )
             sums = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
-            text = strict_json.render(config(loaded, record, export, sums))
-            write_whole(stage / "config.json", (text + "\n").encode())
+            notes += record.faults
+            write_whole(stage / "config.json", strict_json.sealed(config(loaded, record, export, sums)))
             write_whole(stage / "README.md", model_card(loaded, record, export).encode())
             sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
         work.at(2 + onnx + int8)

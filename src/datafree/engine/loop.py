@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datafree.distributed import replicas
 from datafree.engine import out_of_memory, validation
 from datafree.engine.nonfinite import NotFinite, Watch
+from datafree.engine.origin import origin_of
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.engine.progress import Progress, StepRate, place
 from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Recovery
@@ -40,6 +41,7 @@ class Chosen:
     agreement: float | None  # None where the source has no images to hold out
     history: list[str] = field(default_factory=list)  # a line for each rollback to an earlier checkpoint
     start: list[str] = field(default_factory=list)  # how the student started, where it started from its teacher
+    remarks: list[str] = field(default_factory=list)  # what was another from one piece of the run to the next
 
 
 def distill(
@@ -87,11 +89,15 @@ def distill(
             recovery=recovery,
             watch=watch,
             average=WeightAverage(momentum=training.ema),
+            origin=origin_of(teacher),
         )
 
         # Resume from the last checkpoint; there is always one, so that a faulty step can be rolled back.
         if run.saved is not None:
+            told = len(run.saved.get("remarks", []))
             state.resume(run.saved)
+            for line in state.remarks[told:]:
+                say(f"warning: {line}")
         run.start(state.index, say)
         rate = StepRate(state.step)
         if run.saved is None:
@@ -158,7 +164,11 @@ def distill(
         else:
             state.average.put_into(student)
     return Chosen(
-        step=state.best.step, agreement=state.best.agreement, history=list(recovery.history), start=state.start
+        step=state.best.step,
+        agreement=state.best.agreement,
+        history=list(recovery.history),
+        start=state.start,
+        remarks=state.remarks,
     )
 
 

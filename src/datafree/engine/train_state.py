@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.engine.nonfinite import Watch
+from datafree.engine.origin import compare
 from datafree.engine.progress import SAVED_WITHIN
 from datafree.engine.recovery import Recovery
 from datafree.engine.weight_average import WeightAverage
@@ -42,6 +43,8 @@ class TrainState:
     recovery: Recovery
     watch: Watch
     average: WeightAverage = field(default_factory=WeightAverage)
+    origin: dict[str, Any] = field(default_factory=dict)  # as `origin_of`; of the latest piece
+    remarks: list[str] = field(default_factory=list)  # what of it was another from one piece to the next
     step: int = field(init=False)  # steps below it are done
     good_step: int = field(init=False)  # of the checkpoint on the disk
     saved_at: float = field(init=False)  # time.monotonic() of the last save
@@ -76,6 +79,8 @@ class TrainState:
             "start": self.start,
             "verdict": self.verdict.state_dict(),
             "recovery": self.recovery.state_dict(),
+            "origin": self.origin,
+            "remarks": self.remarks,
             "random": modes.random_state(),
         }
         if self.average.values:
@@ -86,9 +91,12 @@ class TrainState:
             self.good_step = self.step
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Put back what `save` wrote, in a new process."""
+        """Put back what `save` wrote, in a new process. Raises RunError where the teacher is another."""
+        line = compare(state.get("origin", {}), self.origin, "the run")  # older checkpoints do not say
         self.recovery.load_state_dict(state["recovery"])
         self.restore(state)
+        if line:
+            self.remarks.append(line)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `save` wrote, but for what recovery has changed since: a rollback keeps that."""
@@ -97,6 +105,7 @@ class TrainState:
         self.best = BestStudent(step=best["step"], agreement=best["agreement"], weights=best["student"])
         self.latest = dict(state["latest"])
         self.start = list(state.get("start", []))  # older checkpoints know of no such start
+        self.remarks = list(state.get("remarks", []))
         self.verdict.load_state_dict(state["verdict"])
         self.student.load_state_dict(state["student"])
         self.average.load(state.get("average", {}), self.student)

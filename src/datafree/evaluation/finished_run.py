@@ -5,7 +5,6 @@ A run directory is not trusted: it can neither name code to import nor have anyt
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +22,11 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.pretrained import PRETRAINED
 from datafree.recipe.recipe import FAMILIES, TASK
+from datafree.storage import strict_json, written
+from datafree.storage.run_files import EnvironmentForm, ResultForm, StudentForm
 from datafree.tasks import TASKS
 from datafree.tasks.base import Scores, Task, synthetic_batch
-from datafree.text import show
-
-_MAX_BYTES = 10_000_000  # of a file that a run directory describes itself with
+from datafree.text import one_line, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +53,11 @@ class Record:
     seconds: float | None  # the run took; since it was last resumed, if it was
     resumed: bool
     environment: Mapping[str, Any]  # "versions", "hardware", "began"
+    faults: list[str]  # a line for each file that says nothing because it is not as it was written
 
 
 def load_student(run: Path, *, student: str | nn.Module | None = None, task: str | None = None) -> Student:
-    """The student of a run directory, built again with its weights.
+    """The student of a run directory, built again with its weights, both as the run wrote them.
 
     Where its network or its task came from an import path, `student` ("mypkg.nets:make_net") or `task`
     ("mypkg.tasks:Mine") names it again; arguments after its "?" replace the recorded ones. Where its network was given
@@ -111,10 +111,13 @@ def load_onnx(file: Path, *, task: str | None = None) -> tuple[Task, OnnxNetwork
 
 
 def read_record(run: Path) -> Record:
-    """What the directory says; a file that is missing, damaged or of another form says nothing."""
-    recipe = _read(run / "recipe.yaml")
-    result, environment = _read(run / "result.json"), _read(run / "environment.json")
-    chosen, cost = mapping(result.get("chosen")), mapping(_read(run / "student.json").get("cost"))
+    """What the directory says; a file that is missing, damaged, changed or of another form says nothing."""
+    faults: list[str] = []
+    recipe = _read_recipe(run / "recipe.yaml", faults)
+    result = _read(run / "result.json", ResultForm, faults)
+    environment = _read(run / "environment.json", EnvironmentForm, faults)
+    chosen = mapping(result.get("chosen"))
+    cost = mapping(_read(run / "student.json", StudentForm, faults).get("cost"))
     return Record(
         source=mapping(recipe.get("source")),
         training=mapping(recipe.get("training")),
@@ -125,6 +128,7 @@ def read_record(run: Path) -> Record:
         seconds=number(cost.get("seconds")),
         resumed=cost.get("resumed") is True,
         environment=environment,
+        faults=faults,
     )
 
 
@@ -164,15 +168,11 @@ def _read_description(run: Path) -> dict[str, Any]:
         raise RunError(f"{run} is not a run directory; `datafree distill` makes one")
     if not file.is_file():
         raise RunError(f"{run} holds no finished student; run the same `datafree distill` again to finish it")
+    written.check(file)
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise RunError(f"{file} is larger than {_MAX_BYTES:,} bytes; take the run from its original place")
-        described = dict(json.loads(file.read_text(encoding="utf-8")))
-        network, task = dict(described["network"]), dict(described["task"])
-        dict(network.get("args", {}))
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-        raise RunError(f"{file} is damaged ({type(error).__name__}); take the run from its original place") from error
-    return {**described, "network": network, "task": task}
+        return strict_json.read(file, StudentForm)
+    except strict_json.Damaged as error:
+        raise RunError(f"{file} is damaged ({error}); take the run from its original place") from error
 
 
 def _scores(given: object) -> Scores | None:
@@ -181,11 +181,35 @@ def _scores(given: object) -> Scores | None:
     return Scores(values=numbers) if numbers else None
 
 
-def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        if not file.is_file() or file.stat().st_size > _MAX_BYTES:
-            return {}
-        text = file.read_text(encoding="utf-8")
-        return mapping(yaml.parse(text, file.name) if file.suffix == ".yaml" else json.loads(text))
-    except (OSError, ValueError, RecursionError):
+def _read(file: Path, form: type[strict_json.Form], faults: list[str]) -> Mapping[str, Any]:
+    """The parts of a JSON file that are as it was written and in their form; `faults` is told of the others."""
+    if not file.is_file():
         return {}
+    try:
+        if _changed(file, faults):
+            return {}
+        found = strict_json.look_at(file, form)
+    except (OSError, strict_json.Damaged) as error:
+        faults.append(f"{file.name} is left out: {error.strerror if isinstance(error, OSError) else error}")
+        return {}
+    faults += [f"{file.name}: {fault}" for fault in found.faults]
+    if found.changed:
+        faults.append(f"{file.name} is left out, it has changed since it was written: its checksum does not match")
+    return {} if found.changed else found.content
+
+
+def _read_recipe(file: Path, faults: list[str]) -> Mapping[str, Any]:
+    try:
+        if not file.is_file() or file.stat().st_size > strict_json.MAX_BYTES or _changed(file, faults):
+            return {}
+        return mapping(yaml.parse(file.read_text(encoding="utf-8"), file.name))
+    except (OSError, ValueError, RecursionError) as error:
+        faults.append(f"{file.name} is left out: {one_line(error)}")
+        return {}
+
+
+def _changed(file: Path, faults: list[str]) -> bool:
+    """Whether the run notes another digest of a file; `faults` is told."""
+    if problem := written.difference(file):
+        faults.append(f"{file.name} is left out, it has changed since it was written: {problem}")
+    return bool(problem)

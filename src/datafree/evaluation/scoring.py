@@ -19,7 +19,7 @@ from datafree.errors import Interrupted, TrainingError
 from datafree.evaluation.finished_run import load_onnx, load_student
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
-from datafree.tasks.base import Scores, Task
+from datafree.tasks.base import Scores, Task, open_labelled
 
 
 @torch.no_grad()
@@ -126,7 +126,7 @@ def evaluate_run(
     """
     where = modes.choose_device(device)
     made, network = _student(run, where, student, task)
-    labelled = made.open_dataset(data)
+    labelled = open_labelled(made, data)
     return {"student": evaluate(network, made, labelled, device=where, log=log)}
 
 

@@ -24,6 +24,7 @@ from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled
 from datafree.ops.predictions import Heads, Predictions
+from datafree.storage import strict_json, written
 from datafree.text import is_unicode, one_line, show
 
 DESCRIPTION = "datafree"  # the entry of a file's metadata that holds `OnnxNetwork.description` as JSON
@@ -177,6 +178,7 @@ def open_session(file: Path) -> Any:
 
     if not file.is_file():
         raise WeightsError(f"{file}: {'not a file' if file.exists() else 'no such file'}")
+    written.check(file)
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = torch.get_num_threads()
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would slow torch down
@@ -190,8 +192,8 @@ def open_session(file: Path) -> Any:
 
 def _description(session: Any) -> Mapping[str, Any]:
     try:
-        found = json.loads(session.get_modelmeta().custom_metadata_map[DESCRIPTION])
-    except (KeyError, ValueError, RecursionError):
+        found = strict_json.parse(session.get_modelmeta().custom_metadata_map[DESCRIPTION])
+    except (KeyError, strict_json.Damaged):
         return {}
     return found if isinstance(found, Mapping) else {}
 

@@ -31,8 +31,8 @@ from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.recipe import Recipe, dump
 from datafree.sources.base import Batch
 from datafree.storage import checkpoint
+from datafree.storage.made_set import read_record
 from datafree.storage.scratch import Scratch
-from datafree.synthesis.shard_index import read_record
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.synthesize import class_names
 from datafree.synthesis.worker import SAMPLED

@@ -31,6 +31,7 @@ from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.storage.environment import hardware
 from datafree.synthesis.synthesize import require_number, trains_first
+from datafree.tasks.base import open_labelled
 from datafree.text import show
 
 PARTS = 4  # of the work that a plan is
@@ -106,7 +107,7 @@ def plan(
     dtype = modes.choose_precision(recipe.training.precision, device)
     recipe, notes = with_student(recipe)
     task = recipe.task
-    labelled = task.open_dataset(recipe.data) if recipe.data else None
+    labelled = open_labelled(task, recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     recipe, sourced = with_source(recipe, device, dtype)
     recipe, training, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)

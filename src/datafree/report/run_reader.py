@@ -15,6 +15,8 @@ from typing import Any
 from datafree.config import yaml
 from datafree.errors import RunError
 from datafree.evaluation.finished_run import mapping, number
+from datafree.storage import strict_json, written
+from datafree.storage.run_files import EnvironmentForm, MeasuredForm, ResultForm, StudentForm
 from datafree.tasks import TASKS, Task
 
 MAX_BYTES = 10_000_000  # of a file that describes the run
@@ -80,9 +82,9 @@ def read_run(path: Path) -> Seen:
     files = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json", "student.json")
     if not any((path / name).is_file() for name in files):
         raise RunError(f"{path} holds no run: none of {', '.join(files)} is there; `datafree distill` makes one")
-    seen.recipe_text = _read_text(path / "recipe.yaml", seen.missing)
-    seen.recipe = _parse(seen, "recipe.yaml", seen.recipe_text)
-    seen.environment = _parse(seen, "environment.json", _read_text(path / "environment.json", seen.missing))
+    seen.recipe_text = _read_text(path / "recipe.yaml", seen.missing) or ""
+    seen.recipe = _parsed_recipe(seen)
+    seen.environment = _parsed(seen, "environment.json", EnvironmentForm)
     _read_log(seen)
     found = [file for file in path.glob("samples/*.png") if file.stem.isdigit() and len(file.stem) < 12]
     seen.samples = sorted(found, key=lambda file: int(file.stem))
@@ -91,19 +93,22 @@ def read_run(path: Path) -> Seen:
     if not (path / "result.json").exists():
         seen.missing.append("result.json: the run has not finished")
     else:
-        seen.result = _parse(seen, "result.json", _read_text(path / "result.json", seen.missing))
+        seen.result = _parsed(seen, "result.json", ResultForm)
     if seen.finished:
-        seen.student = _parse(seen, "student.json", _read_text(path / "student.json", seen.missing))
+        seen.student = _parsed(seen, "student.json", StudentForm)
         if not (path / "student.safetensors").is_file():
             seen.missing.append("student.safetensors: the student's weights are not there")
         if not (path / MEASURED).exists():
             seen.missing.append(f"{MEASURED}: sizes, speed and agreement by class were not measured")
     if (path / MEASURED).exists():
-        seen.measured = _parse(seen, MEASURED, _read_text(path / MEASURED, seen.missing))
+        seen.measured = _parsed(seen, MEASURED, MeasuredForm)
+    if seen.finished:
+        _name_changed(seen)
     return seen
 
 
-def _read_text(file: Path, missing: list[str]) -> str:
+def _read_text(file: Path, missing: list[str]) -> str | None:
+    """The text of a file; None where there is none to be read, which `missing` is told."""
     try:
         if not file.is_file():
             missing.append(f"{file.name}: not there")
@@ -113,21 +118,46 @@ def _read_text(file: Path, missing: list[str]) -> str:
             return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         missing.append(f"{file.name}: cannot be read ({type(error).__name__})")
-    return ""
+    return None
 
 
-def _parse(seen: Seen, name: str, text: str) -> Mapping[str, Any]:
-    if not text:
+def _parsed(seen: Seen, name: str, form: type[strict_json.Form]) -> Mapping[str, Any]:
+    """The parts of a JSON file that are in their form; the others are named."""
+    if (text := _read_text(seen.path / name, seen.missing)) is None:
         return {}
     try:
-        content = yaml.parse(text, name) if name.endswith(".yaml") else json.loads(text)
+        found = strict_json.look(text, form)
+    except strict_json.Damaged as error:
+        seen.missing.append(f"{name}: damaged ({error})")
+        return {}
+    seen.missing += [f"{name}: of another form than this version writes: {fault}"[:300] for fault in found.faults]
+    if found.changed:
+        seen.missing.append(f"{name}: changed since it was written; what it says may not be what the run did")
+    return found.content
+
+
+def _parsed_recipe(seen: Seen) -> Mapping[str, Any]:
+    try:
+        content = yaml.parse(seen.recipe_text, "recipe.yaml") if seen.recipe_text else {}
     except (ValueError, RecursionError):
-        seen.missing.append(f"{name}: damaged")
+        seen.missing.append("recipe.yaml: damaged")
         return {}
     if not isinstance(content, Mapping):
-        seen.missing.append(f"{name}: of another form than this version writes")
+        seen.missing.append("recipe.yaml: of another form than this version writes")
         return {}
     return content
+
+
+def _name_changed(seen: Seen) -> None:
+    """Name the files whose digests are not those that the run noted at its end."""
+    for name in sorted({*mapping(seen.result.get("sha256")), *mapping(seen.student.get("sha256"))}):
+        file = seen.path / Path(name).name
+        try:
+            problem = written.difference(file) if file.is_file() else ""
+        except OSError as error:
+            problem = str(error.strerror)
+        if problem:
+            seen.missing.append(f"{file.name}: changed since it was written: {problem}")
 
 
 def _read_log(seen: Seen) -> None:

@@ -16,11 +16,12 @@ from typing_extensions import Doc
 
 from datafree.config.options import Count, ExistingFolder
 from datafree.data.images import UnreadableImage
-from datafree.data.labelled import LabelledData, NothingToScore
+from datafree.data.labelled import LabelledData, NamesFiles, NothingToScore
 from datafree.errors import DataError
 from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
-from datafree.tasks.base import Task
+from datafree.sources.parts.seen_files import SeenFiles, content_of, remark
+from datafree.tasks.base import Task, open_labelled
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
 
@@ -43,21 +44,22 @@ class Dataset(ImageSource):
 
     def attach(self, context: SourceContext) -> None:
         self._context = context
-        made = (self.path / "shards").is_dir() and (self.path / "data").is_dir()
-        self._data = _opened(context.task, self.path / "data" if made else self.path)
+        self._data = _opened(context.task, self.path)
         if not len(self._data):
             raise DataError(f"{self.path} holds no images; give a data set that does")
         self._held, learnt = self._split(len(self._data))
         self._reader = Reader(
             keys=learnt,
             seed=context.seed,
-            read=lambda index, place: self._data[index],
+            read=lambda index, place: self._read(index),
             fault=self._fault,
             none_left=lambda index, fault: (
                 f"none of the {len(self._reader.keys)} images of {self.path} can be read, the first: {fault}; give a "
                 "data set of sound images"
             ),
         )
+        known = self._data.files if isinstance(self._data, NamesFiles) else lambda index: ()
+        self._files = SeenFiles([known(index) for index in range(len(self._data))])
         self._held_skipped: dict[int, str] = {}  # not in the state: looking changes nothing
         self._remarks: list[str] = []
 
@@ -73,7 +75,15 @@ class Dataset(ImageSource):
 
     def sample(self, n: int) -> Batch:
         """The next n images of the sequence, with targets. Raises DataError when no image of the set can be read."""
-        return self._to_batch(self._reader.take(n))
+        taken = self._reader.take(n)
+        for index, _, content in taken:
+            self._files.note(index, content)
+        return self._to_batch([example for _, example, _ in taken])
+
+    def _read(self, index: int) -> tuple[int, Example, bytes]:
+        """An item's number, image and target, and digest; runs in a reader's thread."""
+        image, target = self._data[index]
+        return index, (image, target), content_of(image.numpy(), target.numpy())
 
     def validation_images(self, n: int) -> Tensor:
         """Up to n images (B, 3, H, W) of those kept back; unreadable ones are passed over."""
@@ -94,6 +104,7 @@ class Dataset(ImageSource):
             "count": len(self._data),
             "skipped": dict(self._reader.skipped),
             "remarks": list(self._remarks),
+            "files": self._files.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -105,6 +116,12 @@ class Dataset(ImageSource):
                 f"{self.path} had {state['count']} images when the run was stopped in epoch {state['epoch']}, and has "
                 f"{len(self._data)} now: it went on with the next epoch, and cannot be repeated exactly"
             )
+        else:
+            found = self._files.load_state_dict(state.get("files", {}), lambda index: self._read(index)[2])
+            changed, unknown = ([self._name(index) for index in each] for each in found)
+            if line := remark(self.path, changed, unknown, len(self._data)):
+                self._remarks.append(line)
+                self._context.say(f"warning: {line}")
         self._reader.resume_at(self._reader.keys, place, skipped)
 
     def notes(self) -> list[str]:
@@ -113,12 +130,21 @@ class Dataset(ImageSource):
         if skipped:
             line = f"{len(skipped)} of {len(self._data)} images of {self.path} could not be read"
             found.append(f"{line}: {listed(list(skipped.values()))}")
+        if changed := [self._name(index) for index in self._files.changed]:
+            line = f"{len(changed)} of {len(self._data)} images of {self.path} were changed during the run"
+            found.append(f"{line}, which cannot be repeated exactly: {listed(changed)}")
         return found
 
+    def _name(self, index: int) -> str:
+        """What an item is called: its image, below the set's folder."""
+        files = self._data.files(index) if isinstance(self._data, NamesFiles) else ()
+        return f"image {index}" if not files else self._below(files[0])
+
+    def _below(self, path: Path) -> str:
+        return (path.relative_to(self.path) if path.is_relative_to(self.path) else path).as_posix()
+
     def _fault(self, error: UnreadableImage) -> str:
-        path = error.path
-        name = path.relative_to(self.path) if path.is_relative_to(self.path) else path
-        return f"{name.as_posix()} ({error.reason})"
+        return f"{self._below(error.path)} ({error.reason})"
 
     def _to_batch(self, examples: list[Example]) -> Batch:
         """Images (B, 3, H, W) float32 in [0, 1] and their targets (B, ...), on the run's device."""
@@ -133,6 +159,6 @@ class Dataset(ImageSource):
 def _opened(task: Task[Any], path: Path) -> LabelledData:
     """The data at `path`. That nothing is labelled in it is fine: it is learnt from, nothing is scored by it."""
     try:
-        return task.open_dataset(path)
+        return open_labelled(task, path)
     except NothingToScore as error:
         return error.data

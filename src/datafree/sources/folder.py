@@ -24,6 +24,7 @@ from datafree.data.images import UnreadableImage
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 from datafree.sources.parts.multiscale import multiscale
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
+from datafree.sources.parts.seen_files import SeenFiles, content_of, remark
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
@@ -56,11 +57,13 @@ class Folder(ImageSource):
         self._context = context
         self._root = Path(self.path)
         self._found = [p.relative_to(self._root).as_posix() for p in images.list_images(self._root)]
+        self._index = {name: index for index, name in enumerate(self._found)}
+        self._files = SeenFiles([(self._root / name,) for name in self._found])
         self._held, names = self._split(self._found)  # names of files
         self._reader = Reader(
             keys=names,
             seed=context.seed,
-            read=self._read,
+            read=lambda name, place: (name, *self._read(name, place)),
             fault=lambda error: error.reason,
             none_left=lambda name, reason: (
                 f"none of the {len(self._reader.keys)} images of {self.path} can be read, the first {name} ({reason}); "
@@ -71,7 +74,7 @@ class Folder(ImageSource):
         self._remarks: list[str] = []
         self._sizes: dict[str, tuple[int, int]] = {}  # name -> bytes and time of change, of files that were read
         self._changed: dict[str, None] = {}  # files that were others when they were read again; an ordered set
-        self._cache: dict[str, Pixels] = {}
+        self._cache: dict[str, tuple[Pixels, bytes]] = {}  # with their digests
         self._cache_room = self.cache_mib * 2**20  # bytes
         self._cache_lock = Lock()
 
@@ -89,7 +92,11 @@ class Folder(ImageSource):
 
     def sample(self, n: int) -> Batch:
         """The next n images of the sequence. Raises DataError when no image of the folder can be read."""
-        return Batch(images=self._to_images(self._reader.take(n)))
+        taken = self._reader.take(n)
+        for name, _, content in taken:
+            if name in self._index:
+                self._files.note(self._index[name], content)
+        return Batch(images=self._to_images([pixels for _, pixels, _ in taken]))
 
     def validation_images(self, n: int) -> Tensor:
         """Up to n centre crops (B, 3, H, W) of the images kept back; unreadable ones are passed over.
@@ -103,7 +110,7 @@ class Folder(ImageSource):
             if len(found) == n:
                 break
             try:
-                found.append(self._centre(self._covering(name)))
+                found.append(self._centre(self._covering(name)[0]))
             except UnreadableImage as error:
                 self._held_skipped[name] = error.reason
         return self._to_images(found)
@@ -113,7 +120,7 @@ class Folder(ImageSource):
         photos: list[Pixels] = []
         for name in self._held or self._reader.keys[:1]:
             try:
-                photos.append(self._covering(name))
+                photos.append(self._covering(name)[0])
             except UnreadableImage as error:
                 self._held_skipped[name] = error.reason
         draws = [random.Random(f"{self._context.seed} held {place}") for place in range(n)] if photos else []
@@ -127,6 +134,7 @@ class Folder(ImageSource):
             "skipped": dict(self._reader.skipped),
             "fingerprint": _digest(*self._reader.keys).hex(),
             "remarks": list(self._remarks),
+            "files": self._files.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -141,6 +149,12 @@ class Folder(ImageSource):
                 f"the files in {self.path} had changed when the run was resumed in epoch {state['epoch']}: "
                 "it went on with the next epoch, and cannot be repeated exactly"
             )
+        else:
+            found = self._files.load_state_dict(state.get("files", {}), lambda i: self._covering(self._found[i])[1])
+            changed, unknown = ([self._found[index] for index in each] for each in found)
+            if line := remark(self.path, changed, unknown, len(self._found)):
+                self._remarks.append(line)
+                self._context.say(f"warning: {line}")
         self._reader.resume_at(names, place, skipped)
 
     def notes(self) -> list[str]:
@@ -156,9 +170,12 @@ class Folder(ImageSource):
             )
         return lines
 
-    def _read(self, name: str, place: Place) -> Pixels:
-        """The image at its place in the sequence, cropped and flipped; runs in a reader's thread."""
-        pixels = self._covering(name)
+    def _read(self, name: str, place: Place) -> tuple[Pixels, bytes]:
+        """The image at its place in the sequence, cropped and flipped, and its digest; runs in a reader's thread."""
+        pixels, content = self._covering(name)
+        return self._cut(pixels, place), content
+
+    def _cut(self, pixels: Pixels, place: Place) -> Pixels:
         draw = random.Random(f"{self._context.seed} {place.epoch} {place.position}")
         if self.crop == "multiscale":
             return multiscale(pixels, self._context.task.image_size, draw)
@@ -172,8 +189,11 @@ class Folder(ImageSource):
             pixels = pixels[top : top + height, left : left + width]
         return pixels[:, ::-1] if self.flip and mirrored else pixels
 
-    def _covering(self, name: str) -> Pixels:
-        """The image from memory or its file, scaled to just cover the task's size; but whole for multiscale crops."""
+    def _covering(self, name: str) -> tuple[Pixels, bytes]:
+        """The image from memory or its file, scaled to just cover the task's size; but whole for multiscale crops.
+
+        And its digest.
+        """
         with self._cache_lock:
             kept = self._cache.get(name)
         if kept is not None:
@@ -184,11 +204,12 @@ class Folder(ImageSource):
         if self.crop != "multiscale":
             image = images.fit(image, size) if self.crop == "centre" else images.cover(image, size)
         pixels: Pixels = np.array(image)
+        content = content_of(pixels)
         with self._cache_lock:  # what came first stays: each epoch needs every image once
             if name not in self._cache and pixels.nbytes <= self._cache_room:
-                self._cache[name] = pixels
+                self._cache[name] = pixels, content
                 self._cache_room -= pixels.nbytes
-        return pixels
+        return pixels, content
 
     def _note_change(self, name: str) -> None:
         """Remember a file as it is now, and whether it was another one the last time; runs in a reader's thread."""

@@ -11,8 +11,8 @@
       faults/NNNNNN.pt      a step whose numbers were not finite: its inputs and random states, to be looked into
       student.safetensors   the student's bare weights: loads without datafree
       generator.safetensors the source's generator, where it has one: `degan`'s can serve another run
-      student.json          how to build it: network, arguments, classes, mean, std
-      result.json           written last: scores, notes, which checkpoint and how it was chosen
+      student.json          how to build it: network, arguments, classes, mean, std; the weights' digests
+      result.json           written last: scores, notes, which checkpoint and how it was chosen; the others' digests
       .lock                 held by the process that writes here
 
 Every file is written aside and renamed, or grows by whole lines, so that none is ever half-written.
@@ -31,7 +31,7 @@ from torch import Tensor
 from datafree.config import yaml
 from datafree.data.images import to_image
 from datafree.errors import RunError
-from datafree.storage import checkpoint
+from datafree.storage import checkpoint, strict_json, written
 from datafree.storage.atomic import Growing, remove_asides, require_ordinary_in, room_for, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.lock import NAME as LOCK
@@ -40,6 +40,7 @@ from datafree.storage.tensorboard import EventFile
 
 STATE_VERSION = 3
 WRITTEN = (".html", ".json", ".jsonl", ".pt", ".safetensors", ".yaml")  # the files of a run, by their suffixes
+NOTED = ("student.json", "measured.json", "recipe.yaml", "environment.json", "metrics.jsonl")  # by digest, at the end
 PATIENCE = 3  # saves in a row that find no room: the last of them ends the run
 
 # What may differ between the run and the recipe that resumes it: none of these changes a bit of the student.
@@ -246,11 +247,22 @@ class Run:
         return file
 
     def save_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file into the run directory. Raises RunError."""
+        """Write a JSON file into the run directory, sealed. Raises RunError."""
         try:
-            write_whole(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
+            write_whole(self.path / name, strict_json.sealed(content))
         except OSError as error:
             raise self._cannot_write(self.path / name, error) from error
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, which is the last: with the digests of the files that `NOTED` names. Raises RunError."""
+        self._close_logs()
+        try:
+            noted = written.digests(self.path, NOTED)
+        except OSError as error:
+            raise RunError(
+                f"cannot read what was written in {self.path}: {error.strerror}; make it readable"
+            ) from error
+        self.save_json("result.json", {**result, "sha256": noted})
 
     def _cannot_write(self, file: Path, error: OSError) -> RunError:
         need = f" ({room_for(file, error.size)})" if isinstance(error, checkpoint.NoRoom) else ""

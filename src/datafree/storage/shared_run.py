@@ -38,6 +38,8 @@ class RunDirectory(Protocol):
 
     def save_json(self, name: str, content: dict[str, Any]) -> None: ...
 
+    def finish(self, result: dict[str, Any]) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -92,4 +94,5 @@ class SharedRun:
     log = _unawaited(Run.log)
     save_picture = _unawaited(Run.save_picture)
     save_json = _unawaited(Run.save_json)
+    finish = _unawaited(Run.finish)
     close = _unawaited(Run.close)

@@ -21,7 +21,7 @@ from datafree.sources.base import Batch
 from datafree.storage import checkpoint
 from datafree.storage.atomic import room_for, write_whole
 from datafree.storage.held_folders import require_held
-from datafree.synthesis.shard_index import Record
+from datafree.storage.made_set import Record
 from datafree.tasks.base import Task
 
 PREVIEW = "shards/preview.png"

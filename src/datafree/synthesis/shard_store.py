@@ -17,6 +17,7 @@ class ShardStore(Protocol):
     path: Path  # on this machine; a bucket's mirror
     place: str  # as a user knows it
     if_killed: str  # what is to be said of waiting for other processes
+    origin: dict[str, Any]  # what the set depends on besides its recipe, to be written down when it is begun
     carries: bool  # whether the source carries something on from one shard to the next
 
     @property
@@ -32,6 +33,8 @@ class ShardStore(Protocol):
     def count(self) -> int: ...
 
     def begin(self, class_names: list[str]) -> None: ...
+
+    def begun_with(self) -> dict[str, Any]: ...
 
     def look(self) -> None: ...
 

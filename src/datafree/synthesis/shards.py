@@ -21,7 +21,6 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,15 +32,17 @@ from datafree.config.diff import check_same
 from datafree.data.labelled import names_text, place_below, read_names
 from datafree.errors import RunError
 from datafree.sources.base import Batch
-from datafree.storage import checkpoint
+from datafree.storage import checkpoint, strict_json
 from datafree.storage.atomic import remove, remove_asides, require_ordinary, require_ordinary_in, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.held_folders import require_held
 from datafree.storage.lock import NAME as LOCK
+from datafree.storage.made_set import RECORD, Record, damages, read_record
+from datafree.storage.run_files import EnvironmentForm
 from datafree.synthesis.claims import FOLDER as CLAIMS
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
-from datafree.synthesis.shard_index import RECORD, Record, damages, read_record, sealed, write_index
+from datafree.synthesis.shard_index import sealed, write_index
 from datafree.tasks.base import Task
 
 _WRITTEN = (".json", ".png", ".pt", ".safetensors", ".txt", ".yaml")  # the files of a set, by their suffixes
@@ -62,6 +63,7 @@ class Shards:
         self.recipe = recipe
         self.carries = False  # whether the source carries something on from one shard to the next
         self.class_names: list[str] | None = None  # those that the set was begun with
+        self.origin: dict[str, Any] = {}  # what the set depends on besides its recipe, to be written down
         self._counts: dict[int, int] = {}  # images of each whole shard
         self._known: set[str] = set()  # their names
         self._is_free = is_free
@@ -98,7 +100,7 @@ class Shards:
             (self.path / "shards").mkdir(exist_ok=True)
             for name, text in (
                 ("recipe.yaml", yaml.render(self.recipe)),
-                ("environment.json", json.dumps(environment()) + "\n"),
+                ("environment.json", strict_json.sealed({**environment(), "origin": self.origin}).decode()),
                 ("data/classes.txt", names_text(class_names)),
             ):
                 if not (self.path / name).exists():
@@ -113,6 +115,13 @@ class Shards:
             if alone:
                 remove_asides(self.path, self.data, self.path / "state", self.path / "shards")
                 self._claims.let_in()
+
+    def begun_with(self) -> dict[str, Any]:
+        """The `origin` of whoever has begun the set, as far as its environment.json says so."""
+        try:
+            return dict(strict_json.read(self.path / "environment.json", EnvironmentForm).get("origin", {}))
+        except strict_json.Damaged:
+            return {}
 
     def look(self) -> None:
         """Take note of the shards that are whole, whoever made them. Raises RunError for a damaged record."""
@@ -192,7 +201,7 @@ class Shards:
                 }
                 if state is not None:  # before the shard: a shard is never there without what comes after it
                     self.save_state(state_for(number + 1), state)
-                write_whole(part / RECORD, (json.dumps(record) + "\n").encode())
+                write_whole(part / RECORD, strict_json.sealed(record))
             finally:
                 if not (part / RECORD).exists():
                     shutil.rmtree(part, ignore_errors=True)

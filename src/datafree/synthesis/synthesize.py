@@ -20,6 +20,7 @@ from datafree.data.labelled import names_text
 from datafree.engine.artifacts import save_artefacts
 from datafree.engine.build_networks import build_networks
 from datafree.engine.nonfinite import NotFinite, Watch
+from datafree.engine.origin import compare, origin_of
 from datafree.engine.progress import Progress
 from datafree.engine.recovery import way_out
 from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
@@ -28,13 +29,14 @@ from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
+from datafree.storage.made_set import INDEX, hashes, read_record, records
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.preview import means
-from datafree.synthesis.shard_index import INDEX, hashes, read_record, records
 from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
+from datafree.tasks.base import open_labelled
 
 _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
 
@@ -103,6 +105,10 @@ def _fill(
             )
         networks = build_networks(recipe, device, dtype)
         teacher = networks.teacher
+        shards.origin = origin_of(teacher)
+        if line := compare(shards.begun_with(), shards.origin, "the data set"):
+            say(f"warning: {line}")
+            notes.append(line)
         finished: list[Batch] = []
         watch = Watch(device)
         with modes.frozen(teacher), watch.answers_of(teacher):
@@ -149,15 +155,16 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
     with contextlib.closing(_opened(recipe, out)) as shards:
         if not shards.count:
             raise RunError(f"{shards.place} holds no made data set; give the --out of one")
-        bad = 0
+        bad = added = 0
         for name, what in shards.damages():
             say(f"{shards.place}/{name}: {what}")
-            bad += 1
+            bad, added = bad + 1, added + what.startswith("added")
         if bad:
+            more = f", {added:,} of them added, which are to be removed" if added else ""
             raise DataError(
-                f"{bad:,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or missing; "
-                "to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, and run the "
-                "command without --verify"
+                f"{bad:,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or "
+                f"missing{more}; to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, "
+                "and run the command without --verify"
             )
         index = shards.path / INDEX
         finished = index.exists() and read_record(index)["images"] == shards.images
@@ -200,7 +207,7 @@ def class_names(recipe: Recipe) -> list[str]:
     Those of a model directory may be any text, which does not name folders.
     """
     if recipe.data is not None:
-        names = recipe.task.open_dataset(recipe.data).class_names
+        names = open_labelled(recipe.task, recipe.data).class_names
         names_text(names)  # they are written
         return names
     count = recipe.task.num_classes

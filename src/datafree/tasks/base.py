@@ -24,6 +24,7 @@ from datafree.data.labelled import LabelledData
 from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
 from datafree.ops.augment import Move
+from datafree.storage import made_set
 
 # What a network answers in a task. A bare `Task` is a task of whatever kind.
 OutputsT = TypeVar("OutputsT", default=Any)
@@ -35,6 +36,7 @@ class Scores:
 
     values: dict[str, float]  # the headline first: {"miou": ..., "pixel_accuracy": ...}
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)  # {"iou": {"road": ..., ...}}
+    remarks: list[str] = field(default_factory=list)  # what of the data the figures say nothing about, a line each
 
 
 class Metric(Protocol):
@@ -197,6 +199,11 @@ class Task(ABC, Generic[OutputsT]):
         seen = torch.bincount(theirs, minlength=self.num_classes).tolist()
         same = torch.bincount(theirs[ours == theirs], minlength=self.num_classes).tolist()
         return [hit / count if count else None for hit, count in zip(same, seen, strict=True)]
+
+
+def open_labelled(task: Task, path: Path) -> LabelledData:
+    """The labelled data at `path`; of a made data set what it holds, if it is finished. Raises DataError, RunError."""
+    return task.open_dataset(made_set.data_of(path))
 
 
 def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_classes: int) -> Tensor:

@@ -159,6 +159,16 @@ def test_a_shard_whose_put_was_cut_off_does_not_count(tmp_path: Path, monkeypatc
     assert (made.images, made.notes) == (5, ["the data set is incomplete; run the command without --verify to resume"])
 
 
+def test_verify_finds_an_added_object(tmp_path: Path, memory: str) -> None:
+    recipe = recipe_for(tmp_path, INVERSION)
+    synthesize(recipe, memory, 5)
+    fsspec.filesystem("memory").pipe_file(f"{memory}/data/images/00000/more.png", b"")
+    lines: list[str] = []
+    with pytest.raises(DataError, match="1 of 11 files"):
+        verify(recipe, memory, say=lines.append)
+    assert lines == [f"{memory}/data/images/00000/more.png: added: no shard has written it"]
+
+
 def test_verify_finds_a_flipped_byte_and_a_missing_object(tmp_path: Path, memory: str) -> None:
     recipe = recipe_for(tmp_path, DIODE, "detection")
     synthesize(recipe, memory, 6)

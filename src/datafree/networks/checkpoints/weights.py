@@ -22,6 +22,7 @@ from datafree.networks.checkpoints.naming import WRAPPED, correspondence, is_cou
 from datafree.networks.checkpoints.stored_tensors import StoredTensor
 from datafree.networks.checkpoints.torch_files import read_torch_file
 from datafree.networks.checkpoints.unpickler import kind_of
+from datafree.storage import written
 from datafree.storage.atomic import write_whole
 from datafree.text import is_unicode, one_line, show
 
@@ -52,13 +53,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     than the file is large, but for a table of contents. Weights inside a checkpoint are found under state_dict,
     model_state_dict, model, module and then the same of a moving average, or under any name if there are no others;
     the prefixes of wrapped networks (module., _orig_mod., ema.) are taken off where all names share them.
-    Raises WeightsError.
+    Raises WeightsError; RunError for one that is not what the run beside it wrote (`storage.written`).
     """
     try:
         if not path.is_file():  # also keeps from waiting on a pipe
             raise WeightsError(f"weights {path}: {'not a file' if path.exists() else 'no such file'}")
         if path.suffix in _OTHER_FILES:
             raise WeightsError(f"weights {path}: {_OTHER_FILES[path.suffix]}")
+        written.check(path)
         found = read_indexed(path, _read_file) if path.name.endswith(".index.json") else _read_file(path)
     except DatafreeError:
         raise

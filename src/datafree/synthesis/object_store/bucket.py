@@ -92,6 +92,15 @@ class Bucket:
         for content in contents:
             yield content if isinstance(content, Exception) else hashlib.sha256(content).hexdigest()
 
+    def below(self, folder: str) -> Iterator[str]:
+        """The names of all objects below a folder, from the bucket's own folder on; hidden ones are left out."""
+        with self._reached():
+            found: list[str] = self._files.find(self._at(folder))
+        for path in found:
+            name = path[path.rindex(f"{self._root.strip('/')}/") + len(self._root.strip("/")) + 1 :]
+            if not any(part.startswith(".") for part in name.split("/")):
+                yield name
+
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
         with self._reached():

@@ -18,10 +18,10 @@ from typing import Any
 
 from datafree.errors import RunError
 from datafree.sources.base import Batch
+from datafree.storage.made_set import INDEX, hashes, is_finished, read_record, records
 from datafree.storage.scratch import Scratch
 from datafree.synthesis.object_store.bucket import Bucket, in_words
 from datafree.synthesis.object_store.leases import EXPIRES, Leases
-from datafree.synthesis.shard_index import INDEX, read_record, records
 from datafree.synthesis.shards import Shards, named, state_for
 from datafree.tasks.base import Task
 
@@ -104,6 +104,17 @@ class BucketShards:
         with self._called():
             self._mirror.begin(class_names)  # looks at what another process may have begun meanwhile
         self.look()
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return self._mirror.origin
+
+    @origin.setter
+    def origin(self, value: dict[str, Any]) -> None:
+        self._mirror.origin = value
+
+    def begun_with(self) -> dict[str, Any]:
+        return self._mirror.begun_with()
 
     def look(self) -> None:
         self._fetch_records()
@@ -227,6 +238,10 @@ class BucketShards:
                     yield name, "missing" if isinstance(digest, FileNotFoundError) else in_words(digest)
                 elif digest != wanted:
                     yield name, "damaged"
+        if is_finished(self.path):
+            known = {f"data/{name}" for name, _ in hashes(self.path)}
+            for name in sorted(set(self._bucket.below("data")) - known):
+                yield name, "added: no shard has written it"
 
     @contextmanager
     def _called(self) -> Iterator[None]:
