@@ -15,6 +15,7 @@ from datafree.engine.student_init import check_start
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
+from datafree.networks.foreign.file_teacher import AnswersOnly, FileTeacher
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network
 from datafree.networks.normalized import Normalized, bare
@@ -138,7 +139,7 @@ def prepare(
     form, or is a detector that is to learn boxes by a loss that does not serve.
     """
     built = build_network(spec, num_classes=task.num_classes) if given is None else adapted(given)
-    if what == "student" and isinstance(bare(built), Program):
+    if what == "student" and isinstance(bare(built), (Program, FileTeacher)):
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
     speed.laid_out(network.to(device))
@@ -157,6 +158,9 @@ def prepare(
             f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {first_line(error)}"
         ) from error
     task.check(outputs, f"{what} {spec.network}")
+    if isinstance(inner := bare(built), FileTeacher):
+        for note in inner.notes:
+            say(f"note: {spec.network}: {note}")
     if len(outputs) != len(look):
         raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
     if warning := task.warning(outputs, f"{what} {spec.network}"):
@@ -177,6 +181,8 @@ def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, devic
         return
     look = synthetic_batch(task.image_size, device).requires_grad_()
     why = "the source learns by it; those that do without are procedural, folder, dataset and noise"
+    if isinstance(bare(teacher), AnswersOnly):
+        raise NetworkError(f"the teacher {name} only answers, no gradient comes back through it, and {why}")
     with torch.enable_grad(), modes.frozen(teacher):
         try:
             outputs = teacher(look)

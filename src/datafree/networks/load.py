@@ -27,7 +27,8 @@ from datafree.config.schema import Fault, Invalid
 from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.darknet.weights import load_darknet_weights
-from datafree.networks.exported.program import SUFFIX, Program
+from datafree.networks.exported.program import SUFFIX as PT2
+from datafree.networks.foreign.open_file import SUFFIXES, open_file
 from datafree.networks.instances import is_live, not_by_name
 from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
 from datafree.networks.normalized import Normalized, bare
@@ -46,7 +47,8 @@ class NetworkSpec:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     network: Annotated[
-        str, Doc('"library/name" as in network_names(), perhaps "?key=..."; "package.module:callable"; FILE.pt2')
+        str,
+        Doc('"library/name" as in network_names(), perhaps "?key=..."; "package.module:callable"; FILE.pt2, .onnx'),
     ]
     args: Annotated[dict[str, Any], Doc("of its constructor, besides the number of classes")] = field(
         default_factory=dict
@@ -81,7 +83,7 @@ class NetworkSpec:
                 f"{key} is given in the network's name, {show(self.network)}, and in args: leave one out"
             )
         self.network, self.args = name, {**self.args, **given}
-        if self.is_program and (self.args or self.weights is not None):
+        if self.is_program and (self.weights is not None or (self.args and self.network.endswith(PT2))):
             raise NetworkError(f"{show(self.network)} is a program and holds its weights: leave args and weights out")
 
     def located(self) -> NetworkSpec:
@@ -103,8 +105,8 @@ class NetworkSpec:
 
     @property
     def is_program(self) -> bool:
-        """Whether it is a file of torch.export."""
-        return self.network.endswith(SUFFIX)
+        """Whether it is a file that holds the whole network: of torch.export, ONNX, TorchScript."""
+        return self.network.endswith(SUFFIXES)
 
     def wrap(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Normalized:
         """The network of this section, taking images in [0, 1]. Raises NetworkError."""
@@ -242,16 +244,17 @@ def adapted(network: nn.Module) -> nn.Module:
     return adapt(network) if is_torchvision_detector(network) else network
 
 
-def _open_program(spec: NetworkSpec, allow_import: bool) -> Program:
+def _open_program(spec: NetworkSpec, allow_import: bool) -> nn.Module:
     if not allow_import:
         raise NetworkError(
             f"{show(spec.network)} is a file to read, which is never done for a name found in a file; "
             "name a network with --student"
         )
     try:
-        return Program(paths.expand(spec.network))
+        path = paths.expand(spec.network)
     except ValueError as error:  # a variable that is not set
         raise NetworkError(str(error)) from error
+    return open_file(path, spec.args, spec.std)
 
 
 @contextlib.contextmanager

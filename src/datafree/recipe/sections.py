@@ -10,7 +10,7 @@ import torch
 
 from datafree.config import schema
 from datafree.config.schema import Families, Fault, Invalid
-from datafree.networks.exported.program import SUFFIX
+from datafree.networks.foreign.open_file import SUFFIXES
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.pretrained import asks_for_all_weights
@@ -62,7 +62,7 @@ def _no_network(name: object) -> str | None:
     if name in names or name.startswith(("timm/", "torchvision/")):  # these two have hundreds more
         return None
     if (
-        name.endswith(SUFFIX) or is_live(name) or name == "auto"
+        name.endswith(SUFFIXES) or is_live(name) or name == "auto"
     ):  # a file, an object, a wish: looked at when it is built
         return None
     hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, timm/..., or package.module:callable"
