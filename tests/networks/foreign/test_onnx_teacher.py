@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from datafree.engine.artifacts import describe_teacher
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.foreign import onnx_file, protobuf
-from datafree.networks.foreign.onnx_teacher import OnnxTeacher, open_onnx
+from datafree.networks.foreign.onnx_teacher import OnnxTeacher
+from datafree.networks.foreign.open_onnx import open_onnx
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.ops.predictions import Predictions
 from datafree.preflight.inspection import inspect_teacher
@@ -73,7 +74,10 @@ def edited(file: Path, edit: Callable[[Any], None], to: str = "edited.onnx") -> 
 
 
 def opened(file: Path, args: dict[str, Any] | None = None) -> OnnxTeacher:
-    return open_onnx(file, args or {}, (1.0, 1.0, 1.0))
+    """The file as it answers by onnxruntime alone."""
+    teacher = open_onnx(file, {"gradients": False, **(args or {})}, (1.0, 1.0, 1.0))
+    assert isinstance(teacher, OnnxTeacher)
+    return teacher
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +232,7 @@ def test_boxes_of_a_yolos_file_are_those_of_its_rows(scored: bool, tmp_path: Pat
 def recipe(folder: Path, file: Path, method: str, **more: Any) -> Any:
     content = {
         "task": {"kind": "classification", "num_classes": CLASSES, "image_size": [SIDE, SIDE]},
-        "teacher": {"network": str(file), "mean": [0.5, 0.5, 0.5]},
+        "teacher": {"network": f"{file}?gradients=false", "mean": [0.5, 0.5, 0.5]},
         "student": {"network": "datafree/resnet", "args": {"depth": 8, "width": 4}},
         "source": {"method": method},
         "training": {"steps": 2, "batch_size": 4},
@@ -260,7 +264,7 @@ def test_methods_that_look_into_a_teacher_refuse_it_before_any_work(
 
 
 def test_inspect_says_task_classes_size_and_the_methods_that_answers_serve(file: Path) -> None:
-    found = inspect_teacher(str(edited(file, name_classes, "named.onnx")))
+    found = inspect_teacher(f"{edited(file, name_classes, 'named.onnx')}?gradients=false")
     assert (found.task.value, found.classes.value, found.input_size.value) == ("classification", CLASSES, (SIDE, SIDE))
     assert found.trained
     assert any("2 classes: cat, dog" in note for note in found.notes)

@@ -32,6 +32,7 @@ class Session:
     """A graph, ready to be computed: (N, ...) of its own type and layout -> the values asked for, batch first."""
 
     run: Callable[[NDArray[Any]], Arrays]
+    model: Any  # the onnx.ModelProto that is computed
     at_once: int | None  # images that it takes, exactly; None: any number
     freed: bool = False  # whether the file declares a number and any other does as well
 
@@ -41,12 +42,12 @@ def open_model(model: Any, path: Path, names: Sequence[str], images: Images) -> 
     run = _run(model, path, names, images)
     count = images.shape[0]
     if count is None:
-        return Session(run=run, at_once=None)
+        return Session(run=run, model=model, at_once=None)
     sample = _noise(images, count * _TRIED)
     try:
         wanted = _in_parts(run, sample, count)
     except Exception:  # of whatever class; images of this size do not suit: the first real ones will tell
-        return Session(run=run, at_once=count)
+        return Session(run=run, model=model, at_once=count)
     for change in (_free_input, _free_shapes):
         freed = type(model)()
         freed.CopyFrom(model)
@@ -54,10 +55,10 @@ def open_model(model: Any, path: Path, names: Sequence[str], images: Images) -> 
         try:
             other = _run(freed, path, names, images)
             if all(map(_same, wanted, other(sample))) and all(map(_same, wanted, _in_parts(other, sample, 1))):
-                return Session(run=other, at_once=None, freed=True)
+                return Session(run=other, model=freed, at_once=None, freed=True)
         except Exception:  # of onnxruntime's classes: the graph does not allow it
             continue
-    return Session(run=run, at_once=count)
+    return Session(run=run, model=model, at_once=count)
 
 
 def computed(session: Session, images: NDArray[Any]) -> Arrays:

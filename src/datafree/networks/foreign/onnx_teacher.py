@@ -8,20 +8,15 @@ B images, C classes, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from datafree.errors import NetworkError
 from datafree.networks.foreign.file_teacher import AnswersOnly
 from datafree.networks.foreign.onnx_answers import choose
-from datafree.networks.foreign.onnx_file import OnnxFile, read_onnx
+from datafree.networks.foreign.onnx_file import OnnxFile
 from datafree.networks.foreign.onnx_session import computed, open_model
 from datafree.ops.predictions import Predictions
-from datafree.text import show
 
 
 class OnnxTeacher(AnswersOnly):
@@ -33,10 +28,11 @@ class OnnxTeacher(AnswersOnly):
 
     def __init__(self, file: OnnxFile, output: str | None = None) -> None:
         super().__init__(file.path)
-        self._images = file.images
+        self.images = file.images
         asked = choose(file, output)
-        self._form = asked.form
+        self.names, self.form = asked.names, asked.form
         self._session = open_model(file.model, file.path, asked.names, file.images)
+        self.model, self.at_once = self._session.model, self._session.at_once
         self.files, self.parameter_count, self.notes = file.files, file.parameter_count, asked.notes
         height, width = file.images.shape[2:]
         self.size = None if height is None or width is None else (height, width)
@@ -48,21 +44,29 @@ class OnnxTeacher(AnswersOnly):
             self.notes.append("takes (B, H, W, channels): images are handed on so, and maps of classes turned back")
 
     def answer(self, images: Tensor) -> Tensor | Predictions:
-        """Raises NetworkError for images of another size or another number of channels than the file's."""
-        wanted = self._images.shape[1:]
+        """Raises as `check_size`."""
+        self.check_size(images)
+        values = self.laid_out(images.cpu()).contiguous().numpy()
+        arrays = computed(self._session, values)
+        return self.form([torch.from_numpy(array).to(images.device, torch.float32) for array in arrays])
+
+    def check_size(self, images: Tensor) -> None:
+        """Raise NetworkError for images of another size or another number of channels than the file's."""
+        wanted = self.images.shape[1:]
         if any(side not in (None, given) for side, given in zip(wanted, images.shape[1:], strict=True)):
             shown = " x ".join("any" if side is None else str(side) for side in wanted)
             raise NetworkError(
                 f"{self.path} takes images of {shown} (channels, height, width), not "
                 f"{' x '.join(map(str, images.shape[1:]))}; set {_way(wanted, images)}"
             )
-        values = images.to("cpu", torch.float32)
-        if self._images.channels_last:
-            values = values.permute(0, 2, 3, 1)
-        if self._images.type == "uint8":
-            values = values.round().clamp(0, 255)
-        arrays = computed(self._session, values.to(getattr(torch, self._images.type)).contiguous().numpy())
-        return self._form([torch.from_numpy(array).to(images.device, torch.float32) for array in arrays])
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) in the layout and type that the file takes."""
+        if self.images.channels_last:
+            images = images.permute(0, 2, 3, 1)
+        if self.images.type == "uint8":
+            images = images.round().clamp(0, 255)
+        return images.to(getattr(torch, self.images.type))
 
 
 def _way(wanted: tuple[int | None, ...], images: Tensor) -> str:
@@ -71,22 +75,3 @@ def _way(wanted: tuple[int | None, ...], images: Tensor) -> str:
     if channels not in (None, images.shape[1]):
         return f"channels: {channels}"
     return f"task.image_size or teacher.input_size to [{height or images.shape[2]}, {width or images.shape[3]}]"
-
-
-def open_onnx(path: Path, args: Mapping[str, Any], std: tuple[float, ...]) -> OnnxTeacher:
-    """The teacher in a file, by the options in `args`; `std`: what images in [0, 1] are divided by.
-
-    Raises as `OnnxTeacher`, and NetworkError for other options.
-    """
-    for key in args.keys() - {"output"}:
-        raise NetworkError(f"{path} does not take {show(key)} in args; an ONNX file takes output: NAME")
-    output = args.get("output")
-    if output is not None and not isinstance(output, str):
-        raise NetworkError(f"output is {show(output)}: give the name of an output of {path}")
-    file = read_onnx(path)
-    if file.images.type == "uint8" and max(std) > 0.1:
-        raise NetworkError(
-            f"{path} takes whole numbers from 0 to 255, and images are in [0, 1]: set std to [0.00392157, 0.00392157, "
-            "0.00392157] (1/255)"
-        )
-    return OnnxTeacher(file, output)

@@ -12,7 +12,7 @@ from datafree.errors import NetworkError, WeightsError
 from datafree.networks.exported.program import SUFFIX as PT2
 from datafree.networks.exported.program import Program
 from datafree.networks.foreign import onnx_file, torchscript
-from datafree.networks.foreign.onnx_teacher import open_onnx
+from datafree.networks.foreign.open_onnx import open_onnx
 from datafree.networks.foreign.torchscript import is_torchscript, open_torchscript
 from datafree.text import one_line
 
