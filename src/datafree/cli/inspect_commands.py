@@ -38,7 +38,7 @@ def inspect(
     from datafree.preflight.inspection import inspect_teacher
 
     given: dict[str, Any] = {"weights": weights, "args": args or [], "size": size, "task": task, "classes": classes}
-    images = {"channels": channels, "mean": mean, "std": std}
+    images: dict[str, Any] = {"channels": channels, "mean": mean, "std": std}
     with display(quiet=quiet) as shown:
         found = inspect_teacher(teacher, **given, **images, recipe=recipe, device=device, log=shown.log)
     result_block(strict_json.render(asdict(found)) if as_json else inspection_text(found))

@@ -14,6 +14,7 @@ from datafree.config import schema
 from datafree.errors import RunError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.exported.program import Program
+from datafree.networks.foreign.file_teacher import FileTeacher, count_parameters
 from datafree.networks.huggingface.directory import open_directory
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare
@@ -61,8 +62,10 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
     `sha256` is that of the weights file; of a teacher without one, that of its tensors as a safetensors file.
     """
     inner = bare(network)
-    file = inner.path if isinstance(inner, Program) else spec.weights
-    if file is not None:
+    file = inner.path if isinstance(inner, (Program, FileTeacher)) else spec.weights
+    if isinstance(inner, FileTeacher):
+        digest, of = inner.digest(), "file" if len(inner.files) == 1 else f"{len(inner.files)} files"
+    elif file is not None:
         digest, of = sha256_of(file), "file"
     else:
         tensors = {
@@ -77,6 +80,6 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
         "weights": None if file is None else file.name,
         "sha256": digest,
         "sha256_of": of,
-        "parameters": sum(parameter.numel() for parameter in inner.parameters()),
+        "parameters": count_parameters(inner),
         "licence": spec.licence,
     }

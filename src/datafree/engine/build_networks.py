@@ -19,6 +19,7 @@ from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.checks.preprocessing_doubt import doubt
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
+from datafree.networks.foreign.file_teacher import AnswersOnly, FileTeacher
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
@@ -157,7 +158,7 @@ def prepare(
     form, or is a detector that is to learn boxes by a loss that does not serve.
     """
     built = _built(spec, task, say) if given is None else adapted(given)
-    if what == "student" and isinstance(bare(built), Program):
+    if what == "student" and isinstance(bare(built), (Program, FileTeacher)):
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
     speed.laid_out(network.to(device))
@@ -179,6 +180,9 @@ def prepare(
             f"{_size_hint(spec, task, what)}"
         ) from error
     task.check(outputs, f"{what} {spec.network}")
+    if isinstance(inner := bare(built), FileTeacher):
+        for note in inner.notes:
+            say(f"note: {spec.network}: {note}")
     if len(outputs) != len(look):
         raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
     if what == "teacher" and (line := doubt(spec, network, spec.input_size or task.image_size)):
@@ -222,6 +226,8 @@ def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, devic
         return
     look = synthetic_batch(task.image_size, device).requires_grad_()
     why = "the source learns by it; those that do without are procedural, folder, dataset and noise"
+    if isinstance(bare(teacher), AnswersOnly):
+        raise NetworkError(f"the teacher {name} only answers, no gradient comes back through it, and {why}")
     with torch.enable_grad(), modes.frozen(teacher):
         try:
             outputs = teacher(look)

@@ -31,14 +31,14 @@ def batchnorm_layers(network: nn.Module) -> dict[str, nn.Module]:
 
     Found by what it holds (running_mean and running_var), so that torchvision's and timm's frozen kinds count.
     A BatchNorm that was folded into its convolution is gone and cannot be found; one without running statistics and
-    InstanceNorm keep nothing of the data and do not count.
+    InstanceNorm keep nothing of the data and do not count; a TorchScript program calls no hook of its layers.
     """
     return {
         name: module
         for name, module in network.named_modules()
         if isinstance(getattr(module, "running_mean", None), Tensor)
         and isinstance(getattr(module, "running_var", None), Tensor)
-        and not isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        and not isinstance(module, (nn.modules.instancenorm._InstanceNorm, torch.jit.ScriptModule))
     }
 
 

@@ -39,6 +39,12 @@ _SIZES = (
 )
 _WIDE = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "ssdlite320_mobilenet_v3_large")  # by width_mult
 
+_SMALL = {  # students to begin with, by the Hub's names of tasks, where the teacher's family is not known
+    "image-classification": "datafree/resnet?depth=20 for small images, timm/mobilenetv3_small_100 for others",
+    "image-segmentation": "datafree/unet?width=16",
+    "object-detection": "torchvision/ssdlite320_mobilenet_v3_large",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -61,6 +67,8 @@ def choose_student(
     wanted, by = _wish(auto)
     where = "; name a student (student.network)"
     if given is not None or teacher.is_own_code or teacher.is_program or is_live(teacher.network):
+        if task.hub_name in _SMALL:
+            where = f"; name a student (student.network), such as {_SMALL[task.hub_name]}"
         raise NetworkError(f"student: auto knows the families of libraries' networks, not of {teacher.network}{where}")
     untrained = {key: value for key, value in teacher.args.items() if key not in PRETRAINED}
     plain = replace(teacher, args=untrained, weights=None, licence=None, input_size=auto.input_size)

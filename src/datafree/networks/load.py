@@ -23,8 +23,9 @@ from datafree.config.schema import Fault, Invalid
 from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.darknet.weights import load_darknet_weights
-from datafree.networks.exported.program import SUFFIX, Program
+from datafree.networks.exported.program import SUFFIX as PT2
 from datafree.networks.first_input import per_255
+from datafree.networks.foreign.open_file import SUFFIXES, open_file
 from datafree.networks.huggingface.build import adapted_detector, asks_for_its_weights, build_from_directory
 from datafree.networks.huggingface.directory import PREFIX, located
 from datafree.networks.instances import is_live, not_by_name
@@ -47,7 +48,7 @@ class NetworkSpec:
 
     network: Annotated[
         str,
-        Doc('"library/name" as in network_names(), perhaps "?key=..."; hf/DIR; "package.module:callable"; FILE.pt2'),
+        Doc('"library/name" as in network_names(), perhaps "?key=..."; hf/DIR; "module:callable"; FILE.pt2, FILE.onnx'),
     ]
     args: Annotated[dict[str, Any], Doc("of its constructor, besides the number of classes")] = field(
         default_factory=dict
@@ -95,7 +96,7 @@ class NetworkSpec:
                 f"{key} is given in the network's name, {show(self.network)}, and in args: leave one out"
             )
         self.network, self.args = name, {**self.args, **given}
-        if self.is_program and (self.args or self.weights is not None):
+        if self.is_program and (self.weights is not None or (self.args and self.network.endswith(PT2))):
             raise NetworkError(f"{show(self.network)} is a program and holds its weights: leave args and weights out")
 
     def located(self) -> NetworkSpec:
@@ -117,8 +118,8 @@ class NetworkSpec:
 
     @property
     def is_program(self) -> bool:
-        """Whether it is a file of torch.export."""
-        return self.network.endswith(SUFFIX)
+        """Whether it is a file that holds the whole network: of torch.export, ONNX, TorchScript."""
+        return self.network.endswith(SUFFIXES)
 
     @property
     def is_directory(self) -> bool:
@@ -259,10 +260,11 @@ def _no_place(spec: NetworkSpec) -> NetworkError:
     )
 
 
-def _open_program(spec: NetworkSpec, allow_import: bool) -> Program:
+def _open_program(spec: NetworkSpec, allow_import: bool) -> nn.Module:
     if not allow_import:
         raise _no_place(spec)
     try:
-        return Program(paths.expand(spec.network))
+        path = paths.expand(spec.network)
     except ValueError as error:  # a variable that is not set
         raise NetworkError(str(error)) from error
+    return open_file(path, spec.args, spec.std)

@@ -147,6 +147,11 @@ def _fields(outputs: object) -> dict[str, object]:
     return {name: getattr(outputs, name) for name in getattr(outputs, "_fields", ())}
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where a network is: of a file that only answers, its mean and std."""
+    return next(values.device for values in (*network.parameters(), *network.buffers()))
+
+
 def size_of(network: nn.Module) -> int:
     """Bytes of a network's parameters and buffers."""
     return sum(values.numel() * values.element_size() for values in (*network.parameters(), *network.buffers()))

@@ -21,12 +21,13 @@ from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
+from datafree.networks.foreign.file_teacher import FileTeacher, count_parameters
 from datafree.networks.load import build_network, has_weights
 from datafree.networks.normalized import Normalized, bare, size_of
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON
-from datafree.ops.predictions import answer_form
+from datafree.ops.predictions import answer_form, raw_tensors
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.time_budget import with_time
@@ -117,10 +118,8 @@ def inspect_teacher(
     built = build_network(spec, num_classes=subject.classes.value or 1, say=remarks.append)
     network = spec.wrap(built, dtype).to(where)
     (ALL_ON if plan is None else plan.training.speed).laid_out(network)
-    if isinstance(program := network.network, Program) and program.size and subject.size.value is None:
-        subject = replace(
-            subject, size=Fact(value=program.size, provenance="known", why="it was exported for this size")
-        )
+    if isinstance(program := network.network, Program | FileTeacher) and program.size and subject.size.value is None:
+        subject = replace(subject, size=Fact(value=program.size, provenance="known", why="it was made for this size"))
     work.next("looking at its answers")
     outputs, input_size, macs = _look(network, subject, where)
     if line := settle_one_output(network, synthetic_batch(input_size.value, where)[:1]):
@@ -138,6 +137,7 @@ def inspect_teacher(
         suggestion = suggested(network.network, look)
     middle, spread, order = input_facts(subject, metadata, suggestion)
     notes = [*remarks, suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
+    notes += network.network.notes if isinstance(network.network, FileTeacher) else []
     if suggestion.seen is not None and middle.value is not None:
         notes += _doubts(suggestion.seen, middle, spread, order)
     if metadata is not None and (metadata.mean, metadata.std) != (spec.mean, spec.std):
@@ -146,6 +146,7 @@ def inspect_teacher(
 
     # What it can teach, and what that costs.
     norms = count_batchnorm(bare(network))
+    gradients = _gives_gradients(network, input_size.value, where)
     at_once = plan.training.batch_size if plan is not None and isinstance(plan.training, Training) else _BATCH_SIZE
     work.next("timing it")
     cost = cost_of_teacher(network, input_size.value, where, at_once)
@@ -166,7 +167,7 @@ def inspect_teacher(
         problem=problem,
         classes=counted if subject.classes.value is None else subject.classes,
         output=answer_form(outputs),
-        parameters=sum(parameter.numel() for parameter in bare(network).parameters()),
+        parameters=count_parameters(network),
         bytes=size_of(bare(network)),
         macs=macs,
         input_size=input_size,
@@ -174,7 +175,7 @@ def inspect_teacher(
         std=spread,
         channel_order=order,
         batchnorm=norms,
-        sources={name: applies(name, made, norms, trained, problem) for name in sorted(SOURCES)},
+        sources={name: applies(name, made, norms, trained, problem, gradients) for name in sorted(SOURCES)},
         device=f"{where.type}, {str(dtype).removeprefix('torch.')}",
         cost=cost,
         recipe=None if plan is None else plan.name,
@@ -203,6 +204,13 @@ def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[
             return outputs, size, counter.get_total_flops() // 2
     height, width = tried[0]
     raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}")
+
+
+def _gives_gradients(network: Normalized, size: tuple[int, int], device: torch.device) -> bool:
+    """Whether what it answers has a gradient with respect to its images."""
+    with torch.enable_grad(), modes.frozen(network):
+        outputs = network(synthetic_batch(size, device)[:1].requires_grad_())
+    return any(part.requires_grad for part in raw_tensors(outputs))
 
 
 def _task(outputs: Any, subject: Subject, stated: str | None, size: tuple[int, int]) -> tuple[Task, Fact, str | None]:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from datafree.config import yaml
 from datafree.errors import NetworkError
 from datafree.networks.checks.class_count import classes_of, shapes_for
-from datafree.networks.exported.program import SUFFIX
 from datafree.networks.first_input import Three, distance
+from datafree.networks.foreign.open_file import SUFFIXES
 from datafree.networks.huggingface.directory import open_directory
 from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
@@ -91,7 +91,7 @@ def find_subject(
     in_recipe = Path(teacher).suffix in (".yaml", ".yml") or teacher in packaged_recipes()
     if in_recipe and recipe is not None:
         raise NetworkError(f"{teacher} is a recipe itself: leave --recipe out, or give a network's name before it")
-    if not in_recipe and "/" not in teacher and ":" not in teacher and not teacher.endswith(SUFFIX):
+    if not in_recipe and "/" not in teacher and ":" not in teacher and not teacher.endswith(SUFFIXES):
         raise NetworkError(f"there is no network or recipe {show(teacher)}{_hint(teacher)}; `datafree list` shows some")
     wanted = teacher if in_recipe else recipe
     plan = None if wanted is None else load_recipe(wanted)

@@ -12,6 +12,7 @@ from torch import nn
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.recipe.recipe import TASK
 from datafree.sources import SOURCES
+from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task
 
 
@@ -65,8 +66,18 @@ def _instead(network: nn.Module) -> str:
     return "none"
 
 
-def applies(name: str, task: Task, norms: BatchNorm, trained: bool, problem: str | None) -> Applies:
-    """Whether the method `name` can use a teacher; `trained`: it has weights; `problem`: why it does not fit `task`."""
+def _updates(source: type[ImageSource]) -> bool:
+    """Whether a method, by its own defaults, does anything but hand images on."""
+    return any(field.default for field in dataclasses.fields(source) if field.name in ("warmup", "update_every"))
+
+
+def applies(
+    name: str, task: Task, norms: BatchNorm, trained: bool, problem: str | None, gradients: bool = True
+) -> Applies:
+    """Whether the method `name` can use a teacher; `trained`: it has weights; `problem`: why it does not fit `task`.
+
+    `gradients`: whether they come back through it to its images.
+    """
     source = SOURCES[name]
     if problem is not None:
         return Applies(applies=False, note="not before the answers fit the task")
@@ -75,6 +86,8 @@ def applies(name: str, task: Task, norms: BatchNorm, trained: bool, problem: str
     statistics = norms.live + norms.frozen
     if source.needs_batchnorm and not statistics:
         return Applies(applies=False, note="is built on BatchNorm statistics, and there are none")
+    if source.needs_gradients and _updates(source) and not gradients:
+        return Applies(applies=False, note="learns through the teacher, and no gradient comes back through this one")
     notes = [
         f"needs source.{field.name}"
         for field in dataclasses.fields(source)

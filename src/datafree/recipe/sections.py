@@ -11,7 +11,7 @@ import torch
 from datafree.config import schema
 from datafree.config.schema import Families, Fault, Invalid
 from datafree.errors import NetworkError
-from datafree.networks.exported.program import SUFFIX
+from datafree.networks.foreign.open_file import SUFFIXES
 from datafree.networks.huggingface.directory import PREFIX
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, has_weights, network_names
@@ -82,7 +82,7 @@ def _no_network(name: object) -> str | None:
     if name.startswith(PREFIX):  # a folder: looked at with the weights it is to have
         return None
     if (
-        name.endswith(SUFFIX) or is_live(name) or name == "auto"
+        name.endswith(SUFFIXES) or is_live(name) or name == "auto"
     ):  # a file, an object, a wish: looked at when it is built
         return None
     hint = did_you_mean(name, names) or f"; known: {', '.join(names)}, timm/..., or package.module:callable"

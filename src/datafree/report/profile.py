@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.health.signals import AT_ONCE
-from datafree.networks.normalized import bare, size_of
+from datafree.networks.foreign.file_teacher import count_parameters
+from datafree.networks.normalized import bare, device_of, size_of
 from datafree.ops import modes
 from datafree.storage.environment import hardware
 from datafree.tasks.base import Task, synthetic_batch
@@ -47,7 +48,7 @@ def cost(network: nn.Module, task: Task) -> dict[str, float]:
     Multiply-adds are those of convolutions and matrix products, as torch counts them; seconds are the fastest of a few
     passes with the process's threads, preparation of the image included.
     """
-    device = next(network.parameters()).device
+    device = device_of(network)
     image = synthetic_batch(task.image_size, device)[:1]
     with modes.frozen(network):
         with FlopCounterMode(display=False) as counter:
@@ -60,7 +61,7 @@ def cost(network: nn.Module, task: Task) -> dict[str, float]:
                 torch.cuda.synchronize(device)
             taken.append(time.perf_counter() - began)
     return {
-        "parameters": sum(parameter.numel() for parameter in bare(network).parameters()),
+        "parameters": count_parameters(network),
         "bytes": size_of(bare(network)),
         "multiply_adds": counter.get_total_flops() // 2,
         "seconds": min(taken),

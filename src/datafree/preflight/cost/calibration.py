@@ -21,6 +21,7 @@ from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Recovery
 from datafree.engine.student_step import StudentStep
 from datafree.networks import features
+from datafree.networks.normalized import device_of
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.training import Training
@@ -73,7 +74,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         training = self.training
-        self.device = next(self.teacher.parameters()).device
+        self.device = device_of(self.teacher)
         self.timed = max(2, min(self.most, training.batch_size))
         self._training = replace(training, batch_size=self.timed, lr=1e-12)  # nothing goes wrong by a few more steps
         self.small = self._attached(self.most, self.on_finished_batch)

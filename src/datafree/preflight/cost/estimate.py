@@ -151,8 +151,9 @@ def _images(size: tuple[int, int], device: torch.device, count: int) -> Tensor:
 
 def _backward(network: nn.Module, images: Tensor) -> None:
     """A pass and back to the images."""
-    parts = raw_tensors(network(images.requires_grad_()))
-    torch.autograd.backward(torch.stack([part.float().square().sum() for part in parts]).sum())
+    parts = [part for part in raw_tensors(network(images.requires_grad_())) if part.requires_grad]
+    if parts:  # else it only answers
+        torch.autograd.backward(torch.stack([part.float().square().sum() for part in parts]).sum())
 
 
 def _timed(work: Callable[[], object], device: torch.device, times: int = 2) -> float:

@@ -1,0 +1,1 @@
+"""Teachers in other tools' files: ONNX, TorchScript, Ultralytics."""

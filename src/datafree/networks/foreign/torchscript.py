@@ -1,0 +1,63 @@
+"""Teachers in TorchScript archives, which are code: opened only where the user says that the file is trusted.
+
+    teacher: {network: old.torchscript, args: {trusted: true}}
+
+B images.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from datafree.errors import NetworkError, WeightsError
+from datafree.networks.foreign.file_teacher import FileTeacher
+from datafree.text import one_line, show
+
+SUFFIXES = (".torchscript", ".ts")
+
+
+class ScriptTeacher(FileTeacher):
+    """The network in a TorchScript archive: images (B, channels, H, W) -> its answer, with gradients to the images."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's own deprecations
+                self.program = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        except Exception as error:  # of torch's classes, for damaged archives and operators that it lacks
+            raise WeightsError(f"network {path}: torch.jit.load does not take it ({one_line(error)})") from error
+        self.parameter_count = sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(self, images: Tensor) -> Any:
+        """Raises whatever the program does."""
+        return self.program(images)
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of TorchScript, by its list of members. Raises OSError."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+
+
+def open_torchscript(path: Path, args: Mapping[str, Any]) -> ScriptTeacher:
+    """The teacher in an archive, if `args` says that it is trusted. Raises NetworkError, WeightsError."""
+    for key in args.keys() - {"trusted"}:
+        raise NetworkError(f"{path} does not take {show(key)} in args; a TorchScript archive takes trusted: true")
+    if not path.is_file():
+        raise WeightsError(f"network {path}: {'not a file' if path.exists() else 'no such file'}")
+    if args.get("trusted") is not True:
+        raise NetworkError(
+            f"{path} is a TorchScript program, which is code: if you trust its maker, give args: {{trusted: true}}; "
+            "else have it exported by torch.export (.pt2) or to ONNX"
+        )
+    return ScriptTeacher(path)
