@@ -43,6 +43,7 @@ from datafree.synthesis.claims import FOLDER as CLAIMS
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
 from datafree.synthesis.shard_index import sealed, write_index
+from datafree.synthesis.shard_names import named, state_for
 from datafree.tasks.base import Task
 
 _WRITTEN = (".json", ".png", ".pt", ".safetensors", ".txt", ".yaml")  # the files of a set, by their suffixes
@@ -297,13 +298,3 @@ def _means_something(entry: Path) -> bool:
     if entry.name in (LOCK, CLAIMS) or entry.match(".recipe.yaml.*.part"):
         return False
     return entry.name != "shards" or not entry.is_dir() or any(entry.iterdir())
-
-
-def named(number: int) -> str:
-    """What a shard is called."""
-    return f"{number:05}"
-
-
-def state_for(number: int) -> str:
-    """The file of what the source goes on from for a shard."""
-    return f"before-{named(number)}.pt"

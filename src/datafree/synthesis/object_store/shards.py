@@ -22,7 +22,8 @@ from datafree.storage.made_set import INDEX, hashes, is_finished, read_record, r
 from datafree.storage.scratch import Scratch
 from datafree.synthesis.object_store.bucket import Bucket, in_words
 from datafree.synthesis.object_store.leases import EXPIRES, Leases
-from datafree.synthesis.shards import Shards, named, state_for
+from datafree.synthesis.shard_names import named, state_for
+from datafree.synthesis.shards import Shards
 from datafree.tasks.base import Task
 
 _BEGUN = ("recipe.yaml", "environment.json", "data/classes.txt")  # the first is there if any is
