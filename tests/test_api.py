@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import datafree
 from datafree.deploy.export_run import export_run
+from datafree.engine.progress import Progress
 from datafree.errors import DatafreeError, Interrupted, NetworkError, RecipeError, RunError
 from datafree.evaluation.scoring import evaluate_run
 from datafree.networks.detectors import Detector
@@ -118,15 +119,17 @@ def test_a_run_of_objects_is_complete(tmp_path: Path) -> None:
     teacher, student = make_teacher(), make_student()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     untrained = {name: value.clone() for name, value in student.state_dict().items()}
-    seen: list[int] = []
+    seen: list[Progress] = []
     result = distil(
         tmp_path,
         teacher={"network": teacher, **LOOK},
         student=student,
         data=labelled(tmp_path / "data"),
-        progress=lambda progress: seen.append(progress.step),
+        progress=seen.append,
     )
-    assert seen == [0, 1, 2, 3, 4, 5, 6] or seen == [1, 2, 3, 4, 5, 6]
+    steps = [progress.step for progress in seen if progress.phase == "training"]
+    assert steps == [0, 1, 2, 3, 4, 5, 6] or steps == [1, 2, 3, 4, 5, 6]
+    assert {progress.phase for progress in seen} == {"training", "scores"}
     assert result.student is student
     assert not student.training
     assert not same(student, untrained)  # it has learnt
