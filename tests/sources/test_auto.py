@@ -7,13 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from datafree.config import yaml
+from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.run import run_recipe
 from datafree.sources import Auto, Fast, Mixed, Procedural
 from datafree.sources.auto import count_kernels, generator_width
 from datafree.tasks.classification import Classification
+from datafree.tasks.detection import Detection
+from datafree.tasks.segmentation import Segmentation
 from small_runs import recipe_for
 
 TASK = Classification(num_classes=4, image_size=(16, 16))
@@ -60,6 +64,14 @@ def test_larger_images_get_a_narrower_generator_whose_pixels_cost_no_more() -> N
     assert generator_width((32, 64)) == 23  # as a square of as many pixels, 45 x 45
     source, _ = Auto().choose(replace(TASK, image_size=(64, 64)), Normalized(resnet(4, depth=8, width=4)).eval(), CPU)
     assert isinstance(source, Fast) and source.width == 16
+
+
+def test_segmenters_and_detectors_with_batchnorm_get_fast_too() -> None:
+    street = Segmentation(num_classes=11, image_size=(64, 64)), Normalized(unet(11, width=4, depth=2)).eval()
+    cells = Detection(num_classes=3, image_size=(96, 128)), yolov3(3, width=1 / 32).eval()
+    for task, teacher in (street, cells):
+        source, _ = Auto().choose(task, teacher, CPU)
+        assert isinstance(source, Fast) and source.width == 16
 
 
 def test_photos_are_half_of_each_batch(tmp_path: Path) -> None:
