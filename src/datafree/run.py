@@ -163,14 +163,19 @@ def _carry_out(
         },
     )
     scores: dict[str, Scores] = {}
-    notes = [_how_chosen(chosen, training), *chosen.start, *chosen.history, *chosen.remarks, *recipe.source.notes()]
+    notes = [
+        _how_chosen(chosen, training, len(images)),
+        *chosen.start,
+        *chosen.history,
+        *chosen.remarks,
+        *recipe.source.notes(),
+    ]
     if labelled is not None:
         scores = {
             who: evaluate(network, task, labelled, device=device, stop=stop, log=log)
             for who, network in (("teacher", teacher), ("student", student))
         }
-        if labelled.skipped:
-            notes.append(f"not scored: {'; '.join(dict.fromkeys(labelled.skipped))}")
+        notes += dict.fromkeys(line for score in scores.values() for line in score.remarks)
     else:
         notes.append("not verified on real data: no labelled data was given (data: DIR scores it)")
     run.save_json(MEASURED, measure(task, teacher, student, images))
@@ -187,11 +192,14 @@ def _carry_out(
     return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes, student=student)
 
 
-def _how_chosen(chosen: Chosen, training: Training) -> str:
+def _how_chosen(chosen: Chosen, training: Training, compared: int) -> str:
     rule = "the last step" if training.select == "last" else "the best agreement with the teacher"
-    known = (
-        "" if chosen.agreement is None else f"; they agree on {chosen.agreement:.1%} of the source's validation images"
-    )
+    if chosen.agreement is not None:
+        known = f"; student and teacher agree on {chosen.agreement:.1%} of the source's validation images"
+    elif compared:
+        known = "; nothing to compare: neither student nor teacher finds anything in the source's validation images"
+    else:
+        known = ""
     return f"student of step {chosen.step}, chosen without labelled data: {rule}{known}"
 
 

@@ -85,8 +85,8 @@ def test_agreement_is_the_share_of_images_with_the_same_answer(tmp_path: Path) -
         image.save(tmp_path / f"{i}.png")
     task, device = Classification(num_classes=3, image_size=(12, 12)), torch.device("cpu")
     one, other = Normalized(Brightest()), Normalized(Brightest(1))
-    assert agreement(one, one, task, tmp_path, device=device) == 1
-    assert agreement(other, one, task, tmp_path, device=device, batch_size=7) == 30 / 40
+    assert agreement(one, one, task, tmp_path, device=device).share == 1
+    assert agreement(other, one, task, tmp_path, device=device, batch_size=7).share == 30 / 40
 
 
 def test_a_runs_student_is_compared_with_the_teacher_of_a_recipe(
@@ -97,9 +97,9 @@ def test_a_runs_student_is_compared_with_the_teacher_of_a_recipe(
     last = list(unet(3, **SMALL).state_dict())[-2:]  # of the same network: to the logits
     save_file(values | {name: -values[name] for name in last}, run / "student.safetensors")
     forge(run / "student.safetensors", (run / "student.safetensors").read_bytes())
-    assert agreement_of_run(run, photos, load_recipe(recipe)) < 0.9
+    assert agreement_of_run(run, photos, load_recipe(recipe)).share or 0 < 0.9
     shutil.copy(home / "teacher.safetensors", run / "student.safetensors")
-    assert agreement_of_run(run, photos, load_recipe(recipe)) == 1
+    assert agreement_of_run(run, photos, load_recipe(recipe)).share == 1
     words = ["evaluate", str(run), "--images", str(photos)]
     app([*words, "--teacher", recipe], standalone_mode=False)
     assert f"agreement with the teacher: 100.0 % on the images of {photos}" in capsys.readouterr().out

@@ -164,7 +164,7 @@ def boxes_of(*rows: tuple[int, float]) -> Detections:
 @pytest.mark.parametrize(
     ("ours", "theirs", "expected"),
     [
-        ([], [], 1.0),
+        ([], [], None),  # nothing to compare
         ([(0, 0)], [], 0.0),
         ([(0, 0)], [(0, 0)], 1.0),
         ([(0, 0)], [(1, 0)], 0.0),  # another class
@@ -178,14 +178,14 @@ def boxes_of(*rows: tuple[int, float]) -> Detections:
     ],
 )
 def test_agreement_is_the_f1_of_pairs_of_a_class_that_overlap(
-    ours: list[tuple[int, float]], theirs: list[tuple[int, float]], expected: float
+    ours: list[tuple[int, float]], theirs: list[tuple[int, float]], expected: float | None
 ) -> None:
     assert agreement([boxes_of(*ours)], [boxes_of(*theirs)]) == pytest.approx(expected)
     # Of many images all detections count together.
     whole = boxes_of((0, 0), (1, 20))
     total = len(ours) + len(theirs)
     assert agreement([boxes_of(*ours), whole], [boxes_of(*theirs), whole]) == pytest.approx(
-        ((expected if total else 0) * total + 4) / (total + 4)
+        ((expected or 0) * total + 4) / (total + 4)
     )
 
 

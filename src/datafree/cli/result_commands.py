@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,8 +41,10 @@ def evaluate(
             None if images is None or teacher is None else agreement_of_run(run, images, load_recipe(teacher), **code)
         )
     if as_json:
-        content: dict[str, Any] = {who: {"values": s.values, "per_class": s.per_class} for who, s in scores.items()}
-        result_block(strict_json.render(content if all_agree is None else {**content, "agreement": all_agree}))
+        content: dict[str, Any] = {who: asdict(score) for who, score in scores.items()}
+        if all_agree is not None:
+            content |= {"agreement": all_agree.share, "agreement_remarks": all_agree.remarks}
+        result_block(strict_json.render(content))
         return
     if scores:
         result_block(score_table(scores))
@@ -50,8 +53,13 @@ def evaluate(
             result("")
             result(f"{figure} by class, {who}")
             result_block(table([[name, percent(value)] for name, value in by_class.items()]))
+    for note in dict.fromkeys(line for score in scores.values() for line in score.remarks):
+        result(f"note: {note}")
     if all_agree is not None:
-        result(f"agreement with the teacher: {percent(all_agree)} on the images of {images}")
+        share = "nothing to compare" if all_agree.share is None else percent(all_agree.share)
+        result(f"agreement with the teacher: {share} on the images of {images}")
+        for note in all_agree.remarks:
+            result(f"note: {note}")
 
 
 def export(

@@ -131,7 +131,9 @@ def read_yolo(text: str, *, width: int, height: int, num_classes: int, where: st
             continue
         what = f"{where}, line {number}"
         if len(columns) != 5:
-            raise DataError(f"{what}: {len(columns)} columns; a box is a line of 5: class x y width height")
+            raise DataError(
+                f"{what}: {len(columns)} columns; a box is a line of 5: class x y width height{_hint(len(columns))}"
+            )
         try:
             label, *shares = map(float, columns)
         except ValueError as error:
@@ -145,6 +147,15 @@ def read_yolo(text: str, *, width: int, height: int, num_classes: int, where: st
         corners = _corners(x - w / 2, y - h / 2, w, h, (height, width), f"{what}: the box {show(line)}")
         rows.append((int(label), *corners))
     return rows
+
+
+def _hint(columns: int) -> str:
+    """What a line of more columns than a box's mostly is, and what to do with it."""
+    if columns == 6:
+        return "; a sixth, as predictions have it, is a score: leave it out"
+    if columns >= 7 and columns % 2:
+        return "; class x1 y1 x2 y2 ... is a polygon (or, of 9, a turned box): write the least upright box around it"
+    return "; the rest may be key points: leave them out" if columns > 6 else ""
 
 
 def box_lines(text: str) -> list[int]:

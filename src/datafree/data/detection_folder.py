@@ -28,7 +28,7 @@ from datafree.data.detection_paths import (
     label_folder,
     split_folder,
 )
-from datafree.data.image_sizes import check_sizes, other_size
+from datafree.data.image_sizes import check_sizes, check_told, other_size
 from datafree.data.labelled import NothingToScore, names_file, read_names, stream
 from datafree.errors import DataError
 from datafree.ops import boxes
@@ -45,6 +45,7 @@ class _Item:
     label: Path  # the file that its boxes stand in, among others' perhaps
     rows: Rows
     size: tuple[int, int] | None  # (height, width) that the boxes are of, where it is said
+    twice: int  # boxes that another one equals
     bare: list[str]  # where its boxes without area stand, which are not among the rows
 
     @property
@@ -85,6 +86,12 @@ class BoxFolder:
         check_sizes([(item.file, item.size) for item in self._items if item.size is not None])
         bare = [item.file.name for item in self._items for _ in item.bare]
         self.skipped = [f"{len(bare)} boxes without area, the first in {bare[0]}"] if bare else []
+        twice = [item.file.name for item in self._items for _ in range(item.twice)]
+        self._twice = f"{len(twice)} boxes that are given twice, the first in {twice[0]}" if twice else ""
+        if twice and coco is None:
+            self.skipped.append(self._twice)
+        self._unlabelled = 0 if coco is not None else sum(not is_file(item.label) for item in self._items)
+        self._turned: set[int] = set()  # images of which no size says how their labels lie
         self.rows = max(1, *(len(item.rows) for item in self._items))
         if not any((item.rows[:, 0] >= 0).any() for item in self._items):
             raise NothingToScore(f"{path} {self._what_is_lacking()}; give data with boxes", self)
@@ -99,13 +106,34 @@ class BoxFolder:
         others = ", and the others are crowds" if crowds else ""
         return f"has no box to score: {found} are without area, the first {bare[0]}{others}"
 
+    @property
+    def remarks(self) -> list[str]:
+        """What was taken for granted of these labels, a line each."""
+        found = []
+        if self._unlabelled:
+            found.append(
+                f"{self._unlabelled:,} of {len(self):,} images have no label file: they count as without boxes"
+            )
+        if self._twice and self._twice not in self.skipped:
+            found.append(f"scored twice: {self._twice}")
+        if self._turned:
+            found.append(
+                f"{len(self._turned):,} images are turned by EXIF: their labels are taken to be of the picture "
+                "upright, as YOLO's own trainer reads them"
+            )
+        return found
+
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """An image (3, H, W) float32 in [0, 1], its boxes (M, 5). Raises UnreadableImage, DataError."""
         item = self._items[index]
-        image = images.read_image(item.file)
+        image, orientation = images.read_turned(item.file)
+        if item.size is None:
+            self._turned |= {index} if orientation != 1 else set()
+        else:
+            check_told(item.file, orientation, (image.height, image.width))
         if item.size is not None and (image.height, image.width) != item.size:  # changed since it was opened
             raise other_size(item.file, (image.height, image.width), item.size)
         targets = torch.zeros(self.rows, 5)
@@ -224,10 +252,20 @@ def _scaled(rows: Sequence[Sequence[float]], size: tuple[int, int], wanted: tupl
 def _item(
     file: Path, label: Path, rows: Rows, where: Callable[[int], str], size: tuple[int, int] | None = None
 ) -> _Item:
-    """An image without its boxes of no area; `where` says where a row stands."""
+    """An image without its boxes of no area; `where` says where a row stands.
+
+    A box that is given twice counts once where the format has no ids (YOLO's own trainer does so), else as often.
+    """
     good = (rows[:, 3:] > rows[:, 1:3]).all(1)
+    first = np.zeros(len(rows), bool)
+    first[np.unique(rows, axis=0, return_index=True)[1]] = True
     return _Item(
-        file=file, label=label, rows=rows[good], size=size, bare=[where(int(row)) for row in np.flatnonzero(~good)]
+        file=file,
+        label=label,
+        rows=rows[good & first] if size is None else rows[good],
+        size=size,
+        twice=int((good & ~first).sum()),
+        bare=[where(int(row)) for row in np.flatnonzero(~good)],
     )
 
 

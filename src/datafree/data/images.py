@@ -93,15 +93,20 @@ def read_image(path: Path) -> Image.Image:
     Alpha is composited over black. Grey of more than 8 bits is scaled to 8 (Pillow's conversion clips it).
     Colour profiles are ignored. Raises UnreadableImage and nothing else.
     """
-    return _read(path, _to_rgb)
+    return read_turned(path)[0]
 
 
-def read_stored(path: Path) -> Image.Image:
-    """The image at `path` in the mode it is stored in (for masks), upright. Raises UnreadableImage only."""
-    return _read(path, lambda image: image)
+def read_turned(path: Path) -> tuple[Image.Image, int]:
+    """`read_image`, and the EXIF orientation it was turned upright from; 1 if it was not. Raises UnreadableImage."""
+    return _read_turned(path, _to_rgb)
 
 
-def _read(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def read_stored(path: Path) -> tuple[Image.Image, int]:
+    """`read_turned` in the mode that the image is stored in (for masks). Raises UnreadableImage only."""
+    return _read_turned(path, lambda image: image)
+
+
+def _read_turned(path: Path, convert: Callable[[Image.Image], Image.Image]) -> tuple[Image.Image, int]:
     _silence_pillow()
     try:
         if not path.is_file():  # opening a pipe would wait for ever
@@ -110,10 +115,14 @@ def _read(path: Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Im
             if image.width * image.height > MAX_PIXELS:  # known from the header; nothing is decoded yet
                 size = f"{image.width} x {image.height}"
                 raise UnreadableImage(path, f"{size} pixels, more than {MAX_PIXELS} in all")
+            turned = _turned_by_pillow(image)
             image.load()
-            turn = _ORIENTATIONS.get(_orientation(image))
+            orientation = _orientation(image)
+            turn = _ORIENTATIONS.get(orientation)
             upright = convert(image)
-            return upright.copy() if turn is None else upright.transpose(turn)  # a copy: free of the file
+            if turn is None:
+                return upright.copy(), turned  # a copy: free of the file
+            return upright.transpose(turn), orientation
     except UnreadableImage:
         raise
     except Exception as error:  # Pillow's decoders meet damaged bytes with nearly every error there is
@@ -153,6 +162,15 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF does not spoil the pixels
         return 1
+
+
+def _turned_by_pillow(image: Image.Image) -> int:
+    """The orientation that Pillow itself turns an image upright from in loading it: TIFF's; else 1."""
+    try:
+        said = int(getattr(image, "tag_v2", {}).get(_ORIENTATION, 1))
+    except (TypeError, ValueError):
+        return 1
+    return said if said in _ORIENTATIONS else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -114,6 +114,13 @@ class NamesFiles(Protocol):
         ...
 
 
+@runtime_checkable
+class Remarked(Protocol):
+    """Labelled data of which a user should know something before taking scores on it at their word."""
+
+    remarks: list[str]
+
+
 class NothingToScore(DataError):
     """Data that is sound, but in which nothing is labelled. `data` is it, opened, for who wants its images."""
 

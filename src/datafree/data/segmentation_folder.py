@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from datafree.data import images
+from datafree.data.image_sizes import check_masks, check_told
 from datafree.data.images import UnreadableImage
-from datafree.data.labelled import names_file, read_names, stream
+from datafree.data.labelled import NothingToScore, names_file, read_names, stream
 from datafree.errors import DataError
+from datafree.text import show
 
 _LAYOUT = "images/NAME.png (or another kind) and masks/NAME.png"
 
@@ -27,7 +29,8 @@ class MaskFolder:
     A mask is a single-channel or palette PNG of the image's size whose pixel values are class ids, 0 to
     num_classes - 1, or `ignore_index`. `classes.txt`, in the folder or its parent, names one class a line;
     where ignore_index equals num_classes (as in CamVid) it may name that too. Images and masks are scaled and
-    cropped by `images.fit`, masks to the nearest pixel. Only names are read before images are asked for.
+    cropped by `images.fit`, masks to the nearest pixel; both are upright (`image_sizes`). Before images are asked for,
+    only names and headers are read, and masks until two classes are seen.
 
     Raises DataError if files are missing or do not match; reading raises it for masks of other things.
     """
@@ -43,6 +46,8 @@ class MaskFolder:
         self._path = path
         self._pairs = _pairs(path)
         self.class_names = _class_names(path, num_classes, ignore_index)
+        check_masks(self._pairs)
+        self._look_for_two_classes()
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -50,8 +55,15 @@ class MaskFolder:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """An image (3, H, W) float32 in [0, 1], its mask (H, W) int64. Raises UnreadableImage, DataError."""
         image_path, mask_path = self._pairs[index]
-        image = images.read_image(image_path)
-        ids = self._read_ids(mask_path)
+        image, orientation = images.read_turned(image_path)
+        ids, masks_own = self._read_ids(mask_path)
+        if orientation != masks_own:
+            if masks_own != 1:
+                raise DataError(
+                    f"the mask {mask_path} has the EXIF orientation {masks_own}, but its image {orientation}; "
+                    "give both the same, or turn the pixels themselves (mogrify -auto-orient)"
+                )
+            check_told(image_path, orientation, (image.height, image.width))
         if ids.shape != (image.height, image.width):
             raise DataError(
                 f"the mask {mask_path} has {ids.shape[1]} x {ids.shape[0]} pixels, but its image "
@@ -71,9 +83,29 @@ class MaskFolder:
         """
         return stream(self.__getitem__, len(self), batch_size, self.skipped, self._path)
 
-    def _read_ids(self, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-        """(H, W) class ids, checked."""
-        image = images.read_stored(path)
+    def _look_for_two_classes(self) -> None:
+        """Raise NothingToScore if all masks show one class and ignored pixels; the first masks mostly tell.
+
+        Such are masks of 0 and 255 by the default `ignore_index`: the object is swallowed, and whoever never sees it
+        scores best.
+        """
+        if self.num_classes - (self.ignore_index in range(self.num_classes)) < 2:  # one class was asked for
+            return
+        seen: set[int] = set()
+        for _, mask in self._pairs:
+            try:
+                seen |= set(np.unique(self._read_ids(mask)[0]).tolist())
+            except UnreadableImage:
+                continue
+            if len(seen - {self.ignore_index}) > 1:
+                return
+        classes = seen - {self.ignore_index}
+        if self.ignore_index in seen and len(classes) == 1:
+            raise NothingToScore(f"{self._path}: {one_class(self.class_names[classes.pop()], self.ignore_index)}", self)
+
+    def _read_ids(self, path: Path) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int32]], int]:
+        """(H, W) class ids, checked, upright; and the EXIF orientation they were turned from."""
+        image, orientation = images.read_stored(path)
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise DataError(
                 f"the mask {path} is a colour picture ({image.mode}), not class ids; "
@@ -87,7 +119,16 @@ class MaskFolder:
                 f"{self.num_classes - 1} and {self.ignore_index} (ignore_index); mend it, or set "
                 "task.num_classes or task.ignore_index"
             )
-        return ids
+        return ids, orientation
+
+
+def one_class(name: str, ignore_index: int) -> str:
+    """What is said of masks in which an ignored id is all there is besides one class."""
+    return (
+        f"the masks show {show(name)} and the ignored id {ignore_index}, nothing else: there is nothing to tell "
+        f"apart; if {ignore_index} is a class in them, write its class id there (0 and 255 become 0 and 1), or set "
+        "task.ignore_index to an id that they do not hold"
+    )
 
 
 def _grey_step(path: Path) -> int:

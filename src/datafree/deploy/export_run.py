@@ -12,7 +12,7 @@ B images, C classes, L locations, N images to calibrate with, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from datafree.config import schema
 from datafree.data import images as image_files
 from datafree.data.labelled import LabelledData
+from datafree.data.unlabelled import read_fitted, unread
 from datafree.deploy.model_card import Export, Int8, model_card, public
 from datafree.deploy.quantize import quantize
 from datafree.engine.artifacts import CALIBRATION
@@ -95,7 +96,7 @@ def export_run(
     labelled = open_labelled(loaded.task, data) if data is not None else None
     if labelled is not None and not loaded.class_names:
         loaded = replace(loaded, class_names=labelled.class_names)
-    calibration, origin = _calibration(run, images, loaded.task) if int8 else (torch.empty(0), "")
+    calibration, origin = _calibration(run, images, loaded.task, notes) if int8 else (torch.empty(0), "")
     scores: dict[str, Scores] = {}
     errors: dict[int, float] = {}
     used_opset, quantised = None, None
@@ -126,8 +127,7 @@ def export_run(
                     scores[int8_file.name] = _score(OnnxNetwork(int8_file), loaded.task, labelled)
             if labelled is None:
                 notes.append("not scored: no labelled data was given (--data DIR scores what is exported)")
-            elif labelled.skipped:
-                notes.append(f"not scored, unreadable: {'; '.join(dict.fromkeys(labelled.skipped))}")
+            notes += dict.fromkeys(line for score in scores.values() for line in score.remarks)
             work.next("description and model card")
             export = Export(
                 errors=errors,
@@ -164,13 +164,19 @@ def _floats(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def _calibration(run: Path, folder: Path | None, task: Task) -> tuple[Tensor, str]:
-    """Images (N, 3, H, W) uint8 to calibrate with, two or more, and what they are. Raises DataError."""
+def _calibration(run: Path, folder: Path | None, task: Task, notes: list[str]) -> tuple[Tensor, str]:
+    """Images (N, 3, H, W) uint8 to calibrate with, two or more, and what they are; `notes` is told of those left out.
+
+    Raises DataError.
+    """
     if folder is not None:
         inner = (folder / "data" / "images", folder / "images")  # of sets with masks or boxes beside the images
         files = image_files.list_images(next((place for place in inner if place.is_dir()), folder))
         chosen = files[:: -(-len(files) // CALIBRATED_ON)]  # spread over the folder
-        found = torch.stack(list(_read_images(chosen, task.image_size)))
+        skipped: list[str] = []
+        read = read_fitted(chosen, task.image_size, skipped, folder)
+        found = torch.stack([(pixels * 255).round().byte() for pixels in read])
+        notes += [f"INT8: {unread(skipped)}"] if skipped else []
         origin = f"from the folder {public(str(folder.absolute()))}"
     else:
         file = run / CALIBRATION
@@ -185,12 +191,6 @@ def _calibration(run: Path, folder: Path | None, task: Task) -> tuple[Tensor, st
     if len(found) < 2:
         raise DataError("one image is too few to calibrate with; give a folder of some hundred with --images")
     return found[:CALIBRATED_ON], origin
-
-
-def _read_images(files: list[Path], size: tuple[int, int]) -> Iterator[Tensor]:
-    for file in files:
-        pixels = image_files.to_tensor(image_files.fit(image_files.read_image(file), size))
-        yield (pixels * 255).round().byte()
 
 
 def _score(network: nn.Module, task: Task, labelled: LabelledData) -> Scores:

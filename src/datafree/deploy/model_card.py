@@ -25,7 +25,7 @@ class Int8:
 
     images: int  # it was calibrated on
     origin: str  # of these, in words
-    agreement: float  # with the float file on further such images, as the task counts it, in [0, 1]
+    agreement: float | None  # with the float file on further such images, as the task counts it; None: nothing seen
     compared: int  # of these
 
 
@@ -215,7 +215,12 @@ def _loading(student: Student, export: Export) -> str:
         int8 = export.int8
         parts.append(
             f"`student.int8.onnx` is the same in 8-bit integers, calibrated on {int8.images} images {int8.origin}. "
-            f"On {int8.compared} more of these it agrees with the float file in {100 * int8.agreement:.1f} % of cases."
+            + (
+                f"On {int8.compared} more of these neither it nor the float file finds anything: nothing to compare."
+                if int8.agreement is None
+                else f"On {int8.compared} more of these it agrees with the float file in {100 * int8.agreement:.1f} % "
+                "of cases."
+            )
         )
     return "\n\n".join(parts)
 

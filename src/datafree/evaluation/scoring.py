@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from datafree.data.images import fit, list_images, read_image, to_tensor
-from datafree.data.labelled import LabelledData
+from datafree.data.images import list_images
+from datafree.data.labelled import LabelledData, Remarked
+from datafree.data.unlabelled import in_batches, read_fitted, unread
 from datafree.engine import out_of_memory
 from datafree.engine.build_networks import prepare, require_weights
 from datafree.engine.out_of_memory import OutOfMemory
@@ -47,7 +49,12 @@ def evaluate(
             metric.update(outputs, targets.to(device))
             done += len(images)
             work.at(done)
-    return metric.compute()
+    scores = metric.compute()
+    if isinstance(data, Remarked):
+        scores.remarks += data.remarks
+    if data.skipped:
+        scores.remarks.append(f"not scored: {'; '.join(dict.fromkeys(data.skipped))}")
+    return scores
 
 
 def _answered(network: nn.Module, task: Task, images: Tensor) -> Any:
@@ -61,6 +68,22 @@ def _answered(network: nn.Module, task: Task, images: Tensor) -> Any:
     return task.join([_answered(network, task, half) for half in images.chunk(2)])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How often two networks give the same answer on a folder of images."""
+
+    share: float | None  # mean of `Task.agreement` over the images that were compared; None: nothing to compare
+    compared: int  # images in which at least one of them finds something
+    empty: int  # images in which neither does
+    skipped: list[str]  # images that cannot be read, each with its reason
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the share says nothing about, a line each."""
+        found = [f"{self.empty:,} images are not compared: neither network finds anything there"] if self.empty else []
+        return [*found, unread(self.skipped)] if self.skipped else found
+
+
 @torch.no_grad()
 def agreement(
     student: nn.Module,
@@ -71,22 +94,25 @@ def agreement(
     device: torch.device,
     batch_size: int = 32,
     log: Callable[[Progress], None] = lambda progress: None,
-) -> float:
+) -> Agreement:
     """How often two networks give the same answer on images of any kind: all below `folder`, which nobody has labelled.
 
-    The mean over images of `Task.agreement`, a fraction; images are scaled to cover the task's size and cut to it.
-    Raises DataError where there are none, or one cannot be read.
+    Images are scaled to cover the task's size and cut to it; those that cannot be read are skipped and counted. Raises
+    DataError where there are none, or none can be read.
     """
-    files, found = list_images(folder), 0.0
+    skipped: list[str] = []
+    found: list[float] = []
+    files, empty = list_images(folder), 0
     work = Work("scores", len(files), log)
     with modes.frozen(student, teacher):
-        for first in range(0, len(files), batch_size):
-            read = [to_tensor(fit(read_image(file), task.image_size)) for file in files[first : first + batch_size]]
-            images = torch.stack(read).to(device)
-            ours, theirs = (_answered(network, task, images) for network in (student, teacher))
-            found += sum(task.agreement(ours[i : i + 1], theirs[i : i + 1]) for i in range(len(images)))
-            work.at(first + len(images))
-    return found / len(files)
+        for images in in_batches(read_fitted(files, task.image_size, skipped, folder), batch_size):
+            ours, theirs = (_answered(network, task, images.to(device)) for network in (student, teacher))
+            shares = [task.agreement(ours[i : i + 1], theirs[i : i + 1]) for i in range(len(images))]
+            found += [share for share in shares if share is not None]
+            empty += sum(share is None for share in shares)
+            work.at(len(found) + empty)
+    share = sum(found) / len(found) if found else None
+    return Agreement(share=share, compared=len(found), empty=empty, skipped=skipped)
 
 
 def agreement_of_run(
@@ -98,7 +124,7 @@ def agreement_of_run(
     student: str | nn.Module | None = None,
     task: str | None = None,
     log: Callable[[Progress], None] = lambda progress: None,
-) -> float:
+) -> Agreement:
     """`agreement` of the student of a run directory, or of an exported ONNX file, with the teacher of `recipe`.
 
     The recipe is the user's, not the run's own, which may not name files. `student` and `task` as in `load_student`.

@@ -39,7 +39,8 @@ def health_metrics(task: Task, teacher: nn.Module, student: nn.Module, images: T
     corruptions of these images; agreement_noise: on uniform noise.
     calibration_gap: mean probability of the class the student names, minus the fraction of rows in which the teacher
     names the same; above 0 = surer than right.
-    What cannot be had is left out: features and statistics of a teacher without, diversity of a single image.
+    What cannot be had is left out: features and statistics of a teacher without, diversity of a single image, agreement
+    of two detectors that see nothing.
     """
     with modes.frozen(teacher, student), watched_features(teacher, images) as seen, watched_moments(teacher) as moments:
         answers = _answers(task, teacher, images)
@@ -50,12 +51,13 @@ def health_metrics(task: Task, teacher: nn.Module, student: nn.Module, images: T
             found["statistics_distance"] = statistics_distance(teacher, moments)
     with modes.frozen(teacher, student):
         ours = _answers(task, student, images)
-        found["agreement"] = task.agreement(ours, answers)
+        agreed = {"agreement": task.agreement(ours, answers)}
         found["calibration_gap"] = calibration_gap(task.class_probs(ours), task.class_probs(answers))
         noise = torch.rand(NOISE, *images.shape[1:], generator=torch.Generator().manual_seed(1)).to(images.device)
         for name, others in (("corrupted", corrupted(images[:CORRUPTED])), ("noise", noise)):
             pair = _answers(task, student, others), _answers(task, teacher, others)
-            found[f"agreement_{name}"] = task.agreement(*pair)
+            agreed[f"agreement_{name}"] = task.agreement(*pair)
+    found |= {name: value for name, value in agreed.items() if value is not None}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 

@@ -66,10 +66,10 @@ def detect(
     return found
 
 
-def agreement(ours: Sequence[Detections], theirs: Sequence[Detections], overlap: float = 0.5) -> float:
+def agreement(ours: Sequence[Detections], theirs: Sequence[Detections], overlap: float = 0.5) -> float | None:
     """F1 of two networks' detections: twice the pairs of equal class and IoU of `overlap` or more, over all detections.
 
-    Pairs are made greedily, ours surest first. 1 where neither finds anything.
+    Pairs are made greedily, ours surest first. None where neither finds anything: there is nothing to agree on.
     """
     from torchvision.ops import box_iou
 
@@ -85,7 +85,7 @@ def agreement(ours: Sequence[Detections], theirs: Sequence[Detections], overlap:
             if best >= overlap:
                 pairs += 1
                 overlaps[:, index] = 0
-    return 2 * pairs / total if total else 1.0
+    return 2 * pairs / total if total else None
 
 
 def with_seen(

@@ -44,7 +44,7 @@ class Dataset(ImageSource):
 
     def attach(self, context: SourceContext) -> None:
         self._context = context
-        self._data = _opened(context.task, self.path)
+        self._data, self._lacking = _opened(context.task, self.path)
         if not len(self._data):
             raise DataError(f"{self.path} holds no images; give a data set that does")
         self._held, learnt = self._split(len(self._data))
@@ -126,7 +126,11 @@ class Dataset(ImageSource):
 
     def notes(self) -> list[str]:
         skipped = self._reader.skipped | self._held_skipped
-        found = [*self._remarks, *(f"{self.path}: {line}, left out" for line in self._data.skipped)]
+        found = [
+            *self._remarks,
+            *([self._lacking] if self._lacking else []),
+            *(f"{self.path}: {line}, left out" for line in self._data.skipped),
+        ]
         if skipped:
             line = f"{len(skipped)} of {len(self._data)} images of {self.path} could not be read"
             found.append(f"{line}: {listed(list(skipped.values()))}")
@@ -156,9 +160,9 @@ class Dataset(ImageSource):
         return Batch(images=images.to(device), targets=targets.to(device))
 
 
-def _opened(task: Task[Any], path: Path) -> LabelledData:
-    """The data at `path`. That nothing is labelled in it is fine: it is learnt from, nothing is scored by it."""
+def _opened(task: Task[Any], path: Path) -> tuple[LabelledData, str]:
+    """The data at `path`, and why nothing is labelled in it, if so: it is learnt from, nothing is scored by it."""
     try:
-        return open_labelled(task, path)
+        return open_labelled(task, path), ""
     except NothingToScore as error:
-        return error.data
+        return error.data, f"{error} (its images are learnt from all the same)"

@@ -15,7 +15,7 @@ from torch import Tensor
 from datafree.errors import DataError
 from datafree.ops.detections import detect
 from datafree.ops.predictions import Predictions
-from datafree.tasks.base import Scores
+from datafree.tasks.base import Scores, unseen
 
 Numbers = NDArray[np.float64]
 
@@ -65,6 +65,7 @@ class AveragePrecision:
                 name: {self.class_names[c]: float(curves[name][c]) for c in np.flatnonzero(known)}
                 for name in ("ap50", "ap")
             },
+            remarks=unseen(self.class_names, known.tolist(), "box"),
         )
 
     def _precision(self) -> Numbers:

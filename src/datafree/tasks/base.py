@@ -9,7 +9,7 @@ B images, C classes, H x W pixels, N rows (an image, a pixel or a location each)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Protocol, cast
@@ -25,6 +25,7 @@ from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
 from datafree.ops.augment import Move
 from datafree.storage import made_set
+from datafree.text import show
 
 # What a network answers in a task. A bare `Task` is a task of whatever kind.
 OutputsT = TypeVar("OutputsT", default=Any)
@@ -188,8 +189,11 @@ class Task(ABC, Generic[OutputsT]):
     def disagreement(self, student: OutputsT, teacher: OutputsT) -> Tensor:
         """Scalar: mean absolute difference of the raw answers, with gradients to both (what DFAD's generator seeks)."""
 
-    def agreement(self, student: OutputsT, teacher: OutputsT) -> float:
-        """Fraction of rows (images, pixels or locations) on which both name the same class."""
+    def agreement(self, student: OutputsT, teacher: OutputsT) -> float | None:
+        """Fraction of rows (images, pixels or locations) on which both name the same class.
+
+        None where there is nothing to compare.
+        """
         same = self.class_probs(student).argmax(1) == self.class_probs(teacher).argmax(1)
         return float(same.float().mean())
 
@@ -199,6 +203,15 @@ class Task(ABC, Generic[OutputsT]):
         seen = torch.bincount(theirs, minlength=self.num_classes).tolist()
         same = torch.bincount(theirs[ours == theirs], minlength=self.num_classes).tolist()
         return [hit / count if count else None for hit, count in zip(same, seen, strict=True)]
+
+
+def unseen(class_names: Sequence[str], seen: Sequence[bool], what: str) -> list[str]:
+    """A line about the classes that no labelled `what` ("image", "box", "pixel") is of: no figure is about them."""
+    names = [name for name, there in zip(class_names, seen, strict=True) if not there]
+    if not names:
+        return []
+    some = ", ".join(map(show, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return [f"{len(names)} of {len(class_names)} classes are not scored, no labelled {what} is of them: {some}"]
 
 
 def open_labelled(task: Task, path: Path) -> LabelledData:

@@ -23,7 +23,7 @@ from datafree.data.visualize import class_colours, draw_labels
 from datafree.errors import DataError, NetworkError
 from datafree.ops import losses
 from datafree.ops.augment import Move
-from datafree.tasks.base import Scores, Task, check_logits
+from datafree.tasks.base import Scores, Task, check_logits, unseen
 from datafree.text import show
 
 
@@ -145,4 +145,5 @@ class ClassificationMetric:
         if len(self.class_names) > 5:
             values["top5"] = self.near / total
         per_class = {n: int(h) / int(s) for n, h, s in zip(self.class_names, self.hit, self.seen, strict=True) if s}
-        return Scores(values=values, per_class={"accuracy": per_class})
+        remarks = unseen(self.class_names, (self.seen > 0).tolist(), "image")
+        return Scores(values=values, per_class={"accuracy": per_class}, remarks=remarks)

@@ -235,18 +235,17 @@ class Detection(Task[Predictions]):
         pairs = zip(student.heads, teacher.heads, strict=True)
         return torch.stack([losses.l1_loss(ours, theirs) for ours, theirs in pairs]).mean()
 
-    def agreement(self, student: Predictions, teacher: Predictions) -> float:
-        """F1 of the student's detections against the teacher's."""
+    def agreement(self, student: Predictions, teacher: Predictions) -> float | None:
+        """F1 of the student's detections against the teacher's; None where neither sees a box."""
         return agreement(self.detections(student), self.detections(teacher))
 
     def class_agreement(self, student: Predictions, teacher: Predictions) -> list[float | None]:
         """F1 as in `agreement`, of the detections of each class; None where neither network finds any."""
         ours, theirs = self.detections(student), self.detections(teacher)
-        found: list[float | None] = []
-        for label in range(self.num_classes):
-            one, other = [seen.of(label) for seen in ours], [seen.of(label) for seen in theirs]
-            found.append(agreement(one, other) if any(len(seen.labels) for seen in [*one, *other]) else None)
-        return found
+        return [
+            agreement([seen.of(label) for seen in ours], [seen.of(label) for seen in theirs])
+            for label in range(self.num_classes)
+        ]
 
     def new_metric(self, class_names: list[str] | None = None) -> AveragePrecision:
         names = class_names or [f"class {c}" for c in range(self.num_classes)]

@@ -19,12 +19,14 @@ from typing_extensions import Doc
 from datafree.config.options import Positive
 from datafree.data.images import to_image
 from datafree.data.labelled import place_below, save_image
-from datafree.data.segmentation_folder import MaskFolder
+from datafree.data.segmentation_folder import MaskFolder, one_class
 from datafree.data.visualize import class_colours, draw_masks
 from datafree.errors import DataError, NetworkError
 from datafree.ops import augment, losses
 from datafree.ops.augment import Move
-from datafree.tasks.base import Scores, Task, check_logits
+from datafree.tasks.base import Scores, Task, check_logits, unseen
+
+_MOST_IGNORED = 0.5  # of the pixels; street scenes have some 0.1
 
 
 @final
@@ -140,6 +142,7 @@ class SegmentationMetric:
     class_names: list[str]
     ignore_index: int = 255
     confusion: Tensor = field(init=False)  # (C, C) int64: rows targets, columns outputs
+    ignored: int = field(init=False, default=0)  # pixels of the ignored id
 
     def __post_init__(self) -> None:
         count = len(self.class_names)
@@ -149,6 +152,7 @@ class SegmentationMetric:
         """Count outputs (B, C, H, W) logits against targets (B, H, W)."""
         count = len(self.class_names)
         keep = targets != self.ignore_index
+        self.ignored += int((~keep).sum())
         predicted, truth = outputs.argmax(1)[keep], targets[keep]
         pairs = torch.bincount(truth * count + predicted, minlength=count * count)
         self.confusion += pairs.reshape(count, count).cpu()
@@ -165,4 +169,21 @@ class SegmentationMetric:
         iou = hit / union.clamp_min(1)
         per_class = {n: float(v) for n, v, p in zip(self.class_names, iou, present, strict=True) if p}
         values = {"miou": float(iou[present].mean()), "pixel_accuracy": float(hit.sum() / counts.sum())}
-        return Scores(values=values, per_class={"iou": per_class})
+        return Scores(values=values, per_class={"iou": per_class}, remarks=self._remarks())
+
+    def _remarks(self) -> list[str]:
+        """What the scores say nothing about. Raises DataError where that may be all that matters."""
+        seen = self.confusion.sum(1) > 0
+        scored = int(self.confusion.sum())
+        share = self.ignored / (self.ignored + scored)
+        told_apart = len(self.class_names) - (self.ignore_index in range(len(self.class_names)))
+        if seen.sum() == 1 and self.ignored and told_apart > 1:
+            raise DataError(one_class(self.class_names[int(seen.int().argmax())], self.ignore_index))
+        if self.ignore_index < len(self.class_names):
+            seen[self.ignore_index] = True  # that it is not scored was asked for
+        remarks = unseen(self.class_names, seen.tolist(), "pixel")
+        if share > _MOST_IGNORED:
+            remarks.append(
+                f"{share:.0%} of the labelled pixels are not scored: they have the ignored id {self.ignore_index}"
+            )
+        return remarks

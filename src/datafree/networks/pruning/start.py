@@ -129,7 +129,8 @@ def _start(teacher: nn.Module, student: nn.Module, images: Tensor, options: Star
 
     def measure(when: str) -> None:
         if task is not None and len(held):
-            agreement[when] = agreed(teacher, student, held, task, device)
+            share = agreed(teacher, student, held, task, device)
+            agreement.update({} if share is None else {when: share})
 
     measure("made")
     started = Started(
@@ -147,7 +148,7 @@ def _start(teacher: nn.Module, student: nn.Module, images: Tensor, options: Star
     targets = refit_targets(teacher, student, followed, found, kept)
     started.refitted, started.images = refit(teacher, student, targets, used, options.refit), len(used)
     measure("refitted")
-    if agreement and agreement["refitted"] < agreement["copied"]:
+    if agreement.get("refitted", 1.0) < agreement.get("copied", 0.0):
         bare(student).load_state_dict(before)
         started.refit_undone = True
     return started
@@ -159,14 +160,16 @@ def _split(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def agreed(teacher: nn.Module, student: nn.Module, images: Tensor, task: Task, device: torch.device) -> float:
-    """Fraction of rows on which both name the same class."""
-    total = 0.0
+def agreed(teacher: nn.Module, student: nn.Module, images: Tensor, task: Task, device: torch.device) -> float | None:
+    """Fraction of rows on which both name the same class; None where there is nothing to compare."""
+    total, count = 0.0, 0
     with modes.frozen(teacher, student):
         for batch in torch.split(images, 64):
             answers = (student(batch.to(device)), teacher(batch.to(device)))
-            total += task.agreement(*answers) * len(batch)
-    return total / len(images)
+            share = task.agreement(*answers)
+            if share is not None:
+                total, count = total + share * len(batch), count + len(batch)
+    return total / count if count else None
 
 
 def refit_targets(
