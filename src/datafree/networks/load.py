@@ -28,7 +28,7 @@ from datafree.errors import NetworkError
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.darknet.weights import load_darknet_weights
 from datafree.networks.exported.program import SUFFIX, Program
-from datafree.networks.instances import is_live, not_by_name
+from datafree.networks.instances import is_live, not_by_name, require_values
 from datafree.networks.libraries import build_from_library, library_names, one_line_errors, unknown
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
@@ -234,7 +234,11 @@ def _build_imported(spec: NetworkSpec, allow_import: bool) -> nn.Module:
 
 
 def adapted(network: nn.Module) -> nn.Module:
-    """A network of the user's as it is used: a detection model of torchvision's adapted, any other itself."""
+    """A network of the user's as it is used: a detection model of torchvision's adapted, any other itself.
+
+    Raises NetworkError for one without values.
+    """
+    require_values(network)
     if "torchvision" not in sys.modules:  # which takes seconds to import; who made a model of its has done so
         return network
     from datafree.networks.torchvision_detectors import adapt, is_torchvision_detector

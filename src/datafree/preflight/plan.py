@@ -99,7 +99,7 @@ def plan(recipe: Recipe, images: int | None = None, link: float = LINK, devices:
         recipe, training, timed = with_time(recipe, training, None, NOTHING_GIVEN, device, dtype)
         found += timed
     opened = time.perf_counter()
-    networks = build_networks(recipe, device, dtype)
+    networks = build_networks(recipe, device, dtype, learns=images is None)
     opening = CostItem(what="opening", often=1, each=Cost(seconds=time.perf_counter() - opened))
     known = cost_of_teacher(networks.teacher, task.image_size, device, training.batch_size)
     finished: list[Batch] = []

@@ -101,7 +101,7 @@ def _fill(
                 f"the teacher {recipe.teacher.network} has no weights, so it knows nothing to make images of; "
                 "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
             )
-        networks = build_networks(recipe, device, dtype)
+        networks = build_networks(recipe, device, dtype, learns=False)
         teacher = networks.teacher
         finished: list[Batch] = []
         watch = Watch(device)
