@@ -114,7 +114,7 @@ def _carry_out(
     labelled = open_labelled(task, recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     remarks: list[str] = []
-    networks = build_networks(recipe, device, dtype, given, say=remarks.append)
+    networks = build_networks(recipe, device, dtype, given, learns=not run.finished, say=remarks.append)
     teacher, student = networks.teacher, networks.student
     for network in (teacher, student):
         replicas.share(network)

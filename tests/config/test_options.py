@@ -39,7 +39,7 @@ AT_LEAST_0 = {
     "lr_warmup",
     *("clip", "lr_end", "bn_clip", "bn_layers", "brightness", "contrast", "fp_sampling_every", "fp_sampling_from"),
 }
-ABOVE_0 = {"lr", "temperature", "std"}
+ABOVE_0 = {"lr", "std"}
 FROM_0_BELOW_1 = {"momentum", "ema", "bn_momentum", "beta1", "beta2"}
 FROM_0_TO_1 = {
     "cutmix",
@@ -52,6 +52,7 @@ CONSTRUCTORS = {
     "hold_out": lambda x: x >= 0,
     "bn_norm": lambda x: x >= 1,
     "scale": lambda x: 0 < x <= 1,
+    "temperature": lambda x: 1e-3 <= x <= 1e3,  # its square would leave float32 sooner or later
 }
 NUMBERS = (-(2**63), -1, -1e-9, 0, 1e-9, 1 - 1e-9, 1, 1 + 1e-9, 2, 2**63 - 1, 2**63)
 

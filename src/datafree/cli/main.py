@@ -25,7 +25,7 @@ from datafree.cli.result_commands import evaluate, export, report, watch
 from datafree.cli.run_commands import demo, distill, synthesize
 from datafree.distributed.launch import first, let_the_first_speak
 from datafree.errors import DatafreeError, Interrupted, RecipeError
-from datafree.text import shown
+from datafree.text import one_line, shown
 
 
 class Verbs(typer.core.TyperGroup):
@@ -83,6 +83,10 @@ def main() -> None:
         for line in error_lines(error):
             remark(line)
         sys.exit(error.exit_code)
+    except OSError as error:  # of a place that nobody has looked at: too long a name, a folder that is not the user's
+        let_the_first_speak()
+        remark(f"error: the system refused: {one_line(error)}; name a place that can be read and written")
+        sys.exit(2)
 
 
 def error_lines(error: DatafreeError) -> list[str]:

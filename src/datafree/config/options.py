@@ -75,7 +75,7 @@ def _refusals(hint: Any, value: object) -> Iterator[str]:
         if isinstance(value, Real) and not _holds(bounds, value):
             yield _in_words(bounds)
         yield from _refusals(inner[0], value)
-    elif origin is Literal and value not in inner:
+    elif origin is Literal and (value not in inner or type(value) not in map(type, inner)):
         yield f"one of: {', '.join(map(str, inner))}"
     elif origin in (typing.Union, types.UnionType):
         for part in inner:
@@ -156,13 +156,35 @@ def _looked(path: Path) -> str:
     return f"(looked for {path if str(path).isprintable() else show(str(path))})"
 
 
+def _float(value: float) -> float:
+    if abs(value) > LARGEST:
+        raise Refused(f"is too {'large' if value > 0 else 'small'}; numbers go up to {LARGEST:g}")
+    return value
+
+
+def choice(known: tuple[Any, ...]) -> BeforeValidator:
+    """What refuses a value that only equals one of the choices, as `true` equals 1."""
+
+    def check(value: Any) -> Any:
+        if value in known and type(value) not in map(type, known):
+            raise Refused(f"is not one of: {', '.join(map(str, known))}")
+        return value
+
+    return BeforeValidator(check)
+
+
+LARGEST = 1e30  # of numbers that are no counts: what float32 holds, and room for a sum
+
 INT64 = AfterValidator(_int64)  # what torch and YAML's readers hold; of every whole number
+
+FLOAT = AfterValidator(_float)
 
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]  # of a term of a loss; 0 turns it off
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # of a softmax; its square scales the loss
 Share = Annotated[float, Field(ge=0, le=1)]  # a fraction or a probability
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # of a running average; 1 would never move
 ExistingFolder = Annotated[Path, AfterValidator(_folder)]

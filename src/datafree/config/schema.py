@@ -192,7 +192,7 @@ def _strict(hint: Any, families: Families) -> Any:
     if hint in (str, bool):
         return Annotated[hint, Strict()]
     if hint is float:
-        return Annotated[hint, Strict(), AllowInfNan(False)]
+        return Annotated[hint, Strict(), AllowInfNan(False), options.FLOAT]
     if hint is Path:
         return Annotated[Path, PlainValidator(_read_path)]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
@@ -202,8 +202,10 @@ def _strict(hint: Any, families: Families) -> Any:
         wanted = None if hint is family.base else hint
         return Annotated[Any, PlainValidator(lambda given: choose(family, given, families, wanted))]
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is None or origin is Literal:
+    if origin is None:
         return hint
+    if origin is Literal:
+        return Annotated[hint, options.choice(inner)]
     if origin is Annotated:
         extras = (*options.validators(inner[1:]), *inner[1:])
         return functools.reduce(lambda base, extra: Annotated[base, extra], extras, _strict(inner[0], families))

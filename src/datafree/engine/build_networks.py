@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from datafree.engine.rehearsal import rehearse
 from datafree.engine.student_init import check_start
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.checks.class_count import classes_of
@@ -32,7 +33,7 @@ from datafree.recipe.recipe import Recipe
 from datafree.sources.auto import Auto
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.text import first_line
+from datafree.text import first_line, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +62,14 @@ def build_networks(
     given: Given = NOTHING_GIVEN,
     *,
     teacher: Normalized | None = None,
+    learns: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Networks:
     """The teacher, then the recipe's seed, then the student: so its first weights depend on the seed alone.
 
     `teacher`: where it stands ready already. `say` is told of a teacher's answers that may not be what they look like.
-    Raises NetworkError for a network that does not serve (`prepare`, `require_gradients`, `check_start`).
+    `learns`: whether the student is to learn here. Raises NetworkError for a network that does not serve (`prepare`,
+    `require_gradients`, `check_start`, `require_apart`, `rehearse`).
     """
     task, training = recipe.task, recipe.training
     if teacher is None:
@@ -76,6 +79,9 @@ def build_networks(
     spec = with_student(recipe, given.teacher)[0].student
     student = prepare(spec, task, "student", device, dtype, given.student, training.speed)
     check_start(spec, teacher, student, task)
+    require_apart(teacher, student)
+    if learns:
+        rehearse(task, teacher, student, training, spec.network)
     return Networks(teacher=teacher, student=student)
 
 
@@ -214,6 +220,26 @@ def _size_hint(spec: NetworkSpec, task: Task, what: str) -> str:
     if metadata is None or metadata.input_size in (None, tuple(task.image_size)):
         return ""
     return f"; {metadata.origin} has {metadata.input_size}: set {what}.input_size={list(metadata.input_size or ())}"
+
+
+def require_apart(teacher: nn.Module, student: nn.Module) -> None:
+    """Raise NetworkError if training the student would change the teacher: they share tensors, or are one object."""
+    theirs = _stored(teacher)
+    for place, name in _stored(student).items():
+        if place in theirs:
+            raise NetworkError(
+                f"teacher and student share tensors (the teacher's {show(theirs[place])}, the student's {show(name)}): "
+                "what the student learns would change the teacher; give copy.deepcopy(network) as one of them"
+            )
+
+
+def _stored(network: nn.Module) -> dict[int, str]:
+    """Where a network's tensors lie, and what they are called."""
+    found = {}
+    for name, value in bare(network).state_dict().items():
+        if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
+            found[value.untyped_storage().data_ptr()] = name
+    return found
 
 
 def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, device: torch.device, name: str) -> None:

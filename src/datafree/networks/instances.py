@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
+from datafree.text import show
 
 PREFIX = "live/"
 _DIGITS = 12  # of the digest: 48 bits tell a user's own networks apart
@@ -25,6 +26,7 @@ def live_name(network: nn.Module, *, values: bool) -> str:
     With `values`, as for a teacher, the digest is of its tensors; without, as for a student that training changes, only
     of their names, shapes and types.
     """
+    require_values(network)
     kind = type(network)
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -34,6 +36,16 @@ def live_name(network: nn.Module, *, values: bool) -> str:
                 plain = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
                 digest.update(plain.numpy().tobytes())
     return f"{PREFIX}{kind.__module__}.{kind.__qualname__}@{digest.hexdigest()[:_DIGITS]}"
+
+
+def require_values(network: nn.Module) -> None:
+    """Raise NetworkError if some of a network's tensors have no values: lazy layers, the device "meta"."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        what = f"the network {type(network).__name__}: {show(name)} has"
+        if nn.parameter.is_lazy(tensor):
+            raise NetworkError(f"{what} no shape yet; pass an image through its lazy layers first")
+        if tensor.is_meta:
+            raise NetworkError(f"{what} no values, being on the device meta; build it on the CPU")
 
 
 def is_live(name: str) -> bool:

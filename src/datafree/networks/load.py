@@ -28,7 +28,7 @@ from datafree.networks.first_input import per_255
 from datafree.networks.foreign.open_file import SUFFIXES, open_file
 from datafree.networks.huggingface.build import adapted_detector, asks_for_its_weights, build_from_directory
 from datafree.networks.huggingface.directory import PREFIX, located
-from datafree.networks.instances import is_live, not_by_name
+from datafree.networks.instances import is_live, not_by_name, require_values
 from datafree.networks.libraries import build_from_library, library_names
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.own_code import import_network
@@ -241,10 +241,13 @@ def refuse_files(network: str, args: Mapping[str, Any]) -> None:
 
 
 def adapted(network: nn.Module) -> nn.Module:
-    """A network of the user's as it is used: a detection model of torchvision's adapted, any other itself."""
-    if (
-        "transformers" in sys.modules
-    ):  # it and torchvision take seconds to import; who made a model of theirs has done so
+    """A network of the user's as it is used: a detector of torchvision's or transformers' adapted, any other itself.
+
+    Raises NetworkError for one without values.
+    """
+    require_values(network)
+    # Either library takes seconds to import; who made a model of its has done so.
+    if "transformers" in sys.modules:
         network = adapted_detector(network)
     if "torchvision" not in sys.modules:
         return network

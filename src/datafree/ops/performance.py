@@ -31,7 +31,8 @@ class Speed:
 
     def laid_out(self, network: NetworkT) -> NetworkT:
         """The network itself, its weights in the layout that is asked for; images follow the weights."""
-        return network.to(memory_format=torch.channels_last) if self.channels_last else network
+        fits = all(parameter.ndim != 5 for parameter in network.parameters())  # of 3-D convolutions, which have another
+        return network.to(memory_format=torch.channels_last) if self.channels_last and fits else network
 
     def adam(
         self,

@@ -116,7 +116,7 @@ def plan(
         found += timed
     clock = clock_of(device)
     opened = clock()
-    networks = build_networks(recipe, device, dtype)
+    networks = build_networks(recipe, device, dtype, learns=images is None)
     opening = CostItem(what="opening", often=1, each=Cost(seconds=clock() - opened))
     work.next("timing the teacher")
     known = cost_of_teacher(networks.teacher, task.image_size, device, training.batch_size)

@@ -14,6 +14,7 @@ Every fault is found before any work, all at once. `config/yaml.py` says which Y
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from datafree.text import did_you_mean, show
 
 MAX_BYTES = 1_000_000  # of a recipe file
 _NEEDED = ("task", "teacher", "student", "source")  # sections
+_LONGEST_NAME = 240  # letters; of the 255 that the system takes, some are for what is beside it
 _NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)  # a name names a directory
 
 SOURCE = Family(base=ImageSource, label="method", members=SOURCES)
@@ -117,7 +119,8 @@ def dump(recipe: Recipe) -> dict[str, Any]:
 
 def _read(path_or_name: str) -> tuple[str, str, str]:
     """A recipe's text, what to call it in errors, and its default name."""
-    path = Path(path_or_name).expanduser() if path_or_name.startswith("~/") else Path(path_or_name)
+    given = os.path.expanduser(path_or_name) if path_or_name.startswith("~/") else path_or_name  # noqa: PTH111
+    path = Path(given)  # as it is where nobody knows the user's home
     if "\0" not in path_or_name and path.exists() and not path.is_dir():
         try:
             with path.open("rb") as file:
@@ -168,6 +171,9 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
         outline = schema.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
         if _NOT_IN_NAMES.search(outline.name) or outline.name[:1] in ("", "-", ".", "_"):
             problem = "cannot name a run directory: letters, digits, '.', '_', '-' only, a letter or digit first"
+            faults.append(Fault(("name",), f"{show(outline.name)} {problem}"))
+        elif len(outline.name) > _LONGEST_NAME:
+            problem = f"has {len(outline.name)} letters; it names a run directory, which takes {_LONGEST_NAME}"
             faults.append(Fault(("name",), f"{show(outline.name)} {problem}"))
     except Invalid as error:
         faults += error.faults

@@ -103,7 +103,7 @@ def _fill(
                 f"the teacher {recipe.teacher.network} has no weights, so it knows nothing to make images of; "
                 "give teacher.weights=FILE (.safetensors, or a tensors-only .pt)"
             )
-        networks = build_networks(recipe, device, dtype)
+        networks = build_networks(recipe, device, dtype, learns=False)
         teacher = networks.teacher
         shards.origin = origin_of(teacher)
         if line := compare(shards.begun_with(), shards.origin, "the data set"):

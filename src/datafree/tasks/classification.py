@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from typing_extensions import Doc
 
-from datafree.config.options import Positive
+from datafree.config.options import Temperature
 from datafree.data.classification_folder import LabelFolder
 from datafree.data.images import to_image, to_tensor
 from datafree.data.labelled import place_below, save_image
@@ -38,7 +38,7 @@ class Classification(Task[Tensor]):
             "kl: arXiv 1503.02531; l1, mse: |s - t|, (s - t)^2 on logits; zscore: KL of standardised logits, 2403.01427"
         ),
     ] = "kl"
-    temperature: Annotated[Positive, Doc("of the KL")] = 4.0
+    temperature: Annotated[Temperature, Doc("of the KL")] = 4.0
 
     hub_name: ClassVar[str] = "image-classification"
     noun: ClassVar[str] = "An image classifier"

@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from datafree.config import yaml
-from datafree.config.options import Positive, Share, Weight
+from datafree.config.options import Share, Temperature, Weight
 from datafree.data.coco_yolo import coco_text, is_entry, yolo_text
 from datafree.data.detection_folder import BoxFolder
 from datafree.data.images import to_image
@@ -55,7 +55,7 @@ class Detection(Task[Predictions]):
     class_weight: Annotated[
         Weight, Doc("boxes only: of the KL between the classes of a detection and of the student's own there")
     ] = 1.0
-    temperature: Annotated[Positive, Doc("of that KL")] = 2.0
+    temperature: Annotated[Temperature, Doc("of that KL")] = 2.0
     min_teacher_score: Annotated[float, Doc("boxes only: score of the teacher's detections that may be drawn")] = 0.1
     score_threshold: Annotated[float, Doc("of detections that count: in pictures, agreement and hard targets")] = 0.3
     nms_iou: Annotated[float, Doc("IoU above which only the surer of two detections of a class stays")] = 0.5

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import Doc
 
-from datafree.config.options import Positive
+from datafree.config.options import Temperature
 from datafree.data.images import to_image
 from datafree.data.labelled import place_below, save_image
 from datafree.data.segmentation_folder import MaskFolder, one_class
@@ -41,7 +41,7 @@ class Segmentation(Task[Tensor]):
             "kl: arXiv 2011.00809; l1, mse: |s - t|, (s - t)^2 on logits; zscore: KL of standardised logits, 2403.01427"
         ),
     ] = "kl"
-    temperature: Annotated[Positive, Doc("of the KL; the paper has 1")] = 1.0
+    temperature: Annotated[Temperature, Doc("of the KL; the paper has 1")] = 1.0
 
     dense: ClassVar[bool] = True
     localizes: ClassVar[bool] = True

@@ -264,10 +264,10 @@ class _Reader:
             raise self.fault(f"uses {show(name)} before it is made")
         return Value(name)
 
-    # --- answers ---
-
     def outputs(self, specs: list[dict[str, Any]], calls: list[dict[str, Any]]) -> tuple[list[str], Any]:
-        answers = []
+        answers: list[str] = []
+        if not specs:
+            raise self.fault("answers nothing; export a network that answers its logits")
         for ((kind, given),) in map(dict.items, specs):
             if kind != "user_output":
                 raise self.fault(f"does not only answer, it has a {kind.replace('_', ' ')}; export network.eval()")
