@@ -29,6 +29,7 @@ from datafree.ops.predictions import answer_form
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.time_budget import with_time
+from datafree.preflight.recommendation import Recommendation, recommended
 from datafree.preflight.subject import Fact, StatedImages, Subject, find_subject, input_facts
 from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import TASK, Recipe
@@ -62,6 +63,7 @@ class Inspection:
     std: Fact
     channel_order: Fact
     batchnorm: BatchNorm
+    recommended: list[Recommendation]  # methods to take, best first
     sources: dict[str, Applies]
     device: str
     cost: TeacherCost
@@ -148,6 +150,7 @@ def inspect_teacher(
             run = _cost_of_run(plan, made, network, cost, where, dtype)
     except DatafreeError as error:
         notes.append(f"no estimate of the run: {error}")
+    sources = {name: applies(name, made, norms, trained, problem) for name in sorted(SOURCES)}
     return Inspection(
         network=spec.network,
         args=dict(spec.args),
@@ -165,7 +168,8 @@ def inspect_teacher(
         std=spread,
         channel_order=order,
         batchnorm=norms,
-        sources={name: applies(name, made, norms, trained, problem) for name in sorted(SOURCES)},
+        recommended=recommended(made, network, where, cost, sources) if trained else [],
+        sources=sources,
         device=f"{where.type}, {str(dtype).removeprefix('torch.')}",
         cost=cost,
         recipe=None if plan is None else plan.name,
