@@ -28,11 +28,15 @@ from datafree.preflight.cost import estimate
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, run_cost
 from datafree.preflight.inspection import Inspection, inspect_teacher
+from datafree.preflight.recommendation import recommended, seconds_of
 from datafree.preflight.suitability import BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import FAMILIES, SOURCE
 from datafree.recipe.training import Training
 from datafree.sources import SOURCES, Mixed, Noise
+from datafree.sources.auto import Auto
 from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize
+from datafree.sources.fast import Fast
+from datafree.sources.procedural.source import Procedural
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
@@ -271,6 +275,66 @@ def test_what_options_say_of_the_images_is_stated_and_compared(own: Path, untime
     grey = inspect_teacher("timm/resnet18", size="32", channels=1, mean="0.5", classes=3)
     assert grey.macs < inspect_teacher("timm/resnet18", size="32", classes=3).macs  # one channel into the first layer
     assert any("what was given not" in note for note in grey.notes)
+
+
+# --- what to take ---
+
+
+@pytest.mark.parametrize(
+    ("teacher", "methods"),
+    [
+        ("df_seen:classifier", ["auto", "cgdd", "folder"]),  # fast, by its BatchNorm
+        ("df_seen:plain", ["auto", "dafl", "folder"]),  # procedural
+        ("df_seen:coarse", []),  # its answers are too small for a task
+    ],
+)
+def test_methods_are_recommended_in_the_order_of_the_page(
+    teacher: str, methods: list[str], own: Path, untimed: None
+) -> None:
+    found = inspect_teacher(teacher, size="32")
+    assert [each.method for each in found.recommended] == methods
+    if methods:
+        assert found.recommended[0].why == Auto().choose(
+            Classification(num_classes=5, image_size=(32, 32)),
+            Normalized(build_network(NetworkSpec(network=teacher), num_classes=5)),
+            torch.device("cpu"),
+        )[1].removeprefix("source.method=auto: ")
+        assert "source.method=auto" in inspection_text(found)
+
+
+class Cut(nn.Module):
+    """Only answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.network(images)
+        return answer.detach()
+
+
+def test_a_teacher_that_only_answers_is_recommended_what_asks_for_answers_alone() -> None:
+    task, teacher = Classification(num_classes=5, image_size=(32, 32)), Normalized(Cut())
+    cost = TeacherCost(images=1, forward=0.01, backward=0.03, kept=0)
+    suits = {name: applies(name, task, count_batchnorm(teacher), True, None) for name in SOURCES}
+    found = recommended(task, teacher, torch.device("cpu"), cost, suits)
+    assert [each.method for each in found] == ["auto", "folder"]
+    assert found[0].why.startswith("procedural, ")
+
+
+def test_a_network_without_weights_is_recommended_nothing(untimed: None) -> None:
+    assert inspect_teacher("timm/test_resnet", size="32", classes=3).recommended == []
+
+
+def test_the_time_of_a_method_is_the_teachers_passes() -> None:
+    cost = TeacherCost(images=1, forward=0.01, backward=0.03, kept=0)
+    steps = 1000 * 32 * 0.01
+    assert seconds_of(Noise(), cost) == pytest.approx(steps)
+    pool = Fast(batch_size=20, iterations=5, warmup=10, update_every=100)
+    assert seconds_of(pool, cost) == pytest.approx(steps + (10 + 10) * 20 * 5 * 0.03)
+    looks = Procedural(batch_size=50, warmup=4, update_every=0)  # which asks for answers alone
+    assert seconds_of(looks, cost) == pytest.approx(steps + 4 * 50 * 0.01)
 
 
 # --- recipes ---

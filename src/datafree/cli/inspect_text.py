@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from datafree.preflight.inspection import Inspection
+from datafree.preflight.recommendation import BATCH, STEPS
 from datafree.preflight.subject import Fact
 from datafree.preflight.suitability import BatchNorm
 from datafree.text import shown, size, time
@@ -42,6 +43,7 @@ def inspection_text(found: Inspection) -> str:
         shown(f"{found.network}{f'?{args}' if args else ''}"),
         *group("teacher", teacher),
         *group("its images", images),
+        *_recommended(found),
         *group(
             "methods",
             [(name, "yes" if method.applies else "no", method.note) for name, method in found.sources.items()],
@@ -59,6 +61,18 @@ def inspection_text(found: Inspection) -> str:
         ]
         parts += group(f"the recipe {found.recipe} on this machine", rows)
     return "\n".join(parts)
+
+
+def _recommended(found: Inspection) -> list[str]:
+    """What to take, in order, and the time it takes."""
+    if not found.recommended:
+        return []
+    title = f"take, in this order (the teacher's part of {STEPS:,} steps of {BATCH} images, on this machine)"
+    rows = [
+        (f"source.method={each.method}", "-" if each.seconds is None else f"about {time(each.seconds)}", each.why)
+        for each in found.recommended
+    ]
+    return group(title, rows)
 
 
 def group(title: str, rows: Rows) -> list[str]:

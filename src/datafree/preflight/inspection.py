@@ -31,6 +31,7 @@ from datafree.ops.predictions import answer_form, raw_tensors
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.time_budget import with_time
+from datafree.preflight.recommendation import Recommendation, recommended
 from datafree.preflight.subject import Fact, StatedImages, Subject, find_subject, input_facts
 from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import TASK, Recipe
@@ -65,6 +66,7 @@ class Inspection:
     std: Fact
     channel_order: Fact
     batchnorm: BatchNorm
+    recommended: list[Recommendation]  # methods to take, best first
     sources: dict[str, Applies]
     device: str
     cost: TeacherCost
@@ -157,6 +159,8 @@ def inspect_teacher(
             run = _cost_of_run(plan, made, network, cost, where, dtype)
     except DatafreeError as error:
         notes.append(f"no estimate of the run: {error}")
+    sources = {name: applies(name, made, norms, trained, problem, gradients) for name in sorted(SOURCES)}
+    methods = recommended(made, network, where, cost, sources) if trained else []
     work.at(PARTS)
     return Inspection(
         network=spec.network,
@@ -175,7 +179,8 @@ def inspect_teacher(
         std=spread,
         channel_order=order,
         batchnorm=norms,
-        sources={name: applies(name, made, norms, trained, problem, gradients) for name in sorted(SOURCES)},
+        recommended=methods,
+        sources=sources,
         device=f"{where.type}, {str(dtype).removeprefix('torch.')}",
         cost=cost,
         recipe=None if plan is None else plan.name,
