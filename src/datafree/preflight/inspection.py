@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_student
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
-from datafree.networks.load import build_network, has_weights
+from datafree.networks.load import adapted, build_network, has_weights
 from datafree.networks.normalized import Normalized, bare, size_of
 from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
@@ -28,6 +29,7 @@ from datafree.ops.predictions import answer_form
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.time_budget import with_time
+from datafree.preflight.examined import Examined
 from datafree.preflight.subject import Fact, StatedImages, Subject, find_subject, input_facts
 from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
 from datafree.recipe.recipe import TASK, Recipe
@@ -95,14 +97,64 @@ def inspect_teacher(
     subject = find_subject(
         teacher, weights=weights, args=args, size=size, classes=classes, recipe=recipe, images=images
     )
-    spec, plan, metadata = subject.spec, subject.plan, known(subject.spec)
+    plan = subject.plan
     where = modes.choose_device(device or ("auto" if plan is None else plan.training.device))
     dtype = modes.choose_precision("auto" if plan is None else plan.training.precision, where)
+    seen = examine(subject, task, where, dtype)
+    spec, network, notes = seen.subject.spec, seen.network, seen.notes
+
+    # What it can teach, and what that costs.
+    at_once = plan.training.batch_size if plan is not None and isinstance(plan.training, Training) else _BATCH_SIZE
+    cost = cost_of_teacher(network, seen.input_size.value, where, at_once)
+    run = None
+    try:
+        if plan is not None:
+            run = _cost_of_run(plan, seen.task, network, cost, where, dtype)
+    except DatafreeError as error:
+        notes.append(f"no estimate of the run: {error}")
+    return Inspection(
+        network=spec.network,
+        args=dict(spec.args),
+        weights=None if spec.weights is None else str(spec.weights),
+        trained=seen.trained,
+        task=seen.kind,
+        problem=seen.problem,
+        classes=seen.classes,
+        output=seen.output,
+        parameters=sum(parameter.numel() for parameter in bare(network).parameters()),
+        bytes=size_of(bare(network)),
+        macs=seen.macs,
+        input_size=seen.input_size,
+        mean=seen.mean,
+        std=seen.std,
+        channel_order=seen.channel_order,
+        batchnorm=seen.batchnorm,
+        sources={
+            name: applies(name, seen.task, seen.batchnorm, seen.trained, seen.problem) for name in sorted(SOURCES)
+        },
+        device=f"{where.type}, {str(dtype).removeprefix('torch.')}",
+        cost=cost,
+        recipe=None if plan is None else plan.name,
+        run=run,
+        notes=notes,
+    )
+
+
+def examine(
+    subject: Subject, task: str | None, where: torch.device, dtype: torch.dtype, given: nn.Module | None = None
+) -> Examined:
+    """Build a network, or take `given` for it, and look at it; `task`: a kind of TASKS, where it was stated.
+
+    Raises NetworkError for what cannot be built, takes no images of the size, or does not fit what was stated.
+    """
+    spec, plan, metadata = subject.spec, subject.plan, known(subject.spec)
+    images = subject.images
 
     # The network, and what it answers.
     if metadata is not None and not subject.in_recipe:
         spec = replace(spec, mean=images.mean or metadata.mean, std=images.std or metadata.std)
-    network = spec.wrap(build_network(spec, num_classes=subject.classes.value or 1), dtype).to(where)
+    built = build_network(spec, num_classes=subject.classes.value or 1) if given is None else adapted(given)
+    network = spec.wrap(built, dtype).to(where)
     (ALL_ON if plan is None else plan.training.speed).laid_out(network)
     if isinstance(program := network.network, Program) and program.size and subject.size.value is None:
         subject = replace(
@@ -120,44 +172,29 @@ def inspect_teacher(
         suggestion = suggested(network.network, look)
     middle, spread, order = input_facts(subject, metadata, suggestion)
     notes = [suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
+    doubts: list[str] = []
     if suggestion.seen is not None and middle.value is not None:
-        notes += _doubts(suggestion.seen, middle, spread, order)
+        doubts = _doubts(suggestion.seen, middle, spread, order)
+    notes += doubts
     if metadata is not None and (metadata.mean, metadata.std) != (spec.mean, spec.std):
         who = "the recipe" if subject.in_recipe else "what was given"
         notes.append(f"{metadata.origin} has mean {list(metadata.mean)} and std {list(metadata.std)}, {who} not")
-
-    # What it can teach, and what that costs.
-    norms = count_batchnorm(bare(network))
-    at_once = plan.training.batch_size if plan is not None and isinstance(plan.training, Training) else _BATCH_SIZE
-    cost = cost_of_teacher(network, input_size.value, where, at_once)
-    run = None
-    try:
-        if plan is not None:
-            run = _cost_of_run(plan, made, network, cost, where, dtype)
-    except DatafreeError as error:
-        notes.append(f"no estimate of the run: {error}")
-    return Inspection(
-        network=spec.network,
-        args=dict(spec.args),
-        weights=None if spec.weights is None else str(spec.weights),
-        trained=trained,
-        task=kind,
+    return Examined(
+        subject=replace(subject, spec=spec),
+        network=network,
+        task=made,
+        kind=kind,
         problem=problem,
-        classes=counted if subject.classes.value is None else subject.classes,
         output=answer_form(outputs),
-        parameters=sum(parameter.numel() for parameter in bare(network).parameters()),
-        bytes=size_of(bare(network)),
+        classes=counted if subject.classes.value is None else subject.classes,
         macs=macs,
         input_size=input_size,
         mean=middle,
         std=spread,
         channel_order=order,
-        batchnorm=norms,
-        sources={name: applies(name, made, norms, trained, problem) for name in sorted(SOURCES)},
-        device=f"{where.type}, {str(dtype).removeprefix('torch.')}",
-        cost=cost,
-        recipe=None if plan is None else plan.name,
-        run=run,
+        doubts=doubts,
+        trained=trained,
+        batchnorm=count_batchnorm(bare(network)),
         notes=notes,
     )
 

@@ -6,19 +6,19 @@ C classes, H x W pixels.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from datafree.config import yaml
 from datafree.errors import NetworkError
-from datafree.networks.checkpoints.weights import read_tensors
+from datafree.networks.checkpoints.weights import read_shapes
 from datafree.networks.exported.program import SUFFIX
 from datafree.networks.first_input import Three, distance
+from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, build_network, network_names
 from datafree.networks.normalized import bare
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
@@ -142,16 +142,21 @@ def _argument(text: str) -> tuple[str, Any]:
 
 def _size(spec: NetworkSpec, stated: str | None, plan: Recipe | None) -> Fact:
     if stated is not None:
-        match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", stated.strip(), re.ASCII)
-        if match is None or 0 in (pair := (int(match[1]), int(match[2] or match[1]))):
-            raise NetworkError(f"--size {show(stated)} is not a size in pixels; write it as HEIGHTxWIDTH, 224x320")
-        return Fact(value=pair, provenance="stated", why="--size")
+        return Fact(value=pixels(stated), provenance="stated", why="--size")
     if plan is not None:
         return Fact(value=plan.task.image_size, provenance="stated", why=f"the recipe {plan.name}")
     metadata = known(spec)
     if metadata is not None and metadata.input_size is not None:
         return Fact(value=metadata.input_size, provenance="known", why=metadata.origin)
     return Fact(value=None, provenance="unknown", why="nobody says")
+
+
+def pixels(stated: str) -> tuple[int, int]:
+    """Height and width of "224x320", or of one number for both. Raises NetworkError."""
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", stated.strip(), re.ASCII)
+    if match is None or 0 in (pair := (int(match[1]), int(match[2] or match[1]))):
+        raise NetworkError(f"--size {show(stated)} is not a size in pixels; write it as HEIGHTxWIDTH, 224x320")
+    return pair
 
 
 def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact:
@@ -162,7 +167,7 @@ def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact
         return Fact(value=stated, provenance="stated", why="--classes")
     if plan is not None:
         return Fact(value=plan.task.num_classes, provenance="stated", why=f"the recipe {plan.name}")
-    if spec.is_own_code or spec.is_program:  # it knows itself
+    if spec.is_own_code or spec.is_program or is_live(spec.network):  # it knows itself
         return Fact(value=None, provenance="unknown", why="to be seen")
     if isinstance(given, int):
         return Fact(value=given, provenance="stated", why="args")
@@ -176,26 +181,27 @@ def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact
     raise NetworkError(f"nobody says how many classes {spec.network} tells apart{way}")
 
 
-def classes_of(spec: NetworkSpec) -> int | None:
+def classes_of(spec: NetworkSpec, given: Mapping[str, tuple[int, ...]] | None = None) -> int | None:
     """C for which a library's network takes the tensors of its weights file; None where they do not tell.
 
     The network is built twice, without values: the sides of its tensors that grow with C, and how, are then compared
-    with the file's. Raises NetworkError, WeightsError.
+    with the file's, or with `given` where these shapes are known already. Raises NetworkError, WeightsError.
     """
-    assert spec.weights is not None
-    if spec.weights.suffix == ".weights":  # Darknet's: numbers without shapes
-        return None
-    tensors = read_tensors(spec.weights)
+    if given is None:
+        assert spec.weights is not None
+        if spec.weights.suffix == ".weights":  # Darknet's: numbers without shapes
+            return None
+        given = read_shapes(spec.weights)
     few, more = 7, 11
     shapes, grown = _shapes(spec, few), _shapes(spec, more)
     found = set()
     for name, shape in shapes.items():
         for side, (a, b) in enumerate(zip(shape, grown[name], strict=True)):
-            tensor = _named(tensors, name)
-            if a == b or tensor is None or tensor.ndim != len(shape):
+            sides = _named(given, name)
+            if a == b or sides is None or len(sides) != len(shape):
                 continue
             each = (b - a) // (more - few)
-            found.add((tensor.shape[side] - (a - few * each)) / each)
+            found.add((sides[side] - (a - few * each)) / each)
     count = found.pop() if len(found) == 1 else 0.0
     return int(count) if count >= 1 and count == int(count) else None
 
@@ -214,12 +220,12 @@ def _untrained(spec: NetworkSpec) -> dict[str, Any]:
     return {key: value for key, value in spec.args.items() if key not in PRETRAINED}
 
 
-def _named(tensors: dict[str, Tensor], name: str) -> Tensor | None:
-    """The tensor called `name`, whatever wraps the one side's or the other's names."""
-    if name in tensors:
-        return tensors[name]
-    alike = (key for key in tensors if key.endswith(f".{name}") or ("." in key and name.endswith(f".{key}")))
-    return tensors.get(next(alike, ""))
+def _named(given: Mapping[str, tuple[int, ...]], name: str) -> tuple[int, ...] | None:
+    """The shape of the tensor called `name`, whatever wraps the one side's or the other's names."""
+    if name in given:
+        return given[name]
+    alike = (key for key in given if key.endswith(f".{name}") or ("." in key and name.endswith(f".{key}")))
+    return given.get(next(alike, ""))
 
 
 def input_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Suggestion) -> tuple[Fact, Fact, Fact]:

@@ -28,7 +28,7 @@ def read_network(section: object, teacher: NetworkSpec | None, families: Familie
         inherited = {name: getattr(teacher, name) for name in ("mean", "std", "channels", "channel_order")}
     name = section.get("network") if isinstance(section, Mapping) else None
     said = section if isinstance(section, Mapping) else {}
-    more = [("network", _no_network(name)), ("init", _no_init(said, is_teacher=teacher is None))]
+    more = [("network", no_network(name)), ("init", _no_init(said, is_teacher=teacher is None))]
     spec: NetworkSpec = _checked(NetworkSpec, section, more, families, inherited)
     if not asks_for_all_weights(spec.network.partition("/")[0], spec.args):
         return spec
@@ -53,7 +53,7 @@ def _no_init(said: Mapping[str, Any], *, is_teacher: bool) -> str | None:
     return None
 
 
-def _no_network(name: object) -> str | None:
+def no_network(name: object) -> str | None:
     """What is wrong with a network's name, as far as can be said without building it."""
     name = name.partition("?")[0] if isinstance(name, str) else name
     if not isinstance(name, str) or ":" in name:  # the user's own by import path: imported when it is built

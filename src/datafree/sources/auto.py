@@ -7,6 +7,7 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
@@ -25,6 +26,8 @@ from datafree.sources.procedural.boundary import gives_gradients
 from datafree.sources.procedural.source import Procedural
 from datafree.tasks.base import Task
 
+BATCH, LEAST_BATCH = 64, 8  # images of an update of `fast`, of small images and of the largest
+BATCH_PIXELS = BATCH * 128 * 128
 ENOUGH = 0.5  # of the layers with a kernel: so many BatchNorm layers make its statistics a prior of images
 
 
@@ -63,7 +66,7 @@ class Auto(ImageSource):
             iterations=5,
             generator_lr=3e-3,
             width=32,
-            batch_size=64,
+            batch_size=batch_of(task.image_size),
             adversarial_weight=0.0,
             reset_at=0.0,
             bank_size=20_000,
@@ -101,6 +104,12 @@ class Auto(ImageSource):
 
     def notes(self) -> list[str]:
         return self._source.notes()
+
+
+def batch_of(image_size: tuple[int, int]) -> int:
+    """Images of one update of `fast`: as many pixels as 64 images of 128 x 128 have, since memory grows with them."""
+    room = BATCH_PIXELS // math.prod(image_size)
+    return max(LEAST_BATCH, min(BATCH, 1 << max(1, room).bit_length() - 1))
 
 
 def count_kernels(network: nn.Module) -> int:

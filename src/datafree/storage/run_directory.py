@@ -2,6 +2,7 @@
 
     RUN/
       recipe.yaml           the resolved recipe
+      chosen.yaml           the recipe as datafree chose it, with comments, where the user has written none
       environment.json      versions, hardware, when it began
       metrics.jsonl         one line for each logged step
       tensorboard/          the same for TensorBoard
@@ -64,14 +65,16 @@ class Run:
     Whoever opens it closes it: until then no other process may write there.
     """
 
-    def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
+    def __init__(self, path: Path, recipe: dict[str, Any], drafted: str | None = None) -> None:
         """Look at the directory: empty, or a run of the same recipe to resume. Writes nothing yet but a lock.
 
+        `drafted`: the text of chosen.yaml.
         Raises RunError if the directory holds something else, a run whose recipe differs in what matters, or one that
         another process is at.
         """
         self.path = path
         self.recipe = recipe
+        self.drafted = drafted
         self.saved: dict[str, Any] | None = None
         self.finished = False
         self.warnings: list[str] = []  # for the user, of what was found
@@ -159,6 +162,8 @@ class Run:
                 (self.path / "state" / "previous.pt").replace(self.path / "state" / "state.pt")
                 self._put_previous_first = False
             write_whole(self.path / "recipe.yaml", yaml.render(self.recipe).encode())
+            if self.drafted is not None:
+                write_whole(self.path / "chosen.yaml", self.drafted.encode())
             if not (self.path / "environment.json").exists():
                 self.save_json("environment.json", environment())
             write_whole(self.path / "metrics.jsonl", self._lines_until(index))

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     the prefixes of wrapped networks (module., _orig_mod., ema.) are taken off where all names share them.
     Raises WeightsError.
     """
+    return _read(path, _read_file)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that `read_tensors` reads, by the same names, without values. Raises WeightsError."""
+    return {name: tuple(tensor.shape) for name, tensor in _read(path, _read_file_shapes).items()}
+
+
+def _read(path: Path, read_file: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     try:
         if not path.is_file():  # also keeps from waiting on a pipe
             raise WeightsError(f"weights {path}: {'not a file' if path.exists() else 'no such file'}")
-        found = read_indexed(path, _read_file) if path.name.endswith(".index.json") else _read_file(path)
+        found = read_indexed(path, read_file) if path.name.endswith(".index.json") else read_file(path)
     except DatafreeError:
         raise
     except OSError as error:
@@ -71,8 +80,32 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return read_torch_file(path, lambda content: _weights_in(content, path))
 
 
+def _read_file_shapes(path: Path) -> dict[str, Tensor]:
+    """What `_read_file` reads, without values: on the meta device."""
+    if path.suffix == ".safetensors":
+        entries = {name: entry for name, entry in _safetensors_header(path).items() if name != "__metadata__"}
+        return {name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(content: Any) -> dict[str, StoredTensor]:
+        shapes.update({name: stored.size for name, stored in _weights_in(content, path).items()})
+        return {}  # none whose values would be read
+
+    read_torch_file(path, note)
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """What the library reads, after a look at what it lets pass: a name given twice, a very long header."""
+    _safetensors_header(path)
+    tensors = safetensors.torch.load_file(path)
+    if not tensors:
+        raise WeightsError(f"weights {path}: holds no tensors")
+    return tensors
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """Its table of contents. Raises WeightsError, ValueError."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
@@ -83,11 +116,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"weights {path}: damaged, cut short or no safetensors: its header would be longer")
         if length > MAX_BYTES:
             raise WeightsError(f"weights {path}: a header of {length:,} bytes; up to {MAX_BYTES:,} are read")
-        json.loads(file.read(length), object_pairs_hook=unique)
-    tensors = safetensors.torch.load_file(path)
-    if not tensors:
-        raise WeightsError(f"weights {path}: holds no tensors")
-    return tensors
+        header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=unique)
+    return header
 
 
 def _weights_in(content: Any, path: Path) -> dict[str, StoredTensor]:
@@ -137,6 +167,11 @@ def _shared_prefix(names: Iterable[str], words: str) -> str:
     least, most = min(leads, default=[]), max(leads, default=[])  # what these two share, all do
     shared = takewhile(lambda pair: pair[0] == pair[1], zip(least[:-1], most[:-1], strict=False))
     return "".join(f"{word}." for word, _ in shared)
+
+
+def held_prefix(names: Iterable[str]) -> str:
+    """What all names of a file begin with because a wrapper or a training script held the network, perhaps ""."""
+    return _shared_prefix(names, _HELD)
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
