@@ -240,8 +240,9 @@ def test_a_live_network_is_recorded_by_class_and_digest_only(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"task": "classification"}, RecipeError, "task: 'classification' is not a section"),
-        ({"task": {"kind": "classification"}}, RecipeError, "num_classes: is missing"),
+        ({"task": "classify"}, NetworkError, "there is no task 'classify' (did you mean classification?)"),
+        ({"task": {"kind": "classification"}}, NetworkError, "nobody says how large the images"),
+        ({"task": {**TASK, "num_clases": 4}}, RecipeError, "task.num_clases: no such option"),
         ({"source": "nois"}, RecipeError, "source.method: 'nois' is not one of"),
         ({"source": "diode"}, RecipeError, "makes images for task.kind=detection"),
         ({"training": {"step": 3}}, RecipeError, "training.step: no such option"),

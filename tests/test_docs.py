@@ -151,11 +151,11 @@ def test_every_datafree_command_parses(block: Block, arguments: list[str]) -> No
         assert parse_time(given["max_time"]) > 0
     if verb != "distill":
         return
-    if not given["recipe"].endswith(".yaml"):
-        assert given["recipe"] in packaged_recipes()
+    if not given["teacher"].endswith(".yaml"):
+        assert given["teacher"] in packaged_recipes() or given["teacher"] == "teacher.safetensors"
         return
     on_page = [b for b in blocks(block.page, "yaml") if is_complete(yaml.parse(b.text, str(b)))]
-    load_block(on_page[0], *(given["overrides"] or []), name=given["recipe"])  # the page's own recipe
+    load_block(on_page[0], *(given["overrides"] or []), name=given["teacher"])  # the page's own recipe
 
 
 # The tables of options: `option` | `default` or required | what.

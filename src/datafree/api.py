@@ -13,13 +13,15 @@
     )
     print(result.scores, result.student)
 
+    datafree.distill("timm/resnet18", weights="x.safetensors", time="30m")  # student, task and source are chosen
+
 What the command does is done here in the same way, by the same code: a call is a recipe whose sections may be objects.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,7 @@ from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
+from datafree.preflight.completion import Said, completed
 from datafree.recipe.recipe import make_recipe, make_task_and_teacher
 from datafree.recipe.training import TrainingOptions
 from datafree.run import run_recipe
@@ -73,18 +76,31 @@ class Result:
 
 def distill(
     teacher: Network,
-    student: Network,
+    student: Network | None = None,
     *,
-    task: Task | Mapping[str, Any],
-    source: ImageSource | Mapping[str, Any] | str,
-    out: str | Path,
+    task: Task | Mapping[str, Any] | str | None = None,
+    source: ImageSource | Mapping[str, Any] | str | None = None,
+    out: str | Path | None = None,
     training: TrainingOptions | Mapping[str, Any] | None = None,
     data: str | Path | None = None,
+    weights: str | Path | None = None,
+    size: str | int | Sequence[int] | None = None,
+    classes: int | None = None,
+    compress: str | float | None = None,
+    photos: str | Path | None = None,
+    time: str | None = None,
+    device: str | None = None,
+    seed: int | None = None,
     max_time: float | str | None = None,
     progress: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Distil `teacher` into `student` without the teacher's data, into the run directory `out`.
+
+    Where student, task or source are left out, they are chosen as `datafree distill TEACHER` chooses them, and `say` is
+    told what and why; options then mean what they mean there: `weights` of the teacher, `size` of its images (224 or
+    "224x320", height x width), `classes`, `compress`, `photos`, and `time` that the run is planned to take (30m).
+    The teacher may be a weights file, too. `time`, `device` and `seed` are `training`'s. `out` is runs/NAME by default.
 
     `task`, `source` and `training` are objects, or mappings as a recipe's sections have them; a source may be its
     method's name. A network given as an object is called by its class; a student takes the teacher's mean, std,
@@ -98,22 +114,34 @@ def distill(
     Raises DatafreeError, nothing half-written: RecipeError for options, NetworkError, WeightsError, DataError, RunError
     for a directory that holds another run, TrainingError, and Interrupted when `max_time` is over.
     """
-    networks = {"teacher": _network(teacher, values=True), "student": _network(student, values=False)}
+    networks = {"teacher": _network(teacher, values=True)}
+    if student is not None:
+        networks["student"] = _network(student, values=False)
     sections: dict[str, Any] = {
-        "task": _plain(task),
+        "task": {"kind": task} if isinstance(task, str) else _plain(task),
         **{what: section for what, (section, _) in networks.items()},
         "source": _fresh({"method": source} if isinstance(source, str) else _plain(source)),
         "training": _plain(training),
         **({} if data is None else {"data": str(data)}),
     }
-    try:
-        recipe = make_recipe(sections, "python")
-    except Invalid as error:
-        raise RecipeError([str(fault) for fault in error.faults]) from error
-    given = Given(teacher=networks["teacher"][1], student=networks["student"][1])
+    said = Said(
+        weights=weights,
+        size=size,
+        classes=classes,
+        compress=compress,
+        photos=photos,
+        training={"time": time, "device": device, "seed": seed},
+    )
+    given = Given(teacher=networks["teacher"][1], student=networks.get("student", ({}, None))[1])
     stop = Stop(_seconds(max_time))
     with _as_before(*(network for _, network in networks.values() if network is not None)):
-        outcome = run_recipe(recipe, Path(out), given=given, stop=stop, log=progress, say=say)
+        sections, drafted = completed(sections, said, given.teacher, say)
+        try:
+            recipe = make_recipe(sections, "python")
+        except Invalid as error:
+            raise RecipeError([str(fault) for fault in error.faults]) from error
+        run = Path("runs") / recipe.name if out is None else Path(out)
+        outcome = run_recipe(recipe, run, given=given, stop=stop, log=progress, say=say, drafted=drafted)
         if given.student is None:
             outcome.student.to("cpu").to(memory_format=torch.contiguous_format)
     outcome.student.eval()

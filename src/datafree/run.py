@@ -62,11 +62,13 @@ def run_recipe(
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
+    drafted: str | None = None,
 ) -> Outcome:
     """Run a recipe into the run directory `out`, or resume it. Raises DatafreeError; nothing is half-written.
 
     `given` holds networks that are objects; the recipe then says what they are called and what their images must be.
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
+    `drafted`: the text of a recipe that datafree has chosen, which is kept in the directory for whoever edits it.
     """
     recipe, chosen = with_student(recipe, given.teacher)
     with contextlib.ExitStack() as held:
@@ -75,7 +77,7 @@ def run_recipe(
         recipe, sourced = with_source(recipe, device, dtype, given)
         recipe, training, sized = with_batch_size(recipe, out, given, device, dtype)
         recipe, training, timed = with_time(recipe, training, out, given, device, dtype)
-        run = held.enter_context(contextlib.closing(open_run(out, dump(recipe))))
+        run = held.enter_context(contextlib.closing(open_run(out, dump(recipe), drafted)))
         if replicas.is_first() and not run.finished:
             log = held.enter_context(page_kept(out, log, say))
         elif not replicas.is_first():

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from torch import nn
 
-from datafree.deploy.export_run import _stage
 from datafree.errors import DataError, DatafreeError, RunError
 from datafree.sources.base import SourceContext
 from datafree.sources.dataset import Dataset
 from datafree.storage import made_set
+from datafree.storage.whole_folder import made_whole
 from datafree.synthesis.shards import Shards
 from datafree.tasks.base import Task, open_labelled
 from datafree.tasks.classification import Classification
@@ -142,6 +142,8 @@ def test_a_folder_that_only_looks_like_a_set_is_one_of_labelled_images(tmp_path:
 def test_an_exports_folder_is_as_open_as_the_process_has_folders(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
-        assert _stage(tmp_path / "export").stat().st_mode & 0o777 == 0o777 & ~mask
+        with made_whole(tmp_path / "export") as stage:
+            (stage / "file").touch()
+        assert (tmp_path / "export").stat().st_mode & 0o777 == 0o777 & ~mask
     finally:
         os.umask(before)

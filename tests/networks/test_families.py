@@ -59,7 +59,7 @@ def test_a_network_with_a_width_comes_near_the_wanted_size(teacher: str, task: T
 @pytest.mark.parametrize(
     ("teacher", "task", "student"),
     [
-        ("torchvision/wide_resnet101_2", SMALL, "torchvision/wide_resnet50_2"),
+        ("torchvision/densenet201", SMALL, "torchvision/densenet121"),
         ("timm/test_resnet.r160_in1k", SMALL, None),
         ("smp/fpn?encoder=resnet34", Segmentation(num_classes=3, image_size=(32, 32)), "smp/fpn"),
     ],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from datafree.cli import teacher_options as options
 from datafree.cli.demo import DEMO_TEXT, DEMOS, demo_table
 from datafree.cli.lines import remark, remark_block, result, result_block
 from datafree.cli.parameters import (
@@ -24,10 +25,11 @@ from datafree.cli.parameters import (
     Verbose,
 )
 from datafree.cli.score_table import print_outcome
-from datafree.config.overrides import student_overrides, training_overrides
+from datafree.config.overrides import training_overrides
 from datafree.distributed.launch import launch, launched
 from datafree.engine.stopping import Stop, parse_time, stopping
 from datafree.errors import RecipeError
+from datafree.preflight.wishes import Wishes
 from datafree.text import did_you_mean, show
 
 if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
@@ -36,33 +38,70 @@ if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they n
 
 
 def distill(
-    recipe: Named,
+    teacher: options.Teacher,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
+    weights: options.Weights = None,
+    args: options.Args = None,
     student: Student = None,
     compress: Compress = None,
+    size: options.Size = None,
+    task: options.Task = None,
+    classes: options.Classes = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    channels: options.Channels = None,
+    channel_order: options.Order = None,
+    time: options.Time = None,
+    photos: options.Photos = None,
+    data: options.Data = None,
     device: Device = None,
     seed: Seed = None,
+    source: options.Source = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory.", show_default="runs/NAME")] = None,
     max_time: MaxTime = None,
     processes: Processes = 1,
     quiet: Quiet = False,
     verbose: Verbose = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Distil a student as a recipe says. The same command resumes a run that was stopped."""
-    changes = [*(overrides or []), *student_overrides(student, compress), *training_overrides(device, seed)]
-    _share(processes, recipe, changes)
+    """Distil a student from a teacher, or as a recipe says. The same command resumes a run that was stopped."""
+    wishes = Wishes(
+        weights=weights,
+        args=tuple(args or ()),
+        student=student,
+        compress=compress,
+        size=size,
+        task=task,
+        classes=classes,
+        mean=mean,
+        std=std,
+        channels=channels,
+        channel_order=channel_order,
+        time=time,
+        photos=photos,
+        data=data,
+        device=device,
+        seed=seed,
+        source=source,
+    )
+    if processes > 1 and not launched():
+        options.chosen(teacher, overrides or [], wishes)  # what is wrong is said at once, and once
+        raise typer.Exit(launch(processes, sys.argv[1:]))
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
-        from datafree.recipe.recipe import load_recipe
-
-        loaded = load_recipe(recipe, changes)
+        made = options.chosen(teacher, overrides or [], wishes)
+        if not quiet:
+            for line in made.lines:
+                remark(line)
+        place = Path("runs") / made.recipe.name if out is None else out
         if dry_run:
-            _rehearse(loaded, Path("runs") / loaded.name if out is None else out)
+            _rehearse(made.recipe, place)
             return
-        outcome = _run(loaded, Path("runs") / loaded.name if out is None else out, stop, quiet, verbose)
+        outcome = _run(made.recipe, place, stop, quiet, verbose, made.drafted)
     if outcome.already_finished:
         remark("this run had finished before; its result:")
     _print_places(outcome)
+    if made.drafted is not None:
+        result(f"recipe: {outcome.run / 'chosen.yaml'}")
     print_outcome(outcome.scores, outcome.notes)
 
 
@@ -164,9 +203,11 @@ def _rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> Non
         result(line)
 
 
-def _run(recipe: Recipe, out: Path, stop: Stop, quiet: bool, verbose: bool = False) -> Outcome:
+def _run(
+    recipe: Recipe, out: Path, stop: Stop, quiet: bool, verbose: bool = False, drafted: str | None = None
+) -> Outcome:
     from datafree.cli.display import display
     from datafree.run import run_recipe
 
     with display(quiet=quiet, verbose=verbose) as shown:
-        return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say)
+        return run_recipe(recipe, out, stop=stop, log=shown.log, say=shown.say, drafted=drafted)

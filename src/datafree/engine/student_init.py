@@ -22,8 +22,8 @@ from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
 
 IMAGES = 512  # that layers are refitted on
-MEMORY = 2**28  # bytes of images at most
-LEAST = 32  # images, whatever their memory
+PIXELS = 2**22  # of all of them at most: 83 images of 224 x 224, since a refit's time grows with the pixels
+LEAST = 32  # images, whatever their size
 
 
 def check_start(spec: NetworkSpec, teacher: nn.Module, student: nn.Module, task: Task) -> None:
@@ -44,7 +44,7 @@ def check_start(spec: NetworkSpec, teacher: nn.Module, student: nn.Module, task:
 def images_of(task: Task) -> int:
     """How many images layers are refitted on."""
     height, width = task.image_size
-    return max(LEAST, min(IMAGES, MEMORY // (3 * height * width * 4)))
+    return max(LEAST, min(IMAGES, PIXELS // (height * width)))
 
 
 def start_student(

@@ -64,7 +64,7 @@ def choose_student(
     teacher and take the task's images. `given`: the teacher, where it was given as an object. Raises NetworkError where
     the wish is none, or the family has no smaller member.
     """
-    wanted, by = _wish(auto)
+    wanted, by = wish(auto)
     where = "; name a student (student.network)"
     if given is not None or teacher.is_own_code or teacher.is_program or is_live(teacher.network):
         if task.hub_name in _SMALL:
@@ -72,10 +72,10 @@ def choose_student(
         raise NetworkError(f"student: auto knows the families of libraries' networks, not of {teacher.network}{where}")
     untrained = {key: value for key, value in teacher.args.items() if key not in PRETRAINED}
     plain = replace(teacher, args=untrained, weights=None, licence=None, input_size=auto.input_size)
-    reference = _member(plain, task, by)
+    reference = member(plain, task, by)
     if reference is None:
         raise NetworkError(f"student: auto cannot tell the size of {teacher.network}{where}")
-    found = [_member(spec, task, by) for spec in _family(plain)]
+    found = [member(spec, task, by) for spec in _family(plain)]
     smaller = [one for one in found if one is not None and one.cost < reference.cost]
     if not smaller:
         raise NetworkError(f"student: auto finds nothing smaller in the family of {teacher.network}{where}")
@@ -94,7 +94,7 @@ def choose_student(
     return spec, line
 
 
-def _wish(auto: NetworkSpec) -> tuple[float, str]:
+def wish(auto: NetworkSpec) -> tuple[float, str]:
     unknown = auto.args.keys() - {"compress", "by"}
     if unknown:
         raise NetworkError(
@@ -119,7 +119,7 @@ def _called(spec: NetworkSpec) -> str:
 # --- what a member costs ---
 
 
-def _member(spec: NetworkSpec, task: Task, by: str) -> Member | None:
+def member(spec: NetworkSpec, task: Task, by: str) -> Member | None:
     """None for one that cannot be built or does not take the task's images."""
     try:
         try:

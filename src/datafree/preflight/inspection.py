@@ -13,28 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_source, with_student
 from datafree.engine.progress import Progress, Work
 from datafree.errors import DatafreeError, NetworkError
-from datafree.networks.checks.one_output import settle_one_output
-from datafree.networks.exported.program import Program
-from datafree.networks.first_input import Seen, distance, implied, told_order
-from datafree.networks.foreign.file_teacher import FileTeacher, count_parameters
-from datafree.networks.load import build_network, has_weights
+from datafree.networks.foreign.file_teacher import count_parameters
 from datafree.networks.normalized import Normalized, bare, size_of
-from datafree.networks.preprocessing import Suggestion, known, suggested
 from datafree.ops import modes
-from datafree.ops.performance import ALL_ON
-from datafree.ops.predictions import answer_form, raw_tensors
+from datafree.ops.predictions import raw_tensors
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.time_budget import with_time
+from datafree.preflight.examination import examine
 from datafree.preflight.recommendation import Recommendation, recommended
-from datafree.preflight.subject import Fact, StatedImages, Subject, find_subject, input_facts
-from datafree.preflight.suitability import Applies, BatchNorm, applies, count_batchnorm
-from datafree.recipe.recipe import TASK, Recipe
+from datafree.preflight.subject import Fact, StatedImages, find_subject
+from datafree.preflight.suitability import Applies, BatchNorm, applies
+from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
 from datafree.sources import SOURCES
 from datafree.tasks import TASKS
@@ -42,7 +36,6 @@ from datafree.tasks.base import Task, synthetic_batch
 from datafree.text import did_you_mean, show
 
 PARTS = 4  # of the work
-_SIZES = ((224, 224), (256, 256), (320, 320), (32, 32))  # tried in turn where nobody says
 _BATCH_SIZE = 16  # images timed at once without a recipe, at most
 
 
@@ -104,54 +97,18 @@ def inspect_teacher(
     subject = find_subject(
         teacher, weights=weights, args=args, size=size, classes=classes, recipe=recipe, images=images
     )
-    spec, plan, metadata = subject.spec, subject.plan, known(subject.spec)
+    plan = subject.plan
     where = modes.choose_device(device or ("auto" if plan is None else plan.training.device))
     dtype = modes.choose_precision("auto" if plan is None else plan.training.precision, where)
-
-    # The network, and what it answers.
-    if metadata is not None and not subject.in_recipe:
-        spec = replace(
-            spec,
-            mean=images.mean or metadata.mean,
-            std=images.std or metadata.std,
-            channel_order=metadata.channel_order or "rgb",
-        )
-    remarks: list[str] = []
-    built = build_network(spec, num_classes=subject.classes.value or 1, say=remarks.append)
-    network = spec.wrap(built, dtype).to(where)
-    (ALL_ON if plan is None else plan.training.speed).laid_out(network)
-    if isinstance(program := network.network, Program | FileTeacher) and program.size and subject.size.value is None:
-        subject = replace(subject, size=Fact(value=program.size, provenance="known", why="it was made for this size"))
     work.next("looking at its answers")
-    outputs, input_size, macs = _look(network, subject, where)
-    if line := settle_one_output(network, synthetic_batch(input_size.value, where)[:1]):
-        remarks.append(line)
-        outputs, *_ = _look(network, subject, where)
-        subject = replace(subject, classes=Fact(value=2, provenance="known", why="it has one output"))
-    made, kind, problem = _task(outputs, subject, task, input_size.value)
-    counted = Fact(value=made.num_classes, provenance="known", why="it answers so many")
-
-    # What its images must be.
-    trained = has_weights(spec)
-    suggestion = Suggestion(preprocessing=None, seen=None, why="it is not trained")
-    if trained:
-        look = torch.rand(1, spec.channels, *(spec.input_size or input_size.value), device=where)
-        suggestion = suggested(network.network, look)
-    middle, spread, order = input_facts(subject, metadata, suggestion)
-    notes = [*remarks, suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
-    notes += network.network.notes if isinstance(network.network, FileTeacher) else []
-    if suggestion.seen is not None and middle.value is not None:
-        notes += _doubts(suggestion.seen, middle, spread, order)
-    if metadata is not None and (metadata.mean, metadata.std) != (spec.mean, spec.std):
-        who = "the recipe" if subject.in_recipe else "what was given"
-        notes.append(f"{metadata.origin} has mean {list(metadata.mean)} and std {list(metadata.std)}, {who} not")
+    seen = examine(subject, task, where, dtype)
+    spec, network, made, notes = seen.subject.spec, seen.network, seen.task, seen.notes
 
     # What it can teach, and what that costs.
-    norms = count_batchnorm(bare(network))
-    gradients = _gives_gradients(network, input_size.value, where)
+    gradients = _gives_gradients(network, seen.input_size.value, where)
     at_once = plan.training.batch_size if plan is not None and isinstance(plan.training, Training) else _BATCH_SIZE
     work.next("timing it")
-    cost = cost_of_teacher(network, input_size.value, where, at_once)
+    cost = cost_of_teacher(network, seen.input_size.value, where, at_once)
     work.next("timing the recipe's run" if plan is not None else "telling which methods suit it")
     run = None
     try:
@@ -159,26 +116,27 @@ def inspect_teacher(
             run = _cost_of_run(plan, made, network, cost, where, dtype)
     except DatafreeError as error:
         notes.append(f"no estimate of the run: {error}")
-    sources = {name: applies(name, made, norms, trained, problem, gradients) for name in sorted(SOURCES)}
-    methods = recommended(made, network, where, cost, sources) if trained else []
+    suit = (made, seen.batchnorm, seen.trained, seen.problem, gradients)
+    sources = {name: applies(name, *suit) for name in sorted(SOURCES)}
+    methods = recommended(made, network, where, cost, sources) if seen.trained else []
     work.at(PARTS)
     return Inspection(
         network=spec.network,
         args=dict(spec.args),
         weights=None if spec.weights is None else str(spec.weights),
-        trained=trained,
-        task=kind,
-        problem=problem,
-        classes=counted if subject.classes.value is None else subject.classes,
-        output=answer_form(outputs),
+        trained=seen.trained,
+        task=seen.kind,
+        problem=seen.problem,
+        classes=seen.classes,
+        output=seen.output,
         parameters=count_parameters(network),
         bytes=size_of(bare(network)),
-        macs=macs,
-        input_size=input_size,
-        mean=middle,
-        std=spread,
-        channel_order=order,
-        batchnorm=norms,
+        macs=seen.macs,
+        input_size=seen.input_size,
+        mean=seen.mean,
+        std=seen.std,
+        channel_order=seen.channel_order,
+        batchnorm=seen.batchnorm,
         recommended=methods,
         sources=sources,
         device=f"{where.type}, {str(dtype).removeprefix('torch.')}",
@@ -189,86 +147,11 @@ def inspect_teacher(
     )
 
 
-def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[Any, Fact, int]:
-    """What it answers to an image, of which size, and the multiplications that takes. Raises NetworkError."""
-    tried = [subject.size.value] if subject.size.value is not None else list(_SIZES)
-    reason = ""
-    for height, width in tried:
-        try:
-            with torch.no_grad(), modes.frozen(network), FlopCounterMode(display=False) as counter:
-                outputs = network(synthetic_batch((height, width), device)[:1])
-        except NetworkError as error:
-            reason = reason or str(error)
-        except Exception as error:  # whatever a network of anyone's raises
-            lines = str(error).strip().splitlines()
-            reason = reason or (lines[0] if lines else type(error).__name__)
-        else:
-            size = subject.size
-            if size.value is None:
-                size = Fact(value=(height, width), provenance="unknown", why="nobody says; this one passes")
-            return outputs, size, counter.get_total_flops() // 2
-    height, width = tried[0]
-    raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}")
-
-
 def _gives_gradients(network: Normalized, size: tuple[int, int], device: torch.device) -> bool:
     """Whether what it answers has a gradient with respect to its images."""
     with torch.enable_grad(), modes.frozen(network):
         outputs = network(synthetic_batch(size, device)[:1].requires_grad_())
     return any(part.requires_grad for part in raw_tensors(outputs))
-
-
-def _task(outputs: Any, subject: Subject, stated: str | None, size: tuple[int, int]) -> tuple[Task, Fact, str | None]:
-    """The task, how its kind is known, and why the answers do not fit it. Raises NetworkError where it was stated."""
-    name, plan = subject.spec.network, subject.plan
-    guess, columns = _guess(outputs)
-    count = subject.classes.value or (None if plan is None else plan.task.classes_of(outputs)) or columns
-    if plan is not None:
-        kind = TASK.name_of(type(plan.task))
-        if stated not in (None, kind):
-            raise NetworkError(f"--task is {stated}, but the recipe's is {kind}: leave --task out")
-        made: Task = replace(plan.task, image_size=size, num_classes=count)
-        fact = Fact(value=kind, provenance="stated", why=f"the recipe {plan.name}")
-    else:
-        kind = stated or guess or ""
-        if not kind:
-            raise NetworkError(f"{name} answers {answer_form(outputs)}, which is the form of no task here")
-        made = TASKS[kind](num_classes=count, image_size=size)
-        fact = Fact(value=kind, provenance="suggested", why="the form of its answers")
-        if stated is not None:
-            fact = Fact(value=kind, provenance="stated", why="--task")
-    try:
-        made.check(outputs, f"teacher {name}")
-    except NetworkError as error:
-        if fact.provenance == "stated" or subject.classes.provenance == "stated":
-            raise
-        return made, fact, str(error)
-    return made, fact, None
-
-
-def _guess(outputs: Any) -> tuple[str | None, int]:
-    """The kind of task whose form answers have, and their classes."""
-    for kind, task in TASKS.items():
-        if (count := task.classes_of(outputs)) is not None:
-            return kind, count
-    return None, outputs.shape[1] if outputs.ndim > 1 else 1
-
-
-def _doubts(seen: Seen, mean: Fact, std: Fact, order: Fact) -> list[str]:
-    """What speaks against a mean, a std and an order: the images they imply are no images, or no photographs."""
-    doubts = []
-    if distance(seen, mean.value, std.value) > 1:
-        level, spread = implied(seen, mean.value, std.value)
-        possible = 0 <= level <= 1 and 0.02 < spread <= 0.5  # values in [0, 1] spread by 0.5 at most
-        verdict = "unlike photographs, of 0.45 and 0.27" if possible else "which no images in [0, 1] have"
-        doubts.append(
-            f"if the {mean.provenance} mean and std are right, it was trained on images in [0, 1] with a mean of "
-            f"{level:.2g} and a spread of {spread:.2g}, {verdict}"
-        )
-    told = told_order(seen) if len(set(mean.value)) == 1 else None
-    if told is not None and order.value not in (None, told):
-        doubts.append(f"its order is {order.provenance} as {order.value}, but its first BatchNorm suggests {told}")
-    return doubts
 
 
 def _cost_of_run(

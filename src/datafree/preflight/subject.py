@@ -17,6 +17,7 @@ from datafree.networks.checks.class_count import classes_of, shapes_for
 from datafree.networks.first_input import Three, distance
 from datafree.networks.foreign.open_file import SUFFIXES
 from datafree.networks.huggingface.directory import open_directory
+from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
 from datafree.recipe.recipe import Recipe, load_recipe, packaged_recipes
@@ -138,16 +139,21 @@ def _argument(text: str) -> tuple[str, Any]:
 
 def _size(spec: NetworkSpec, stated: str | None, plan: Recipe | None) -> Fact:
     if stated is not None:
-        match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", stated.strip(), re.ASCII)
-        if match is None or 0 in (pair := (int(match[1]), int(match[2] or match[1]))):
-            raise NetworkError(f"--size {show(stated)} is not a size in pixels; write it as HEIGHTxWIDTH, 224x320")
-        return Fact(value=pair, provenance="stated", why="--size")
+        return Fact(value=pixels(stated), provenance="stated", why="--size")
     if plan is not None:
         return Fact(value=plan.task.image_size, provenance="stated", why=f"the recipe {plan.name}")
     metadata = known(spec)
     if metadata is not None and metadata.input_size is not None:
         return Fact(value=metadata.input_size, provenance="known", why=metadata.origin)
     return Fact(value=None, provenance="unknown", why="nobody says")
+
+
+def pixels(stated: str) -> tuple[int, int]:
+    """Height and width of "224x320", or of one number for both. Raises NetworkError."""
+    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", stated.strip(), re.ASCII)
+    if match is None or 0 in (pair := (int(match[1]), int(match[2] or match[1]))):
+        raise NetworkError(f"--size {show(stated)} is not a size in pixels; write it as HEIGHTxWIDTH, 224x320")
+    return pair
 
 
 def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact:
@@ -158,7 +164,7 @@ def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact
         return Fact(value=stated, provenance="stated", why="--classes")
     if plan is not None:
         return Fact(value=plan.task.num_classes, provenance="stated", why=f"the recipe {plan.name}")
-    if spec.is_own_code or spec.is_program:  # it knows itself
+    if spec.is_own_code or spec.is_program or is_live(spec.network):  # it knows itself
         return Fact(value=None, provenance="unknown", why="to be seen")
     if isinstance(given, int):
         return Fact(value=given, provenance="stated", why="args")

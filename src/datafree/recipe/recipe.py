@@ -73,7 +73,11 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError with every fault. `overrides` says how overrides are read.
     """
-    text, file_name, stem = _read(path_or_name)
+    return read_recipe(*_read(path_or_name), overrides)
+
+
+def read_recipe(text: str, file_name: str, stem: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that is written in `text`, of a file called so in errors; `stem` names it unless it says otherwise."""
     try:
         given = yaml.parse(text, file_name)
     except ValueError as error:

@@ -34,7 +34,7 @@ def read_network(section: object, teacher: NetworkSpec | None, families: Familie
     if "pixel_range" in said:  # of its own mean and std
         said = {"mean": (0, 0, 0), "std": (1, 1, 1), **said}
         inherited = {key: value for key, value in inherited.items() if key not in ("mean", "std")}
-    more = [("network", _no_network(name)), ("init", _no_init(said, is_teacher=teacher is None))]
+    more = [("network", no_network(name)), ("init", _no_init(said, is_teacher=teacher is None))]
     spec: NetworkSpec = _checked(NetworkSpec, section, more, families, inherited)
     library = spec.network.partition("/")[0]
     try:
@@ -71,7 +71,7 @@ def _no_init(said: Mapping[str, Any], *, is_teacher: bool) -> str | None:
     return None
 
 
-def _no_network(name: object) -> str | None:
+def no_network(name: object) -> str | None:
     """What is wrong with a network's name, as far as can be said without building it."""
     name = name.partition("?")[0] if isinstance(name, str) else name
     if not isinstance(name, str) or ":" in name:  # the user's own by import path: imported when it is built

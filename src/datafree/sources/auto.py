@@ -28,6 +28,8 @@ from datafree.sources.procedural.source import Procedural
 from datafree.tasks.base import Task
 
 BANKED = 20_000  # images that `fast` keeps, where these are small
+BATCH, LEAST_BATCH = 64, 8  # images of an update of `fast`, of small images and of the largest
+BATCH_PIXELS = BATCH * 128 * 128
 ENOUGH = 0.5  # of the layers with a kernel: so many BatchNorm layers make its statistics a prior of images
 WIDEST, NARROWEST = 32, 16  # channels of the generator at full size
 _WIDE_UP_TO = 32  # pixels of a side; beyond, a generator would cost several times what a small teacher does
@@ -69,7 +71,7 @@ class Auto(ImageSource):
             iterations=5,
             generator_lr=3e-3,
             width=generator_width(task.image_size),
-            batch_size=64,
+            batch_size=batch_of(task.image_size),
             adversarial_weight=0.0,
             reset_at=0.0,
             bank_size=default_capacity(BANKED, task.image_size),
@@ -116,6 +118,12 @@ def generator_width(size: tuple[int, int]) -> int:
     """
     height, width = size
     return max(NARROWEST, min(WIDEST, round(WIDEST * _WIDE_UP_TO / math.sqrt(height * width))))
+
+
+def batch_of(image_size: tuple[int, int]) -> int:
+    """Images of one update of `fast`: as many pixels as 64 images of 128 x 128 have, since memory grows with them."""
+    room = BATCH_PIXELS // math.prod(image_size)
+    return max(LEAST_BATCH, min(BATCH, 1 << max(1, room).bit_length() - 1))
 
 
 def count_kernels(network: nn.Module) -> int:

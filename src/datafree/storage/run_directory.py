@@ -2,6 +2,7 @@
 
     RUN/
       recipe.yaml           the resolved recipe
+      chosen.yaml           the recipe as datafree chose it, with comments, where the user has written none
       environment.json      versions, hardware, when it began
       metrics.jsonl         one line for each logged step
       tensorboard/          the same for TensorBoard
@@ -36,9 +37,9 @@ from datafree.storage.atomic import Growing, remove_asides, require_ordinary_in,
 from datafree.storage.environment import environment
 from datafree.storage.lock import NAME as LOCK
 from datafree.storage.lock import Lock
+from datafree.storage.migrations import MIGRATIONS, STATE_VERSION
 from datafree.storage.tensorboard import EventFile
 
-STATE_VERSION = 3
 WRITTEN = (".html", ".json", ".jsonl", ".pt", ".safetensors", ".yaml")  # the files of a run, by their suffixes
 NOTED = ("student.json", "measured.json", "recipe.yaml", "environment.json", "metrics.jsonl")  # by digest, at the end
 PATIENCE = 3  # saves in a row that find no room: the last of them ends the run
@@ -53,12 +54,6 @@ FREE_KEYS = (
     "training.max_rollbacks",
 )
 
-# What makes a state of an older version one of the next: version -> the change.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: lambda state: {**state, "coping": {"rollbacks": 0, "pace": 1.0, "parts": 1, "history": []}},
-    2: lambda state: {**{("recovery" if key == "coping" else key): state[key] for key in state}, "verdict": 0},
-}
-
 
 class Run:
     """One run directory, opened for writing. `saved` is the state to resume from, or None.
@@ -66,14 +61,16 @@ class Run:
     Whoever opens it closes it: until then no other process may write there.
     """
 
-    def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
+    def __init__(self, path: Path, recipe: dict[str, Any], drafted: str | None = None) -> None:
         """Look at the directory: empty, or a run of the same recipe to resume. Writes nothing yet but a lock.
 
+        `drafted`: the text of chosen.yaml.
         Raises RunError if the directory holds something else, a run whose recipe differs in what matters, or one that
         another process is at.
         """
         self.path = path
         self.recipe = recipe
+        self.drafted = drafted
         self.saved: dict[str, Any] | None = None
         self.finished = False
         self.warnings: list[str] = []  # for the user, of what was found
@@ -169,6 +166,8 @@ class Run:
                 (self.path / "state" / "previous.pt").replace(self.path / "state" / "state.pt")
                 self._put_previous_first = False
             write_whole(self.path / "recipe.yaml", yaml.render(self.recipe).encode())
+            if self.drafted is not None:
+                write_whole(self.path / "chosen.yaml", self.drafted.encode())
             if not (self.path / "environment.json").exists():
                 self.save_json("environment.json", environment())
             write_whole(self.path / "metrics.jsonl", self._lines_until(index))

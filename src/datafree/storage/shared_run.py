@@ -43,9 +43,9 @@ class RunDirectory(Protocol):
     def close(self) -> None: ...
 
 
-def open_run(path: Path, recipe: dict[str, Any]) -> RunDirectory:
+def open_run(path: Path, recipe: dict[str, Any], drafted: str | None = None) -> RunDirectory:
     """The run directory, opened by this process or, of several, by rank 0. Raises RunError, on all of them."""
-    return Run(path, recipe) if replicas.count() == 1 else SharedRun(path, recipe)
+    return Run(path, recipe, drafted) if replicas.count() == 1 else SharedRun(path, recipe, drafted)
 
 
 def _awaited(method: Callable[Concatenate[Run, P], ResultT]) -> Callable[Concatenate[SharedRun, P], ResultT]:
@@ -72,14 +72,14 @@ def _unawaited(method: Callable[Concatenate[Run, P], None]) -> Callable[Concaten
 class SharedRun:
     """The `RunDirectory` of one of several processes. All call the same methods at the same steps."""
 
-    def __init__(self, path: Path, recipe: dict[str, Any]) -> None:
+    def __init__(self, path: Path, recipe: dict[str, Any], drafted: str | None = None) -> None:
         """As `Run`."""
         self.path = path
         self.run: Run | None = None  # rank 0's alone
-        self.saved, self.finished, self.warnings = replicas.broadcast_from_rank0(lambda: self._open(recipe))
+        self.saved, self.finished, self.warnings = replicas.broadcast_from_rank0(lambda: self._open(recipe, drafted))
 
-    def _open(self, recipe: dict[str, Any]) -> tuple[dict[str, Any] | None, bool, list[str]]:
-        self.run = Run(self.path, recipe)
+    def _open(self, recipe: dict[str, Any], drafted: str | None) -> tuple[dict[str, Any] | None, bool, list[str]]:
+        self.run = Run(self.path, recipe, drafted)
         return self.run.saved, self.run.finished, self.run.warnings
 
     @property

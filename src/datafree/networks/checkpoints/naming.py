@@ -31,6 +31,11 @@ def shared_prefix(names: Iterable[str], words: str) -> str:
     return "".join(f"{word}." for word, _ in shared)
 
 
+def held_prefix(names: Iterable[str]) -> str:
+    """What all names of a file begin with because a wrapper or a training script held the network, perhaps ""."""
+    return shared_prefix(names, _HELD)
+
+
 def correspondence(given: list[str], own: list[str]) -> Naming:
     """Which name in a file is which of the network's.
 
@@ -38,7 +43,7 @@ def correspondence(given: list[str], own: list[str]) -> Naming:
     name that is wanted occurs under one prefix of any kind ("backbone."), under that. What is left over then belongs
     to something else, unless it looks like a part of the network itself, and so of a larger one of its family.
     """
-    cut, lead = len(shared_prefix(given, _HELD)), shared_prefix(own, _HELD)
+    cut, lead = len(held_prefix(given)), held_prefix(own)
     known, wanted = set(own), [name for name in own if not is_counter(name)]
     ways = [{name: name for name in given}, {name: lead + name[cut:] for name in given}]
     into = max(ways, key=lambda way: sum(target in known for target in way.values()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     the prefixes of wrapped networks (module., _orig_mod., ema.) are taken off where all names share them.
     Raises WeightsError; RunError for one that is not what the run beside it wrote (`storage.written`).
     """
+    return _read(path, _read_file)
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that `read_tensors` reads, by the same names, without values. Raises WeightsError."""
+    return {name: tuple(tensor.shape) for name, tensor in _read(path, _read_file_shapes).items()}
+
+
+def _read(path: Path, read_file: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     try:
         if not path.is_file():  # also keeps from waiting on a pipe
             raise WeightsError(f"weights {path}: {'not a file' if path.exists() else 'no such file'}")
         if path.suffix in _OTHER_FILES:
             raise WeightsError(f"weights {path}: {_OTHER_FILES[path.suffix]}")
         written.check(path)
-        found = read_indexed(path, _read_file) if path.name.endswith(".index.json") else _read_file(path)
+        found = read_indexed(path, read_file) if path.name.endswith(".index.json") else read_file(path)
     except DatafreeError:
         raise
     except OSError as error:
@@ -82,8 +92,33 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return read_torch_file(path, lambda content: _weights_in(content, path))
 
 
+def _read_file_shapes(path: Path) -> dict[str, Tensor]:
+    """What `_read_file` reads, without values: on the meta device."""
+    if path.suffix == ".safetensors":
+        entries = {name: entry for name, entry in _safetensors_header(path).items() if name != "__metadata__"}
+        return {name: torch.empty(entry["shape"], device="meta") for name, entry in entries.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(content: Any) -> dict[str, StoredTensor]:
+        shapes.update({name: stored.size for name, stored in _weights_in(content, path).items()})
+        return {}  # none whose values would be read
+
+    read_torch_file(path, note)
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     """What the library reads, after a look at what it lets pass: a name given twice, a very long header."""
+    _safetensors_header(path)
+    opens = is_unicode(str(path))  # the library opens no file whose name is not UTF-8
+    tensors = safetensors.torch.load_file(path) if opens else safetensors.torch.load(path.read_bytes())
+    if not tensors:
+        raise WeightsError(f"weights {path}: holds no tensors")
+    return tensors
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """Its table of contents. Raises WeightsError, ValueError."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
@@ -94,12 +129,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"weights {path}: damaged, cut short or no safetensors: its header would be longer")
         if length > MAX_BYTES:
             raise WeightsError(f"weights {path}: a header of {length:,} bytes; up to {MAX_BYTES:,} are read")
-        json.loads(file.read(length), object_pairs_hook=unique)
-    opens = is_unicode(str(path))  # the library opens no file whose name is not UTF-8
-    tensors = safetensors.torch.load_file(path) if opens else safetensors.torch.load(path.read_bytes())
-    if not tensors:
-        raise WeightsError(f"weights {path}: holds no tensors")
-    return tensors
+        header: dict[str, Any] = json.loads(file.read(length), object_pairs_hook=unique)
+    return header
 
 
 def _weights_in(content: Any, path: Path) -> dict[str, StoredTensor]:

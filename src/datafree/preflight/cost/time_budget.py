@@ -23,7 +23,7 @@ from datafree.config import yaml
 from datafree.config.duration import duration_of, seconds_of
 from datafree.distributed import replicas
 from datafree.engine.build_networks import Given, build_networks, require_weights, with_student
-from datafree.engine.student_init import LEAST, images_of, start_student
+from datafree.engine.student_init import images_of, start_student
 from datafree.errors import RecipeError
 from datafree.ops import modes
 from datafree.preflight.cost.beside import beside
@@ -38,6 +38,7 @@ from datafree.text import size as bytes_shown
 WARMUP, UPDATES = 1 / 2, 2 / 3  # of the time, and of what the warm-up leaves of it, at most
 ALLOWED, ALLOWED_SHARE = 10.0, 0.05  # seconds, and share of the time, that the measurement may take, about
 _PASSES = 80  # passes through the teacher, and work of that length, that it makes
+_FEW = 16  # one part of the images of a student's start, on which it is timed first
 _TIMED = 20  # of what is allowed, each thing is timed for one part
 _DOUBT = 1.1  # by which the least time that is named is longer than the one just measured
 
@@ -243,12 +244,13 @@ def measured(
 
 def _start(calibrated: Calibration) -> float:
     """Seconds of the student's start from its teacher, from two on few images: it grows with them from a fixed part."""
-    taken = []
-    for count in (LEAST, 2 * LEAST):
+    taken, whole = [], images_of(calibrated.task)
+    few = max(4, whole // _FEW)
+    for count in (few, 2 * few):
         student, began = copy.deepcopy(calibrated.student), calibrated.clock()
         start_student(calibrated.teacher, student, calibrated.small, calibrated.task, calibrated.timed, count)
         taken.append(calibrated.clock() - began)
-    return taken[1] + max(0.0, taken[1] - taken[0]) * (images_of(calibrated.task) / LEAST - 2)
+    return taken[1] + max(0.0, taken[1] - taken[0]) * (whole / few - 2)
 
 
 def _told(asked: str, source: ImageSource, schedule: Schedule, memory: int) -> str:

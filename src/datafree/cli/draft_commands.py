@@ -1,0 +1,62 @@
+"""The command `init`: the recipe that `distill` would choose, without running it."""
+
+from __future__ import annotations
+
+from datafree.cli import teacher_options as options
+from datafree.cli.lines import remark, result_block
+from datafree.cli.parameters import Compress, Device, Overrides, Seed, Student
+from datafree.errors import RecipeError
+from datafree.preflight.teacher_file import kind_of
+from datafree.preflight.wishes import Wishes
+
+
+def init(
+    teacher: options.Teacher,
+    overrides: Overrides = None,
+    weights: options.Weights = None,
+    args: options.Args = None,
+    student: Student = None,
+    compress: Compress = None,
+    size: options.Size = None,
+    task: options.Task = None,
+    classes: options.Classes = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    channels: options.Channels = None,
+    channel_order: options.Order = None,
+    time: options.Time = None,
+    photos: options.Photos = None,
+    data: options.Data = None,
+    device: Device = None,
+    seed: Seed = None,
+    source: options.Source = None,
+) -> None:
+    """Print the recipe that `distill` would choose for a teacher, with comments, to be edited: init FILE > my.yaml"""
+    if kind_of(teacher) == "recipe":
+        raise RecipeError([f"{teacher} is a recipe, or nothing that is known here: init writes one for a teacher"])
+    made = options.chosen(
+        teacher,
+        overrides or [],
+        Wishes(
+            weights=weights,
+            args=tuple(args or ()),
+            student=student,
+            compress=compress,
+            size=size,
+            task=task,
+            classes=classes,
+            mean=mean,
+            std=std,
+            channels=channels,
+            channel_order=channel_order,
+            time=time,
+            photos=photos,
+            data=data,
+            device=device,
+            seed=seed,
+            source=source,
+        ),
+    )
+    for line in made.lines:
+        remark(line)
+    result_block((made.drafted or "").rstrip("\n"))

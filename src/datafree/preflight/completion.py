@@ -1,0 +1,166 @@
+"""The sections of a recipe that a call from Python has left out, drafted as for `datafree distill TEACHER`.
+
+What the call gives stays as it is, objects too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from datafree.config import yaml
+from datafree.errors import RecipeError
+from datafree.networks.instances import is_live
+from datafree.networks.load import NetworkSpec
+from datafree.preflight.draft import draft
+from datafree.preflight.draft_text import recipe_text
+from datafree.preflight.wishes import Wishes
+from datafree.recipe.recipe import TASK
+from datafree.recipe.training import TrainingOptions
+from datafree.tasks.base import Task
+from datafree.text import show
+
+_SECTIONS = ("task", "teacher", "student", "source", "training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """The short options of a call; None where nothing was said."""
+
+    weights: str | Path | None
+    size: str | int | Sequence[int] | None
+    classes: int | None
+    compress: str | float | None
+    photos: str | Path | None
+    training: dict[str, Any] = field(default_factory=dict)  # time, device, seed
+
+
+def completed(
+    sections: dict[str, Any], said: Said, teacher: nn.Module | None, say: Callable[[str], None]
+) -> tuple[dict[str, Any], str | None]:
+    """All sections, and the text of the recipe that was drafted for those that were left out, if any were.
+
+    `teacher`: where it was given as an object. Raises DatafreeError.
+    """
+    section = _as_mapping(sections["teacher"])
+    if said.weights is not None:
+        section = {**section, "weights": str(said.weights)}
+    kind, size = _of_task(sections["task"])
+    if "student" in sections and kind == "whole" and sections["source"] is not None:
+        _refuse(said)
+        whole = _trained(sections, said)
+        return ({**whole, "teacher": section} if said.weights is not None else whole), None
+    made = draft(
+        section["network"],
+        _wishes(section, sections, said, size),
+        given=teacher,
+        chooses_student="student" not in sections or _named(sections["student"]) is not None,
+    )
+    for line in made.lines:
+        say(line)
+    found = {key: value if sections.get(key) is None else sections[key] for key, value in made.sections.items()}
+    found |= {key: sections[key] for key in ("student", "data") if sections.get(key) is not None}
+    found["teacher"] = {**made.sections["teacher"], **{key: section[key] for key in ("licence",) if key in section}}
+    found |= {key: _merged(made.sections[key], sections[key]) for key in ("task", "training")}
+    if "student" in made.sections:
+        found["student"] = made.sections["student"]
+    objects = teacher is not None or not all(isinstance(found[key], dict) for key in _SECTIONS)
+    objects = objects or is_live(str(found["student"].get("network")))
+    return found, None if objects else recipe_text(found, made.lines, made.comments)
+
+
+def _wishes(section: dict[str, Any], sections: dict[str, Any], said: Said, size: Any) -> Wishes:
+    """What a call has said, as the command's options."""
+    mean, std = (None if section.get(key) is None else ",".join(map(str, section[key])) for key in ("mean", "std"))
+    args = section.get("args", {}).items()
+    return Wishes(
+        weights=None if section.get("weights") is None else Path(str(section["weights"])),
+        args=tuple(f"{key}={yaml.render(value).partition(chr(10))[0]}" for key, value in args),
+        size=_size(size if said.size is None else said.size),
+        task=_get(sections["task"], "kind"),
+        classes=said.classes if said.classes is not None else _get(sections["task"], "num_classes"),
+        mean=mean,
+        std=std,
+        channels=section.get("channels"),
+        channel_order=section.get("channel_order"),
+        student=_named(sections.get("student")),
+        compress=None if said.compress is None else str(said.compress),
+        photos=None if said.photos is None else Path(said.photos),
+        data=None if sections.get("data") is None else Path(sections["data"]),
+        time=said.training.get("time"),
+        device=said.training.get("device"),
+        seed=said.training.get("seed"),
+    )
+
+
+def _as_mapping(teacher: NetworkSpec | dict[str, Any]) -> dict[str, Any]:
+    """A teacher's section with what was said, defaults left out."""
+    if not isinstance(teacher, NetworkSpec):
+        return teacher
+    plain = NetworkSpec(network=teacher.network)
+    names = [option.name for option in dataclasses.fields(teacher)]
+    said = {name: getattr(teacher, name) for name in names if getattr(teacher, name) != getattr(plain, name)}
+    return {"network": teacher.network, **said}
+
+
+def _of_task(task: Any) -> tuple[str, Any]:
+    """Whether a task is known as a "whole", and its image size."""
+    size = _get(task, "image_size")
+    whole = isinstance(task, Task) or (isinstance(task, Mapping) and size is not None and "num_classes" in task)
+    return "whole" if whole else "part", size
+
+
+def _get(task: Any, key: str) -> Any:
+    """The kind, num_classes or image_size of a task; None where it does not say."""
+    if isinstance(task, Task):
+        return {"kind": TASK.name_of(type(task)), "num_classes": task.num_classes, "image_size": task.image_size}[key]
+    return task.get(key) if isinstance(task, Mapping) else None
+
+
+def _size(size: str | int | Sequence[int] | None) -> str | None:
+    if size is None or isinstance(size, str):
+        return size
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def _named(student: Any) -> str | None:
+    """The name of a student's section that says nothing else."""
+    if (
+        isinstance(student, Mapping)
+        and student.keys() == {"network"}
+        and not str(student["network"]).startswith("live/")
+    ):
+        return str(student["network"])
+    return None
+
+
+def _merged(drafted: dict[str, Any], given: Any) -> Any:
+    """What was given of a section, and for the rest what was drafted; an object is whole."""
+    if given is None:
+        return drafted
+    return {**drafted, **given} if isinstance(given, Mapping) else given
+
+
+def _trained(sections: dict[str, Any], said: Said) -> dict[str, Any]:
+    """The sections with the short options of training in it."""
+    more = {key: value for key, value in said.training.items() if value is not None}
+    training = sections["training"]
+    if not more:
+        return sections
+    if isinstance(training, TrainingOptions):
+        return {**sections, "training": dataclasses.replace(training, **more)}
+    return {**sections, "training": {**(training or {}), **more}}
+
+
+def _refuse(said: Said) -> None:
+    """Options that would have no effect, as nothing is left to be chosen. Raises RecipeError."""
+    for key in ("size", "classes", "compress", "photos"):
+        if (value := getattr(said, key)) is not None:
+            raise RecipeError(
+                [f"{key}={show(value)} has no effect, as student, task and source are all given: leave it out"]
+            )

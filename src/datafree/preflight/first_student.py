@@ -1,0 +1,99 @@
+"""A student where nobody has named one: of the teacher's family, or a common one; started from it where it can be.
+
+C classes, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from datafree.engine.build_networks import prepare
+from datafree.engine.student_init import check_start
+from datafree.errors import DatafreeError, NetworkError
+from datafree.networks.families import AUTO, choose_student, member, wish
+from datafree.networks.load import NetworkSpec
+from datafree.networks.normalized import Normalized, bare
+from datafree.recipe.recipe import TASK
+from datafree.tasks.base import Task
+
+SMALL = 96  # pixels of an image's longer side, up to which networks for small images suit
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstStudent:
+    """The student's section, and why it is that."""
+
+    spec: NetworkSpec
+    parameters: int
+    why: str
+    start: str  # with what weights, and why
+
+
+def first_student(
+    named: str | None, compress: str | None, teacher: NetworkSpec, network: Normalized, task: Task
+) -> FirstStudent:
+    """The student called `named`; without a name a smaller one: the teacher's `spec` and `network` say of which family.
+
+    Raises NetworkError for a name, or a wish, that is none.
+    """
+    images = replace(
+        NetworkSpec(network=AUTO, args={} if compress is None else {"compress": compress}),
+        mean=teacher.mean,
+        std=teacher.std,
+        channels=teacher.channels,
+        channel_order=teacher.channel_order,
+    )
+    if named not in (None, AUTO):
+        assert named is not None
+        spec, why = replace(images, network=named, args={}), "--student"
+    else:
+        try:
+            spec, why = choose_student(images, teacher, task, None)[0], "of the teacher's family"
+        except NetworkError:
+            spec, why = _common(images, network, task)
+    return _started(spec, why, network, task)
+
+
+def _common(images: NetworkSpec, network: Normalized, task: Task) -> tuple[NetworkSpec, str]:
+    """The common network of the task whose parameters come nearest to the wanted share of the teacher's."""
+    wanted, by = wish(images)
+    whole = sum(value.numel() for value in bare(network).state_dict().values() if value.is_floating_point())
+    found = [one for spec in _commons(images, task) if (one := member(spec, task, "parameters")) is not None]
+    if by != "parameters" or not found:
+        raise NetworkError("nothing is known of this teacher's family: name a student with --student NAME")
+    best = min(found, key=lambda one: abs(math.log(one.parameters * wanted / max(1, whole))))
+    return best.spec, "a common one, as no smaller member of the teacher's family is known"
+
+
+def _commons(images: NetworkSpec, task: Task) -> Iterator[NetworkSpec]:
+    kind, longer = TASK.name_of(type(task)), max(task.image_size)
+    if kind == "classification" and longer <= SMALL:
+        for depth, width in ((8, 8), (8, 16), (14, 16), (20, 16), (20, 32), (20, 64)):
+            yield replace(images, network="datafree/resnet", args={"depth": depth, "width": width})
+    elif kind == "classification":
+        for width in (16, 32, 48, 64):
+            yield replace(images, network="datafree/imagenet_resnet", args={"depth": 18, "width": width})
+    elif kind == "segmentation":
+        for width in (8, 12, 16, 24, 32, 48):
+            yield replace(images, network="datafree/unet", args={"width": width})
+    elif kind == "detection":
+        for share in (0.125, 0.25, 0.5, 1.0):
+            yield replace(images, network="datafree/yolov3", args={"width": share})
+
+
+def _started(spec: NetworkSpec, why: str, network: Normalized, task: Task) -> FirstStudent:
+    """The same, with `init: teacher` if its layers correspond to the teacher's."""
+    place = next(network.parameters(), torch.zeros(0)).device
+    student = prepare(spec, task, "student", place, torch.float32)
+    count = sum(parameter.numel() for parameter in bare(student).parameters())
+    try:
+        check_start(replace(spec, init="teacher"), network, student, task)
+    except DatafreeError as error:
+        reason = str(error).partition(": ")[2].partition(": choose")[0] or str(error)
+        return FirstStudent(spec=spec, parameters=count, why=why, start=f"from random weights ({reason})")
+    start = "from the teacher's weights, cut and refitted"
+    return FirstStudent(spec=replace(spec, init="teacher"), parameters=count, why=why, start=start)

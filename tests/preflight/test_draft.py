@@ -1,0 +1,181 @@
+"""The recipe that is chosen for a teacher: what is told, what is asked for, and that it is a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from datafree.config import yaml
+from datafree.errors import DatafreeError
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.instances import live_name
+from datafree.networks.resnet import resnet
+from datafree.networks.unet import unet
+from datafree.preflight.draft import LEARNING, Draft, draft
+from datafree.preflight.draft_text import flow, recipe_text
+from datafree.preflight.wishes import Wishes, recipe_overrides, source_section
+from datafree.recipe.recipe import Recipe, read_recipe
+
+SEEN: dict[str, Any] = {"size": "32", "mean": "0.5", "std": "0.25,0.2,0.3"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with weights of a datafree/resnet in small.safetensors."""
+    torch.manual_seed(0)
+    save_weights(resnet(7, depth=8, width=8), tmp_path / "small.safetensors")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recipe_of(made: Draft) -> Recipe:
+    return read_recipe(made.text, "drafted", "drafted")
+
+
+def refusal(teacher: str, **said: Any) -> str:
+    with pytest.raises(DatafreeError) as caught:
+        draft(teacher, Wishes(**said))
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_weights_file_alone_makes_a_recipe_that_loads(here: Path) -> None:
+    made = draft("small.safetensors", Wishes(**SEEN))
+    recipe = recipe_of(made)
+    assert recipe.name == "small"
+    assert (recipe.task.num_classes, recipe.task.image_size) == (7, (32, 32))
+    assert (recipe.teacher.network, recipe.teacher.args) == ("datafree/resnet", {"depth": 8, "width": 8})
+    assert recipe.teacher.weights == here / "small.safetensors"  # from whichever directory it is run
+    assert (recipe.teacher.mean, recipe.teacher.std) == ((0.5, 0.5, 0.5), (0.25, 0.2, 0.3))
+    assert (recipe.student.network, recipe.student.args) == ("datafree/resnet", {"depth": 8, "width": 4})
+    assert recipe.student.init == "teacher"
+    assert recipe.student.mean == recipe.teacher.mean
+    assert recipe.training.time == "30m"
+    assert recipe.training.shift == 32 // 8
+    assert {key: getattr(recipe.training, key) for key in LEARNING} == LEARNING
+    assert recipe.source == read_recipe(made.text, "", "x").source
+
+
+def test_five_lines_or_so_say_what_was_chosen_and_what_is_uncertain(here: Path) -> None:
+    made = draft("small.safetensors", Wishes(**SEEN))
+    heads = [line.partition(":")[0] for line in made.lines]
+    assert heads == ["teacher", "task", "student", "source", "uncertain"]
+    text = "\n".join(made.lines)
+    count = len(resnet(7, depth=8, width=8).state_dict())
+    assert f"its {count} tensors have the names and shapes of datafree/resnet?depth=8&width=8" in text
+    assert "starts from the teacher's weights" in text
+    assert "the first convolution's stride is 1" in text
+    for line in made.lines:
+        assert f"# {line}" in made.text
+    assert "# suggested: the form of its answers" in made.text
+
+
+def test_what_cannot_be_told_is_asked_for(here: Path) -> None:
+    assert "give --size HEIGHTxWIDTH" in refusal("small.safetensors", mean="0.5", std="0.25")
+    assert "give --mean R,G,B and --std R,G,B" in refusal("small.safetensors", size="32")
+    assert "has no weights, so it has nothing to teach: give --weights FILE" in refusal("timm/test_resnet")
+    assert "--weights" in refusal("small.safetensors", weights=here / "small.safetensors", **SEEN)
+    assert "--time 'soon' is not a time" in refusal("small.safetensors", time="soon", **SEEN)
+    assert "no such file" in refusal("timm/test_resnet", weights=here / "none.pth")
+    assert "needs photos" in refusal("small.safetensors", source="folder", **SEEN)
+    assert "there is no task 'classify'" in refusal("small.safetensors", task="classify", **SEEN)
+    assert "answers (1, 7), but the task needs" in refusal("small.safetensors", task="segmentation", **SEEN)
+
+
+def test_a_librarys_numbers_are_uncertain_for_weights_of_ones_own(here: Path) -> None:
+    save_weights(timm.create_model("test_resnet", num_classes=4), here / "mine.safetensors")
+    made = draft("mine.safetensors", Wishes())
+    assert recipe_of(made).task.image_size == (160, 160)
+    assert "the image size is that of its library's own weights (--size)" in made.lines[-1]
+    assert "mean and std" in made.lines[-1]
+    assert recipe_of(made).training.batch_size == 16  # of large images
+
+
+def test_options_and_overrides_have_their_way(here: Path) -> None:
+    (here / "photos").mkdir()
+    wishes = Wishes(
+        student="datafree/resnet?depth=8&width=2",
+        photos=Path("photos"),
+        data=Path("photos"),
+        time="20s",
+        device="cpu",
+        seed=3,
+        **SEEN,
+    )
+    recipe = recipe_of(draft("small.safetensors", wishes, ["training.lr=0.01", "name=mine"]))
+    assert (recipe.student.args["width"], recipe.name, recipe.data) == (2, "mine", here / "photos")
+    assert (recipe.training.time, recipe.training.device, recipe.training.seed) == ("20s", "cpu", 3)
+    assert recipe.training.lr == 0.01
+    section = yaml.parse(draft("small.safetensors", wishes).text, "x")["source"]
+    assert section == {"method": "auto", "photos": str(here / "photos")}
+
+
+def test_a_student_whose_layers_do_not_correspond_starts_at_random(here: Path) -> None:
+    made = draft("small.safetensors", Wishes(student="timm/test_resnet", **SEEN))
+    assert recipe_of(made).student.init == "random"
+    assert "it starts from random weights (" in made.lines[2]
+
+
+def test_a_teacher_of_no_family_gets_a_common_student(here: Path) -> None:
+    (here / "df_own.py").write_text(
+        "from datafree.networks.unet import unet\ndef net():\n    return unet(5, width=12, depth=2)\n"
+    )
+    made = draft("df_own:net", Wishes(size="32x48", mean="0", std="1"))
+    recipe = recipe_of(made)
+    assert (recipe.task.num_classes, recipe.task.image_size) == (5, (32, 48))
+    assert recipe.student.network == "datafree/unet"
+    assert "a common one" in made.lines[2]
+
+
+def test_a_network_that_is_an_object_needs_only_its_images(here: Path) -> None:
+    network = unet(3, width=4, depth=2)
+    made = draft(live_name(network, values=True), Wishes(**SEEN), given=network)
+    assert made.sections["task"] == {"kind": "segmentation", "num_classes": 3, "image_size": [32, 32]}
+    assert made.sections["name"] == "UNet"
+
+
+def test_answers_that_fit_no_task_are_a_line(here: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2))
+    with pytest.raises(DatafreeError, match="the form of no task"):
+        draft(live_name(network, values=True), Wishes(**SEEN), given=network)
+
+
+@pytest.mark.parametrize(
+    "value", [1, 0.001, 1e-7, "30m", "auto", "a: b, c]", "no", "null", "1e4", [1, "x y"], {"a": [1]}]
+)
+def test_a_value_in_one_line_of_yaml_is_read_as_it_was(value: Any) -> None:
+    assert yaml.parse(recipe_text({"section": {"key": value}}, [], {("section", "key"): "why"}), "x") == {
+        "section": {"key": value}
+    }
+    assert "\n" not in flow(value)
+
+
+def test_options_become_overrides_of_a_recipe_that_was_written() -> None:
+    wishes = Wishes(
+        weights=Path("a.pth"), args=("depth=8",), mean="0.5", classes=5, time="2m", source="cgdd", student="auto"
+    )
+    assert recipe_overrides(wishes, (32, 48)) == [
+        "teacher.args.depth=8",
+        'teacher.weights="a.pth"',
+        "teacher.mean=[0.5, 0.5, 0.5]",
+        "task.num_classes=5",
+        "task.image_size=[32, 48]",
+        'training.time="2m"',
+        'source={"method": "cgdd"}',
+        'student={"network": "auto", "args": {}}',
+    ]
+    assert recipe_overrides(Wishes(), None) == []
+
+
+def test_photos_go_where_the_method_takes_them() -> None:
+    photos = Path("photos")
+    assert source_section("folder", photos) == {"method": "folder", "path": "photos", "crop": "random", "flip": True}
+    assert source_section("degan", photos)["proxy"]["path"] == "photos"
+    with pytest.raises(DatafreeError, match="takes no photos"):
+        source_section("cgdd", photos)

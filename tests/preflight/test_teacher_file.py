@@ -1,0 +1,138 @@
+"""What a user's word for a teacher names, told by a file's first bytes, before torch is imported."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from datafree.errors import NetworkError
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.preflight.teacher_file import kind_of
+
+
+def zipped(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("deep/model.pth", b"0" * 10)
+
+
+def sparse(file: Path) -> None:
+    with file.open("wb") as zeros:
+        zeros.truncate(2**30)
+
+
+def program(file: Path) -> None:
+    torch.export.save(torch.export.export(nn.ReLU(), (torch.rand(1, 3, 4, 4),)), file)
+
+
+TEACHERS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a.safetensors": (lambda file: save_weights(nn.Linear(2, 2), file), "weights"),
+    "a.pth": (lambda file: torch.save(nn.Linear(2, 2).state_dict(), file), "weights"),
+    "old.pth": (lambda file: torch.save({}, file, _use_new_zipfile_serialization=False), "weights"),
+    "model.safetensors.index.json": (lambda file: file.write_text('{"weight_map": {}}'), "weights"),
+    "yolo.weights": (lambda file: file.write_bytes(b"\0\0\0\0\2\0\0\0"), "weights"),
+    "a.pt2": (program, "program"),
+    "a.onnx": (lambda file: file.write_bytes(b"\x08\x08\x12\x07pytorch"), "onnx"),
+    "renamed": (lambda file: file.write_bytes(b"\x08\x0a\x12\x07pytorch"), "onnx"),
+    "any.txt": (lambda file: file.write_text("task: {kind: detection}\n"), "recipe"),
+    "broken.yaml": (lambda file: file.write_text(": : :"), "recipe"),  # whoever reads it says what is wrong
+}
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_file_is_told_by_how_it_begins(name: str, tmp_path: Path) -> None:
+    write, kind = TEACHERS[name]
+    write(tmp_path / name)
+    assert kind_of(str(tmp_path / name)) == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("timm/resnet18", "name"),
+        ("torchvision/resnet18?progress=false", "name"),
+        ("my_nets:teacher", "name"),
+        ("fashion-demo", "recipe"),
+        ("nowhere/street.yaml", "recipe"),
+    ],
+)
+def test_what_is_no_file_is_a_name_or_a_recipe(name: str, kind: str) -> None:
+    assert kind_of(name) == kind
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "folder": (lambda path: path.mkdir(), "is an empty folder"),
+    "notes.txt": (lambda file: file.write_text("buy milk\n"), "is a text, and no recipe"),
+    "cat.png": (lambda file: Image.new("RGB", (4, 4)).save(file), "is an image"),
+    "cat.jpg": (lambda file: Image.new("RGB", (4, 4)).save(file), "is an image"),
+    "all.zip": (zipped, "is a zip archive, and none of torch's: unpack it and give deep/model.pth"),
+    "cut.pt": (lambda file: file.write_bytes(b"PK\3\4" + bytes(60)), "is a damaged zip archive"),
+    "zeros.bin": (sparse, "begins with nothing but zeros"),
+    "nothing.pt": (lambda file: file.touch(), "is empty"),
+    "page.pth": (lambda file: file.write_text("<!DOCTYPE html><html>404"), "is a web page"),
+    "a.pth.gz": (lambda file: file.write_bytes(gzip.compress(b"x")), "is compressed by gzip"),
+    "noise": (lambda file: file.write_bytes(b"\xde\xad\xbe\xef" * 200), "is no file of a kind that is known"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_no_teacher_is_refused_in_a_line(name: str, tmp_path: Path) -> None:
+    write, words = REFUSED[name]
+    write(tmp_path / name)
+    with pytest.raises(NetworkError, match=words) as caught:
+        kind_of(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_folders_are_told_by_what_is_in_them(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert kind_of(str(tmp_path)) == "directory"
+    (tmp_path / "config.json").rename(tmp_path / "recipe.yaml")
+    with pytest.raises(NetworkError, match=r"is a run; .* give .*recipe.yaml"):
+        kind_of(str(tmp_path))
+    (tmp_path / "recipe.yaml").rename(tmp_path / "a.png")
+    with pytest.raises(NetworkError, match="--photos"):
+        kind_of(str(tmp_path))
+    (tmp_path / "a.png").rename(tmp_path / "a.pth")
+    with pytest.raises(NetworkError, match=r"give a file in it, such as .*a.pth"):
+        kind_of(str(tmp_path))
+
+
+def test_a_missing_file_is_not_taken_for_a_name() -> None:
+    with pytest.raises(NetworkError, match=r"there is no file weights/mine\.pth"):
+        kind_of("weights/mine.pth")
+
+
+def test_a_pickle_is_not_opened_to_tell_what_it_is(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+            return Path.touch, (tmp_path / "sprung",)  # type: ignore[return-value]
+
+    file = tmp_path / "trap.pt"
+    file.write_bytes(pickle.dumps(Trap()))
+    assert kind_of(str(file)) == "weights"
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_command_refuses_without_importing_torch(tmp_path: Path) -> None:
+    sparse(tmp_path / "zeros.bin")
+    code = (
+        "import sys; sys.argv = ['datafree', 'distill', 'zeros.bin']\n"
+        "from datafree.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as left: print(left.code, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert done.stderr.startswith("error: zeros.bin begins with nothing but zeros")
+    assert done.stderr.count("\n") == 1
