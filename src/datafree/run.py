@@ -38,6 +38,7 @@ from datafree.report.live_writer import page_kept
 from datafree.report.profile import measure
 from datafree.report.run_reader import MEASURED
 from datafree.storage.shared_run import RunDirectory, open_run
+from datafree.storage.trackers import require
 from datafree.tasks.base import Scores, relative
 
 
@@ -110,6 +111,7 @@ def _carry_out(
     task = recipe.task
 
     # Everything that can be wrong is checked before the first file is written.
+    require(training.track)
     labelled = task.open_dataset(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     remarks: list[str] = []
