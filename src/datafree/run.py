@@ -39,6 +39,7 @@ from datafree.report.run_reader import MEASURED
 from datafree.storage import strict_json, written
 from datafree.storage.run_files import ResultForm, known
 from datafree.storage.shared_run import RunDirectory, open_run
+from datafree.storage.trackers import require
 from datafree.tasks.base import Scores, open_labelled, relative
 
 
@@ -113,6 +114,7 @@ def _carry_out(
     task = recipe.task
 
     # Everything that can be wrong is checked before the first file is written.
+    require(training.track)
     labelled = open_labelled(task, recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
     remarks: list[str] = []

@@ -31,7 +31,7 @@ def check_same(file: Path, recipe: dict[str, Any], is_free: Callable[[str], bool
 
 def differences(here: Mapping[str, Any], in_run: object) -> list[str]:
     """A line for each key in which two resolved recipes differ: "training.lr: 0.1 here, 0.01 in the run"."""
-    mine, theirs = dict(_flat(here)), dict(_flat(in_run if isinstance(in_run, Mapping) else {}))
+    mine, theirs = dict(flat(here)), dict(flat(in_run if isinstance(in_run, Mapping) else {}))
     lines = []
     for key in dict.fromkeys([*mine, *theirs]):
         if key not in theirs:
@@ -43,11 +43,11 @@ def differences(here: Mapping[str, Any], in_run: object) -> list[str]:
     return lines
 
 
-def _flat(value: object, key: str = "") -> list[tuple[str, object]]:
+def flat(value: object, key: str = "") -> list[tuple[str, object]]:
     """Dotted keys and the scalars or flat lists at them."""
     dot = f"{key}." if key else ""
     if isinstance(value, Mapping) and value:
-        return [pair for name, item in value.items() for pair in _flat(item, f"{dot}{name}")]
+        return [pair for name, item in value.items() for pair in flat(item, f"{dot}{name}")]
     if isinstance(value, list) and any(isinstance(item, (Mapping, list)) for item in value):
-        return [pair for index, item in enumerate(value) for pair in _flat(item, f"{dot}{index}")]
+        return [pair for index, item in enumerate(value) for pair in flat(item, f"{dot}{index}")]
     return [(key, value)] if key else []

@@ -12,6 +12,7 @@ from datafree.preflight.cost.time_budget import with_time
 from datafree.preflight.plan import plan
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
+from datafree.storage.trackers import require
 from datafree.text import size, time
 
 
@@ -33,6 +34,7 @@ def rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> list
     recipe, sourced = with_source(recipe, device, dtype)
     recipe, training, sized = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
     recipe, training, timed = with_time(recipe, training, None, NOTHING_GIVEN, device, dtype)
+    require(training.track)
     labelled = recipe.task.open_dataset(recipe.data) if recipe.data else None
     require_weights(recipe.teacher, recipe.task)
     networks = build_networks(recipe, device, dtype, say=lines.append)

@@ -70,6 +70,9 @@ class TrainingOptions(ABC):
     log_every: Annotated[PositiveInt, Doc("steps")] = 20
     save_every: Annotated[PositiveInt, Doc("steps")] = 200
     picture_every: Annotated[PositiveInt, Doc("steps")] = 500
+    track: Annotated[
+        list[Literal["tensorboard", "trackio", "wandb", "mlflow"]], Doc("what gets the metrics beside metrics.jsonl")
+    ] = field(default_factory=lambda: ["tensorboard"])
     max_rollbacks: Annotated[
         Count, Doc("at most: back to the last good state at half the rates, after numbers that are not finite")
     ] = 3

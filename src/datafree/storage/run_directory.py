@@ -5,7 +5,8 @@
       chosen.yaml           the recipe as datafree chose it, with comments, where the user has written none
       environment.json      versions, hardware, when it began
       metrics.jsonl         one line for each logged step
-      tensorboard/          the same for TensorBoard
+      tensorboard/          the same for TensorBoard, unless `training.track` leaves it out
+      trackers.json         what other trackers call the run
       samples/              what the source made, with the teacher's answers beside it
       state/state.pt        resumable state, exact; tensors and plain values only, with a checksum
       state/previous.pt     the state saved before it: what a damaged state.pt falls back to
@@ -39,6 +40,7 @@ from datafree.storage.lock import NAME as LOCK
 from datafree.storage.lock import Lock
 from datafree.storage.migrations import MIGRATIONS, STATE_VERSION
 from datafree.storage.tensorboard import EventFile
+from datafree.storage.trackers import Trackers
 
 WRITTEN = (".html", ".json", ".jsonl", ".pt", ".safetensors", ".yaml")  # the files of a run, by their suffixes
 NOTED = ("student.json", "measured.json", "recipe.yaml", "environment.json", "metrics.jsonl")  # by digest, at the end
@@ -52,6 +54,7 @@ FREE_KEYS = (
     "training.save_every",
     "training.picture_every",
     "training.max_rollbacks",
+    "training.track",
 )
 
 
@@ -78,6 +81,8 @@ class Run:
         self._lock = Lock(path)
         self._metrics: Growing | None = None
         self._events: EventFile | None = None
+        kinds = recipe.get("training", {}).get("track", ["tensorboard"])
+        self._for_tensorboard, self._trackers = "tensorboard" in kinds, Trackers(path, recipe, kinds)
         self._failed = 0  # saves in a row that found no room
         self._mute: set[str] = set()  # what the user was told once
         self._began = False  # whether there was a run when it was looked at
@@ -172,7 +177,8 @@ class Run:
                 self.save_json("environment.json", environment())
             write_whole(self.path / "metrics.jsonl", self._lines_until(index))
             self._metrics = Growing(self.path / "metrics.jsonl")
-            self._events = EventFile(self.path / "tensorboard", index)
+            self._events = EventFile(self.path / "tensorboard", index) if self._for_tensorboard else None
+            self._trackers.start(say)
         except OSError as error:
             raise self._cannot_write(self.path, error) from error
 
@@ -194,23 +200,25 @@ class Run:
             raise self._cannot_write(self.path, error) from error
 
     def log(self, index: int, step: int, values: dict[str, float]) -> None:
-        """Add a line to metrics.jsonl and scalars to TensorBoard. Without room it waits for the next line or save."""
+        """Add a line to metrics.jsonl, scalars to the trackers. Without room it waits for the next line or save."""
         assert self._metrics is not None
-        assert self._events is not None
+        self._trackers.scalars(values, index)
         try:
             self._metrics.add((json.dumps({"index": index, "step": step, **values}) + "\n").encode())
-            self._events.scalars(values, index)
+            if self._events is not None:
+                self._events.scalars(values, index)
         except OSError as error:
             self._tell_once(f"cannot write the logs in {self.path}", error)
 
     def save_picture(self, index: int, picture: Tensor) -> None:
-        """Write samples/NNNNNN.png and show it in TensorBoard. `picture`: (3, H, W) in [0, 1]. Not without room."""
-        assert self._events is not None
+        """Write samples/NNNNNN.png and show it in the trackers. `picture`: (3, H, W) in [0, 1]. Not without room."""
+        self._trackers.image("samples", picture.clamp(0, 1), index)
         content = io.BytesIO()
         to_image(picture).save(content, "PNG", optimize=True)
         try:
             write_whole(self.path / "samples" / f"{index:06d}.png", content.getvalue())
-            self._events.image("samples", picture.clamp(0, 1), index)
+            if self._events is not None:
+                self._events.image("samples", picture.clamp(0, 1), index)
         except OSError as error:
             self._tell_once(f"cannot write pictures into {self.path / 'samples'}", error)
 
@@ -285,6 +293,7 @@ class Run:
     def close(self) -> None:
         """Close the logs and give the directory back. Safe to call twice."""
         self._close_logs()
+        self._trackers.close()
         self._lock.release()
 
 
