@@ -14,6 +14,7 @@ from torch import nn
 from datafree.engine.student_init import check_start
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.checks.class_count import classes_of
+from datafree.networks.checks.input_form import channels_hint, require_flat_images
 from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.checks.preprocessing_doubt import doubt
 from datafree.networks.exported.program import Program
@@ -146,6 +147,7 @@ def prepare(
     if what == "student" and isinstance(bare(built), Program):
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
+    require_flat_images(network, f"the {what} {spec.network}")
     speed.laid_out(network.to(device))
     try:
         look = synthetic_batch(task.image_size, device)
@@ -162,7 +164,7 @@ def prepare(
         height, width = task.image_size
         raise NetworkError(
             f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {first_line(error)}"
-            f"{_size_hint(spec, task, what)}"
+            f"{channels_hint(network, spec.channels) or _size_hint(spec, task, what)}"
         ) from error
     task.check(outputs, f"{what} {spec.network}")
     if len(outputs) != len(look):
