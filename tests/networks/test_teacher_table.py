@@ -109,7 +109,7 @@ def slowly(line: str) -> Any:
     return pytest.param(line, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("line", map(slowly, LINES))
+@pytest.mark.parametrize("line", [slowly(line) for line in LINES])
 def test_a_line_of_the_table_does_what_it_says(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
