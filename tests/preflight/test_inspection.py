@@ -82,6 +82,23 @@ def coarse():
     return body(nn.MaxPool2d(4))
 
 
+def four():
+    return nn.Sequential(nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+def volume():
+    return nn.Sequential(nn.Conv3d(1, 8, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+class Unit(nn.Module):
+    def forward(self, x):
+        return nn.functional.normalize(x, dim=1)
+
+
+def embedding():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 16), Unit())
+
+
 def plain():
     """No BatchNorm, as after folding."""
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
@@ -416,6 +433,10 @@ def test_what_a_recipe_states_is_compared_with_the_first_batchnorm(
         ("datafree/resnet", {"weights": Path("nosuch.pt")}, "no such file"),
         ("df_seen:picky", {"size": "8x12"}, "cannot take images of 8 x 12 pixels"),
         ("df_seen:tokens", {"size": "8"}, "the form of no task"),
+        ("df_seen:four", {"size": "8"}, "takes 4 channels, but images here have 3 (RGB), or 1 (grey)"),
+        ("df_seen:volume", {"size": "8"}, "has 3-D convolutions"),
+        ("timm/test_resnet?in_chans=1", {"size": "32", "classes": 3}, "grey images: set channels to 1"),
+        ("df_seen:embedding", {"size": "8", "task": "classification"}, "length 1, an embedding"),
         ("df_seen:nosuch", {}, "no name in df_seen 'nosuch'"),
         ("fashion-demo", {"recipe": "fashion-demo"}, "leave --recipe out"),
         ("df_seen:classifier", {"recipe": "fashion-demo", "task": "detection"}, "leave --task out"),

@@ -16,6 +16,7 @@ from datafree.engine.rehearsal import rehearse
 from datafree.engine.student_init import check_start
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.checks.class_count import classes_of
+from datafree.networks.checks.input_form import channels_hint, require_flat_images
 from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.checks.preprocessing_doubt import doubt
 from datafree.networks.exported.program import Program
@@ -167,6 +168,7 @@ def prepare(
     if what == "student" and isinstance(bare(built), (Program, FileTeacher)):
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
+    require_flat_images(network, f"the {what} {spec.network}")
     speed.laid_out(network.to(device))
     try:
         look = synthetic_batch(task.image_size, device)
@@ -183,7 +185,7 @@ def prepare(
         height, width = task.image_size
         raise NetworkError(
             f"the {what} {spec.network} cannot take images of {height} x {width} pixels: {first_line(error)}"
-            f"{_size_hint(spec, task, what)}"
+            f"{channels_hint(network, spec.channels) or _size_hint(spec, task, what)}"
         ) from error
     task.check(outputs, f"{what} {spec.network}")
     if isinstance(inner := bare(built), FileTeacher):

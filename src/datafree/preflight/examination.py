@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.errors import NetworkError
+from datafree.networks.checks.input_form import channels_hint, require_flat_images
 from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
@@ -76,6 +77,7 @@ def examine(
     classes = subject.classes.value or 1
     built = build_network(spec, num_classes=classes, say=remarks.append) if given is None else adapted(given)
     network = spec.wrap(built, dtype).to(where)
+    require_flat_images(network, spec.network)
     (ALL_ON if plan is None else plan.training.speed).laid_out(network)
     if isinstance(program := network.network, Program | FileTeacher) and program.size and subject.size.value is None:
         subject = replace(subject, size=Fact(value=program.size, provenance="known", why="it was made for this size"))
@@ -142,7 +144,8 @@ def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[
                 size = Fact(value=(height, width), provenance="unknown", why="nobody says; this one passes")
             return outputs, size, counter.get_total_flops() // 2
     height, width = tried[0]
-    raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}")
+    hint = channels_hint(network, subject.spec.channels)
+    raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}{hint}")
 
 
 def _task(outputs: Any, subject: Subject, stated: str | None, size: tuple[int, int]) -> tuple[Task, Fact, str | None]:

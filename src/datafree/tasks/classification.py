@@ -47,7 +47,14 @@ class Classification(Task[Tensor]):
         wanted = f"(B, {self.num_classes})"
         if isinstance(outputs, Tensor) and outputs.ndim == 4 and outputs.shape[2:] == (1, 1):
             raise NetworkError(f"the {what} answers {tuple(outputs.shape)}; flatten it to logits {wanted}")
-        return check_logits(outputs, what, dims=2, wanted=wanted, num_classes=self.num_classes)
+        checked = check_logits(outputs, what, dims=2, wanted=wanted, num_classes=self.num_classes)
+        lengths = checked.float().norm(dim=1)
+        if self.num_classes > 2 and torch.allclose(lengths, torch.ones_like(lengths), atol=1e-4):
+            raise NetworkError(
+                f"the {what} answers vectors of length 1, an embedding, but logits {wanted} are needed; give it with "
+                "its classifier"
+            )
+        return checked
 
     @classmethod
     def classes_of(cls, outputs: Any) -> int | None:
