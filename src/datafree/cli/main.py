@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from datafree.cli.convert_command import convert
 from datafree.cli.inspect_commands import inspect, list_, plan
 from datafree.cli.result_commands import evaluate, export, report, watch
 from datafree.cli.run_commands import demo, distill, synthesize
@@ -75,7 +76,7 @@ def _options(
     """Distil a trained vision network into a small one without the data it was trained on."""
 
 
-for verb in (distill, evaluate, synthesize, export, inspect, plan, report, watch):
+for verb in (distill, evaluate, synthesize, export, inspect, plan, report, watch, convert):
     app.command()(verb)
 app.command(name="list")(list_)
 app.command()(demo)

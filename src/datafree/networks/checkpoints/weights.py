@@ -68,7 +68,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return read_torch_file(path, lambda content: _weights_in(content, path))
+    return read_torch_file(path, lambda content: weights_in(content, path))
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _weights_in(content: Any, path: Path) -> dict[str, StoredTensor]:
+def weights_in(content: Any, path: Path) -> dict[str, StoredTensor]:
     """The weights in a checkpoint. Raises WeightsError."""
     for _ in range(4):  # wrapped in wrappers of wrappers at most: a forged dict may hold itself
         if not isinstance(content, dict):
