@@ -16,7 +16,11 @@ import pytest
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-FOR_USERS = [*PROJECT["dependencies"], *(line for name in ("onnx", "remote", "transformers") for line in EXTRAS[name])]
+FOR_USERS = [
+    *PROJECT["dependencies"],
+    *(line for name in ("onnx", "onnx-gradients", "remote", "transformers") for line in EXTRAS[name]),
+]
+USERS_OWN = {"ultralytics"}  # imported where a user has it, and never asked for: its licence is AGPL-3.0
 SCRIPTS = ("benchmarks", "scripts", "examples")  # their files import one another, and the tests'
 
 
@@ -56,7 +60,8 @@ def is_declared(module: str, known: set[str]) -> bool:
 def test_every_package_that_src_imports_is_declared_for_users() -> None:
     modules = imported("src")
     assert {"torch", "yaml", "PIL"} <= modules
-    assert {module for module in modules if not is_declared(module, declared(FOR_USERS))} == set()
+    assert {module for module in modules if not is_declared(module, declared(FOR_USERS))} == USERS_OWN
+    assert not declared([line for lines in (PROJECT["dependencies"], *EXTRAS.values()) for line in lines]) & USERS_OWN
 
 
 def test_every_package_that_users_must_install_is_imported_by_src() -> None:

@@ -22,8 +22,8 @@ from datafree.recipe.recipe import dump
 from datafree.run import run_recipe
 from datafree.storage import checkpoint
 from datafree.storage.lock import Lock
-from datafree.storage.migrations import MIGRATIONS, STATE_VERSION
-from datafree.storage.run_directory import Run, migrated
+from datafree.storage.migrations import MIGRATIONS, STATE_VERSION, migrated
+from datafree.storage.run_directory import Run
 from small_runs import assert_same, everything, recipe_for, stop_after
 from thorough import some
 

@@ -32,7 +32,9 @@ from torch import Tensor, nn
 from datafree.errors import WeightsError
 from datafree.networks.checkpoints import index as weights_index
 from datafree.networks.checkpoints import torch_files, unpickler
+from datafree.networks.checkpoints.convert import convert
 from datafree.networks.checkpoints.weights import load_weights, read_tensors, save_weights
+from datafree.networks.checkpoints.whole_modules import read_module
 from weights_files import refusal, same, small
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001  # what torch's files of before the zip format begin with
@@ -164,10 +166,14 @@ def test_code_in_a_file_is_never_run_and_its_name_is_told(tmp_path: Path, guise:
         for name, place in PLACES.items():
             (tmp_path / name).write_bytes(place(content))
             line = refused(tmp_path / name)
+            with contextlib.suppress(WeightsError):
+                read_module(tmp_path / name)
+            with contextlib.suppress(WeightsError):
+                convert(tmp_path / name, tmp_path / "new.safetensors")
             assert not canary.exists()
             if not name.endswith(".safetensors"):
                 assert wanted in line
-                assert "safetensors.torch.save_file" in line
+                assert "datafree convert" in line
     finally:
         copyreg.remove_extension("os", "system", 0xF0)
 
@@ -192,6 +198,9 @@ def test_code_anywhere_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
             assert canary.exists()  # it would do harm
             canary.unlink()
             assert "posix.system" in refused(tmp_path / "w.pt")
+            with contextlib.suppress(WeightsError):
+                convert(tmp_path / "w.pt", tmp_path / "new.safetensors")
+            (tmp_path / "new.safetensors").unlink(missing_ok=True)
             assert not canary.exists()
 
 
@@ -229,7 +238,7 @@ def test_a_whole_pickled_network_is_refused_by_its_classes(tmp_path: Path) -> No
     line = refused(tmp_path / "w.pt")
     assert "needs torch.nn.modules.container.Sequential, torch.nn.modules.conv.Conv2d, " in line
     assert " and 2 more to be loaded" in line
-    assert "'w.safetensors'" in line
+    assert "datafree convert w.pt w.safetensors" in line
 
 
 @pytest.mark.parametrize("member", ["constants.pkl", "code/__torch__.py"])
@@ -744,7 +753,9 @@ def good_files() -> dict[str, bytes]:
     whole = torch.arange(12.0).reshape(3, 4)
     state = OrderedDict(a=whole, tied=whole, part=whole[1:, ::2], half=torch.ones(2).half(), n=torch.tensor(3))
     made = {"w.safetensors": safetensors.torch.save({"a": torch.ones(2, 3), "b": torch.zeros(2, dtype=torch.int64)})}
-    for name, content in (("w", {"state_dict": state, "epoch": 3}), ("evil", {"model": state, "x": Evil("canary")})):
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    contents = {"w": {"state_dict": state, "epoch": 3}, "evil": {"model": state, "x": Evil("canary")}, "module": module}
+    for name, content in contents.items():
         for zipped in (True, False):
             buffer = io.BytesIO()
             torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
@@ -753,8 +764,13 @@ def good_files() -> dict[str, bytes]:
 
 
 def survives(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of `path`, or None if it is refused in one line; anything else fails."""
+    """The tensors of `path`, or None if it is refused in one line; anything else fails. Taken apart alike."""
     before = sorted(path.parent.iterdir())
+    with contextlib.suppress(WeightsError):
+        module = read_module(path)
+        for tensor in module.tensors.values() if module is not None else ():
+            assert tensor.nbytes <= path.stat().st_size
+            tensor.clone()
     try:
         tensors = read_tensors(path)
     except WeightsError as error:

@@ -21,7 +21,10 @@ def listing() -> str:
     ]
     parts += ["", "tasks (task.kind)", *(_class(name, kind) for name, kind in sorted(TASK.members.items()))]
     parts += ["", "networks (teacher.network, student.network)", *(f"  {name}" for name in network_names())]
-    parts += ["  torchvision/..., timm/...: any other model of theirs", "  package.module:callable: your own"]
+    parts += [
+        "  torchvision/..., timm/..., ultralytics/...: any other model of theirs",
+        "  package.module:callable: your own",
+    ]
     recipes = packaged_recipes() or {"none": ""}
     width = max(map(len, recipes))
     parts += [

@@ -7,7 +7,7 @@ from typing import Any
 # What one wants to do -> the verbs that do it.
 GROUPS = {
     "See it work": ("demo", "list"),
-    "Make a student": ("inspect", "init", "plan", "distill", "synthesize"),
+    "Make a student": ("inspect", "convert", "init", "plan", "distill", "synthesize"),
     "Look at a run": ("watch", "report", "evaluate"),
     "Ship it": ("export", "push"),
 }
@@ -15,6 +15,7 @@ EXAMPLES = {
     "demo": "datafree demo --task classification --quick",
     "list": "datafree list",
     "inspect": "datafree inspect timm/resnet18 --weights teacher.safetensors --size 64x64",
+    "convert": "datafree convert whole-module.pt teacher.safetensors",
     "init": "datafree init timm/resnet18 --weights teacher.safetensors > my.yaml",
     "plan": "datafree plan fashion-demo training.steps=4000",
     "distill": "datafree distill fashion-demo --out runs/first --max-time 20m",

@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from datafree.config import schema
+from datafree.config import paths, schema
 from datafree.errors import RunError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.exported.program import Program
@@ -65,6 +65,9 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
     file = inner.path if isinstance(inner, (Program, FileTeacher)) else spec.weights
     if isinstance(inner, FileTeacher):
         digest, of = inner.digest(), "file" if len(inner.files) == 1 else f"{len(inner.files)} files"
+    elif spec.is_program and file is None:  # a pickle that was taken apart
+        file = paths.expand(spec.network)
+        digest, of = sha256_of(file), "file"
     elif file is not None:
         digest, of = sha256_of(file), "file"
     else:

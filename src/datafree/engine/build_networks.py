@@ -165,7 +165,7 @@ def prepare(
     form, or is a detector that is to learn boxes by a loss that does not serve.
     """
     built = _built(spec, task, say) if given is None else adapted(given)
-    if what == "student" and isinstance(bare(built), (Program, FileTeacher)):
+    if what == "student" and (spec.is_program or isinstance(bare(built), (Program, FileTeacher))):
         raise NetworkError(f"the student {spec.network} is a program, which can teach but not learn; name a network")
     network = spec.wrap(built, dtype)
     require_flat_images(network, f"the {what} {spec.network}")

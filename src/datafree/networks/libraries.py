@@ -17,6 +17,7 @@ from torch import nn
 
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.darknet.yolov3 import yolov3
+from datafree.networks.foreign.ultralytics_model import build_ultralytics
 from datafree.networks.imagenet_resnet import imagenet_resnet
 from datafree.networks.pretrained import in_its_own_words, within_reach
 from datafree.networks.resnet import resnet
@@ -179,6 +180,7 @@ _LIBRARIES: dict[str, Callable[[str, dict[str, Any], int], nn.Module]] = {
     "smp": _build_smp,
     "torchvision": _build_torchvision,
     "timm": _build_timm,
+    "ultralytics": build_ultralytics,
 }
 
 

@@ -77,7 +77,7 @@ def no_network(name: object) -> str | None:
     if not isinstance(name, str) or ":" in name:  # the user's own by import path: imported when it is built
         return None
     names = network_names()
-    if name in names or name.startswith(("timm/", "torchvision/")):  # these two have hundreds more
+    if name in names or name.startswith(("timm/", "torchvision/", "ultralytics/")):  # these have more
         return None
     if name.startswith(PREFIX):  # a folder: looked at with the weights it is to have
         return None

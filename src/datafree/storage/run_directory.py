@@ -38,7 +38,7 @@ from datafree.storage.atomic import Growing, remove_asides, require_ordinary_in,
 from datafree.storage.environment import environment
 from datafree.storage.lock import NAME as LOCK
 from datafree.storage.lock import Lock
-from datafree.storage.migrations import MIGRATIONS, STATE_VERSION
+from datafree.storage.migrations import STATE_VERSION, migrated
 from datafree.storage.tensorboard import EventFile
 from datafree.storage.trackers import Trackers
 
@@ -295,14 +295,3 @@ class Run:
         self._close_logs()
         self._trackers.close()
         self._lock.release()
-
-
-def migrated(state: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A state as this version has it. Raises RunError for one of a version that is not known."""
-    version = state.get("version")
-    while version in MIGRATIONS:
-        state = {**MIGRATIONS[version](state), "version": version + 1}
-        version += 1
-    if version != STATE_VERSION:
-        raise RunError(f"{file} has state version {version}, this datafree reads 1 to {STATE_VERSION}")
-    return state

@@ -40,11 +40,14 @@ _OTHERS = {
 Blocks = Callable[[Storage], Tensor]  # all bytes of a storage, (N,) uint8
 
 
-def read_torch_file(path: Path, choose: Callable[[Any], dict[str, StoredTensor]]) -> dict[str, Tensor]:
+def read_torch_file(
+    path: Path, choose: Callable[[Any], dict[str, StoredTensor]], *, objects: bool = False
+) -> dict[str, Tensor]:
     """The tensors that `choose` takes out of the file's content, on the CPU; tied ones share their memory.
 
-    The content is made of plain values, StoredTensor and Other (`read_pickle`). No more memory is taken than the file
-    is large, besides the pickle's own. Raises WeightsError; for damaged files, also what pickles and archives raise.
+    The content is made of plain values, StoredTensor and Other (`read_pickle`, which explains `objects`). No more
+    memory is taken than the file is large, besides the pickle's own. Raises WeightsError; for damaged files, also what
+    pickles and archives raise.
     """
     with path.open("rb") as file:
         start = file.read(512)
@@ -56,12 +59,11 @@ def read_torch_file(path: Path, choose: Callable[[Any], dict[str, StoredTensor]]
         if start[8:9] == b"{":
             raise WeightsError(f"weights {path}: holds safetensors, by its beginning; name it {path.stem}.safetensors")
         try:
-            content, blocks = (_open_zip if start.startswith(b"PK\x03\x04") else _open_old)(path, file)
+            content, blocks = (_open_zip if start.startswith(b"PK\x03\x04") else _open_old)(path, file, objects)
         except NeedsCode as error:
             raise WeightsError(
-                f"weights {path}: needs {_listed(error.names)} to be loaded, which could run any code; if you trust "
-                f"it, load it where it was made, then "
-                f"safetensors.torch.save_file(network.state_dict(), '{path.stem}.safetensors')"
+                f"weights {path}: needs {_listed(error.names)} to be loaded, which could run any code; take its "
+                f"tensors out without running it: datafree convert {path.name} {path.stem}.safetensors"
             ) from None
         chosen = choose(content)
         whole: dict[str, Tensor] = {}
@@ -112,7 +114,7 @@ def open_archive(what: str, path: Path, file: BinaryIO) -> tuple[zipfile.ZipFile
     return archive, members
 
 
-def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Blocks]:
+def _open_zip(path: Path, file: BinaryIO, objects: bool) -> tuple[Any, Blocks]:
     archive, members = open_archive("weights", path, file)
     if any(name.endswith("/archive_format") for name in members):
         raise WeightsError(
@@ -127,7 +129,7 @@ def _open_zip(path: Path, file: BinaryIO) -> tuple[Any, Blocks]:
         raise WeightsError(f"weights {path}: written on a big-endian machine; {_CONVERT}")
     if members[pickles[0]].file_size > MAX_PICKLE:
         raise ValueError(f"a pickle of more than {MAX_PICKLE:,} bytes")
-    content = read_pickle(io.BytesIO(archive.read(pickles[0])), TORCH_CALLS, partial(find_storage, {}))
+    content = read_pickle(io.BytesIO(archive.read(pickles[0])), TORCH_CALLS, partial(find_storage, {}), objects=objects)
 
     def block(storage: Storage) -> Tensor:
         member = members[f"{root}data/{storage.key}"]
@@ -169,12 +171,19 @@ def read_block(values: Any, size: int) -> Tensor:
 # --- files of before ---
 
 
-def _open_old(path: Path, file: BinaryIO) -> tuple[Any, Blocks]:
+def _find_old(storages: dict[str, Storage], reference: Any) -> Any:
+    """A storage, or the class of a module: ("module", class, its file, its code)."""
+    if isinstance(reference, tuple) and len(reference) == 4 and reference[0] == "module":
+        return reference[1]
+    return find_storage(storages, reference)
+
+
+def _open_old(path: Path, file: BinaryIO, objects: bool) -> tuple[Any, Blocks]:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     pickles = io.BytesIO(file.read(min(size, MAX_PICKLE)))
     storages: dict[str, Storage] = {}
-    read = partial(read_pickle, pickles, TORCH_CALLS, partial(find_storage, storages))
+    read = partial(read_pickle, pickles, TORCH_CALLS, partial(_find_old, storages), objects=objects)
     if read() != _MAGIC:
         raise WeightsError(f"weights {path}: a pickle, but not one of torch.save; save network.state_dict()")
     version, machine = read(), read()

@@ -43,29 +43,42 @@ class Name(Other):
     __slots__ = ()
 
 
+class Object(Other):
+    """A stand-in for an object of a class that is not known: what its pickle would have given it, and nothing more."""
+
+    __slots__ = ("items", "state")
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.state: dict[Any, Any] = {}  # attributes
+        self.items: list[Any] = []  # of a set or a list
+
+
 def kind_of(value: object) -> str:
     """What a value out of a pickle is, in a word."""
     return value.kind if isinstance(value, Other) else type(value).__name__
 
 
-def read_pickle(data: BinaryIO, calls: Calls, find: Callable[[Any], Any]) -> Any:
+def read_pickle(data: BinaryIO, calls: Calls, find: Callable[[Any], Any], *, objects: bool = False) -> Any:
     """The value of the pickle that begins here; `data` is left just behind it.
 
     None, bools, numbers, text, bytes, lists, tuples and dicts come as they are. Where the pickle calls a name in
     `calls`, the value is what that function makes, and Other if it is None; `find` takes the references to what lies
     outside the pickle. Keys that are not text come as Other: hashing what a stranger chose can take for ever.
 
-    Raises NeedsCode with all the names that are not in `calls`, and anything from ValueError to IndexError if damaged.
+    With `objects`, a call of any other name makes an `Object`, which then holds what the pickle gives it: nothing is
+    looked up or run for that. Else raises NeedsCode with all the names that are not in `calls`. Raises anything from
+    ValueError to IndexError if damaged.
     """
-    machine = _Machine(calls, find)
+    machine = _Machine(calls, find, objects)
     try:
         for operation, argument, _ in pickletools.genops(data):
             machine.spend(1)
             machine.step(operation.name, argument)
     except Exception:
-        if not machine.wanted:  # these say more than what was stumbled upon because of them
+        if objects or not machine.wanted:  # these say more than what was stumbled upon because of them
             raise
-    if machine.wanted:
+    if machine.wanted and not objects:
         raise NeedsCode(list(machine.wanted))
     return machine.stack[-1]
 
@@ -91,8 +104,9 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 class _Machine:
     """Pickle's machine without functions. Python's pickletools explains the operations."""
 
-    def __init__(self, calls: Calls, find: Callable[[Any], Any]) -> None:
+    def __init__(self, calls: Calls, find: Callable[[Any], Any], objects: bool) -> None:
         self.calls = calls
+        self.objects = objects
         self.find = find
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
@@ -153,12 +167,12 @@ class _Machine:
             case "SETITEMS":
                 self._set_items(self._above_mark())
             case "EMPTY_SET":
-                stack.append(Other("set"))
+                stack.append(Object("set"))
             case "ADDITEMS":
-                self._above_mark()
+                _keep(self._above_mark(), stack[-1])
             case "FROZENSET":
-                self._above_mark()
-                stack.append(Other("frozenset"))
+                _keep(self._above_mark(), made := Object("frozenset"))
+                stack.append(made)
             case "GLOBAL":
                 stack.append(self._name(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
@@ -166,14 +180,14 @@ class _Machine:
             case "REDUCE" | "NEWOBJ":
                 stack.append(self._call(*self._top(2)))
             case "NEWOBJ_EX":
-                stack.append(Other(kind_of(self._top(3)[0])))
+                stack.append(Object(kind_of(self._top(3)[0])))
             case "OBJ":
-                stack.append(Other(kind_of(self._above_mark()[0])))
+                stack.append(Object(kind_of(self._above_mark()[0])))
             case "INST":
                 self._above_mark()
-                stack.append(Other(self._name(*argument.split(" ", 1)).kind))
-            case "BUILD":  # attributes, of no interest: the versions in a state dict, say
-                self._top(1)
+                stack.append(Object(self._name(*argument.split(" ", 1)).kind))
+            case "BUILD":  # attributes; of what is no object, of no interest: the versions in a state dict, say
+                self._set_attributes(self._top(1)[0])
             case "BINPERSID":
                 stack.append(self.find(stack.pop()))
             case "EXT1" | "EXT2" | "EXT4":  # a name by a number
@@ -201,8 +215,16 @@ class _Machine:
             self.stack[-1].extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
-        if isinstance(self.stack[-1], dict):
-            filled(_pairs(items), self.stack[-1])
+        target = self.stack[-1]
+        if isinstance(target, dict | Object):
+            filled(_pairs(items), target.state if isinstance(target, Object) else target)
+
+    def _set_attributes(self, given: Any) -> None:
+        """A dict, or a pair of dicts where a class has slots as well."""
+        for part in given if isinstance(given, tuple) else (given,):
+            if isinstance(part, dict) and isinstance(target := self.stack[-1], Object):
+                self.spend(len(part))
+                target.state |= part
 
     def _name(self, module: Any, name: Any) -> Name:
         if not isinstance(module, str) or not isinstance(name, str):
@@ -220,7 +242,22 @@ class _Machine:
         # Two bytes call again with a list of before, however long it is.
         self.spend(sum(len(a) for a in arguments if isinstance(a, list | tuple | dict)))
         make = self.calls.get(function.kind) if isinstance(function, Name) else None
-        return Other(kind_of(function)) if make is None else make(*arguments)
+        if make is not None:
+            return make(*arguments)
+        if kind_of(function) == "builtins.set":  # as protocol 2 writes them
+            made = Object("builtins.set")
+            _keep([item for given in arguments if isinstance(given, list) for item in given], made)
+            return made
+        if isinstance(function, Name) and function.kind in self.calls:
+            return Other(function.kind)
+        of = arguments[:1] if kind_of(function) == "copyreg._reconstructor" else ()  # an object, by its class
+        return Object(kind_of(of[0] if of else function))
+
+
+def _keep(items: list[Any], target: Any) -> None:
+    """The texts among what is put into a set: of a module, the names of buffers that are not saved."""
+    if isinstance(target, Object):
+        target.items += [item for item in items if isinstance(item, str)]
 
 
 def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:

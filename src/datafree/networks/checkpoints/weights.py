@@ -89,7 +89,7 @@ def _read(path: Path, read_file: Callable[[Path], dict[str, Tensor]]) -> dict[st
 def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    return read_torch_file(path, lambda content: _weights_in(content, path))
+    return read_torch_file(path, lambda content: weights_in(content, path))
 
 
 def _read_file_shapes(path: Path) -> dict[str, Tensor]:
@@ -100,7 +100,7 @@ def _read_file_shapes(path: Path) -> dict[str, Tensor]:
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(content: Any) -> dict[str, StoredTensor]:
-        shapes.update({name: stored.size for name, stored in _weights_in(content, path).items()})
+        shapes.update({name: stored.size for name, stored in weights_in(content, path).items()})
         return {}  # none whose values would be read
 
     read_torch_file(path, note)
@@ -133,7 +133,7 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _weights_in(content: Any, path: Path) -> dict[str, StoredTensor]:
+def weights_in(content: Any, path: Path) -> dict[str, StoredTensor]:
     """The weights in a checkpoint. Raises WeightsError."""
     for _ in range(4):  # wrapped in wrappers of wrappers at most: a forged dict may hold itself
         if not isinstance(content, dict):

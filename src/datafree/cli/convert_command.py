@@ -1,0 +1,21 @@
+"""The command `convert`: tensors out of a file that is a program, as safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def convert(
+    old: Annotated[Path, typer.Argument(help="A file of torch.save: a whole module, or a checkpoint.")],
+    new: Annotated[Path, typer.Argument(help="The file to write, NAME.safetensors.")],
+) -> None:
+    """Take the tensors out of a pickled module or checkpoint, without running it, and write them as safetensors."""
+    from datafree.networks.checkpoints.convert import convert as write
+
+    made = write(old, new)
+    of = f" of {made.kind}" if made.kind else ""
+    where = f" (under {made.key!r})" if made.key else ""
+    print(f"{new}: {made.tensors:,} tensors, {made.values:,} values{of}{where}; nothing of {old} was run")
