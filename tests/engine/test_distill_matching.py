@@ -326,7 +326,7 @@ class Own(nn.Module):
         return {
             "logits": logits,
             "tuple": (logits, logits),
-            "dict": {"logits": logits},
+            "dict": {"features": logits},
             "probabilities": logits.softmax(1),
             "maps": logits[:, :, None, None],
         }[self.answer]
@@ -362,7 +362,7 @@ def datafree(
     [
         ({"classes": 5}, "answers 5 classes, but the task has 4"),
         ({"answer": "tuple"}, "a tuple of 2"),
-        ({"answer": "dict"}, "a dict with the keys ['logits']"),
+        ({"answer": "dict"}, "a dict with the keys ['features']"),
         ({"answer": "probabilities"}, "probabilities"),
         ({"answer": "maps"}, "flatten it"),
     ],

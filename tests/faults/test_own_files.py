@@ -199,6 +199,15 @@ def test_what_is_no_such_file_is_one_line(run: Path, name: str, content: bytes) 
     write_page(run)
 
 
+def test_halves_of_characters_are_read_escaped_and_break_no_seal(tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_bytes(strict_json.sealed({"notes": ["not scored: caf\udce9.png"]}))
+    assert strict_json.look_at(file, ResultForm) == strict_json.Read(
+        content={"notes": [r"not scored: caf\udce9.png"]}, faults=strict_json.look_at(file, ResultForm).faults
+    )
+    assert strict_json.parse(rb'{"\ud800": ["\u00e9"]}') == {r"\ud800": ["é"]}
+
+
 def test_values_are_shown_short(run: Path) -> None:
     with pytest.raises(strict_json.Damaged) as caught:
         strict_json.read(_file(run, {"notes": ["\x1b[2J" * 99, 3]}), ResultForm)

@@ -16,6 +16,7 @@ from dying import die_at
 from safetensors.torch import load_file
 
 from datafree.config import yaml
+from datafree.engine.build_networks import with_source
 from datafree.errors import Interrupted, RunError
 from datafree.health.verdict import State
 from datafree.recipe.recipe import dump
@@ -101,7 +102,8 @@ def test_states_of_older_versions_are_gone_on_with(version: str, tmp_path: Path)
     """
     recipe = recipe_for(tmp_path, {"method": "dfad"})
     (tmp_path / "run" / "state").mkdir(parents=True)
-    (tmp_path / "run" / "recipe.yaml").write_text(yaml.render(dump(recipe)))
+    resolved, _ = with_source(recipe, torch.device("cpu"), torch.float32)
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.render(dump(resolved)))
     shutil.copy(STATES / f"{version}.pt", tmp_path / "run" / "state" / "state.pt")
     said: list[str] = []
     run_recipe(recipe, tmp_path / "run", say=said.append)

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from datafree.text import show
+from datafree.text import is_unicode, show, shown
 
 SEAL = "seal"
 MAX_BYTES = 10_000_000  # of a file that a run directory describes itself with
@@ -54,23 +54,41 @@ def sealed(content: Mapping[str, Any]) -> bytes:
 
 
 def parse(text: str | bytes) -> Any:
-    """Plain values of a JSON text; NaN and infinities are None. Raises Damaged."""
+    """Plain values of a JSON text; NaN and infinities are None, halves of characters escaped. Raises Damaged."""
+    return _cleaned(_parsed(text))
+
+
+def _parsed(text: str | bytes) -> Any:
     try:
-        found = json.loads(text, parse_constant=lambda _: None)
-        if b"\\u" in (text if isinstance(text, bytes) else text.encode()):
-            json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        return json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"no JSON ({type(error).__name__})") from error
-    return found
+
+
+def _cleaned(value: Any) -> Any:
+    try:
+        return _encodable(value)
+    except RecursionError as error:
+        raise Damaged("no JSON (nested too deeply)") from error
+
+
+def _encodable(value: Any) -> Any:
+    r"""`value` with texts that can be written: names of files that are not UTF-8 have `\udc..` in them, here escaped."""
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    return shown(value, lines=True) if isinstance(value, str) and not is_unicode(value) else value
 
 
 def look(text: str | bytes, form: type[Form]) -> Read:
     """The parts of a JSON object that are in their form, and what is wrong with the others. Raises Damaged."""
-    found = parse(text)
+    found = _parsed(text)
     if not isinstance(found, dict):
         raise Damaged(f"a {type(found).__name__} where key-value pairs are needed")
     seal = found.pop(SEAL, None)
     changed = seal is not None and seal != _seal_of(found)
+    found = _cleaned(found)
     faults: list[str] = []
     for depth in (2, 1):  # of a section what is wrong in it, and the section where the rest does not do alone
         for place, line in _faults(found, form):
