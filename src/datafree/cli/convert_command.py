@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from datafree.cli.lines import result
+
 
 def convert(
     old: Annotated[Path, typer.Argument(help="A file of torch.save: a whole module, or a checkpoint.")],
@@ -18,4 +20,4 @@ def convert(
     made = write(old, new)
     of = f" of {made.kind}" if made.kind else ""
     where = f" (under {made.key!r})" if made.key else ""
-    print(f"{new}: {made.tensors:,} tensors, {made.values:,} values{of}{where}; nothing of {old} was run")
+    result(f"{new}: {made.tensors:,} tensors, {made.values:,} values{of}{where}; nothing of {old} was run")

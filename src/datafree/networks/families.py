@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datafree.errors import NetworkError
 from datafree.networks.imagenet_resnet import BLOCKS
 from datafree.networks.instances import is_live
-from datafree.networks.load import NetworkSpec, adapted, build_network
+from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import bare
 from datafree.networks.pretrained import PRETRAINED
 from datafree.ops import modes
@@ -139,7 +139,7 @@ def _macs(network: nn.Module, spec: NetworkSpec, task: Task) -> int:
     place = next(bare(network).parameters()).device
     images = torch.zeros(1, spec.channels, *(spec.input_size or task.image_size), device=place)
     with torch.no_grad(), modes.frozen(network), FlopCounterMode(display=False) as counter:
-        adapted(network)(images)
+        network(images)
     return int(counter.get_total_flops()) // 2
 
 

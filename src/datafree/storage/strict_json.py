@@ -73,7 +73,7 @@ def _cleaned(value: Any) -> Any:
 
 
 def _encodable(value: Any) -> Any:
-    r"""`value` with texts that can be written: names of files that are not UTF-8 have `\udc..` in them, here escaped."""
+    r"""`value` with texts that can be written: `\udc..`, in names of files that are not UTF-8, is escaped."""
     if isinstance(value, dict):
         return {_encodable(key): _encodable(item) for key, item in value.items()}
     if isinstance(value, list):
