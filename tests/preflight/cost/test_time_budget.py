@@ -14,15 +14,19 @@ import torch
 from datafree.cli.main import main
 from datafree.config import yaml
 from datafree.config.duration import duration_of, seconds_of
-from datafree.engine.build_networks import NOTHING_GIVEN, Given, prepare
+from datafree.engine.build_networks import NOTHING_GIVEN, Given, build_networks, prepare
 from datafree.engine.student_init import images_of
+from datafree.engine.student_step import StudentStep
 from datafree.errors import DataError, Interrupted, RecipeError, RunError
 from datafree.preflight.cost import time_budget
+from datafree.preflight.cost.calibration import Calibration
 from datafree.preflight.cost.time_budget import Costs, Schedule, UpdateCost, planned, recorded
 from datafree.preflight.plan import plan
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
 from datafree.run import run_recipe
+from datafree.sources import Procedural
+from datafree.sources.base import Batch, UpdateSize
 from recipes import VALID, fault, write
 from small_runs import assert_same, everything, recipe_for, stop_after
 
@@ -210,6 +214,40 @@ def test_a_measured_run_has_steps_and_the_given_networks_are_not_touched(tmp_pat
     planned_line, _, memory = line.partition("; ")
     assert planned_line == f"training.time=60s: 6 warm-up updates and {schedule.steps:,} steps are planned"
     assert memory.endswith("B beside Python and torch")
+
+
+@pytest.mark.parametrize(("whole", "update", "step"), [(0.0, 640.0, 18.0), (639.0, 640.0, 3.0), (640.0, 166.0, 3.0)])
+def test_what_is_cheap_is_timed_as_large_as_it_is(
+    whole: float, update: float, step: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update takes 6 s and 1 s an image, a step 1.875 s and 1/16 s an image.
+
+    Two images are timed: of an update 8 s, for 160 images 640 s in proportion; of a step 2 s, for 18 images 18 s.
+    """
+    now = [0.0]
+
+    def updated(source: Procedural, student: Any, step: int) -> dict[str, Any]:
+        now[0] += 6 + source.batch_size
+        return {}
+
+    def learnt(self: StudentStep, batch: Batch, step: int) -> dict[str, Any]:
+        now[0] += 1.875 + len(batch.images) / 16
+        return {}
+
+    monkeypatch.setattr(Procedural, "update", updated)
+    monkeypatch.setattr(StudentStep, "learn", learnt)
+    recipe = recipe_for(tmp_path, {"method": "procedural"}, batch_size=8)
+    source = Procedural(batch_size=160, surplus=1, warmup=1, update_every=1)
+    networks = build_networks(replace(recipe, source=source), CPU, torch.float32)
+    calibrated = Calibration(
+        task=recipe.task, teacher=networks.teacher, student=networks.student, source=source,
+        training=replace(recipe.training, batch_size=18), dtype=torch.float32, most=2, budget=0.0,
+        clock=lambda: now[0], whole=whole,
+    )  # fmt: skip
+    (part,) = calibrated.small.updated_sources()
+    assert calibrated.update(part, source, -1).seconds == pytest.approx(update)
+    assert part.update_size() == UpdateSize(images=2)
+    assert calibrated.step().each.seconds == pytest.approx(step)
 
 
 def test_a_start_from_the_teacher_is_counted_from_two_on_few_images(

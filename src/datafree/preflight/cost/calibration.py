@@ -1,6 +1,7 @@
 """Calibration of a run's cost: the run made small, and timed.
 
-Time grows in proportion to both, so that an estimate takes seconds where the run takes hours.
+Time grows in proportion to both, so that an estimate takes seconds where the run takes hours. What does not grow counts
+too often in it, by up to three times for small networks on a CPU: with `whole`, what is cheap is timed as it is.
 
 B images, H x W pixels.
 """
@@ -66,6 +67,7 @@ class Calibration:
     budget: float  # seconds that each thing is timed for, about
     on_finished_batch: Callable[[Batch], None] | None = None  # takes the batches that the small source finishes
     clock: Callable[[], float] = time.perf_counter  # what seconds are counted by
+    whole: float = 0.0  # seconds up to which what seems to cost no more is done once as large as it is, and timed
     small: ImageSource = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     timed: int = field(init=False)  # images of the student's step
@@ -102,18 +104,20 @@ class Calibration:
 
     def step(self) -> CostItem:
         """The student's steps."""
-        learn, whole = self._student_step(), self.training.batch_size
+        learn, whole = self._student_step(self.timed), self.training.batch_size
         kept, least = self._first(learn)
         self._note_peak(STUDENT, kept, self.timed, whole)
         each = cost_of(learn, self.device, self.timed, self.budget, least, self.clock).of_images(whole)
+        if self.timed < whole and each.seconds <= self.whole:
+            each = cost_of(self._student_step(whole), self.device, whole, 0.0, least=0, clock=self.clock)
         return CostItem(what=STUDENT, often=self.training.steps, each=each)
 
     def kept(self) -> int:
         """Bytes that a step of the student on `timed` images keeps for its backward pass, at the peak."""
-        return self._kept_by(self._student_step())
+        return self._kept_by(self._student_step(self.timed))
 
-    def _student_step(self) -> Callable[[], None]:
-        """A step of the student."""
+    def _student_step(self, count: int) -> Callable[[], None]:
+        """A step of the student on `count` images."""
         watch, pairs = Watch(self.device), {}
         if self.training.attention_weight:
             look = synthetic_batch(self.task.image_size, self.device)
@@ -131,7 +135,7 @@ class Calibration:
 
         def learn() -> None:
             watch.begin(0)
-            student_step.learn(self.small.sample(self.timed), 0)
+            student_step.learn(self.small.sample(count), 0)
             watch.look()
 
         return learn
@@ -169,7 +173,12 @@ class Calibration:
             part.resize_updates(small)
             more = longer + once.times(-1)
             total = total + more.times((iterations - 1) / longer_by if more.seconds > 0 else 0.0)
-        return total.of_images(whole.images)
+        total = total.of_images(whole.images)
+        if small.images < whole.images and total.seconds <= self.whole:
+            part.resize_updates(whole)
+            total = cost_of(update, self.device, whole.images, 0.0, least=0, clock=self.clock)
+            part.resize_updates(small)
+        return total
 
     def state_bytes(self, steps: Sequence[int]) -> int:
         """Bytes of the source's state when its banks are full: a new one's after a few updates, with what they lack."""

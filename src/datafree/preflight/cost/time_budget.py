@@ -222,6 +222,7 @@ def measured(
             most=max(2, int(allowed / _PASSES / max(known.backward, 1e-9))),
             budget=allowed / _TIMED,
             clock=clock,
+            whole=ALLOWED_SHARE * seconds,
         )
         sources = tuple(
             UpdateCost(
