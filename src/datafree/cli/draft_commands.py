@@ -7,7 +7,6 @@ import sys
 from datafree.cli import teacher_options as options
 from datafree.cli.parameters import Compress, Overrides, Student
 from datafree.errors import RecipeError
-from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import Wishes
 
 
@@ -33,8 +32,6 @@ def init(
     source: options.Source = None,
 ) -> None:
     """Print the recipe that `distill` would choose for a teacher, with comments, to be edited: init FILE > my.yaml"""
-    if kind_of(teacher) == "recipe":
-        raise RecipeError([f"{teacher} is a recipe, or nothing that is known here: init writes one for a teacher"])
     made = options.chosen(
         teacher,
         overrides or [],
@@ -58,6 +55,8 @@ def init(
             source=source,
         ),
     )
+    if made.drafted is None:
+        raise RecipeError([f"{teacher} is a recipe already: init writes one for a teacher"])
     for line in made.lines:
         print(line, file=sys.stderr)
     print(made.drafted, end="")

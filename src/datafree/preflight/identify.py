@@ -45,6 +45,11 @@ class Identified:
     why: str
     doubt: str | None  # other networks of which they may be
 
+    @property
+    def called(self) -> str:
+        """The network with its arguments, as one text."""
+        return _name(self.spec)
+
 
 def identify(file: Path) -> Identified:
     """The network whose weights `file` holds. Raises WeightsError, NetworkError where none fits, or several do."""
