@@ -162,7 +162,8 @@ def _hints(file: Path) -> str:
     """What the names of the file and its folder, and a config.json beside it, say of the architecture."""
     said = [file.name, file.resolve().parent.name]
     try:
-        config = json.loads((file.parent / "config.json").read_text(encoding="utf-8")[:1_000_000])
+        with (file.parent / "config.json").open(encoding="utf-8") as text:
+            config = json.loads(text.read(1_000_000))
         said.insert(0, str(config.get("architecture", "")))
     except (OSError, ValueError, AttributeError):
         pass
