@@ -122,6 +122,7 @@ def test_a_recipe_takes_the_same_options(datafree: Datafree) -> None:
         (["small.safetensors", "--size", "big"], "not a size in pixels"),
         (["timm/test_resnet"], "give --weights FILE"),
         (["model.onnx"], "there is no file model.onnx"),
+        (["resnet18"], "did you mean torchvision/resnet18 or timm/resnet18?"),
         (["small.safetensors", *SEEN, "--source", "nothing"], "'nothing' is not one of"),
         (["small.safetensors", *SEEN, "training.stps=3"], "did you mean steps?"),
     ],
@@ -137,6 +138,14 @@ def test_a_mistake_is_one_line_that_says_what_to_give(
     assert not Path("runs").exists()
 
 
+def test_inspect_takes_a_weights_file_alone(datafree: Datafree) -> None:
+    result = datafree("inspect", "small.safetensors", "--size", "16", "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert (found["network"], found["args"]) == ("datafree/resnet", {"depth": 8, "width": 8})
+    assert found["classes"]["value"] == 4
+
+
 def seen_something(network: nn.Module, side: int) -> nn.Module:
     for _ in range(3):
         network(torch.rand(8, 3, side, side))
@@ -144,6 +153,7 @@ def seen_something(network: nn.Module, side: int) -> nn.Module:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # of which a minute or so is processor time
 @pytest.mark.parametrize("kind", ["torchvision", "timm", "program"])
 def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Datafree) -> None:
     """The whole line: source, student and schedule are chosen; agreement and the page are there."""
@@ -156,7 +166,10 @@ def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Dataf
         words = ["timm/test_resnet", "--weights", "own.safetensors", "--size", "32"]
     else:
         network = seen_something(unet(3, width=4, depth=2), 32).eval()
-        torch.export.save(torch.export.export(network, (torch.rand(2, 3, 32, 32),)), "teacher.pt2")
+        batch = ({0: torch.export.Dim("batch")},)
+        torch.export.save(
+            torch.export.export(network, (torch.rand(2, 3, 32, 32),), dynamic_shapes=batch), "teacher.pt2"
+        )
         words = ["teacher.pt2"]
     result = datafree("distill", *words, "--mean", "0.5", "--std", "0.25", "--time", "20s", "--out", "run")
     assert result.code == 0, result.err

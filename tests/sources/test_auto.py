@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.run import run_recipe
 from datafree.sources import Auto, Fast, Mixed, Procedural
-from datafree.sources.auto import count_kernels, generator_width
+from datafree.sources.auto import batch_of, count_kernels, generator_width
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
@@ -96,3 +97,26 @@ def test_a_runs_recipe_names_the_source_and_the_run_resumes(tmp_path: Path) -> N
     assert named["source"]["method"] == "fast" and named["source"]["warmup"] == recipe.source.warmup
     assert any(line.startswith("source.method=auto: fast") for line in said)
     assert run_recipe(recipe, tmp_path / "run").already_finished
+
+
+def test_a_program_whose_layers_are_not_seen_gets_procedural_images() -> None:
+    class Program(nn.Module):
+        """Answers without a layer of its own, as a program of torch.export does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.t0 = nn.Parameter(torch.rand(4, 3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) @ self.t0.T
+
+    source, why = Auto().choose(TASK, Program(), CPU)
+    assert isinstance(source, Procedural)
+    assert "0 BatchNorm layers" in why
+
+
+@pytest.mark.parametrize(("side", "images"), [(28, 64), (32, 64), (128, 64), (160, 32), (224, 16), (352, 8), (1024, 8)])
+def test_updates_are_smaller_of_large_images(side: int, images: int) -> None:
+    """As many pixels as 64 images of 128 x 128 have, in powers of two, and 8 images at least."""
+    assert batch_of((side, side)) == images
+    assert images in (8, 64) or images * side**2 <= 64 * 128**2 < 2 * images * side**2

@@ -6,7 +6,6 @@ from datafree.cli import teacher_options as options
 from datafree.cli.lines import remark, result_block
 from datafree.cli.parameters import Compress, Device, Overrides, Seed, Student
 from datafree.errors import RecipeError
-from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import Wishes
 
 
@@ -32,8 +31,6 @@ def init(
     source: options.Source = None,
 ) -> None:
     """Print the recipe that `distill` would choose for a teacher, with comments, to be edited: init FILE > my.yaml"""
-    if kind_of(teacher) == "recipe":
-        raise RecipeError([f"{teacher} is a recipe, or nothing that is known here: init writes one for a teacher"])
     made = options.chosen(
         teacher,
         overrides or [],
@@ -57,6 +54,8 @@ def init(
             source=source,
         ),
     )
+    if made.drafted is None:
+        raise RecipeError([f"{teacher} is a recipe already: init writes one for a teacher"])
     for line in made.lines:
         remark(line)
     result_block((made.drafted or "").rstrip("\n"))

@@ -12,11 +12,14 @@ from datafree.cli.lines import result_block
 from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Quiet, Student
 from datafree.config.overrides import student_overrides
 from datafree.errors import RecipeError
+from datafree.preflight.teacher_file import kind_of
 from datafree.storage import strict_json
 
 
 def inspect(
-    teacher: Annotated[str, typer.Argument(help="A network's name as in recipes, or a recipe: then its teacher.")],
+    teacher: Annotated[
+        str, typer.Argument(help="A network's name as in recipes, a weights file, or a recipe: then its teacher.")
+    ],
     weights: Annotated[Path | None, typer.Option(help="A file of its weights.")] = None,
     args: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of its constructor; may be repeated.")
@@ -33,6 +36,11 @@ def inspect(
     quiet: Quiet = False,
 ) -> None:
     """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
+    if kind_of(teacher) == "weights":  # nothing that is no teacher gets as far as torch
+        from datafree.preflight.identify import identify
+
+        told = identify(Path(teacher))
+        teacher, weights, channels = told.called, Path(teacher), channels or told.spec.channels
     from datafree.cli.display import display
     from datafree.cli.inspect_text import inspection_text
     from datafree.preflight.inspection import inspect_teacher

@@ -20,6 +20,7 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.recipe.recipe import TASK
 from datafree.tasks.base import Task
 
+_REASON = 120  # characters of why a student cannot start from its teacher, at most
 SMALL = 96  # pixels of an image's longer side, up to which networks for small images suit
 
 
@@ -72,14 +73,14 @@ def _common(images: NetworkSpec, network: Normalized, task: Task) -> tuple[Netwo
 def _commons(images: NetworkSpec, task: Task) -> Iterator[NetworkSpec]:
     kind, longer = TASK.name_of(type(task)), max(task.image_size)
     if kind == "classification" and longer <= SMALL:
-        for depth, width in ((8, 8), (8, 16), (14, 16), (20, 16), (20, 32), (20, 64)):
+        for depth, width in ((8, 4), (8, 8), (8, 16), (14, 16), (20, 16), (20, 32), (20, 64)):
             yield replace(images, network="datafree/resnet", args={"depth": depth, "width": width})
     elif kind == "classification":
         for width in (16, 32, 48, 64):
             yield replace(images, network="datafree/imagenet_resnet", args={"depth": 18, "width": width})
     elif kind == "segmentation":
-        for width in (8, 12, 16, 24, 32, 48):
-            yield replace(images, network="datafree/unet", args={"width": width})
+        for width, depth in ((2, 2), (4, 2), (4, 3), (8, 3), (8, 4), (12, 4), (16, 4), (24, 4), (32, 4), (48, 4)):
+            yield replace(images, network="datafree/unet", args={"width": width, "depth": depth})
     elif kind == "detection":
         for share in (0.125, 0.25, 0.5, 1.0):
             yield replace(images, network="datafree/yolov3", args={"width": share})
@@ -93,7 +94,8 @@ def _started(spec: NetworkSpec, why: str, network: Normalized, task: Task) -> Fi
     try:
         check_start(replace(spec, init="teacher"), network, student, task)
     except DatafreeError as error:
-        reason = str(error).partition(": ")[2].partition(": choose")[0] or str(error)
+        reason = str(error).partition(": ")[2].partition(": choose")[0]
+        reason = reason if 0 < len(reason) <= _REASON else "their layers do not correspond"
         return FirstStudent(spec=spec, parameters=count, why=why, start=f"from random weights ({reason})")
     start = "from the teacher's weights, cut and refitted"
     return FirstStudent(spec=replace(spec, init="teacher"), parameters=count, why=why, start=start)

@@ -46,6 +46,11 @@ class Identified:
     why: str
     doubt: str | None  # other networks of which they may be
 
+    @property
+    def called(self) -> str:
+        """The network with its arguments, as one text."""
+        return _name(self.spec)
+
 
 def identify(file: Path) -> Identified:
     """The network whose weights `file` holds. Raises WeightsError, NetworkError where none fits, or several do."""
@@ -158,7 +163,8 @@ def _hints(file: Path) -> str:
     """What the names of the file and its folder, and a config.json beside it, say of the architecture."""
     said = [file.name, file.resolve().parent.name]
     try:
-        config = json.loads((file.parent / "config.json").read_text(encoding="utf-8")[:1_000_000])
+        with (file.parent / "config.json").open(encoding="utf-8") as text:
+            config = json.loads(text.read(1_000_000))
         said.insert(0, str(config.get("architecture", "")))
     except (OSError, ValueError, AttributeError):
         pass

@@ -93,7 +93,7 @@ def find_subject(
     if in_recipe and recipe is not None:
         raise NetworkError(f"{teacher} is a recipe itself: leave --recipe out, or give a network's name before it")
     if not in_recipe and "/" not in teacher and ":" not in teacher and not teacher.endswith(SUFFIXES):
-        raise NetworkError(f"there is no network or recipe {show(teacher)}{_hint(teacher)}; `datafree list` shows some")
+        raise NetworkError(f"there is no network or recipe {show(teacher)}{hint(teacher)}; `datafree list` shows some")
     wanted = teacher if in_recipe else recipe
     plan = None if wanted is None else load_recipe(wanted)
     spec = plan.teacher if plan is not None and in_recipe else NetworkSpec(network=teacher)
@@ -115,7 +115,7 @@ def find_subject(
     )
 
 
-def _hint(name: str) -> str:
+def hint(name: str) -> str:
     """Where a name that stands alone may belong."""
     import timm
     import torchvision

@@ -63,7 +63,7 @@ class Auto(ImageSource):
 
     def _made(self, task: Task, teacher: nn.Module, device: torch.device) -> tuple[ImageSource, str]:
         norms, kernels = len(batchnorm_layers(teacher)), count_kernels(teacher)
-        if norms < ENOUGH * kernels:
+        if not norms or norms < ENOUGH * kernels:  # a program's layers are not seen at all
             return self._procedural(), f"procedural, as {norms} BatchNorm layers are too few for {kernels} layers"
         if not gives_gradients(task, teacher, device):
             return self._procedural(), "procedural, as no gradient comes back through the teacher"
