@@ -248,7 +248,7 @@ def make_source(
     source: Any = SOURCES[row.method](**{**row.source, **changes})
     share = 1.0
     if batch and hasattr(source, "bank_size"):  # memory is taken at once
-        changes["bank_size"] = min(source.bank_size, 16 * batch)
+        changes["bank_size"] = min(source.bank_images(), 16 * batch)
     if hasattr(source, "iterations"):
         share = min(source.iterations, pair.iterations) / source.iterations
         changes["iterations"] = round(share * source.iterations)

@@ -1,4 +1,4 @@
-"""Commands on an existing run: `evaluate`, `export`, `report`, `watch`."""
+"""Commands on an existing run: `evaluate`, `export`, `push`, `report`, `watch`."""
 
 from __future__ import annotations
 
@@ -99,6 +99,26 @@ def export(
     for number, error in done.errors.items():
         result(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
     print_outcome(done.scores, done.notes)
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="A run directory with a finished student.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="Such as me/my-student; created where there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="For yourself alone, where it is created.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be uploaded.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Upload what `export` writes, made first where missing, to a Hugging Face repository."""
+    from datafree.cli.display import display
+    from datafree.deploy.push import push_run
+
+    with display(quiet=quiet) as shown:
+        done = push_run(run, repo, private=private, dry_run=dry_run, say=shown.say)
+    if done.files:
+        print(table([[name, f"{size:,} bytes"] for name, size in done.files.items()]))
+    for note in done.notes:
+        print(f"note: {note}")
+    print(f"pushed: {done.url}" if done.url else f"would go to: {done.repo}")
 
 
 def report(

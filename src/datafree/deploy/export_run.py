@@ -46,7 +46,7 @@ from datafree.text import one_line
 
 CALIBRATED_ON = 256  # images at most
 
-_FILES = ("student.safetensors", "student.onnx", "student.int8.onnx", "config.json", "README.md")
+EXPORTED = ("student.safetensors", "student.onnx", "student.int8.onnx", "config.json", "README.md")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def export_run(
 
     try:
         with made_whole(out, lambda: _check_out(out)) as stage:
-            weights, float_file, int8_file = (stage / name for name in _FILES[:3])
+            weights, float_file, int8_file = (stage / name for name in EXPORTED[:3])
             work.next("weights")
             save_weights(bare(loaded.network), weights)
             if labelled is not None:
@@ -248,11 +248,11 @@ def _check_out(out: Path) -> None:
     """Raise RunError if `out` holds anything that an export would not replace."""
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise RunError(f"{out} is not a folder; choose another --out")
-    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in _FILES) if out.exists() else []
+    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in EXPORTED) if out.exists() else []
     if strange:
         raise RunError(f"{out} holds {strange[0]!r}, which no export writes; move it away or choose another --out")
     try:
-        for name in _FILES:
+        for name in EXPORTED:
             require_ordinary(out / name)
     except OSError as error:
         raise RunError(f"{out}: {error.strerror}; move it away or choose another --out") from error

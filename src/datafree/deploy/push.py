@@ -1,0 +1,79 @@
+"""Upload of a finished run's export to a repository of the Hugging Face Hub.
+
+Only the files that `datafree export` writes leave the machine: no data, no images, no paths of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from datafree.deploy.export_run import EXPORTED, export_run
+from datafree.errors import DatafreeError, RunError
+from datafree.text import one_line, show, size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What was uploaded, or would be."""
+
+    repo: str
+    files: dict[str, int]  # name -> bytes
+    url: str | None  # of the repository; None: nothing was uploaded
+    notes: list[str]
+
+
+def push_run(
+    run: Path,
+    repo: str,
+    *,
+    private: bool = False,
+    dry_run: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Pushed:
+    """Upload RUN/export, made first where there is none, to `repo` ("me/name"), which is created where there is none.
+
+    The token is huggingface_hub's own (`hf auth login`, HF_TOKEN), the server HF_ENDPOINT. `dry_run` uploads and makes
+    nothing. Raises DatafreeError.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not listed
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise DatafreeError(
+            f"{show(repo)} is no repository's name, such as me/my-student: {one_line(error)}"
+        ) from error
+    if not (run / "student.safetensors").is_file():
+        raise RunError(f"{run} holds no finished student; give a run directory that `datafree distill` has finished")
+    folder, notes = run / "export", list[str]()
+    if not (folder / "config.json").is_file():
+        if dry_run:
+            return Pushed(repo=repo, files={}, url=None, notes=[f"{run} holds no export: it would be made first"])
+        notes += export_run(run, say=say).notes
+    files = {name: (folder / name).stat().st_size for name in EXPORTED if (folder / name).is_file()}
+    if dry_run:
+        return Pushed(repo=repo, files=files, url=None, notes=["nothing was uploaded (--dry-run)"])
+    if constants.HF_HUB_OFFLINE:
+        would = ", ".join(f"{name} ({size(count)})" for name, count in files.items())
+        raise DatafreeError(f"HF_HUB_OFFLINE is set, so nothing was uploaded to {repo}; it would be: {would}")
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    say(f"uploading {folder} to {repo}")
+    try:
+        api.create_repo(repo, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=list(files),
+            commit_message="A student distilled by datafree",
+        )
+    except Exception as error:  # the server's, the network's, huggingface_hub's own
+        raise DatafreeError(
+            f"cannot upload to {repo}: {one_line(error)}; `hf auth login` or HF_TOKEN says who you are, --dry-run what "
+            "would be uploaded"
+        ) from error
+    return Pushed(repo=repo, files=files, url=f"{api.endpoint}/{repo}", notes=notes)

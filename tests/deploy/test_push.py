@@ -1,0 +1,136 @@
+"""A student's upload: what would go, and what a server gets."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datafree.deploy.export_run import export_run
+from datafree.deploy.push import push_run
+from datafree.errors import DatafreeError, RunError
+from deploy.test_export_run import UNET, write_run
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The four requests of an upload, as the Hub answers them."""
+
+    asked: list[str]
+    files: dict[str, bytes]
+    refuses: bool
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        hub: Any = self.server
+        address = f"http://127.0.0.1:{hub.server_port}"
+        hub.asked.append(self.path)
+        if hub.refuses:
+            return self._answer({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/repos/create":
+            return self._answer({"url": f"{address}/me/{json.loads(body)['name']}"})
+        if "/preupload/" in self.path:
+            named = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": name, "uploadMode": "regular", "shouldIgnore": False, "oid": None} for name in named]
+            return self._answer({"files": modes})
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return self._answer({"commitUrl": f"{address}/me/it/commit/1", "commitOid": "1", "success": True})
+        return self._answer({"errors": [], "warnings": []})  # of the card's front matter
+
+    def do_GET(self) -> None:
+        self._answer({"sha": "0", "id": "me/it", "siblings": []})
+
+    def _answer(self, content: dict[str, Any], code: int = 200) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *parts: object) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def hub() -> Iterator[Any]:
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked, server.files, server.refuses = [], {}, False
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def pushed(hub: Any, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command, as huggingface_hub reads its environment when it is imported."""
+    env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    env |= {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": "hf_test",
+        "HF_HOME": str(run.parent / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    command = [sys.executable, "-m", "datafree", "push", str(run), "me/it", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def test_a_push_uploads_the_files_of_the_export_and_nothing_else(tmp_path: Path, hub: Any) -> None:
+    run = write_run(tmp_path / "run", UNET)
+    export_run(run, onnx=False)
+    (run / "export" / "notes.txt").write_text("mine")
+    done = pushed(hub, run)
+    assert done.returncode == 0, done.stderr
+    assert set(hub.files) == {"student.safetensors", "config.json", "README.md"}
+    assert all((run / "export" / name).read_bytes() == content for name, content in hub.files.items())
+    assert hub.asked[0] == "/api/repos/create"
+    assert done.stdout.splitlines()[-1] == f"pushed: http://127.0.0.1:{hub.server_port}/me/it"
+
+
+def test_a_server_that_refuses_is_one_line_that_says_how_to_log_in(tmp_path: Path, hub: Any) -> None:
+    run = write_run(tmp_path / "run", UNET)
+    export_run(run, onnx=False)
+    hub.refuses = True
+    done = pushed(hub, run, "--quiet")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot upload to me/it: ") and "hf auth login" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_dry_run_says_what_would_be_uploaded_and_makes_nothing(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", UNET)
+    before = push_run(run, "me/it", dry_run=True)
+    assert (before.files, before.url) == ({}, None)
+    assert "would be made first" in before.notes[0] and not (run / "export").exists()
+    sizes = export_run(run, onnx=False).sizes
+    again = push_run(run, "me/it", dry_run=True)
+    assert (again.files, again.url) == (sizes, None)
+
+
+def test_offline_it_says_what_it_would_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    run = write_run(tmp_path / "run", UNET)
+    export_run(run, onnx=False)
+    with pytest.raises(DatafreeError, match=r"HF_HUB_OFFLINE is set, .* to me/it; it would be: student.safetensors \("):
+        push_run(run, "me/it")
+
+
+def test_what_is_no_run_or_no_repository_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no finished student"):
+        push_run(tmp_path, "me/it", dry_run=True)
+    with pytest.raises(DatafreeError, match="is no repository's name, such as me/my-student"):
+        push_run(write_run(tmp_path / "run", UNET), "a/b/c", dry_run=True)
