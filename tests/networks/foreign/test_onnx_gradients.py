@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,33 @@ def test_inspect_finds_batchnorm_and_the_methods_on_it(kept: Path) -> None:
     assert found.batchnorm.live + found.batchnorm.frozen == 2
     assert found.sources["inversion"].applies
     assert found.macs > 0
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_detectors_small_scores_beside_large_boxes_are_compared_for_themselves(wrong: bool, tmp_path: Path) -> None:
+    """Scores of 1e-6 have logits that rounding moves; scores that are wrong by 1e-3 are no share of boxes of 500."""
+    import onnx
+
+    class Yolo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 2, 8, 8)
+
+        def forward(self, images: Tensor) -> Tensor:
+            scores = (self.layer(images).flatten(2) - 12).sigmoid()  # (B, 2, 16)
+            return torch.cat([images.mean((1, 2, 3), keepdim=True)[:, 0].expand(-1, 4, 16) * 1000, scores], 1)
+
+    torch.manual_seed(0)
+    model = onnx.load(str(write(Yolo(), tmp_path / "a.onnx")))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "names", "{0: 'cat', 1: 'dog'}"
+    (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
+    teacher = opened(tmp_path / "a.onnx", gradients=False)
+    answer = teacher(IMAGES)
+    moved = replace(answer, scores=answer.scores + (1e-3 if wrong else 1e-7))
+    assert onnx_gradients._alike(answer, moved) is not wrong
+    modules = opened(tmp_path / "a.onnx", gradients=True)
+    assert modules(IMAGES.clone().requires_grad_()).scores.requires_grad
 
 
 # --- where it is not possible ---

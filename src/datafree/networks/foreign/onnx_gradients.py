@@ -21,7 +21,7 @@ from datafree.errors import NetworkError
 from datafree.networks.foreign.file_teacher import FileTeacher
 from datafree.networks.foreign.onnx_session import TOLERANCE
 from datafree.networks.foreign.onnx_teacher import OnnxTeacher
-from datafree.ops.predictions import Predictions, all_tensors
+from datafree.ops.predictions import Predictions
 from datafree.text import one_line
 
 INSTALL = "pip install 'datafree[onnx-gradients]'"
@@ -57,19 +57,19 @@ class OnnxModules(FileTeacher):
         watched = torch.is_grad_enabled() or is_in_torch_dispatch_mode() or any(map(_has_hooks, self.network.modules()))
         if not watched and images.device.type == "cpu":
             return self.teacher(images)
-        return self._by_modules(images)
+        return self.teacher.form(self._values(images))
 
-    def _by_modules(self, images: Tensor) -> Tensor | Predictions:
+    def _values(self, images: Tensor) -> list[Tensor]:
+        """Those that an answer is made of, by the modules. Raises NetworkError."""
         self.teacher.check_size(images)
         try:
             given = self.teacher.laid_out(images)
             count = self.teacher.at_once
             parts = [given] if count is None else _filled(given, count)
             answers = [self._computed(part) for part in parts]
-            whole = [torch.cat(values)[: len(images)].float() for values in zip(*answers, strict=True)]
+            return [torch.cat(values)[: len(images)].float() for values in zip(*answers, strict=True)]
         except Exception as error:  # whatever modules raise for sizes that do not suit
             raise NetworkError(f"{self.path} cannot be computed ({one_line(error)})") from error
-        return self.teacher.form(whole)
 
     def _computed(self, images: Tensor) -> list[Tensor]:
         with warnings.catch_warnings():
@@ -82,8 +82,7 @@ class OnnxModules(FileTeacher):
         images, wanted = self._sample()
         self.eval()
         with torch.enable_grad():
-            answer = self._by_modules(images.requires_grad_())
-            found = all_tensors(answer)
+            found = self._values(images.requires_grad_())
             reached = [part for part in found if part.requires_grad]
             if not reached:
                 raise NetworkError("no gradient comes back through the converted graph")
@@ -92,10 +91,8 @@ class OnnxModules(FileTeacher):
             raise NetworkError("no finite gradient comes back through the converted graph")
         for parameter in self.parameters():
             parameter.grad = None
-        for one, other in zip(wanted, found, strict=True):
-            difference = (one - other).abs().max() if one.shape == other.shape else torch.tensor(torch.inf)
-            if not difference <= TOLERANCE * max(float(one.abs().max()), 1e-30):
-                raise NetworkError("the converted graph answers otherwise than onnxruntime")
+        if not _alike(self.teacher.form(wanted), self.teacher.form(found)):
+            raise NetworkError("the converted graph answers otherwise than onnxruntime")
 
     def _sample(self) -> tuple[Tensor, list[Tensor]]:
         """Images of noise that the file takes, and what onnxruntime answers about them."""
@@ -106,9 +103,9 @@ class OnnxModules(FileTeacher):
             height, width = (wanted or side for wanted in sides)
             images = torch.rand(_COMPARED, channels or 3, height, width, generator=generator)
             try:
-                return images, all_tensors(self.teacher(images))
-            except NetworkError as error:
-                reason = str(error)
+                return images, self.teacher.values(images)
+            except Exception as error:  # of onnxruntime's classes
+                reason = one_line(error)
         raise NetworkError(reason)
 
 
@@ -127,6 +124,20 @@ def with_gradients(teacher: OnnxTeacher, wanted: bool | None) -> FileTeacher:
         raise NetworkError(f"{teacher.path} has no gradients: {reason}; leave args.gradients out to use its answers")
     teacher.notes.append(f"answers alone, no gradients: {reason}")
     return teacher
+
+
+def _alike(wanted: Tensor | Predictions, found: Tensor | Predictions) -> bool:
+    """Whether two answers differ by no more than TOLERANCE of the largest value; scores are of 1, boxes of a size."""
+    if isinstance(wanted, Predictions) and isinstance(found, Predictions):
+        return _near(wanted.boxes, found.boxes) and _near(wanted.scores, found.scores, 1.0)
+    return isinstance(wanted, Tensor) and isinstance(found, Tensor) and _near(wanted, found)
+
+
+def _near(wanted: Tensor, found: Tensor, scale: float | None = None) -> bool:
+    if wanted.shape != found.shape or not wanted.numel():
+        return wanted.shape == found.shape
+    largest = float(wanted.abs().max()) or 1.0 if scale is None else scale
+    return bool((wanted - found).abs().max() <= TOLERANCE * largest)
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -45,10 +45,13 @@ class OnnxTeacher(AnswersOnly):
 
     def answer(self, images: Tensor) -> Tensor | Predictions:
         """Raises as `check_size`."""
+        return self.form(self.values(images))
+
+    def values(self, images: Tensor) -> list[Tensor]:
+        """The values of the graph that an answer is made of. Raises as `check_size`."""
         self.check_size(images)
-        values = self.laid_out(images.cpu()).contiguous().numpy()
-        arrays = computed(self._session, values)
-        return self.form([torch.from_numpy(array).to(images.device, torch.float32) for array in arrays])
+        arrays = computed(self._session, self.laid_out(images.cpu()).contiguous().numpy())
+        return [torch.from_numpy(array).to(images.device, torch.float32) for array in arrays]
 
     def check_size(self, images: Tensor) -> None:
         """Raise NetworkError for images of another size or another number of channels than the file's."""
