@@ -59,7 +59,7 @@ def test_the_first_look_is_short_and_so_is_every_module() -> None:
 
 
 # Only the task knows what an answer is: who else names one, and why.
-ANSWERS = {"Predictions", "Detection", "Segmentation", "Classification"}
+ANSWERS = {"Predictions", "Detection", "Segmentation", "Classification", "MultiLabel"}
 KNOWING = {"tasks", "ops", "networks", "data"}  # the tasks; the type itself; adapters that make it; files of boxes
 EXCEPTIONS = {
     "__init__.py": "the public names",

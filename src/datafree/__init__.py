@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from datafree.errors import DatafreeError
     from datafree.networks.load import NetworkSpec
     from datafree.recipe.training import Training
-    from datafree.tasks import Classification, Detection, Segmentation
+    from datafree.tasks import Classification, Detection, MultiLabel, Segmentation
     from datafree.tasks.base import Scores
 
 _HOMES = {
     **dict.fromkeys(("Result", "distill", "evaluate", "export"), "datafree.api"),
-    **dict.fromkeys(("Classification", "Detection", "Segmentation"), "datafree.tasks"),
+    **dict.fromkeys(("Classification", "Detection", "MultiLabel", "Segmentation"), "datafree.tasks"),
     "DatafreeError": "datafree.errors",
     "NetworkSpec": "datafree.networks.load",
     "Scores": "datafree.tasks.base",
@@ -28,6 +28,7 @@ __all__ = [
     "Classification",
     "DatafreeError",
     "Detection",
+    "MultiLabel",
     "NetworkSpec",
     "Result",
     "Scores",

@@ -25,7 +25,9 @@ def inspect(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of its constructor; may be repeated.")
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Of images, in pixels, such as 224x320.")] = None,
-    task: Annotated[str | None, typer.Option(metavar="KIND", help="classification, detection, segmentation.")] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="KIND", help="classification, detection, multilabel, segmentation.")
+    ] = None,
     classes: Annotated[int | None, typer.Option(help="How many it tells apart.")] = None,
     recipe: Annotated[str | None, typer.Option(help="Estimate what a run of it costs with this teacher.")] = None,
     channels: Annotated[int | None, typer.Option(metavar="1|3", help="Of its images: grey or colour.")] = None,

@@ -22,12 +22,13 @@ def load_snippet(student: Student) -> str:
     spec, task = student.spec, student.task
     library, _, name = spec.network.partition("/")
     detector = isinstance(student.network.network, Detector)
-    if library == "datafree" or (detector and library != "torchvision"):
+    if library == "datafree" or spec.is_directory or (detector and library != "torchvision"):
         return _with_datafree(spec, task.num_classes, detector, task.image_size)
-    build, imports, answer = _build(library, name, spec, task.num_classes + detector)
+    outputs = task.num_classes if student.network.one_output is None else 1
+    build, imports, answer = _build(library, name, spec, outputs + detector)
     lines = [
         *sorted([*imports, "import torch"]),
-        *(["import torch.nn.functional as F"] if spec.input_size else []),
+        *(["import torch.nn.functional as F"] if spec.input_size or spec.upsample else []),
         "from safetensors.torch import load_file",
         "",
         f"network = {build}",
@@ -48,7 +49,7 @@ def load_snippet(student: Student) -> str:
         ]
     else:
         lines += ["with torch.no_grad():", f"    logits = {answer}"]
-        if spec.input_size is not None and task.dense:
+        if (spec.input_size is not None or spec.upsample) and task.dense:
             lines.append('    logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")')
     return "\n".join(lines) + "\n"
 
@@ -135,6 +136,7 @@ def _with_datafree(spec: NetworkSpec, num_classes: int, detector: bool, size: tu
         "channels": spec.channels,
         "channel_order": spec.channel_order,
         "input_size": None if spec.input_size is None else tuple(spec.input_size),
+        "upsample": spec.upsample,
     }
     defaults = {
         "args": {},
@@ -143,6 +145,7 @@ def _with_datafree(spec: NetworkSpec, num_classes: int, detector: bool, size: tu
         "channels": 3,
         "channel_order": "rgb",
         "input_size": None,
+        "upsample": False,
     }
     given = {key: value for key, value in given.items() if key not in defaults or value != defaults[key]}
     lines = [

@@ -95,6 +95,17 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) * spread.rsqrt()
 
 
+def binary_kl_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 * mean over images and classes of KL(teacher || student) of each class's yes and no. Logits (B, C).
+
+    Binary cross-entropy with the teacher's probabilities as soft labels, less its least value: 0 for equal logits.
+    """
+    ours, theirs = student.float() / temperature, teacher.float() / temperature
+    soft = theirs.sigmoid()
+    least = F.binary_cross_entropy_with_logits(theirs, soft)
+    return (F.binary_cross_entropy_with_logits(ours, soft) - least) * temperature**2
+
+
 def mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """mean (s - t)^2 over all logits (Kim et al., arXiv 2105.08919, eq. 4, a mean in place of the sum). Same shapes."""
     return F.mse_loss(student.float(), teacher.float())

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import datafree
+from datafree.deploy.snippets import load_snippet
 from datafree.engine.build_networks import prepare
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.evaluation.finished_run import load_student
@@ -245,7 +246,9 @@ def run(folder: Path, teacher: str, student: str, **task: Any) -> datafree.Resul
     )
 
 
-def test_a_directory_teaches_another_and_its_classes_names_are_kept(tmp_path: Path) -> None:
+def test_a_directory_teaches_another_and_its_classes_names_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = vit(tmp_path / "vit", {**IMAGENET, "size": {"height": 32, "width": 32}})
     result = run(tmp_path / "run", name, f"{name}?num_hidden_layers=1")
     described = json.loads((tmp_path / "run" / "student.json").read_text())
@@ -257,6 +260,11 @@ def test_a_directory_teaches_another_and_its_classes_names_are_kept(tmp_path: Pa
         torch.testing.assert_close(again(images(32)), result.network.eval()(images(32)))
     with pytest.raises(NetworkError, match="place to read"):
         load_student(tmp_path / "run")
+    snippet = load_snippet(load_student(tmp_path / "run", student=f"{name}?num_hidden_layers=1"))
+    monkeypatch.chdir(tmp_path / "run")
+    space: dict[str, Any] = {}
+    exec(snippet, space)  # the model card's code
+    assert space["logits"].shape == (1, 5)
 
 
 @pytest.mark.slow
