@@ -123,6 +123,7 @@ def _carry_out(
     for network in (teacher, student):
         replicas.share(network)
     if run.finished:
+        written.check(run.path / "student.json")  # which has the digest of the weights
         load_weights(bare(student), run.path / "student.safetensors")
         return _read_outcome(run, student)
     if run.saved is not None:
@@ -222,6 +223,15 @@ def _read_outcome(run: RunDirectory, student: Normalized) -> Outcome:
         for who, score in result.scores.items()
     }
     chosen = Chosen(step=result.chosen.step, agreement=result.chosen.agreement, history=result.faults)
+    others = [run.path / name for name in result.sha256 if (run.path / name).is_file()]
+    changed = [
+        f"{each.name} has changed since it was written: {why}" for each in others if (why := written.difference(each))
+    ]
     return Outcome(
-        run=run.path, scores=scores, chosen=chosen, notes=result.notes, student=student, already_finished=True
+        run=run.path,
+        scores=scores,
+        chosen=chosen,
+        notes=[*result.notes, *changed],
+        student=student,
+        already_finished=True,
     )

@@ -199,7 +199,7 @@ def test_another_machine_or_number_of_threads_is_said_when_a_run_is_resumed(
             run_recipe(recipe, tmp_path / "run", say=lines.append, stop=stop_after(2))
     (name, value) = next(iter(values.items()))
     told = [line for line in lines if line.startswith("warning: the run goes on under other conditions")]
-    assert len(told) == 1 and f"{name} {value}, " in told[0]
+    assert len(told) == 1 and f"{name} {value!r}, " in told[0]
     outcome = run_recipe(recipe, tmp_path / "run")
     assert sum("goes on under other conditions" in note for note in outcome.notes) == 2  # there, and back again
 

@@ -9,12 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from torch import nn
 
+from datafree.deploy.export_run import _calibration
 from datafree.errors import DataError, DatafreeError, RunError
+from datafree.evaluation.scoring import agreement
+from datafree.networks.normalized import Normalized
+from datafree.networks.unet import unet
 from datafree.sources.base import SourceContext
 from datafree.sources.dataset import Dataset
+from datafree.sources.folder import Folder
 from datafree.storage import made_set
 from datafree.storage.whole_folder import made_whole
 from datafree.synthesis.shards import Shards
@@ -71,6 +77,24 @@ def test_a_set_that_is_not_finished_is_refused_and_a_finished_one_is_learnt_from
     for use in uses(task, path):
         with pytest.raises(RunError, match="not finished: it holds 12 images and lists 8; run the same"):
             use()
+
+
+def test_a_set_that_is_not_finished_is_not_taken_for_photos_either(tmp_path: Path) -> None:
+    task = TASKS["segmentation"]
+    path = made(tmp_path / "set", task, finish=False)
+    context = SourceContext(task=task, teacher=nn.Identity(), steps=4, batch_size=2)
+    network = Normalized(unet(2, width=2, depth=2))
+    for place in (path, path / "data"):
+        for use in (
+            lambda place=place: Folder(path=place).attach(context),
+            lambda place=place: agreement(network, network, task, place, device=torch.device("cpu")),
+            lambda place=place: _calibration(tmp_path, place, task, []),
+        ):
+            with pytest.raises(RunError, match="is a data set that is not finished"):
+                use()
+    made(path, task)
+    Folder(path=path / "data").attach(context)
+    assert len(_calibration(tmp_path, path, task, [])[0]) == 8
 
 
 def add(data: Path) -> None:

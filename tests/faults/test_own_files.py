@@ -94,6 +94,16 @@ def test_an_export_is_made_of_no_changed_student_and_takes_no_changed_score(run:
     assert "99.0" not in (done.folder / "README.md").read_text()
 
 
+def test_a_finished_run_says_what_else_was_changed(run: Path, recipe: Recipe) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"index": 3, "step": 3, "loss": 0.0}\n')
+    assert any(
+        note.startswith("metrics.jsonl has changed since it was written") for note in run_recipe(recipe, run).notes
+    )
+    (run / "student.json").write_bytes((run / "student.json").read_bytes().replace(b"0.0", b"0.1", 1) + b" ")
+    refused(lambda: run_recipe(recipe, run), "student.json has changed since it was written")
+
+
 def test_a_finished_run_is_not_answered_from_changed_files(run: Path, recipe: Recipe) -> None:
     flip(run / "student.safetensors", 0.9)
     line = refused(lambda: run_recipe(recipe, run), "student.safetensors")

@@ -37,7 +37,7 @@ from datafree.networks.instances import is_live
 from datafree.networks.normalized import bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, require, write_onnx
 from datafree.recipe.recipe import FAMILIES
-from datafree.storage import strict_json
+from datafree.storage import made_set, strict_json
 from datafree.storage.atomic import require_ordinary, sha256_of, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.whole_folder import made_whole
@@ -170,6 +170,7 @@ def _calibration(run: Path, folder: Path | None, task: Task, notes: list[str]) -
     Raises DataError.
     """
     if folder is not None:
+        folder = made_set.data_of(folder)
         inner = (folder / "data" / "images", folder / "images")  # of sets with masks or boxes beside the images
         files = image_files.list_images(next((place for place in inner if place.is_dir()), folder))
         chosen = files[:: -(-len(files) // CALIBRATED_ON)]  # spread over the folder

@@ -13,6 +13,7 @@ from datafree.distributed import replicas
 from datafree.errors import RunError
 from datafree.networks.normalized import bare
 from datafree.storage.environment import environment, hardware
+from datafree.text import show
 
 TEACHER = "teacher"
 
@@ -53,7 +54,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], what: str) -> str
             f"the teacher's weights are not those that {what} was begun with (SHA-256 of their values "
             f"{now[TEACHER][:12]}..., {str(known[TEACHER])[:12]}... then); put them back, or choose another --out"
         )
-    changed = [f"{key} {now[key]}, {value} before" for key, value in known.items() if value != now[key]]
+    changed = [f"{key} {show(now[key])}, {show(value)} before" for key, value in known.items() if value != now[key]]
     if not changed:
         return ""
     how = "; ".join(changed)[:400]

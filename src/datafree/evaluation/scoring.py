@@ -21,6 +21,7 @@ from datafree.errors import Interrupted, TrainingError
 from datafree.evaluation.finished_run import load_onnx, load_student
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
+from datafree.storage import made_set
 from datafree.tasks.base import Scores, Task, open_labelled
 
 
@@ -102,7 +103,8 @@ def agreement(
     """
     skipped: list[str] = []
     found: list[float] = []
-    files, empty = list_images(folder), 0
+    folder, empty = made_set.data_of(folder), 0
+    files = list_images(folder)
     work = Work("scores", len(files), log)
     with modes.frozen(student, teacher):
         for images in in_batches(read_fitted(files, task.image_size, skipped, folder), batch_size):

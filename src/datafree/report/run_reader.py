@@ -5,7 +5,6 @@ Nothing is imported or executed; files have limits on their size, and what canno
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -171,8 +170,8 @@ def _read_log(seen: Seen) -> None:
         return
     for line in lines:
         try:
-            content = mapping(json.loads(line)) if len(line) < 100_000 else {}
-        except (ValueError, RecursionError):
+            content = mapping(strict_json.parse(line)) if len(line) < 100_000 else {}
+        except strict_json.Damaged:
             content = {}
         step = number(content.get("step"))
         if step is None:

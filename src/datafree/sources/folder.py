@@ -25,6 +25,7 @@ from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 from datafree.sources.parts.multiscale import multiscale
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 from datafree.sources.parts.seen_files import SeenFiles, content_of, remark
+from datafree.storage import made_set
 
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
@@ -56,6 +57,7 @@ class Folder(ImageSource):
     def attach(self, context: SourceContext) -> None:
         self._context = context
         self._root = Path(self.path)
+        made_set.data_of(self._root)  # which refuses a made set that is not finished
         self._found = [p.relative_to(self._root).as_posix() for p in images.list_images(self._root)]
         self._index = {name: index for index, name in enumerate(self._found)}
         self._files = SeenFiles([(self._root / name,) for name in self._found])

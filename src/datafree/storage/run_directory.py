@@ -187,9 +187,9 @@ class Run:
         if index > 0 and file.exists():
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    if json.loads(line)["index"] <= index:
+                    if strict_json.parse(line)["index"] <= index:
                         kept.append(line)
-                except (ValueError, KeyError, TypeError):
+                except (strict_json.Damaged, KeyError, TypeError):
                     continue  # a line torn by a power cut
         return "".join(f"{line}\n" for line in kept).encode()
 

@@ -47,7 +47,10 @@ def difference(file: Path) -> str:
     if (found := noted(file)) is None:
         return ""
     record, digest = found
-    now = sha256_of(file)
+    try:
+        now = sha256_of(file)
+    except FileNotFoundError:
+        return f"it is gone, though {record.name} has its digest"
     if now == digest:
         return ""
     return f"its SHA-256 is {now[:12]}..., but {digest[:12]}... in {record.name}"
