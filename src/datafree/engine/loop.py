@@ -28,7 +28,7 @@ from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.networks import features
 from datafree.ops import modes
 from datafree.recipe.training import Training
-from datafree.sources.base import ImageSource
+from datafree.sources.base import ImageSource, attach
 from datafree.storage.shared_run import RunDirectory
 from datafree.tasks.base import Task, synthetic_batch
 
@@ -68,7 +68,7 @@ def distill(
     device, dtype = next(student.parameters()).device, _dtype_of(student)
     recovery, watch = Recovery(), Watch(device)
     with modes.frozen(teacher), watch.answers_of(teacher):
-        source.attach(training.source_context(task, teacher, device, dtype, say, lr_scale=lambda: recovery.pace))
+        attach(source, training.source_context(task, teacher, device, dtype, say, lr_scale=lambda: recovery.pace))
         student_step = StudentStep(
             task=task,
             teacher=teacher,

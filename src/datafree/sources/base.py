@@ -16,10 +16,11 @@ from typing_extensions import Doc
 
 from datafree.config import options
 from datafree.config.options import Count
-from datafree.errors import DataError
+from datafree.errors import DataError, NetworkError
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.tasks.base import Task
+from datafree.text import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,3 +179,13 @@ class ImageSource(ABC):
     def notes(self) -> list[str]:
         """Lines for the end of the run: images skipped, terms that were off."""
         return []
+
+
+def attach(source: ImageSource, context: SourceContext) -> None:
+    """`source.attach(context)`; networks and banks of sizes that nothing holds are one line. Raises NetworkError."""
+    try:
+        source.attach(context)
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        raise NetworkError(
+            f"the source {type(source).__name__} cannot be built: {first_line(error)}; lower its sizes and its banks'"
+        ) from error

@@ -28,7 +28,7 @@ from datafree.networks.load import has_weights
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
-from datafree.sources.base import Batch, ImageSource
+from datafree.sources.base import Batch, ImageSource, attach
 from datafree.storage.made_set import INDEX, hashes, read_record, records
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.object_store.shards import BucketShards
@@ -112,7 +112,8 @@ def _fill(
         finished: list[Batch] = []
         watch = Watch(device)
         with modes.frozen(teacher), watch.answers_of(teacher):
-            source.attach(training.source_context(task, teacher, device, dtype, say, on_finished_batch=finished.append))
+            context = training.source_context(task, teacher, device, dtype, say, on_finished_batch=finished.append)
+            attach(source, context)
             shards.begin(names)
             work = ShardWorker(
                 recipe=recipe,

@@ -26,7 +26,7 @@ from datafree.networks.normalized import device_of
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.training import Training
-from datafree.sources.base import Batch, ImageSource, UpdateSize
+from datafree.sources.base import Batch, ImageSource, UpdateSize, attach
 from datafree.storage.checkpoint import size_of
 from datafree.tasks.base import Task, synthetic_batch
 
@@ -203,10 +203,11 @@ class Calibration:
     def _attached(self, most: int, on_finished_batch: Callable[[Batch], None] | None) -> ImageSource:
         small = copy.deepcopy(self.source)
         shrink(small, most)
-        small.attach(
+        attach(
+            small,
             self._training.source_context(
                 self.task, self.teacher, self.device, self.dtype, lambda line: None, on_finished_batch=on_finished_batch
-            )
+            ),
         )
         return small
 
