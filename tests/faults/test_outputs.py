@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import datafree
-from datafree.deploy.export_run import _FILES, export_run
+from datafree.deploy.export_run import EXPORTED, export_run
 from datafree.engine.artifacts import CALIBRATION, save_calibration
 from datafree.errors import RunError
 from datafree.networks.checkpoints.weights import save_weights
@@ -149,7 +149,7 @@ def test_an_export_replaces_folders_of_ordinary_files_alone(strange: str, inside
         out.mkdir()
         (out / "mine.txt").touch()
     else:
-        place = out / _FILES[-1] if inside else out
+        place = out / EXPORTED[-1] if inside else out
         place.parent.mkdir(exist_ok=True)
         STRANGE[strange](place)
     before = seen(out) if inside else seen(tmp_path)
