@@ -91,6 +91,8 @@ def find_subject(
     in_recipe = Path(teacher).suffix in (".yaml", ".yml") or teacher in packaged_recipes()
     if in_recipe and recipe is not None:
         raise NetworkError(f"{teacher} is a recipe itself: leave --recipe out, or give a network's name before it")
+    if not in_recipe and (Path(teacher) / "config.json").is_file():
+        raise NetworkError(f"{teacher} is a model directory: write hf/{teacher}")
     if not in_recipe and "/" not in teacher and ":" not in teacher and not teacher.endswith(SUFFIX):
         raise NetworkError(f"there is no network or recipe {show(teacher)}{_hint(teacher)}; `datafree list` shows some")
     wanted = teacher if in_recipe else recipe
