@@ -284,6 +284,11 @@ def test_a_librarys_numbers_are_but_suggested_for_a_file_of_ones_own(tmp_path: P
     assert found.trained
 
 
+def test_a_model_directory_without_its_prefix_is_told_how_to_name_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert refusal(lambda: inspect_teacher(str(tmp_path))).endswith(f"write hf/{tmp_path}")
+
+
 def test_what_options_say_of_the_images_is_stated_and_compared(own: Path, untimed: None) -> None:
     found = inspect_teacher("df_seen:classifier", size="32", mean="0.4,0.5,0.6", std="2")
     assert (found.mean.value, found.mean.provenance, found.mean.why) == ((0.4, 0.5, 0.6), "stated", "--mean")

@@ -75,7 +75,10 @@ def test_every_fault_is_found_at_once(tmp_path: Path) -> None:
         ("task.num_classes=0", "task.num_classes: 0 is too small; it must be 1 or more"),
         ("task.num_classes=1", "task: num_classes is 1; it must be 2 or more"),
         ("task={kind: classification, num_classes: 1, image_size: [8, 8]}", "num_classes is 1; it must be 2 or more"),
-        ("task.kind=detecton", "task.kind: 'detecton' is not one of: classification, detection, segmentation"),
+        (
+            "task.kind=detecton",
+            "task.kind: 'detecton' is not one of: classification, detection, multilabel, segmentation",
+        ),
         ("source.method=nois", "(did you mean noise?)"),
         ("source=noise", "source: 'noise' is not a section"),
         ("source={}", "source.method: is missing; one of: auto, cgdd"),

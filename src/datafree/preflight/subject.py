@@ -16,7 +16,7 @@ from datafree.errors import NetworkError
 from datafree.networks.checks.class_count import classes_of, shapes_for
 from datafree.networks.first_input import Three, distance
 from datafree.networks.foreign.open_file import SUFFIXES
-from datafree.networks.huggingface.directory import open_directory
+from datafree.networks.huggingface.directory import PREFIX, open_directory
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
@@ -92,6 +92,8 @@ def find_subject(
     in_recipe = Path(teacher).suffix in (".yaml", ".yml") or teacher in packaged_recipes()
     if in_recipe and recipe is not None:
         raise NetworkError(f"{teacher} is a recipe itself: leave --recipe out, or give a network's name before it")
+    if not in_recipe and (Path(teacher) / "config.json").is_file():
+        teacher = f"{PREFIX}{teacher}"
     if not in_recipe and "/" not in teacher and ":" not in teacher and not teacher.endswith(SUFFIXES):
         raise NetworkError(f"there is no network or recipe {show(teacher)}{hint(teacher)}; `datafree list` shows some")
     wanted = teacher if in_recipe else recipe
