@@ -37,6 +37,7 @@ from datafree.report.live_writer import page_kept
 from datafree.report.profile import measure
 from datafree.report.run_reader import MEASURED
 from datafree.storage import strict_json, written
+from datafree.storage.run_directory import NOTED
 from datafree.storage.run_files import ResultForm, known
 from datafree.storage.shared_run import RunDirectory, open_run
 from datafree.storage.trackers import require
@@ -223,15 +224,7 @@ def _read_outcome(run: RunDirectory, student: Normalized) -> Outcome:
         for who, score in result.scores.items()
     }
     chosen = Chosen(step=result.chosen.step, agreement=result.chosen.agreement, history=result.faults)
-    others = [run.path / name for name in result.sha256 if (run.path / name).is_file()]
-    changed = [
-        f"{each.name} has changed since it was written: {why}" for each in others if (why := written.difference(each))
-    ]
-    return Outcome(
-        run=run.path,
-        scores=scores,
-        chosen=chosen,
-        notes=[*result.notes, *changed],
-        student=student,
-        already_finished=True,
-    )
+    differing = {name: written.difference(run.path / name) for name in NOTED if (run.path / name).is_file()}
+    changed = [f"{name} has changed since it was written: {why}" for name, why in differing.items() if why]
+    notes = [*result.notes, *changed]
+    return Outcome(run=run.path, scores=scores, chosen=chosen, notes=notes, student=student, already_finished=True)
