@@ -41,11 +41,18 @@ def replaced(folder: Path) -> None:
     folder.mkdir()
 
 
+def become_a_file(folder: Path) -> None:
+    """A file has its name."""
+    folder.rename(folder.with_name("elsewhere"))
+    folder.touch()
+
+
 WAYS: dict[str, Callable[[Path], object]] = {
     "renamed": renamed,
     "parent renamed": parent_renamed,
     "removed": shutil.rmtree,
     "replaced": replaced,
+    "a file": become_a_file,
 }
 ways = pytest.mark.parametrize("way", WAYS)
 
@@ -57,7 +64,7 @@ def assert_gone(folder: Path, way: str, caught: pytest.ExceptionInfo[DatafreeErr
     if way == "replaced":
         assert not list(folder.iterdir())
     else:
-        assert not folder.exists()
+        assert folder.is_file() if way == "a file" else not folder.exists()
     assert not held_folders._held
 
 
@@ -135,6 +142,22 @@ def test_a_set_that_is_taken_away_ends(way: str, image: int, tmp_path: Path, mon
             for number in range(2):
                 assert made.claim(8) == number
                 made.write(number, DETECTION, batch_of(DETECTION, 3))
+        finally:
+            made.close()
+    assert_gone(out, way, caught)
+
+
+@ways
+@pytest.mark.parametrize("what", ["begin", "claim", "finish", "save_state"])
+def test_nothing_of_a_set_that_was_taken_away_is_begun_anew(way: str, what: str, tmp_path: Path) -> None:
+    out = tmp_path / "sets" / "set"
+    made = Shards(out, RECIPE)
+    made.begin(["cat", "dog"])
+    WAYS[way](out)
+    given: dict[str, tuple[Any, ...]] = {"begin": (["cat", "dog"],), "claim": (9,), "finish": (DETECTION,)}
+    with pytest.raises(DatafreeError) as caught:
+        try:
+            getattr(made, what)(*given.get(what, ("a.pt", {})))
         finally:
             made.close()
     assert_gone(out, way, caught)

@@ -90,6 +90,7 @@ def written_whole(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     renames there is no `path`, but `keep` is whole. Folders above are made. A new file has the permissions that the
     umask gives, one that replaces another has those of the other. Raises OSError, Gone.
     """
+    require_held(path)
     for place in (path, keep):
         if place is not None:
             require_ordinary(place)

@@ -31,6 +31,7 @@ SHOWN = 16  # images in it
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """One line for a full disk, lost permissions and the like."""
+    require_held(path)
     try:
         yield
     except OSError as error:
