@@ -142,7 +142,7 @@ STUDENTS: dict[type[nn.Module], str] = {
     Frozen: "has no parameter that is trained: requires_grad is False for all of them",
     WithoutParameters: "has no parameters",
     BuffersAlone: "has no parameters",
-    OfVideos: "cannot take images of 16 x 16 pixels: RuntimeError: Given groups=1, weight of size [3, 3, 3, 3, 3]",
+    OfVideos: "has 3-D convolutions, so it takes volumes or video",
     Detached: "cannot learn: no gradient comes back from its answers to its parameters",
     WithoutGradients: "cannot learn: no gradient comes back from its answers to its parameters",
     RaisesWhileItLearns: "cannot learn: ValueError: broken",

@@ -196,10 +196,8 @@ _OTHERS = (
 )
 WORDS = st.sampled_from([*VALID, *_KEYS, *_OTHERS, "weights", "image_size", "name", "device", "warmup", "decay_at"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | WORDS
-VALUES = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS | st.text(max_size=4), inner, max_size=5),
-    max_leaves=15,
+VALUES: st.SearchStrategy[object] = st.deferred(
+    lambda: SCALARS | st.lists(VALUES, max_size=3) | st.dictionaries(WORDS | st.text(max_size=4), VALUES, max_size=3)
 )
 PLACES = st.sampled_from([()] + [(s,) for s in VALID] + [(s, k) for s, section in VALID.items() for k in section])
 ANYTHING = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -115,10 +115,10 @@ def push(
     with display(quiet=quiet) as shown:
         done = push_run(run, repo, private=private, dry_run=dry_run, say=shown.say)
     if done.files:
-        print(table([[name, f"{size:,} bytes"] for name, size in done.files.items()]))
+        result_block(table([[name, f"{size:,} bytes"] for name, size in done.files.items()]))
     for note in done.notes:
-        print(f"note: {note}")
-    print(f"pushed: {done.url}" if done.url else f"would go to: {done.repo}")
+        result(f"note: {note}")
+    result(f"pushed: {done.url}" if done.url else f"would go to: {done.repo}")
 
 
 def report(
