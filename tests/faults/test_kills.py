@@ -17,6 +17,7 @@ from datafree.storage.atomic import write_whole
 from datafree.storage.scratch import Scratch
 from datafree.storage.whole_folder import exchanged, made_whole
 from run_directories import write_run
+from thorough import some
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -43,8 +44,9 @@ def deaths(work: Callable[[], object], look: Callable[[bool], None]) -> int:
     return number
 
 
-@pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("can_exchange", [True, False])
+@pytest.mark.parametrize(
+    ("there", "can_exchange"), some([(a, b) for a in (False, True) for b in (True, False)], (True, True))
+)
 def test_a_folder_is_the_old_or_the_new_one_after_each_death(
     there: bool, can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

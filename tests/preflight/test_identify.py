@@ -66,6 +66,7 @@ def test_a_checkpoint_of_a_wrapped_network_is_told_too(tmp_path: Path) -> None:
     assert identify(tmp_path / "checkpoint.pth").spec.args == {"depth": 8, "width": 4}
 
 
+@pytest.mark.thorough
 def test_of_networks_that_answer_alike_any_will_do_and_a_files_name_decides(tmp_path: Path) -> None:
     """torchvision's resnet18 is timm's; a ViT and a DeiT differ in what their images are normalised to."""
     network = torchvision.models.resnet18(num_classes=4)

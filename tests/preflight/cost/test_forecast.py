@@ -21,6 +21,7 @@ from datafree.sources.inversion import Inversion
 from datafree.sources.noise import Noise
 from recipes import load
 from small_runs import recipe_for
+from thorough import some
 
 CPU = torch.device("cpu")
 PINNED = {"device": "cpu", "precision": "fp32"}
@@ -61,7 +62,7 @@ def test_few_steps_of_a_slow_teacher_are_foretold(tmp_path: Path, monkeypatch: p
     assert said_of(recipe_for(tmp_path, {"method": "noise"}, **{**PINNED, "steps": 5})) == ["foretold"]
 
 
-@pytest.mark.parametrize("method", ["fast", "cgdd"])
+@pytest.mark.parametrize("method", some(["fast", "cgdd"], "fast"))
 def test_a_forecast_changes_no_bit_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     recipe = recipe_for(tmp_path, {"method": method}, **PINNED)
     weights = []
