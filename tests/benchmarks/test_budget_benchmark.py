@@ -21,10 +21,10 @@ TEACHER = NetworkSpec(network="datafree/resnet", weights=Path("builtin:fashion/t
 @pytest.fixture(scope="module")
 def budget() -> Iterator[ModuleType]:
     """benchmarks/budget.py, imported beside its own modules, which are forgotten afterwards."""
-    known = set(sys.modules)
+    search_path, known = list(sys.path), set(sys.modules)
     sys.path.insert(0, str(BENCHMARKS))
     yield importlib.import_module("budget")
-    sys.path.remove(str(BENCHMARKS))
+    sys.path[:] = search_path
     for name in set(sys.modules) - known:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(BENCHMARKS)):
             del sys.modules[name]

@@ -211,7 +211,8 @@ def test_every_row_runs_and_is_scored(benchmark: ModuleType, trained: Path, cell
     assert benchmark.run_one((cell, 0), "smoke", trained, 1000.0) == 0
     found = json.loads((trained / "seed0" / cell / "cell.json").read_text())
     assert 0 <= found["metrics"]["ap"] <= found["metrics"]["ap50"] <= 1
-    assert ("agreement" in found["metrics"]) == (not cell.endswith("labels"))
+    if cell.endswith("labels"):  # learnt from no teacher; elsewhere none where neither network sees a box
+        assert "agreement" not in found["metrics"]
     assert found["metrics"]["images"] >= 8  # two steps of four
     assert found["seconds"] > 0 and found["peak_memory_mib"] > 0 and found["commit"]
     assert not (trained / "seed0" / cell / "state").exists()

@@ -284,9 +284,9 @@ def test_a_librarys_numbers_are_but_suggested_for_a_file_of_ones_own(tmp_path: P
     assert found.trained
 
 
-def test_a_model_directory_without_its_prefix_is_told_how_to_name_it(tmp_path: Path) -> None:
+def test_a_model_directory_is_known_without_its_prefix(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert refusal(lambda: inspect_teacher(str(tmp_path))).endswith(f"write hf/{tmp_path}")
+    assert refusal(lambda: inspect_teacher(str(tmp_path))).startswith(f"hf/{tmp_path} holds a None")
 
 
 def test_what_options_say_of_the_images_is_stated_and_compared(own: Path, untimed: None) -> None:
