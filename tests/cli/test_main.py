@@ -205,6 +205,7 @@ def test_a_dry_run_of_a_data_set_says_its_size_and_takes_device_and_seed(datafre
     assert (wrong.code, wrong.err) == (2, "error: training.seed: -1 is too small; it must be 0 or more\n")
 
 
+@pytest.mark.thorough
 def test_plan_says_first_figures_before_the_rest_is_timed(datafree: Datafree) -> None:
     result = datafree("plan", "tiny.yaml", "source={method: inversion, iterations: 2, batch_size: 4, warmup: 5}")
     assert result.code == 0, result.err

@@ -69,6 +69,7 @@ def test_a_weights_file_becomes_a_student_and_its_recipe_is_kept(datafree: Dataf
     assert "this run had finished before" in again.err
 
 
+@pytest.mark.thorough
 def test_both_recipes_of_a_run_can_be_run_again_from_anywhere(
     datafree: Datafree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_init_prints_the_recipe_that_distill_would_choose(datafree: Datafree) ->
     assert "my.yaml is a recipe" in refused.err
 
 
+@pytest.mark.thorough
 def test_a_recipe_takes_the_same_options(datafree: Datafree) -> None:
     Path("my.yaml").write_text(datafree("init", "small.safetensors", *SEEN, *SHORT).out)
     save_weights(resnet(6, depth=8, width=8), Path("other.safetensors"))

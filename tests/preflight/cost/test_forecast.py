@@ -44,6 +44,7 @@ def large(tmp_path: Path, source: dict[str, Any], **training: Any) -> Recipe:
     return load(tmp_path, content)
 
 
+@pytest.mark.thorough
 def test_a_run_of_some_length_says_its_time_and_memory_once_and_a_short_one_nothing(tmp_path: Path) -> None:
     said: list[str] = []
     recipe = recipe_for(tmp_path, {"method": "noise"}, **{**PINNED, "steps": forecast.MANY})
