@@ -126,6 +126,11 @@ def test_a_resumed_run_does_not_repeat_the_health_warning(tmp_path: Path) -> Non
     assert not any("health" in line for line in said)
 
 
+def test_a_run_that_ends_collapsed_says_so_among_its_notes(tmp_path: Path) -> None:
+    outcome = run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "run")
+    assert any(note.startswith("health: collapsed at the last look") for note in outcome.notes)
+
+
 def test_what_was_told_of_health_is_unknown_of_older_states_and_nothing_else_changes(tmp_path: Path) -> None:
     old = checkpoint.read(STATES / "version-2.pt")
     new = migrated(old, STATES / "version-2.pt")

@@ -284,6 +284,11 @@ def test_a_librarys_numbers_are_but_suggested_for_a_file_of_ones_own(tmp_path: P
     assert found.trained
 
 
+def test_a_mean_of_pixels_up_to_255_is_told_how_to_give_it(tmp_path: Path) -> None:
+    line = refusal(lambda: inspect_teacher("datafree/unet", classes=3, mean="123.675,116.28,103.53"))
+    assert "--mean 0.485,0.456,0.406" in line and "pixel_range: 255" in line
+
+
 def test_a_model_directory_is_known_without_its_prefix(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     assert refusal(lambda: inspect_teacher(str(tmp_path))).startswith(f"hf/{tmp_path} holds a None")

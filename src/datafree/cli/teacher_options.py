@@ -29,7 +29,7 @@ Args = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the teacher's constructor; may be repeated.")
 ]
 Size = Annotated[str | None, typer.Option(metavar="HxW", help="Of images, in pixels, such as 224x320.")]
-Task = Annotated[str | None, typer.Option(metavar="KIND", help="classification, detection, segmentation.")]
+Task = Annotated[str | None, typer.Option(metavar="KIND", help="classification, multilabel, detection, segmentation.")]
 Classes = Annotated[int | None, typer.Option(metavar="N", help="How many the teacher tells apart.")]
 Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Of images in [0, 1], as the teacher has it.")]
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="The same.")]
@@ -37,7 +37,7 @@ Channels = Annotated[int | None, typer.Option(metavar="1|3", help="Of the teache
 Order = Annotated[str | None, typer.Option("--channel-order", metavar="rgb|bgr", help="Of the teacher's images.")]
 Time = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="That the run is planned to take.", show_default="30m"),
+    typer.Option(metavar="TIME", help="That the run is planned to take; on a CPU processor time.", show_default="30m"),
 ]
 Photos = Annotated[Path | None, typer.Option(metavar="DIR", help="Unlabelled photos of a related kind to learn from.")]
 Data = Annotated[Path | None, typer.Option(metavar="DIR", help="Labelled images: only score at the end.")]

@@ -41,7 +41,7 @@ class Chosen:
     agreement: float | None  # None where the source has no images to hold out
     history: list[str] = field(default_factory=list)  # a line for each rollback to an earlier checkpoint
     start: list[str] = field(default_factory=list)  # how the student started, where it started from its teacher
-    remarks: list[str] = field(default_factory=list)  # what was another from one piece of the run to the next
+    remarks: list[str] = field(default_factory=list)  # what was another from one piece to the next; a collapse
 
 
 def distill(
@@ -168,7 +168,7 @@ def distill(
         agreement=state.best.agreement,
         history=list(recovery.history),
         start=state.start,
-        remarks=state.remarks,
+        remarks=[*state.remarks, *state.verdict.note()],
     )
 
 

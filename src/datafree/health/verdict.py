@@ -149,6 +149,12 @@ class VerdictTracker:
         self.state = verdict.state
         return f"{'' if verdict.state is State.HEALTHY else 'warning: '}step {step}: {verdict.line}"
 
+    def note(self) -> list[str]:
+        """A line for the end of a run that had collapsed when it was last looked at; else none."""
+        if self.state is not State.COLLAPSED:
+            return []
+        return ["health: collapsed at the last look, so the student cannot be relied upon; report.html says why"]
+
     def state_dict(self) -> int | None:
         """The verdict that was told last, as a plain number."""
         return None if self.state is None else int(self.state)

@@ -63,6 +63,12 @@ def _three(option: str, text: str | None) -> Three | None:
         raise NetworkError(
             f"{option} {show(text)} is not three numbers; write R,G,B of images in [0, 1], 0.485,0.456,0.406"
         ) from error
+    if option == "--mean" and max(red, green, blue) > 1:
+        scaled = ",".join(f"{value / 255:.3f}" for value in (red, green, blue))
+        raise NetworkError(
+            f"--mean {text} is of pixels from 0 to 255, and images here are in [0, 1]: divide it and --std by 255 "
+            f"(--mean {scaled}), or set pixel_range: 255 in a recipe"
+        )
     return red, green, blue
 
 

@@ -20,7 +20,10 @@ Kind = Literal["recipe", "weights", "program", "onnx", "directory", "name"]
 RECIPES = (".yaml", ".yml")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".index.json")
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-_TEACHERS = "a teacher is a network's name (timm/resnet18), a weights file, a .pt2, an ONNX file or a recipe"
+_TEACHERS = (
+    "a teacher is a network's name (timm/resnet18), a weights file, a .pt2, an ONNX file, a Hugging Face "
+    "directory or a recipe"
+)
 _MOST_TEXT = 1_000_000  # bytes of a recipe
 _MOST_DIRECTORY = 8 * 2**20  # bytes of a zip archive's directory
 _LOOKED_AT = 512  # bytes of a file, first
@@ -118,7 +121,7 @@ def _of_archive(path: Path) -> Kind:
     """torch.save and torch.export write zip archives, and so do others."""
     names = _members(path)
     if any(name.endswith(("/data.pkl", "/archive_format", "serialized_exported_program.json")) for name in names):
-        return "program" if path.suffix == ".pt2" else "weights"
+        return "program" if path.suffix in (".pt2", ".torchscript", ".ts") else "weights"
     inside = [name for name in names if name.endswith((*WEIGHTS, ".onnx"))]
     held = f" and give {inside[0][:80]}" if inside else ""
     raise NetworkError(f"{path} is a zip archive, and none of torch's: unpack it{held}; {_TEACHERS}")
