@@ -90,6 +90,7 @@ def test_bash_completes_verbs_and_options() -> None:
     assert shell(script, "bash", "-c").split() == ["distill", "--max-time"]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not TOOL.exists() or not shutil.which("zsh"), reason="needs zsh and the command installed")
 def test_zsh_completes_verbs() -> None:
     script = (

@@ -84,6 +84,7 @@ def test_both_recipes_of_a_run_can_be_run_again_from_anywhere(
     assert first == second
 
 
+@pytest.mark.thorough
 def test_init_prints_the_recipe_that_distill_would_choose(datafree: Datafree) -> None:
     made = datafree("init", "small.safetensors", *SEEN, *SHORT, "name=mine")
     assert made.code == 0, made.err
