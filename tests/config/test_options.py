@@ -42,7 +42,7 @@ AT_LEAST_0 = {
 ABOVE_0 = {"lr", "std"}
 FROM_0_BELOW_1 = {"momentum", "ema", "bn_momentum", "beta1", "beta2"}
 FROM_0_TO_1 = {
-    "cutmix",
+    *("cutmix", "threshold"),
     *("replay", "mixup", "decay_at", "reset_at", "mosaic_share", "flip_probability", "erase_probability", "cutout"),
     *("box_sides", "fp_sampling_area", "fp_sampling_score", "fp_sampling_iou"),
 }

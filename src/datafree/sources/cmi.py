@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from datafree.config.options import Count, Momentum, Positive, PositiveInt, Weight
+from datafree.config.options import Count, Momentum, Positive, PositiveInt, Temperature, Weight
 from datafree.distributed import replicas
 from datafree.networks import features
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
@@ -52,7 +52,7 @@ class Cmi(PoolSource):
     bn_weight: Annotated[Weight, Doc("bn: of the distance to the teacher's BatchNorm statistics")] = 1.0
     adversarial_weight: Annotated[Weight, Doc("adv: of -KL(teacher || student) where both agree, from step 0 on")] = 0.5
     contrastive_weight: Annotated[Weight, Doc("cr: of telling images apart")] = 0.8
-    temperature: Annotated[Positive, Doc("tau of that term; published 0.1 to 0.2")] = 0.1
+    temperature: Annotated[Temperature, Doc("tau of that term; published 0.1 to 0.2")] = 0.1
     iterations: Annotated[PositiveInt, Doc("for each batch")] = 200
     lr: Annotated[Positive, Doc("Adam's, of generator, latents and head")] = 1e-3
     beta1: Annotated[Momentum, Doc("Adam's, of generator and latents")] = 0.5

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Weight
+from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Temperature, Weight
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
 from datafree.sources.base import Paper, SourceContext
@@ -47,7 +47,7 @@ class Inversion(PoolSource):
     tv_l2_weight: Annotated[Weight, Doc("alpha_tv: of their norm, eq. 2; 2.5e-5 in units of their std")] = 1e-4
     l2_weight: Annotated[Weight, Doc("alpha_l2: of the distance to mid-grey, eq. 2")] = 0.0
     adversarial_weight: Annotated[Weight, Doc("alpha_c, eq. 7: of 1 - JS(student, teacher), from step 0 on")] = 0.0
-    temperature: Annotated[Positive, Doc("of that divergence")] = 3.0
+    temperature: Annotated[Temperature, Doc("of that divergence")] = 3.0
     iterations: Annotated[PositiveInt, Doc("for each batch")] = 2000
     batch_size: Annotated[PositiveInt, Doc("images per update")] = 256
     lr: Annotated[Positive, Doc("Adam's, in pixel values; published 0.05 in units of their std, about 0.25")] = 0.0125

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Doc
 
-from datafree.config.options import Positive, Share
+from datafree.config.options import Share, Temperature
 from datafree.data.images import to_image
 from datafree.data.labelled import save_image
 from datafree.data.multilabel_folder import MultiLabelFolder, table
@@ -37,7 +37,7 @@ class MultiLabel(Task[Tensor]):
         Literal["bce", "l1", "mse"],
         Doc("bce: KL of each class's yes and no; l1, mse: |s - t|, (s - t)^2 on logits"),
     ] = "bce"
-    temperature: Annotated[Positive, Doc("of the KL")] = 1.0
+    temperature: Annotated[Temperature, Doc("of the KL")] = 1.0
     threshold: Annotated[Share, Doc("probability above which a class counts as named")] = 0.5
 
     hub_name: ClassVar[str] = "image-classification"
