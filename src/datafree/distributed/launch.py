@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datafree.errors import DatafreeError
 
 _KNOWN = (2, 3, 75)  # exit codes that mean something: a worker's is the command's
-_PATIENCE = 3.0  # seconds that the others leave the first for its last words; longer than a launcher takes to notice
+_PATIENCE = 6.0  # seconds that the others leave the first for its last words; longer than a launcher takes to notice
 
 
 def launched() -> bool:
