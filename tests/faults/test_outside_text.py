@@ -211,8 +211,11 @@ Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """The command, run in this process; its exit code, and all that it says."""
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> Command:
+    """The command, run in this process; its exit code, and all that it says. What it writes here is its own folder's."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str) -> tuple[int, str]:
