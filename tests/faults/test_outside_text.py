@@ -214,7 +214,7 @@ Command = Callable[..., tuple[int, str]]
 def command(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Command:
-    """The command, run in this process; its exit code, and all that it says. What it writes here is its own folder's."""
+    """The command, run in this process and in an empty folder; its exit code, and all that it says."""
     monkeypatch.chdir(tmp_path_factory.mktemp("here"))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
