@@ -6,6 +6,8 @@ import ast
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 import datafree
 from datafree.sources import SOURCES, Cgdd, Degan, Folder, ImageSource, Inversion, Mixed, Noise
 from datafree.sources.base import UpdateSize
@@ -61,3 +63,19 @@ def test_what_is_declared_follows_the_options() -> None:
     diode.resize_updates(UpdateSize(images=1, iterations=(6, 1)))
     assert diode.update_size() == UpdateSize(images=1, iterations=(6, 1))
     assert diode.stages[1] == Stage(iterations=1, lr=0.1)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("every", [0, 1, 4])
+@pytest.mark.parametrize("steps", [range(-5, 9), range(9), range(-2, 0), range(3, 4), range(4, 4), range(6, 20)])
+def test_due_updates_are_counted_as_one_asks_step_by_step(warmup: int, every: int, steps: range) -> None:
+    source = Noise(warmup=warmup, update_every=every)
+    assert source.count_due(steps) == sum(map(source.due, steps))
+    mixed = Mixed(parts=[source, Noise(update_every=3)])
+    assert mixed.count_due(steps) == sum(map(mixed.due, steps))
+
+
+def test_updates_of_more_steps_than_a_life_has_are_counted_at_once() -> None:
+    source = Noise(warmup=2**40, update_every=8)
+    assert source.count_due(range(-(2**40), 2**40)) == 2**40 + 2**37
+    assert Mixed(parts=[source, Noise()]).count_due(range(2**40)) == 2**37

@@ -51,16 +51,21 @@ class Surroundings:
     disk: dict[str, int]
 
 
+def _often(steps: range, every: int, also: set[int]) -> int:
+    """How many of consecutive `steps` are multiples of `every`, or among `also`."""
+    multiples = range(-(-steps.start // every) * every, steps.stop, every)
+    return len(multiples) + sum(step in steps and step % every != 0 for step in also)
+
+
 def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: float) -> Surroundings:
     """Of a run whose updates and steps take `seconds`: its saves, looks, pictures, pages, scores and files."""
     training, source, student = calibrated.training, calibrated.small, calibrated.student
     steps = range(1 - calibrated.source.warmup, training.steps + 1)
-    compared = sum(step > 0 and (step % training.save_every == 0 or step == training.steps) for step in steps)
-    saved = 1 + max(
-        sum(step % training.save_every == 0 or step == training.steps for step in steps), int(seconds / SAVED_WITHIN)
-    )
-    shown = sum(step % training.picture_every == 0 or step in (0, training.steps) for step in steps)
-    logged = sum(step % training.log_every == 0 or step in (0, training.steps) for step in steps)
+    last = training.steps
+    compared = _often(steps[calibrated.source.warmup :], training.save_every, {last})
+    saved = 1 + max(_often(steps, training.save_every, {last}), int(seconds / SAVED_WITHIN))
+    shown = _often(steps, training.picture_every, {0, last})
+    logged = _often(steps, training.log_every, {0, last})
 
     images = source.validation_images(validation.COMPARED)
     more = validation.SHOWN / max(1, min(validation.SHOWN, len(images)))  # a small source may have held out fewer

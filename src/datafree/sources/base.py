@@ -68,6 +68,9 @@ class Paper(NamedTuple):
     remark: str = ""  # the venue of a paper that is not there, what of it was taken
 
 
+_COUNTED = 1_000_000  # steps at most at which a source is asked whether an update is due, to count them
+
+
 @dataclass(kw_only=True)
 class ImageSource(ABC):
     """Makes images. A method is a final, keyword-only dataclass whose fields are its options.
@@ -104,6 +107,16 @@ class ImageSource(ABC):
         if step < 0:
             return step >= -self.warmup
         return self.update_every > 0 and step % self.update_every == 0
+
+    @final
+    def count_due(self, steps: range) -> int:
+        """How many updates are due at `steps`. Many steps of a source with a `due` of its own: in proportion."""
+        if type(self).due is ImageSource.due:
+            early = max(0, min(steps.stop, 0) - max(steps.start, -self.warmup))
+            every, first = self.update_every, max(steps.start, 0)
+            return early + (len(range(-(-first // every) * every, steps.stop, every)) if every else 0)
+        counted = steps[:_COUNTED]
+        return sum(map(self.due, counted)) * len(steps) // max(1, len(counted))
 
     def update_size(self) -> UpdateSize | None:
         """How large an update is; None: nothing is known of it, and it is taken to cost the same at any batch size."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -89,13 +89,11 @@ class Calibration:
         """Bytes that a backward pass keeps at most."""
         return max(self.peaks.values(), default=0)
 
-    def updates(self, steps: Sequence[int]) -> list[CostItem]:
+    def updates(self, steps: range) -> list[CostItem]:
         """The source's updates at `steps`, those before the student's first step apart."""
         work = []
         for part, full in zip(self.small.updated_sources(), self.source.updated_sources(), strict=True):
-            due = [step for step in steps if full.due(step)]
-            early = sum(step < 0 for step in due)
-            for step, often in ((-1, early), (0, len(due) - early)):
+            for step, often in _early_and_late(full, steps):
                 if often:
                     name = type(full).__name__.lower()
                     what = f"{name}, {'before the student' if step < 0 else 'updates'}"
@@ -180,15 +178,14 @@ class Calibration:
             part.resize_updates(small)
         return total
 
-    def state_bytes(self, steps: Sequence[int]) -> int:
+    def state_bytes(self, steps: range) -> int:
         """Bytes of the source's state when its banks are full: a new one's after a few updates, with what they lack."""
         total, fresh = 0.0, self._attached(2, None)
         for part, full in zip(fresh.updated_sources(), self.source.updated_sources(), strict=True):
-            due = [step for step in steps if full.due(step)]
             small, whole = part.update_size() or UpdateSize(images=1), full.update_size() or UpdateSize(images=0)
             made = kept = 0  # images of the whole run, and here, of updates that keep them: early ones may not
             each = 0.0
-            for step, often in ((0, sum(step >= 0 for step in due)), (-1, sum(step < 0 for step in due))):
+            for step, often in reversed(_early_and_late(full, steps)):
                 sizes, began = [size_of(part.state_dict())], self.clock()
                 while often and len(sizes) <= _SETTLED and (len(sizes) <= _FEW or self.clock() - began < self.budget):
                     part.update(self.student, step)
@@ -222,6 +219,14 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
+def _early_and_late(source: ImageSource, steps: range) -> list[tuple[int, int]]:
+    """A step before the student's first, and that one, each with how often an update like its own is due."""
+    return [
+        (-1, source.count_due(range(steps.start, min(steps.stop, 0)))),
+        (0, source.count_due(range(max(steps.start, 0), steps.stop))),
+    ]
+
+
 def banks_of(source: ImageSource, training: Training, image_size: tuple[int, int], device: torch.device) -> int:
     """Bytes of the images in a source's banks at the end, 8 bits a channel.
 
@@ -230,7 +235,7 @@ def banks_of(source: ImageSource, training: Training, image_size: tuple[int, int
     """
     steps, held = range(-source.warmup, training.steps), 0
     for each in source.all_sources():
-        due, size = sum(map(each.due, steps)), each.update_size()
+        due, size = each.count_due(steps), each.update_size()
         most = due * size.images if each.finishes and size is not None and device.type == "cpu" else math.inf
         held += int(min(each.bank_images(), most)) if due else 0
     return held * 3 * math.prod(image_size)

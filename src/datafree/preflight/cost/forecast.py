@@ -108,7 +108,7 @@ def outline(recipe: Recipe, images: int | None) -> str:
         f"{images:,} images" if images is not None else f"{training.steps:,} steps, batches of {training.batch_size}"
     ]
     for each in recipe.source.updated_sources():
-        updates = sum(map(each.due, range(-each.warmup, 0 if images is not None else training.steps)))
+        updates = each.count_due(range(-each.warmup, 0 if images is not None else training.steps))
         size, name = each.update_size(), type(each).__name__.lower()
         if updates and size is not None:
             parts.append(f"{name}: {updates:,} updates of {size.images} images")
@@ -200,7 +200,7 @@ def _is_worth_it(recipe: Recipe, training: Training, networks: Networks, device:
     steps, often, images = range(-source.warmup, training.steps), training.steps, 4 * training.steps
     images *= training.batch_size  # the teacher's answer, and the student's pass forward and back, about
     for each in source.updated_sources():
-        size, due = each.update_size(), sum(map(each.due, steps))
+        size, due = each.update_size(), each.count_due(steps)
         often += due * (iterations := max(1, sum(size.iterations) if size is not None else 1))
         images += 3 * due * iterations * (size.images if size is not None else 1)
     if often >= MANY:
