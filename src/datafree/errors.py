@@ -61,6 +61,6 @@ class TrainingError(DatafreeError):
 
 
 class Interrupted(DatafreeError):
-    """Stopped on request before the end; the state is saved and the same command resumes it."""
+    """Stopped on request before the end; what there was to save is saved, and the same command goes on from there."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -103,12 +103,13 @@ def test_display_off_a_terminal_writes_plain_lines() -> None:
     assert stream.getvalue() == "going on at step 40\ntraining 50/1000, 10 steps/s, 1:35 left, loss 1\n"
 
 
-def test_quiet_writes_nothing_even_on_a_terminal() -> None:
+def test_quiet_writes_nothing_but_warnings_even_on_a_terminal() -> None:
     stream = Terminal()
     with display(quiet=True, stream=stream) as shown:
         shown.say("going on at step 40")
         shown.log(progress(50))
-    assert stream.getvalue() == ""
+        shown.say("warning: step 50: collapsed")
+    assert stream.getvalue() == "warning: step 50: collapsed\n"
 
 
 def test_a_terminal_gets_a_bar_with_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:

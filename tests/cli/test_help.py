@@ -19,7 +19,7 @@ from datafree.cli.main import app
 
 COMMAND: Any = typer.main.get_command(app)
 VERBS: list[str] = list(COMMAND.commands)
-SCREEN = 50  # lines, of 80 columns
+SCREEN = 40  # lines, of 80 columns
 TOOL = Path(sys.executable).with_name("datafree")
 
 

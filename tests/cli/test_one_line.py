@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -138,6 +141,21 @@ def test_a_mistake_is_one_line_that_says_what_to_give(
     errors = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert words in errors[0]
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", [["init"], ["inspect"], ["distill", "--dry-run"], ["distill"]])
+def test_a_signal_while_it_is_still_looking_ends_it_at_once(
+    command: list[str], datafree: Datafree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*args: object, **options: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("datafree.preflight.examination.build_network", build)
+    result = datafree(command[0], "small.safetensors", "--size", "16", *command[1:])
+    assert (result.code, result.out) == (75, "")
+    assert result.err == "stopped before the first step (SIGTERM); run the same command to begin again\n"
     assert not Path("runs").exists()
 
 

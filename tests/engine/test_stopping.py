@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from datafree.engine.stopping import Stop, parse_time, stopping
-from datafree.errors import RecipeError
+from datafree.errors import Interrupted, RecipeError
 
 
 def test_stopping_puts_the_handlers_back() -> None:
@@ -20,10 +21,21 @@ def test_stopping_puts_the_handlers_back() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_a_signal_before_the_first_step_ends_the_work_at_once_even_where_errors_are_caught() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"stopped before the first step \(SIGTERM\)"), stopping(None):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except Exception:  # as the forecast has it
+            pytest.fail("the signal was taken for a fault")
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_second_signal_leaves_at_once() -> None:
     code = (
         "import time; from datafree.engine.stopping import stopping\n"
-        "with stopping(None):\n    print('ready', flush=True)\n    while True: time.sleep(0.01)"
+        "with stopping(None) as stop:\n    stop()\n    print('ready', flush=True)\n    while True: time.sleep(0.01)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,14 @@ from datafree.config import yaml
 from datafree.errors import DatafreeError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.instances import live_name
+from datafree.networks.load import NetworkSpec
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
+from datafree.preflight.cost.short_time import FEW
 from datafree.preflight.draft import LEARNING, Draft, draft
+from datafree.preflight.draft_lines import hardly_smaller
 from datafree.preflight.draft_text import flow, recipe_text
+from datafree.preflight.first_student import FirstStudent
 from datafree.preflight.wishes import Wishes, recipe_overrides, source_section
 from datafree.recipe.recipe import Recipe, read_recipe
 
@@ -82,10 +88,58 @@ def test_what_cannot_be_told_is_asked_for(here: Path) -> None:
     assert "has no weights, so it has nothing to teach: give --weights FILE" in refusal("timm/test_resnet")
     assert "--weights" in refusal("small.safetensors", weights=here / "small.safetensors", **SEEN)
     assert "--time 'soon' is not a time" in refusal("small.safetensors", time="soon", **SEEN)
-    assert "no such file" in refusal("timm/test_resnet", weights=here / "none.pth")
+    assert "nothing is there" in refusal("timm/test_resnet", weights=here / "none.pth")
     assert "needs photos" in refusal("small.safetensors", source="folder", **SEEN)
     assert "there is no task 'classify'" in refusal("small.safetensors", task="classify", **SEEN)
     assert "answers (1, 7), but the task needs" in refusal("small.safetensors", task="segmentation", **SEEN)
+
+
+def test_another_number_of_classes_than_the_last_layers_have_is_refused_with_both(here: Path) -> None:
+    said = refusal("small.safetensors", classes=5, **SEEN)
+    assert "--classes is 5, but the last layers in small.safetensors are of 7: leave --classes out" in said
+    assert recipe_of(draft("small.safetensors", Wishes(classes=7, **SEEN))).task.num_classes == 7
+
+
+def test_weights_of_another_network_say_how_to_find_theirs(here: Path) -> None:
+    said = refusal("torchvision/resnet18", weights=Path("small.safetensors"), **SEEN)
+    assert "do not fit the network" in said
+    assert "`datafree inspect FILE` tells which a file fits" in said
+
+
+def test_mean_and_std_are_each_credited_to_who_said_it(here: Path) -> None:
+    save_weights(timm.create_model("test_resnet", num_classes=4), here / "mine.safetensors")
+    (line,) = (line for line in draft("mine.safetensors", Wishes(mean="0.5")).lines if line.startswith("task:"))
+    assert "mean 0.5, 0.5, 0.5 (--mean) and std 0.5, 0.5, 0.5 (timm's default_cfg" in line
+    assert "--std" not in line
+
+
+def test_an_order_that_is_stated_is_the_recipes_also_where_a_library_has_another(here: Path) -> None:
+    save_weights(timm.create_model("test_resnet", num_classes=4), here / "mine.safetensors")
+    assert recipe_of(draft("mine.safetensors", Wishes(channel_order="bgr"))).teacher.channel_order == "bgr"
+
+
+def test_a_time_that_holds_next_to_nothing_is_said_with_one_that_would_do(here: Path) -> None:
+    save_weights(timm.create_model("test_resnet", num_classes=4), here / "mine.safetensors")
+    line = draft("mine.safetensors", Wishes(time="1s")).lines[-1]
+    found = re.fullmatch(
+        r"warning: 1s .* (\d+) steps?, which teach(es)? next to nothing: some 1,000 take \w+ or more here \(--time\)",
+        line,
+    )
+    assert found is not None, line
+    assert int(found[1]) < FEW
+    assert not draft("mine.safetensors", Wishes(time="9h")).lines[-1].startswith("warning")
+
+
+def test_a_student_hardly_smaller_than_its_teacher_is_uncertain() -> None:
+    student = FirstStudent(spec=NetworkSpec(network="timm/a"), parameters=100, why="", start="", wanted=4.0)
+    (said,) = hardly_smaller(student, 108)
+    assert said == (
+        "the student is only 1.08 times smaller than its teacher, 4 times were wanted: nothing nearer is known for it "
+        "(--student NAME gives another)"
+    )
+    assert hardly_smaller(student, 90)[0].startswith("the student is not smaller than its teacher")
+    assert not hardly_smaller(student, 201)
+    assert not hardly_smaller(replace(student, wanted=None), 108)  # it was named
 
 
 def test_a_librarys_numbers_are_uncertain_for_weights_of_ones_own(here: Path) -> None:
@@ -118,8 +172,9 @@ def test_options_and_overrides_have_their_way(here: Path) -> None:
 
 def test_a_student_whose_layers_do_not_correspond_starts_at_random(here: Path) -> None:
     made = draft("small.safetensors", Wishes(student="timm/test_resnet", **SEEN))
-    assert recipe_of(made).student.init != "teacher"
+    assert recipe_of(made).student.init == "random"  # so that nothing tries again, and says so again
     assert "it starts from random weights (" in made.lines[2]
+    assert "choose" not in made.text
 
 
 def test_a_teacher_of_no_family_gets_a_common_student(here: Path) -> None:
@@ -156,7 +211,8 @@ def test_a_value_in_one_line_of_yaml_is_read_as_it_was(value: Any) -> None:
     assert "\n" not in flow(value)
 
 
-def test_options_become_overrides_of_a_recipe_that_was_written() -> None:
+def test_options_become_overrides_of_a_recipe_that_was_written(here: Path) -> None:
+    (here / "a.pth").touch()
     wishes = Wishes(
         weights=Path("a.pth"), args=("depth=8",), mean="0.5", classes=5, time="2m", source="cgdd", student="auto"
     )

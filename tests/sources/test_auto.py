@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.config import yaml
+from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
@@ -29,6 +30,13 @@ def net(*layers: nn.Module) -> Normalized:
     return Normalized(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)))
 
 
+def seen(network: Normalized) -> Normalized:
+    """The same, its BatchNorm statistics moved by images."""
+    network.train()
+    network(torch.rand(8, 3, 16, 16))
+    return network.eval()
+
+
 class Answers(nn.Module):
     """A teacher that only answers."""
 
@@ -43,7 +51,7 @@ class Answers(nn.Module):
 
 
 def test_a_teacher_with_batchnorm_gets_fast_and_others_procedural_images() -> None:
-    whole = Normalized(resnet(4, depth=8, width=4)).eval()
+    whole = seen(Normalized(resnet(4, depth=8, width=4)))
     bare = net(nn.Conv2d(3, 8, 3), nn.ReLU())
     group = net(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))
     # SegFormer's kind: one BatchNorm layer among many others says little of the images.
@@ -55,6 +63,12 @@ def test_a_teacher_with_batchnorm_gets_fast_and_others_procedural_images() -> No
     assert type(Auto().choose(TASK, Answers(whole), CPU)[0]) is Procedural
 
 
+def test_statistics_that_no_image_has_moved_are_no_ground_for_fast() -> None:
+    source, why = Auto().choose(TASK, Normalized(resnet(4, depth=8, width=4)).eval(), CPU)
+    assert type(source) is Procedural
+    assert why == "source.method=auto: procedural, as the statistics of 7 BatchNorm layers are as new: they say nothing"
+
+
 def test_kernels_are_counted_by_their_weights() -> None:
     layers = (nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8), nn.GroupNorm(2, 8))
     assert count_kernels(net(*layers)) == 3  # two convolutions and the last layer
@@ -63,13 +77,16 @@ def test_kernels_are_counted_by_their_weights() -> None:
 def test_larger_images_get_a_narrower_generator_whose_pixels_cost_no_more() -> None:
     assert [generator_width((side, side)) for side in (16, 28, 32, 48, 64, 224)] == [32, 32, 32, 21, 16, 16]
     assert generator_width((32, 64)) == 23  # as a square of as many pixels, 45 x 45
-    source, _ = Auto().choose(replace(TASK, image_size=(64, 64)), Normalized(resnet(4, depth=8, width=4)).eval(), CPU)
+    source, _ = Auto().choose(replace(TASK, image_size=(64, 64)), seen(Normalized(resnet(4, depth=8, width=4))), CPU)
     assert isinstance(source, Fast) and source.width == 16
 
 
 def test_segmenters_and_detectors_with_batchnorm_get_fast_too() -> None:
-    street = Segmentation(num_classes=11, image_size=(64, 64)), Normalized(unet(11, width=4, depth=2)).eval()
-    cells = Detection(num_classes=3, image_size=(96, 128)), yolov3(3, width=1 / 32).eval()
+    street = Segmentation(num_classes=11, image_size=(64, 64)), seen(Normalized(unet(11, width=4, depth=2)))
+    cells = Detection(num_classes=3, image_size=(96, 128)), yolov3(3, width=1 / 32)
+    for layer in batchnorm_layers(cells[1]).values():
+        layer.running_mean.fill_(0.5)
+    cells[1].eval()
     for task, teacher in (street, cells):
         source, _ = Auto().choose(task, teacher, CPU)
         assert isinstance(source, Fast) and source.width == 16

@@ -41,7 +41,7 @@ def display(*, quiet: bool = False, verbose: bool = False, stream: TextIO | None
     """
     stream = sys.stderr if stream is None else stream
     if quiet:
-        yield Silent()
+        yield Quiet(stream)
     elif verbose or not stream.isatty():
         yield Lines(stream, verbose=verbose)
     else:
@@ -49,14 +49,19 @@ def display(*, quiet: bool = False, verbose: bool = False, stream: TextIO | None
             yield bar
 
 
-class Silent:
-    """Shows nothing."""
+class Quiet:
+    """Shows warnings alone: a run that has collapsed is told whoever looks."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
 
     def log(self, progress: Progress) -> None:
         """Nothing."""
 
     def say(self, line: str) -> None:
-        """Nothing."""
+        """A warning."""
+        if line.startswith("warning: "):
+            print(shown(line), file=self._stream, flush=True)
 
 
 class Lines:

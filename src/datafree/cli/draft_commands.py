@@ -5,6 +5,7 @@ from __future__ import annotations
 from datafree.cli import teacher_options as options
 from datafree.cli.lines import remark, result_block
 from datafree.cli.parameters import Compress, Device, Overrides, Seed, Student
+from datafree.engine.stopping import stopping
 from datafree.errors import RecipeError
 from datafree.preflight.wishes import Wishes
 
@@ -31,29 +32,27 @@ def init(
     source: options.Source = None,
 ) -> None:
     """Print the recipe that `distill` would choose for a teacher, with comments, to be edited: init FILE > my.yaml"""
-    made = options.chosen(
-        teacher,
-        overrides or [],
-        Wishes(
-            weights=weights,
-            args=tuple(args or ()),
-            student=student,
-            compress=compress,
-            size=size,
-            task=task,
-            classes=classes,
-            mean=mean,
-            std=std,
-            channels=channels,
-            channel_order=channel_order,
-            time=time,
-            photos=photos,
-            data=data,
-            device=device,
-            seed=seed,
-            source=source,
-        ),
+    wishes = Wishes(
+        weights=weights,
+        args=tuple(args or ()),
+        student=student,
+        compress=compress,
+        size=size,
+        task=task,
+        classes=classes,
+        mean=mean,
+        std=std,
+        channels=channels,
+        channel_order=channel_order,
+        time=time,
+        photos=photos,
+        data=data,
+        device=device,
+        seed=seed,
+        source=source,
     )
+    with stopping(None):
+        made = options.chosen(teacher, overrides or [], wishes)
     if made.drafted is None:
         raise RecipeError([f"{teacher} is a recipe already: init writes one for a teacher"])
     for line in made.lines:

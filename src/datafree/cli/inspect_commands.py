@@ -10,9 +10,13 @@ import typer
 
 from datafree.cli.lines import result_block
 from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Quiet, Student
-from datafree.config.overrides import student_overrides
+from datafree.cli.teacher_options import Order
+from datafree.config.overrides import require_overrides, student_overrides
+from datafree.engine.stopping import stopping
 from datafree.errors import RecipeError
+from datafree.preflight.option_values import parse_link
 from datafree.preflight.teacher_file import kind_of
+from datafree.preflight.wishes import Wishes
 from datafree.storage import strict_json
 
 
@@ -33,12 +37,22 @@ def inspect(
     channels: Annotated[int | None, typer.Option(metavar="1|3", help="Of its images: grey or colour.")] = None,
     mean: Annotated[str | None, typer.Option(metavar="R,G,B", help="Of images in [0, 1].")] = None,
     std: Annotated[str | None, typer.Option(metavar="R,G,B", help="The same.")] = None,
+    channel_order: Order = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="auto")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Say what a teacher is, what images it wants, which methods suit it and what they cost on this machine."""
-    if kind_of(teacher) == "weights":  # nothing that is no teacher gets as far as torch
+    said: dict[str, Any] = {
+        "size": size,
+        "task": task,
+        "classes": classes,
+        "mean": mean,
+        "std": std,
+        "channel_order": channel_order,
+    }
+    Wishes(weights=weights, args=tuple(args or ()), channels=channels, **said)  # nothing wrong gets as far as torch
+    if kind_of(teacher) == "weights":  # nor what is no teacher
         from datafree.preflight.identify import identify
 
         told = identify(Path(teacher))
@@ -47,10 +61,17 @@ def inspect(
     from datafree.cli.inspect_text import inspection_text
     from datafree.preflight.inspection import inspect_teacher
 
-    given: dict[str, Any] = {"weights": weights, "args": args or [], "size": size, "task": task, "classes": classes}
-    images: dict[str, Any] = {"channels": channels, "mean": mean, "std": std}
-    with display(quiet=quiet) as shown:
-        found = inspect_teacher(teacher, **given, **images, recipe=recipe, device=device, log=shown.log)
+    with stopping(None), display(quiet=quiet) as shown:
+        found = inspect_teacher(
+            teacher,
+            weights=weights,
+            args=args or [],
+            channels=channels,
+            **said,
+            recipe=recipe,
+            device=device,
+            log=shown.log,
+        )
     result_block(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 
 
@@ -70,15 +91,15 @@ def plan(
         raise RecipeError(["--images is missing; say how many, such as --images 1000"])
     if images is not None and not synthesize:
         raise RecipeError([f"--images {images} is about a data set; give --synthesize with it"])
+    speed, changes = parse_link(link), [*(overrides or []), *student_overrides(student, compress)]
+    require_overrides(changes)
     from datafree.cli.display import display
     from datafree.cli.plan_text import plan_text
-    from datafree.preflight.plan import parse_link
     from datafree.preflight.plan import plan as make
     from datafree.recipe.recipe import load_recipe
 
-    speed = parse_link(link)
-    loaded = load_recipe(recipe, [*(overrides or []), *student_overrides(student, compress)])
-    with display(quiet=quiet) as shown:
+    loaded = load_recipe(recipe, changes)
+    with stopping(None), display(quiet=quiet) as shown:
         made = make(loaded, images, speed, log=shown.log, say=shown.say)
     result_block(strict_json.render(asdict(made)) if as_json else plan_text(made))
 

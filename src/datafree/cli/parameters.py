@@ -6,20 +6,14 @@ import typer
 
 Named = Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.seed=1.")]
-MaxTime = Annotated[
-    str | None, typer.Option(metavar="TIME", help="Stop cleanly after this time, such as 90s, 9m or 1h30m.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, only the result.")]
+MaxTime = Annotated[str | None, typer.Option(metavar="TIME", help="Stop cleanly after it, such as 90s, 9m or 1h30m.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show only warnings and the result.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show every logged line, with every figure.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check all of it, say what it would do, write nothing.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="auto")]
 Seed = Annotated[int | None, typer.Option(help="Of everything random.", show_default="0")]
-Student = Annotated[
-    str | None, typer.Option(metavar="NETWORK", help="In place of the recipe's; auto: a small one like the teacher.")
-]
-Compress = Annotated[
-    str | None, typer.Option(metavar="4x", help="Of --student auto: how many times fewer parameters than the teacher.")
-]
+Student = Annotated[str | None, typer.Option(metavar="NETWORK", help="A network; auto: a small one like the teacher.")]
+Compress = Annotated[str | None, typer.Option(metavar="4x", help="With auto: how many times fewer parameters.")]
 StudentCode = Annotated[
     str | None, typer.Option(metavar="MODULE:CALLABLE", help="The student's own code, if it is not a library's.")
 ]

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from datafree.config.overrides import require_overrides
 from datafree.errors import RecipeError
+from datafree.preflight.option_values import pixels
 from datafree.preflight.teacher_file import RECIPES, kind_of
 from datafree.preflight.wishes import Wishes, recipe_overrides
 from datafree.text import show
@@ -20,8 +22,8 @@ Teacher = Annotated[
     str,
     typer.Argument(
         metavar="TEACHER",
-        help="A network's name (timm/resnet18), a weights file, a .pt2, an ONNX file or a Hugging Face directory: a "
-        "recipe is chosen. Or a recipe: a YAML file, or a packaged one's name (`datafree list`).",
+        help="A network's name (timm/resnet18), a weights file, .pt2, ONNX, a Hugging Face directory: a recipe is "
+        "chosen. Or a recipe: YAML, or a packaged one's name.",
     ),
 ]
 Weights = Annotated[Path | None, typer.Option(metavar="FILE", help="The teacher's weights, where it is a name.")]
@@ -37,7 +39,7 @@ Channels = Annotated[int | None, typer.Option(metavar="1|3", help="Of the teache
 Order = Annotated[str | None, typer.Option("--channel-order", metavar="rgb|bgr", help="Of the teacher's images.")]
 Time = Annotated[
     str | None,
-    typer.Option(metavar="TIME", help="That the run is planned to take; on a CPU processor time.", show_default="30m"),
+    typer.Option(metavar="TIME", help="Planned; processor time on a CPU.", show_default="30m"),
 ]
 Photos = Annotated[Path | None, typer.Option(metavar="DIR", help="Unlabelled photos of a related kind to learn from.")]
 Data = Annotated[Path | None, typer.Option(metavar="DIR", help="Labelled images: only score at the end.")]
@@ -58,9 +60,10 @@ def chosen(teacher: str, overrides: list[str], wishes: Wishes) -> Chosen:
 
     What cannot be a teacher is refused by its first bytes, before torch is imported.
     """
+    require_overrides(overrides)
     kind = kind_of(teacher)
     if kind == "recipe":
-        from datafree.preflight.subject import hint, pixels
+        from datafree.preflight.subject import hint
         from datafree.recipe.recipe import load_recipe, packaged_recipes
 
         if not Path(teacher).exists() and teacher not in packaged_recipes() and not teacher.endswith(RECIPES):

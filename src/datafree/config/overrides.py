@@ -8,6 +8,8 @@ An empty section empties (`teacher.args={}`).
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from datafree.config import yaml
@@ -42,6 +44,18 @@ def apply_override(given: dict[str, Any], override: str) -> None:
             at = at[part_key]
 
 
+def require_overrides(overrides: Sequence[str]) -> None:
+    """Raise RecipeError for what is not of the form key.sub=value, whatever the recipe."""
+    problems = []
+    for override in overrides:
+        try:
+            apply_override({}, override)
+        except ValueError as error:
+            problems += str(error).splitlines()
+    if problems:
+        raise RecipeError(problems)
+
+
 def _merged(before: object, after: object) -> object:
     """Sections merge key by key; another method, kind or network, or anything else, replaces."""
     if not isinstance(before, dict) or not isinstance(after, dict) or not after:
@@ -51,12 +65,20 @@ def _merged(before: object, after: object) -> object:
     return {**before, **{key: _merged(before.get(key), value) for key, value in after.items()}}
 
 
+def times_fewer(text: str) -> float | None:
+    """The number of a wish such as 4x, above 1; None for another text."""
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)x?", text, re.ASCII)
+    return None if match is None or float(match[1]) <= 1 else float(match[1])
+
+
 def student_overrides(student: str | None, compress: str | None) -> list[str]:
     """What --student and --compress change in a recipe. Raises RecipeError."""
     if compress is not None and student not in (None, "auto"):
         raise RecipeError(
             [f"--compress {show(compress)} belongs to --student auto, and the student is {show(student)}"]
         )
+    if compress is not None and times_fewer(compress) is None:
+        raise RecipeError([f"--compress {show(compress)}: say how many times smaller, such as 4x"])
     if student is None and compress is None:
         return []
     args = {} if compress is None else {"compress": compress}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.engine.rehearsal import rehearse
-from datafree.engine.student_init import check_start
+from datafree.engine.student_init import check_start, why_not
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.checks.class_count import classes_of
 from datafree.networks.checks.input_form import channels_hint, require_flat_images
@@ -110,7 +110,7 @@ def with_source(
             check_start(replace(spec, init="teacher"), teacher, student, task)
             init = "teacher"
         except NetworkError as error:
-            lines.append(f"the student starts at random: {error}")
+            lines.append(f"the student starts at random: {why_not(error)}")
     return replace(recipe, student=replace(spec, init=init)), lines
 
 

@@ -1,4 +1,8 @@
-"""Stopping a run early: a time limit (`--max-time`), SIGINT or SIGTERM."""
+"""Stopping a command early: a time limit (`--max-time`), SIGINT or SIGTERM.
+
+Before a run's first step nothing has been learned that would be lost, so a signal ends planning and building at once.
+From then on it is asked for at every step.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 from datafree.config.duration import seconds_of
-from datafree.errors import RecipeError
+from datafree.distributed.launch import launched
+from datafree.errors import Interrupted, RecipeError
 from datafree.text import show
 
 
@@ -23,15 +28,24 @@ def parse_time(text: str) -> float:
     return seconds
 
 
-class Stop:
-    """Asked at every step whether to stop, and why. The clock starts when it is made."""
+class _AtOnce(BaseException):
+    """Ends what no step is asked about; no `except Exception` on the way takes it for a fault."""
 
-    def __init__(self, max_seconds: float | None) -> None:
+
+class Stop:
+    """Asked at every step whether to stop, and why. The clock starts when it is made.
+
+    `at_once`: a signal before the first question raises `_AtOnce` wherever the command is.
+    """
+
+    def __init__(self, max_seconds: float | None, *, at_once: bool = False) -> None:
+        self._at_once = at_once
         self._until = None if max_seconds is None else time.monotonic() + max_seconds
         self._signal: str | None = None
         self._asked = False  # one step at least: however short the time, repeating the command gets there
 
     def __call__(self) -> str | None:
+        self._at_once = False
         if self._signal is not None:
             return self._signal
         over = self._until is not None and time.monotonic() >= self._until and self._asked
@@ -46,16 +60,23 @@ class Stop:
                 os.write(2, b"\x1b[?25h")  # the progress bar has hidden the cursor
             os._exit(128 + number)
         self._signal = signal.Signals(number).name
+        if self._at_once:
+            raise _AtOnce(self._signal)
         os.write(2, b"\nstopping after this step and saving a checkpoint; interrupt again to exit at once\n")
 
 
 @contextmanager
 def stopping(max_seconds: float | None) -> Iterator[Stop]:
-    """Watch for SIGINT and SIGTERM while a run works; put the handlers back afterwards."""
-    stop = Stop(max_seconds)
+    """Watch for SIGINT and SIGTERM while a command works; put the handlers back afterwards. Raises Interrupted.
+
+    Several processes stop together, so each waits for its first step.
+    """
+    stop = Stop(max_seconds, at_once=not launched())
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
+    except _AtOnce as reason:
+        raise Interrupted(f"stopped before the first step ({reason}); run the same command to begin again") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

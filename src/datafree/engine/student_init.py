@@ -16,6 +16,7 @@ from torch import nn
 from datafree.distributed import replicas
 from datafree.errors import NetworkError
 from datafree.networks.load import NetworkSpec
+from datafree.networks.pruning.correspondence import WAY_OUT
 from datafree.networks.pruning.start import StartOptions, start_from_teacher
 from datafree.ops import augment
 from datafree.sources.base import ImageSource
@@ -39,6 +40,11 @@ def check_start(spec: NetworkSpec, teacher: nn.Module, student: nn.Module, task:
             start_from_teacher(teacher, copy.deepcopy(student), images, StartOptions(refit=None))
     except NetworkError as error:
         raise NetworkError(f"student.init=teacher cannot start {spec.network}: {error}") from error
+
+
+def why_not(error: NetworkError) -> str:
+    """Why a student cannot start from its teacher, for one that was chosen here: without advice to choose another."""
+    return str(error).partition(": ")[2].removesuffix(f": {WAY_OUT}")
 
 
 def images_of(task: Task) -> int:

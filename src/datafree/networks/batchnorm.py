@@ -42,6 +42,12 @@ def batchnorm_layers(network: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def is_as_new(layer: nn.Module) -> bool:
+    """Whether a layer's statistics, mean 0 and variance 1, are those that it was made with: no image has moved them."""
+    kept: Any = layer
+    return not kept.running_mean.any() and bool((kept.running_var == 1).all())
+
+
 def require_batchnorm(network: nn.Module, method: str) -> None:
     """Raises NetworkError if the teacher holds no statistics that `method` could match."""
     if not batchnorm_layers(network):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from datafree.config.overrides import times_fewer
 from datafree.errors import NetworkError
 from datafree.networks.imagenet_resnet import BLOCKS
 from datafree.networks.instances import is_live
@@ -101,14 +102,14 @@ def wish(auto: NetworkSpec) -> tuple[float, str]:
             f"student: auto does not take {show(min(unknown))}; it takes compress (4x) and by (parameters, macs)"
         )
     text, by = str(auto.args.get("compress", _COMPRESS)), auto.args.get("by", "parameters")
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)x?", text, re.ASCII)
-    if match is None or float(match[1]) <= 1:
+    times = times_fewer(text)
+    if times is None:
         raise NetworkError(f"compress is {show(auto.args['compress'])}: say how many times smaller, such as 4x")
     if by not in ("parameters", "macs"):
         raise NetworkError(f"by is {show(by)}: give parameters or macs")
     if auto.weights is not None:
         raise NetworkError("student: auto begins without weights: leave student.weights out")
-    return float(match[1]), by
+    return times, by
 
 
 def _called(spec: NetworkSpec) -> str:

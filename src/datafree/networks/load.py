@@ -126,6 +126,11 @@ class NetworkSpec:
         """Whether it is a model directory as Hugging Face's libraries write them."""
         return self.network.startswith(PREFIX)
 
+    @property
+    def called(self) -> str:
+        """The network for a line of text: a directory by its path alone where that begins at the root."""
+        return self.network.removeprefix(PREFIX) if self.network.startswith(f"{PREFIX}/") else self.network
+
     def wrap(self, network: nn.Module, dtype: torch.dtype = torch.float32) -> Normalized:
         """The network of this section, taking images in [0, 1]. Raises NetworkError."""
         return Normalized(

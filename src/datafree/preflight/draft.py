@@ -23,15 +23,17 @@ from datafree.errors import NetworkError, RecipeError, WeightsError
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
+from datafree.preflight.cost.short_time import ENOUGH, FEW, answers_alone, too_few
 from datafree.preflight.draft_lines import comments_of, lines_of
 from datafree.preflight.draft_text import Comments, recipe_text
 from datafree.preflight.examination import Examined, examine
 from datafree.preflight.first_student import FirstStudent, first_student
 from datafree.preflight.identify import identify
-from datafree.preflight.subject import StatedImages, find_subject
+from datafree.preflight.subject import find_subject
 from datafree.preflight.teacher_file import Kind, kind_of
 from datafree.preflight.wishes import TIME, Wishes, source_section
 from datafree.recipe.sections import no_network
+from datafree.sources import SOURCES
 from datafree.tasks import TASKS
 from datafree.text import did_you_mean, show
 
@@ -73,8 +75,8 @@ def draft(
         raise NetworkError(
             f"there is no task {show(wishes.task)}{did_you_mean(wishes.task, TASKS)}; known: {', '.join(TASKS)}"
         )
-    if wishes.time is not None and seconds_of(wishes.time) is None:
-        raise RecipeError([f"--time {show(wishes.time)} is not a time; write it as 90s, 30m or 1h30m"])
+    modes.choose_device(wishes.device or "auto")  # what is wrong is said before the network is built
+    _require_names(wishes)
     spec, origin, doubts = _named(teacher, wishes)
     seen = _look(spec, wishes, given)
     _ask(seen, spec)
@@ -88,8 +90,32 @@ def draft(
             apply_override(sections, override)
         except ValueError as error:
             raise RecipeError(str(error).splitlines()) from error
-    lines = lines_of(seen, spec, origin, student, sections, doubts)
+    lines = [*lines_of(seen, spec, origin, student, sections, doubts), *_short(seen, sections["training"])]
     return Draft(sections=sections, comments=comments_of(seen, student), lines=lines)
+
+
+def _require_names(wishes: Wishes) -> None:
+    """Raise RecipeError for a method or a student whose name is none, as far as can be said without building it."""
+    if wishes.source is not None and wishes.source not in SOURCES and ":" not in wishes.source:
+        raise RecipeError(
+            [
+                f"--source {show(wishes.source)} is not one of: {', '.join(sorted(SOURCES))}"
+                f"{did_you_mean(wishes.source, SOURCES)}; or your own as 'package.module:Class'"
+            ]
+        )
+    if wishes.student is not None and (fault := no_network(wishes.student)) is not None:
+        raise NetworkError(f"--student: {fault}")
+
+
+def _short(seen: Examined, training: dict[str, Any]) -> list[str]:
+    """A line where the teacher's answers alone would take all of the time after a few steps."""
+    seconds = seconds_of(str(training.get("time")))
+    if seconds is None or not isinstance(batch := training.get("batch_size"), int):
+        return []
+    device = next(seen.network.parameters(), torch.zeros(0)).device
+    each = answers_alone(seen.network, seen.input_size.value, batch, device)
+    steps = int(seconds / max(each, 1e-9))
+    return [f"warning: {too_few(str(training['time']), steps, each * ENOUGH)}"] if steps < FEW else []
 
 
 # --- what the user has named ---
@@ -153,16 +179,9 @@ def _look(spec: NetworkSpec, wishes: Wishes, given: nn.Module | None) -> Examine
         size=wishes.size,
         classes=wishes.classes,
         recipe=None,
-        images=StatedImages.parse(wishes.channels or spec.channels, wishes.mean, wishes.std),
+        images=replace(wishes, channels=wishes.channels or spec.channels).images(),
     )
-    if wishes.channel_order not in (None, "rgb", "bgr"):
-        raise NetworkError(f"--channel-order is {show(wishes.channel_order)}: give rgb or bgr")
-    if wishes.channel_order is not None:
-        found = replace(
-            found, spec=replace(found.spec, channel_order="bgr" if wishes.channel_order == "bgr" else "rgb")
-        )
-    device = modes.choose_device(wishes.device or "auto")
-    return examine(found, wishes.task, device, torch.float32, given)
+    return examine(found, wishes.task, modes.choose_device(wishes.device or "auto"), torch.float32, given)
 
 
 def _ask(seen: Examined, spec: NetworkSpec) -> None:
@@ -237,7 +256,9 @@ def _network(spec: NetworkSpec, like: NetworkSpec | None = None) -> dict[str, An
     for key in ("mean", "std"):
         if like is None or getattr(spec, key) != getattr(plain, key):
             shown[key] = [float(f"{value:.6g}") for value in getattr(spec, key)]
-    for key in ("channels", "channel_order", "init"):
+    for key in ("channels", "channel_order"):
         if getattr(spec, key) != getattr(plain, key):
             shown[key] = getattr(spec, key)
+    if like is not None:
+        shown["init"] = spec.init  # found out already: else the run would try again
     return shown

@@ -11,6 +11,8 @@ from datafree.preflight.examination import Examined
 from datafree.preflight.first_student import FirstStudent
 from datafree.preflight.subject import Fact
 
+_FAR = 2.0  # how many times less than wanted a student is smaller, from which that is said to be uncertain
+
 
 def lines_of(
     seen: Examined,
@@ -25,14 +27,14 @@ def lines_of(
     weights = sum(parameter.numel() for parameter in bare(seen.network).parameters())
     training = sections["training"]
     lines = [
-        f"teacher: {seen.subject.spec.network}, {weights:,} parameters" + (f" ({origin})" if origin else ""),
+        f"teacher: {seen.subject.spec.called}, {weights:,} parameters" + (f" ({origin})" if origin else ""),
         f"task: {seen.kind.value} of {seen.task.num_classes} classes, images of {height} x {width} pixels "
-        f"({seen.input_size.why}), mean {_three(seen.mean)} and std {_three(seen.std)} ({seen.mean.why})",
+        f"({seen.input_size.why}), {_normalised(seen.mean, seen.std)}",
         *([] if student is None else [_student_line(student, weights)]),
         f"source: {sections['source'].get('method')}; the run is planned to take {training.get('time') or 'any time'}, "
         f"in batches of {training.get('batch_size')} images (to change: --student, --compress, --source, --time)",
     ]
-    uncertain = [*doubts, *uncertainties(seen, spec)]
+    uncertain = [*doubts, *([] if student is None else hardly_smaller(student, weights)), *uncertainties(seen, spec)]
     return [*lines, f"uncertain: {'; '.join(uncertain)}"] if uncertain else lines
 
 
@@ -53,6 +55,18 @@ def uncertainties(seen: Examined, spec: NetworkSpec) -> list[str]:
     return [*found, *seen.doubts]
 
 
+def hardly_smaller(student: FirstStudent, teacher: int) -> list[str]:
+    """A chosen student whose size is far from what was wanted."""
+    times = teacher / student.parameters
+    if student.wanted is None or times * _FAR >= student.wanted:
+        return []
+    than = f"only {times:.3g} times smaller than" if times > 1 else "not smaller than"
+    return [
+        f"the student is {than} its teacher, {student.wanted:.3g} times were wanted: nothing nearer is known for it "
+        "(--student NAME gives another)"
+    ]
+
+
 def _student_line(student: FirstStudent, teacher: int) -> str:
     return (
         f"student: {_short(student.spec)}, {student.parameters:,} parameters, {_times(teacher, student.parameters)} "
@@ -67,6 +81,12 @@ def _times(teacher: int, student: int) -> str:
 def _short(spec: NetworkSpec) -> str:
     query = "&".join(f"{key}={value}" for key, value in spec.args.items())
     return f"{spec.network}?{query}" if query else spec.network
+
+
+def _normalised(mean: Fact, std: Fact) -> str:
+    if mean.why == std.why:
+        return f"mean {_three(mean)} and std {_three(std)} ({mean.why})"
+    return f"mean {_three(mean)} ({mean.why}) and std {_three(std)} ({std.why})"
 
 
 def _three(fact: Fact) -> str:

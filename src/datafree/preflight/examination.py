@@ -71,7 +71,7 @@ def examine(
             spec,
             mean=images.mean or metadata.mean,
             std=images.std or metadata.std,
-            channel_order=metadata.channel_order or "rgb",
+            channel_order=images.channel_order or metadata.channel_order or "rgb",
         )
     remarks: list[str] = []
     classes = subject.classes.value or 1

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from datafree.engine.build_networks import prepare
-from datafree.engine.student_init import check_start
-from datafree.errors import DatafreeError, NetworkError
+from datafree.engine.student_init import check_start, why_not
+from datafree.errors import NetworkError
 from datafree.networks.families import AUTO, choose_student, member, wish
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
@@ -32,6 +32,7 @@ class FirstStudent:
     parameters: int
     why: str
     start: str  # with what weights, and why
+    wanted: float | None = None  # how many times fewer parameters than the teacher's were; None: it was named
 
 
 def first_student(
@@ -56,6 +57,7 @@ def first_student(
             spec, why = choose_student(images, teacher, task, None)[0], "of the teacher's family"
         except NetworkError:
             spec, why = _common(images, network, task)
+        return replace(_started(spec, why, network, task), wanted=wish(images)[0])
     return _started(spec, why, network, task)
 
 
@@ -93,9 +95,10 @@ def _started(spec: NetworkSpec, why: str, network: Normalized, task: Task) -> Fi
     count = sum(parameter.numel() for parameter in bare(student).parameters())
     try:
         check_start(replace(spec, init="teacher"), network, student, task)
-    except DatafreeError as error:
-        reason = str(error).partition(": ")[2].partition(": choose")[0]
+    except NetworkError as error:
+        reason = why_not(error)
         reason = reason if 0 < len(reason) <= _REASON else "their layers do not correspond"
-        return FirstStudent(spec=spec, parameters=count, why=why, start=f"from random weights ({reason})")
+        start = f"from random weights ({reason})"
+        return FirstStudent(spec=replace(spec, init="random"), parameters=count, why=why, start=start)
     start = "from the teacher's weights, cut and refitted"
     return FirstStudent(spec=replace(spec, init="teacher"), parameters=count, why=why, start=start)

@@ -25,8 +25,9 @@ from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.estimate import RunCost, TeacherCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.time_budget import with_time
 from datafree.preflight.examination import examine
+from datafree.preflight.option_values import StatedImages
 from datafree.preflight.recommendation import Recommendation, recommended
-from datafree.preflight.subject import Fact, StatedImages, find_subject
+from datafree.preflight.subject import Fact, find_subject
 from datafree.preflight.suitability import Applies, BatchNorm, applies
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
@@ -80,6 +81,7 @@ def inspect_teacher(
     channels: int | None = None,
     mean: str | None = None,
     std: str | None = None,
+    channel_order: str | None = None,
     device: str | None = None,
     log: Callable[[Progress], None] = lambda progress: None,
 ) -> Inspection:
@@ -87,13 +89,14 @@ def inspect_teacher(
 
     `args` are "key=value" of its constructor, `size` is "224x224" (height x width), `task` a kind of TASKS; `recipe`
     is what a run's cost is estimated for. `channels` is 1 or 3; `mean` and `std` are "0.5,0.5,0.5" (R, G, B of images
-    in [0, 1]) or one number; `device` is one of torch's. Raises DatafreeError for what does not fit.
+    in [0, 1]) or one number; `channel_order` is "rgb" or "bgr"; `device` is one of torch's.
+    Raises DatafreeError for what does not fit.
     """
     if task is not None and task not in TASKS:
         raise NetworkError(f"there is no task {show(task)}{did_you_mean(task, TASKS)}; known: {', '.join(TASKS)}")
     work = Work("inspect", PARTS, log)
     work.next("reading the network")
-    images = StatedImages.parse(channels, mean, std)
+    images = StatedImages.parse(channels, mean, std, channel_order)
     subject = find_subject(
         teacher, weights=weights, args=args, size=size, classes=classes, recipe=recipe, images=images
     )
@@ -121,7 +124,7 @@ def inspect_teacher(
     methods = recommended(made, network, where, cost, sources) if seen.trained else []
     work.at(PARTS)
     return Inspection(
-        network=spec.network,
+        network=spec.called,
         args=dict(spec.args),
         weights=None if spec.weights is None else str(spec.weights),
         trained=seen.trained,

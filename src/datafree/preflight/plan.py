@@ -8,7 +8,6 @@ P devices, B images of a batch.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from typing import Any
 from datafree.data.labelled import LabelledData
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_source, with_student
 from datafree.engine.progress import Progress, Work
-from datafree.errors import RecipeError
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
@@ -32,7 +30,6 @@ from datafree.sources.base import Batch
 from datafree.storage.environment import hardware
 from datafree.synthesis.synthesize import require_number, trains_first
 from datafree.tasks.base import open_labelled
-from datafree.text import show
 
 PARTS = 4  # of the work that a plan is
 DEVICES = (1, 8, 64)
@@ -101,7 +98,7 @@ def plan(
     began, work = time.perf_counter(), Work("plan", PARTS, log)
     if images is not None:
         require_number(recipe)
-    say(outline(recipe, images))
+    say(outline(recipe, images, resolved=False))
     work.next("building the networks")
     device = modes.choose_device(recipe.training.device)
     dtype = modes.choose_precision(recipe.training.precision, device)
@@ -114,6 +111,8 @@ def plan(
     if images is None:
         recipe, training, timed = with_time(recipe, training, None, NOTHING_GIVEN, device, dtype)
         found += timed
+        if training.time is not None:
+            say(outline(recipe, None))
     clock = clock_of(device)
     opened = clock()
     networks = build_networks(recipe, device, dtype, learns=images is None)
@@ -270,14 +269,6 @@ def divided(each: Cost, devices: int, link: float) -> tuple[float, float]:
     exchanged = around * (each.gathered + 2 * each.summed)
     part = -(-each.images // devices) / each.images
     return each.seconds - (1 - part) * each.passes + exchanged / link + WAIT * each.exchanges, exchanged
-
-
-def parse_link(text: str) -> float:
-    """Bytes a second of a text such as 10GB/s, 800MB/s or 25Gbit/s. Raises RecipeError."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([MGT])(B|bit)/s", text.strip(), re.ASCII)
-    if match is None or not float(match[1]):
-        raise RecipeError([f"--link {show(text)} is no speed; write it as 10GB/s, 800MB/s or 25Gbit/s"])
-    return float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2]] / (8 if match[3] == "bit" else 1)
 
 
 def together(work: list[CostItem], devices: int, link: float) -> float:

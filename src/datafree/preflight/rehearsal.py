@@ -43,7 +43,7 @@ def rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> list
     return [
         *(*lines, *sourced, *sized, *timed, *told),
         outline(recipe, None),
-        f"{recipe.teacher.network} would be distilled into {recipe.student.network}, in {out}",
+        f"{recipe.teacher.called} would be distilled into {recipe.student.called}, in {out}",
         *_checked(),
     ]
 

@@ -5,21 +5,20 @@ C classes, H x W pixels.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from datafree.config import yaml
 from datafree.errors import NetworkError
 from datafree.networks.checks.class_count import classes_of, shapes_for
-from datafree.networks.first_input import Three, distance
+from datafree.networks.first_input import distance
 from datafree.networks.foreign.open_file import SUFFIXES
 from datafree.networks.huggingface.directory import PREFIX, open_directory
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, network_names
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
+from datafree.preflight.option_values import StatedImages, argument, pixels, require_classes
 from datafree.recipe.recipe import Recipe, load_recipe, packaged_recipes
 from datafree.text import did_you_mean, show
 
@@ -33,43 +32,6 @@ class Fact:
     value: Any  # plain; None: unknown
     provenance: Provenance
     why: str  # who says so
-
-
-@dataclass(frozen=True, kw_only=True)
-class StatedImages:
-    """What a user has said of the images a network wants; None where nothing."""
-
-    channels: Literal[1, 3] | None = None
-    mean: Three | None = None
-    std: Three | None = None
-
-    @classmethod
-    def parse(cls, channels: int | None, mean: str | None, std: str | None) -> StatedImages:
-        """From what options say. Raises NetworkError."""
-        if channels not in (None, 1, 3):
-            raise NetworkError(f"--channels is {channels}: give 3 for colour images, 1 for grey ones")
-        made: Literal[1, 3] | None = None if channels is None else 1 if channels == 1 else 3
-        return cls(channels=made, mean=_three("--mean", mean), std=_three("--std", std))
-
-
-def _three(option: str, text: str | None) -> Three | None:
-    """R, G and B of "0.485,0.456,0.406", or of one number for all three."""
-    if text is None:
-        return None
-    try:
-        found = [float(part) for part in text.strip(" []()").split(",")]
-        red, green, blue = found * 3 if len(found) == 1 else found
-    except ValueError as error:
-        raise NetworkError(
-            f"{option} {show(text)} is not three numbers; write R,G,B of images in [0, 1], 0.485,0.456,0.406"
-        ) from error
-    if option == "--mean" and max(red, green, blue) > 1:
-        scaled = ",".join(f"{value / 255:.3f}" for value in (red, green, blue))
-        raise NetworkError(
-            f"--mean {text} is of pixels from 0 to 255, and images here are in [0, 1]: divide it and --std by 255 "
-            f"(--mean {scaled}), or set pixel_range: 255 in a recipe"
-        )
-    return red, green, blue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +69,12 @@ def find_subject(
     spec = plan.teacher if plan is not None and in_recipe else NetworkSpec(network=teacher)
     spec = replace(
         spec,
-        args={**spec.args, **dict(map(_argument, args))},
+        args={**spec.args, **dict(map(argument, args))},
         weights=weights or spec.weights,
         channels=images.channels or spec.channels,
         mean=images.mean or spec.mean,
         std=images.std or spec.std,
+        channel_order=images.channel_order or spec.channel_order,
     )
     return Subject(
         spec=spec,
@@ -135,16 +98,6 @@ def hint(name: str) -> str:
     return did_you_mean(name, [*packaged_recipes(), *network_names()])
 
 
-def _argument(text: str) -> tuple[str, Any]:
-    key, _, value = text.partition("=")
-    if not key.isidentifier() or not value:
-        raise NetworkError(f"--args {show(text)} is not of the form KEY=VALUE (encoder=resnet50)")
-    try:
-        return key, yaml.parse(value, f"--args {key}")
-    except ValueError as error:
-        raise NetworkError(str(error).partition("\n")[0]) from error
-
-
 def _size(spec: NetworkSpec, stated: str | None, plan: Recipe | None) -> Fact:
     if stated is not None:
         return Fact(value=pixels(stated), provenance="stated", why="--size")
@@ -156,19 +109,11 @@ def _size(spec: NetworkSpec, stated: str | None, plan: Recipe | None) -> Fact:
     return Fact(value=None, provenance="unknown", why="nobody says")
 
 
-def pixels(stated: str) -> tuple[int, int]:
-    """Height and width of "224x320", or of one number for both. Raises NetworkError."""
-    match = re.fullmatch(r"(\d{1,5})(?:[xX](\d{1,5}))?", stated.strip(), re.ASCII)
-    if match is None or 0 in (pair := (int(match[1]), int(match[2] or match[1]))):
-        raise NetworkError(f"--size {show(stated)} is not a size in pixels; write it as HEIGHTxWIDTH, 224x320")
-    return pair
-
-
 def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact:
     given = next((spec.args[key] for key in ("classes", "num_classes") if key in spec.args), None)
+    require_classes(stated)
     if stated is not None:
-        if stated < 1:
-            raise NetworkError(f"--classes is {stated}: give a number of at least 1")
+        _require_rows(spec, stated)
         return Fact(value=stated, provenance="stated", why="--classes")
     if plan is not None:
         return Fact(value=plan.task.num_classes, provenance="stated", why=f"the recipe {plan.name}")
@@ -184,8 +129,21 @@ def _classes(spec: NetworkSpec, stated: int | None, plan: Recipe | None) -> Fact
     if metadata is not None and metadata.classes is not None:
         return Fact(value=metadata.classes, provenance="known", why=metadata.origin)
     shapes_for(spec, 2)  # a wrong name is to be said first
-    way = "; its weights do not tell, so give --classes N" if spec.weights else ": give --classes N, or --weights FILE"
+    way = "; its weights do not tell (`datafree inspect FILE` does, if they are another's), so give --classes N"
+    way = way if spec.weights else ": give --classes N, or --weights FILE"
     raise NetworkError(f"nobody says how many classes {spec.network} tells apart{way}")
+
+
+def _require_rows(spec: NetworkSpec, classes: int) -> None:
+    """Raise NetworkError where the last layers of a weights file are of another number of classes."""
+    if spec.weights is None or spec.is_own_code or spec.is_program or is_live(spec.network):
+        return
+    count = classes_of(spec)
+    if count not in (None, classes):
+        raise NetworkError(
+            f"--classes is {classes}, but the last layers in {spec.weights.name} are of {count}: leave --classes out, "
+            f"or give the weights of a network of {classes}"
+        )
 
 
 def input_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Suggestion) -> tuple[Fact, Fact, Fact]:
@@ -195,6 +153,8 @@ def input_facts(subject: Subject, metadata: Preprocessing | None, suggestion: Su
         mean = Fact(value=subject.images.mean, provenance="stated", why="--mean")
     if subject.images.std is not None:
         std = Fact(value=subject.images.std, provenance="stated", why="--std")
+    if subject.images.channel_order is not None:
+        order = Fact(value=subject.images.channel_order, provenance="stated", why="--channel-order")
     return mean, std, order
 
 

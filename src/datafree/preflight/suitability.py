@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from datafree.networks.batchnorm import batchnorm_layers
+from datafree.networks.batchnorm import batchnorm_layers, is_as_new
 from datafree.recipe.recipe import TASK
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
@@ -41,7 +41,7 @@ def count_batchnorm(network: nn.Module) -> BatchNorm:
     ordinary = nn.modules.batchnorm._BatchNorm
     frozen = [norm for norm in kept if not isinstance(norm, ordinary) or _is_fixed(norm)]
     batch = [m for m in network.modules() if isinstance(m, ordinary) and m.running_mean is None]
-    new = [norm for norm in kept if not norm.running_mean.any() and bool((norm.running_var == 1).all())]
+    new = [norm for norm in kept if is_as_new(norm)]
     return BatchNorm(
         live=len(kept) - len(frozen),
         frozen=len(frozen),

@@ -6,6 +6,7 @@ imported, so that what is no teacher is refused at once.
 
 from __future__ import annotations
 
+import json
 import struct
 import zipfile
 from pathlib import Path
@@ -110,11 +111,31 @@ def _of_file(path: Path) -> Kind:
         return _of_archive(path)
     if path.name.endswith(".index.json") or path.suffix == ".weights":
         return "weights"
-    if start[8:9] == b"{" or start[:1] == b"\x80":  # safetensors; a pickle, as torch.save wrote before 1.6
+    if start[8:9] == b"{":
+        _require_whole(path, int.from_bytes(start[:8], "little"))
+        return "weights"
+    if start[:1] == b"\x80":  # a pickle, as torch.save wrote before 1.6
         return "weights"
     if path.suffix == ".onnx" or (start[0] == 0x08 and start[2:3] in (b"\x12", b":")):  # its version, a text
         return "onnx"
     return _of_text(path)
+
+
+def _require_whole(path: Path, length: int) -> None:
+    """Raise NetworkError for a file of safetensors, with a header of so many bytes, that ends before its tensors do."""
+    held = path.stat().st_size - 8 - length
+    if length > _MOST_DIRECTORY:  # large, forged, or no safetensors: whoever reads it as weights says so
+        return
+    try:
+        with path.open("rb") as file:
+            file.seek(8)
+            header = json.loads(file.read(length)) if held >= 0 else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        missing = max(ends, default=0) - held
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return
+    if missing > 0:
+        raise NetworkError(f"{path} is cut short, its last {missing:,} bytes are missing: fetch it again")
 
 
 def _of_archive(path: Path) -> Kind:

@@ -9,7 +9,15 @@ from typing import Any, final
 
 from datafree.config.overrides import student_overrides
 from datafree.errors import RecipeError
-from datafree.text import show
+from datafree.preflight.option_values import (
+    StatedImages,
+    argument,
+    pixels,
+    require_classes,
+    require_there,
+    require_time,
+    three,
+)
 
 TIME = "30m"  # of a run whose time nobody says
 NEEDS_PHOTOS = {"folder": ("path",), "degan": ("proxy", "path")}  # methods that cannot do without: where these stand
@@ -18,7 +26,7 @@ NEEDS_PHOTOS = {"folder": ("path",), "degan": ("proxy", "path")}  # methods that
 @final
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """Options as they were written; None where nothing was said."""
+    """Options as they were written; None where nothing was said. Raises DatafreeError for values that are none."""
 
     weights: Path | None = None
     args: tuple[str, ...] = ()  # "key=value" of the teacher's constructor
@@ -37,6 +45,23 @@ class Wishes:
     time: str | None = None
     device: str | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for text in self.args:
+            argument(text)
+        if self.size is not None:
+            pixels(self.size)
+        self.images()
+        require_classes(self.classes)
+        require_time(self.time)
+        student_overrides(self.student, self.compress)
+        require_there("--weights", self.weights, "file")
+        require_there("--photos", self.photos, "folder")
+        require_there("--data", self.data, "either")
+
+    def images(self) -> StatedImages:
+        """What was said of the teacher's images."""
+        return StatedImages.parse(self.channels, self.mean, self.std, self.channel_order)
 
     def in_training(self) -> dict[str, Any]:
         """The options of a recipe's section `training` among them, and `time` where it was said."""
@@ -68,8 +93,8 @@ def recipe_overrides(wishes: Wishes, size: tuple[int, int] | None) -> list[str]:
     """
     teacher = {
         "weights": None if wishes.weights is None else str(wishes.weights),
-        "mean": _three("--mean", wishes.mean),
-        "std": _three("--std", wishes.std),
+        "mean": three("--mean", wishes.mean),
+        "std": three("--std", wishes.std),
         "channels": wishes.channels,
         "channel_order": wishes.channel_order,
     }
@@ -83,22 +108,8 @@ def recipe_overrides(wishes: Wishes, size: tuple[int, int] | None) -> list[str]:
     ]
     if wishes.source is not None or wishes.photos is not None:
         changes.append(("source", source_section(wishes.source or "auto", wishes.photos)))
-    for text in wishes.args:
-        key, equals, _ = text.partition("=")
-        if not equals or not key.isidentifier():
-            raise RecipeError([f"--args {show(text)} is not of the form KEY=VALUE (encoder=resnet50)"])
     return [
         *(f"teacher.args.{text}" for text in wishes.args),
         *(f"{key}={json.dumps(value)}" for key, value in changes if value is not None),
         *student_overrides(wishes.student, wishes.compress),
     ]
-
-
-def _three(option: str, text: str | None) -> list[float] | None:
-    """R, G and B of "0.485,0.456,0.406", or of one number for all three."""
-    from datafree.preflight.subject import StatedImages  # with torch
-
-    if text is None:
-        return None
-    stated = StatedImages.parse(None, text if option == "--mean" else None, text if option == "--std" else None)
-    return list(stated.mean or stated.std or ())

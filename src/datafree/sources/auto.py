@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from datafree.config.options import Count, ExistingFolder
-from datafree.networks.batchnorm import batchnorm_layers
+from datafree.networks.batchnorm import batchnorm_layers, is_as_new
 from datafree.networks.normalized import bare
 from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.fast import Fast
@@ -38,7 +38,7 @@ _WIDE_UP_TO = 32  # pixels of a side; beyond, a generator would cost several tim
 @final
 @dataclass(kw_only=True)
 class Auto(ImageSource):
-    """`fast` for a teacher with BatchNorm and gradients, `procedural` for any other; half photos where given."""
+    """`fast` for a teacher with BatchNorm statistics and gradients, `procedural` for others; half photos if given."""
 
     forwards_updates: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False  # chooses by whether there are some
@@ -62,7 +62,14 @@ class Auto(ImageSource):
         return Mixed(parts=[photos, made]), f"source.method=auto: {why}; half of each batch is photos"
 
     def _made(self, task: Task, teacher: nn.Module, device: torch.device) -> tuple[ImageSource, str]:
-        norms, kernels = len(batchnorm_layers(teacher)), count_kernels(teacher)
+        layers, kernels = batchnorm_layers(teacher).values(), count_kernels(teacher)
+        norms = sum(not is_as_new(layer) for layer in layers)
+        if norms < ENOUGH * kernels <= len(layers):
+            new = len(layers) - norms
+            return (
+                self._procedural(),
+                f"procedural, as the statistics of {new} BatchNorm layers are as new: they say nothing",
+            )
         if not norms or norms < ENOUGH * kernels:  # a program's layers are not seen at all
             return self._procedural(), f"procedural, as {norms} BatchNorm layers are too few for {kernels} layers"
         if not gives_gradients(task, teacher, device):

@@ -20,7 +20,8 @@ from datafree.engine.student_step import StudentStep
 from datafree.errors import DataError, Interrupted, RecipeError, RunError
 from datafree.preflight.cost import time_budget
 from datafree.preflight.cost.calibration import Calibration
-from datafree.preflight.cost.time_budget import Costs, Schedule, UpdateCost, planned, recorded
+from datafree.preflight.cost.short_time import too_few
+from datafree.preflight.cost.time_budget import Costs, Schedule, UpdateCost, planned, recorded, time_for
 from datafree.preflight.plan import plan
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
@@ -86,6 +87,24 @@ def test_of_a_longer_warm_up_one_update_stays_and_one_step_fits() -> None:
         planned(short, 11.0)
     (line,) = caught.value.problems
     assert line.startswith("training.time=11s is too short for one step: give 14s or more")  # 12 and a tenth of it
+
+
+def test_the_time_for_so_many_steps_is_the_least_that_is_planned_for_them() -> None:
+    for given in (
+        costs(),
+        costs((40, 20, 2.0, 1.0)),
+        costs((40, 0, 2.0, 1.0), (3, 1, 1.0, 4.0), fixed=30.0, step=0.25),
+    ):
+        seconds = time_for(given, 1000)
+        assert planned(given, seconds).steps >= 1000
+        assert planned(given, 0.98 * seconds).steps < 1000
+
+
+def test_few_steps_are_a_warning_with_the_time_of_enough() -> None:
+    assert too_few("9s", 20, 3700.5) == (
+        "9s holds 20 steps, which teach next to nothing: some 1,000 take 1h2m or more here (--time)"
+    )
+    assert too_few("1s", 1, 20.5).startswith("1s holds 1 step, which teaches next to nothing: some 1,000 take 21s ")
 
 
 def taken(given: Costs, schedule: Schedule, steps: int) -> float:

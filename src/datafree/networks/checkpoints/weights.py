@@ -33,7 +33,7 @@ _WRAPPERS = (
     *("state_dict", "model_state_dict", "model", "module"),
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema"),
 )
-_AS_TRAINED = "give the network and args it was trained with"
+_AS_TRAINED = "give the network and args it was trained with (`datafree inspect FILE` tells which a file fits)"
 _KERAS = "is Keras's; write the whole network as ONNX (tf2onnx: python -m tf2onnx.convert) and name that as the network"
 _OTHER_FILES = {  # what people hold that is no file of tensors under names, and what to do
     ".h5": _KERAS,

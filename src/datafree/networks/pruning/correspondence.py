@@ -22,7 +22,7 @@ from datafree.networks.normalized import bare
 from datafree.ops import modes
 
 Drop = Literal["even", "effect"]  # which blocks a shallower student does without
-_WAY_OUT = "choose a narrower or shallower member of its family, or init: random"
+WAY_OUT = "choose a narrower or shallower member of its family, or init: random"
 
 
 @dataclass(kw_only=True)
@@ -64,7 +64,7 @@ def _match(
     one, other = _own_form(teacher), _own_form(student)
     if one != other:
         raise NetworkError(
-            f"the student's layer {our or 'network'} is {_said(student)}, its teacher's {_said(teacher)}: {_WAY_OUT}"
+            f"the student's layer {our or 'network'} is {_said(student)}, its teacher's {_said(teacher)}: {WAY_OUT}"
         )
     found.modules[our] = their
     theirs, ours = _with_tensors(teacher), _with_tensors(student)
@@ -75,7 +75,7 @@ def _match(
         for name in [*ours, *theirs]:
             if (name in ours) != (name in theirs):
                 who, whose = ("student", "teacher") if name in ours else ("teacher", "student")
-                raise NetworkError(f"the {who} has a layer {_join(our, name)} that the {whose} has not: {_WAY_OUT}")
+                raise NetworkError(f"the {who} has a layer {_join(our, name)} that the {whose} has not: {WAY_OUT}")
         pairs = [(name, name) for name in ours]
     for t, s in pairs:
         _match(theirs[t], ours[s], _join(their, t), _join(our, s), found, effects)
@@ -104,7 +104,7 @@ def _aligned(
     """
     n, m = len(theirs), len(ours)
     if m > n:
-        raise NetworkError(f"the student's {our or 'network'} has {m} blocks, its teacher's {n}: {_WAY_OUT}")
+        raise NetworkError(f"the student's {our or 'network'} has {m} blocks, its teacher's {n}: {WAY_OUT}")
     forms = [[_form(block) for _, block in side] for side in (theirs, ours)]
     cost = [[math.inf] * n for _ in range(m)]
     before = [[0] * n for _ in range(m)]
@@ -119,7 +119,7 @@ def _aligned(
     if cost[m - 1][last] == math.inf:
         j = next(j for j in range(m) if all(one == math.inf for one in cost[j]))
         raise NetworkError(
-            f"the student's layer {_join(our, ours[j][0])} is like none of its teacher's {their}: {_WAY_OUT}"
+            f"the student's layer {_join(our, ours[j][0])} is like none of its teacher's {their}: {WAY_OUT}"
         )
     chosen = [last]
     for j in range(m - 1, 0, -1):

@@ -101,9 +101,14 @@ def lines_of(calibrated: Calibration, recipe: Recipe, labelled: LabelledData | N
     ]
 
 
-def outline(recipe: Recipe, images: int | None) -> str:
-    """What is known before anything is timed: steps, updates and the images in banks."""
+def outline(recipe: Recipe, images: int | None, *, resolved: bool = True) -> str:
+    """What is known before anything is timed: steps, updates and the images in banks.
+
+    `resolved`: whether a time has become steps.
+    """
     training = recipe.training
+    if images is None and training.time is not None and not resolved:
+        return f"{recipe.name}: as many steps of {training.batch_size} images as fit into {training.time}"
     parts = [
         f"{images:,} images" if images is not None else f"{training.steps:,} steps, batches of {training.batch_size}"
     ]

@@ -30,6 +30,7 @@ from datafree.preflight.cost.beside import beside
 from datafree.preflight.cost.calibration import Calibration, clock_of
 from datafree.preflight.cost.estimate import cost_of_teacher, memory_of
 from datafree.preflight.cost.forecast import too_large
+from datafree.preflight.cost.short_time import ENOUGH, FEW, too_few
 from datafree.recipe.recipe import SOURCE, Recipe
 from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
@@ -196,7 +197,21 @@ def found(
     assert seconds is not None
     costs = measured(recipe, training, given, device, dtype, seconds)
     schedule = planned(costs, seconds)
-    return schedule, [_told(training.time, recipe.source, schedule, costs.memory), *costs.warnings]
+    lines = [_told(training.time, recipe.source, schedule, costs.memory), *costs.warnings]
+    if schedule.steps < FEW:
+        lines.append(f"warning: {too_few(training.time, schedule.steps, time_for(costs, ENOUGH))}")
+    return schedule, lines
+
+
+def time_for(costs: Costs, steps: int) -> float:
+    """The least seconds, within a hundredth, in which so many steps are planned."""
+    low = high = costs.fixed + costs.step + sum(source.early + source.late for source in costs.sources)
+    while planned(costs, high).steps < steps:
+        low, high = high, 2 * high
+    while high > 1.01 * low:
+        middle = (low + high) / 2
+        low, high = (low, middle) if planned(costs, middle).steps >= steps else (middle, high)
+    return high
 
 
 def measured(

@@ -1,0 +1,40 @@
+"""Times too short to teach: how few steps they hold, in a line, and a time that holds enough of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from datafree.config.duration import duration_of
+from datafree.networks.normalized import Normalized
+from datafree.ops import modes
+from datafree.preflight.cost.calibration import clock_of
+from datafree.tasks.base import synthetic_batch
+
+FEW = 200  # steps, below which a student has hardly learned
+ENOUGH = 1000  # steps, about where the students of docs/results.md are worth a look
+_TIMED = 2  # images of an answer that is timed
+
+
+def too_few(time: str, steps: int, seconds: float) -> str:
+    """What a time of so few steps is worth; `seconds`: of one of ENOUGH steps."""
+    return (
+        f"{time} {'holds' if steps else 'is less than'} {max(1, steps):,} step{'' if steps <= 1 else 's'}, which teach"
+        f"{'es' if steps <= 1 else ''} next to nothing: some {ENOUGH:,} take {_rounded(seconds)} or more here (--time)"
+    )
+
+
+def _rounded(seconds: float) -> str:
+    """Up to whole minutes, from two on; to quarters of an hour from two hours on."""
+    unit = 1 if seconds < 120 else 60 if seconds < 7200 else 900
+    return duration_of(unit * math.ceil(seconds / unit))
+
+
+def answers_alone(network: Normalized, size: tuple[int, int], batch: int, device: torch.device) -> float:
+    """Seconds that a teacher's answers to one batch take, the least that a step of the student does."""
+    images, clock = synthetic_batch(size, device)[:_TIMED], clock_of(device)
+    with torch.no_grad(), modes.frozen(network):
+        began = clock()
+        network(images)
+        return (clock() - began) / len(images) * batch
