@@ -38,25 +38,26 @@ def is_done(work: Path, cell: Cell) -> bool:
 
 
 def measure(cell: Cell, work: Path, max_time: float, run: Callable[[Stop], dict[str, float]]) -> int:
-    """Run a cell in this process and leave its JSON file: {metrics, seconds, peak_memory_mib, commit}.
+    """Run a cell in this process and leave its JSON file: {metrics, seconds, peak_memory_mib, commit}, and
+    `processor_seconds` where the processor is what computes.
 
     `run` gets what to ask whether to stop, and returns metrics as fractions, or raises Interrupted. Returns the
     process's exit status: TIME_UP if time (`max_time` seconds) was up before the cell's end.
     """
-    began = time.monotonic()
+    began, spent = time.monotonic(), processor_seconds()
     folder = folder_of(work, cell)
     clock = folder / "seconds.json"  # of earlier pieces
-    before = json.loads(clock.read_text()) if clock.exists() else 0.0
+    before = read_clock(clock)
     try:
         metrics = run(lambda: "time is up" if time.monotonic() - began > max_time else None)
     except Interrupted as error:
         clock.parent.mkdir(parents=True, exist_ok=True)
-        clock.write_text(json.dumps(before + time.monotonic() - began))
+        clock.write_text(json.dumps(_later(before, began, spent)))
         print(error, flush=True)
         return TIME_UP
     done = {
         "metrics": metrics,
-        "seconds": before + time.monotonic() - began,
+        **{name: value for name, value in _later(before, began, spent).items() if value is not None},
         "peak_memory_mib": peak_memory_mib(),
         "commit": commit(),
     }
@@ -66,6 +67,31 @@ def measure(cell: Cell, work: Path, max_time: float, run: Callable[[Stop], dict[
     aside.replace(folder / "cell.json")
     print(f"{cell[0]} seed {cell[1]}: " + ", ".join(f"{k} {_shown(v)}" for k, v in metrics.items()), flush=True)
     return 0
+
+
+Clock = dict[str, float | None]  # `seconds` on the wall, and `processor_seconds`: None where they were not counted
+
+
+def read_clock(file: Path) -> Clock:
+    """The time that earlier pieces of a cell took. An older file is a number, of seconds on the wall."""
+    content = json.loads(file.read_text()) if file.exists() else {"seconds": 0.0, "processor_seconds": 0.0}
+    return content if isinstance(content, dict) else {"seconds": float(content), "processor_seconds": None}
+
+
+def _later(before: Clock, began: float, spent: float) -> Clock:
+    """The clock now, of a piece that began at `began` when the process had used `spent` processor seconds."""
+    earlier, counted = before["seconds"], before["processor_seconds"]
+    unknown = counted is None or torch.cuda.is_available()  # a GPU's work is not in a processor's time
+    return {
+        "seconds": (earlier or 0.0) + time.monotonic() - began,
+        "processor_seconds": None if unknown else (counted or 0.0) + processor_seconds() - spent,
+    }
+
+
+def processor_seconds() -> float:
+    """Processor time of this process, all its threads, and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _shown(value: float) -> str:
@@ -154,6 +180,14 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+
+def minutes(cells: Sequence[dict[str, Any]]) -> str:
+    """Mean processor minutes as text, of the cells that counted them; of none, the mean of wall minutes, marked."""
+    counted = [cell["processor_seconds"] for cell in cells if cell.get("processor_seconds") is not None]
+    if counted or not cells:
+        return f"{mean(counted) / 60:.1f}" if counted else "–"
+    return f"{mean(cell['seconds'] for cell in cells) / 60:.1f} wall"
 
 
 def seconds(text: str) -> float:

@@ -10,9 +10,10 @@ file in --work; a cell that is there is not run again. The results go to benchma
 the tables to docs/results.md.
 
 Metrics: `top1` on all test images, of the student of the last step; `relative`, that over the teacher's of the same
-seed; `agreement` with the teacher on the source's held-out images; `minutes` of wall time, all of the cell;
-`peak_memory_mb` of its process; `images`: those that the student learnt from, each time it did, and those that the
-source's updates put out (updates x the source's batch_size; an image optimised in many iterations counts once).
+seed; `agreement` with the teacher on the source's held-out images; `minutes` of wall time, all of the cell (tables show
+processor minutes where they were counted); `peak_memory_mb` of its process; `images`: those that the student learnt
+from, each time it did, and those that the source's updates put out (updates x the source's batch_size; an image
+optimised in many iterations counts once).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from datafree.networks.normalized import Normalized
 from datafree.sources.base import ImageSource
 from datafree.tasks.classification import Classification
 from pairs import (
+    MINUTES,
     SEEDS,
     Results,
     Row,
@@ -183,7 +185,7 @@ def table(name: str, size: Size[Pair], rows: Results) -> str:
         percent("of the teacher's %", "relative"),
         percent("agreement %", "agreement"),
         SEEDS,
-        average("minutes", "minutes", 1),
+        MINUTES,
         average("million images", "images", 2, 1e6),
         average("memory MB", "peak_memory_mb", 0),
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Generic
 
 from cells import TIME_UP, Cell, read_cells, run_cells, seconds
+from measured import seeds_in, with_earlier
 from pairs import PairT, Results, Size, chosen_rows, is_known, rows_of, teacher_of
 from results import write_results, write_table
 
@@ -109,13 +110,16 @@ def run(
 
 
 def _collect(asked: Asked[PairT], rows: Results, table: Callable[[str, Size[PairT], Results], str]) -> None:
-    """Write the results file and the tables from the cells that are there; the smoke size's are only shown."""
-    text = "\n".join(table(pair, asked.size, rows) for pair in asked.size.pairs)
+    """Write the results file and the tables from the cells that are there and from those of the file as it was; the
+    smoke size's are only shown. Without a cell the file stays as it is.
+    """
+    whole = with_earlier(asked.benchmark, asked.size_name, rows)
+    text = "\n".join(table(pair, asked.size, whole) for pair in asked.size.pairs)
     if asked.size_name == "smoke":
         print(text)
         return
     command = f"python benchmarks/{asked.benchmark}.py --size {asked.size_name}"
-    seeds = " ".join(map(str, asked.seeds))
-    write_results(asked.benchmark, asked.size_name, rows, command=f"{command} --seeds {seeds}")
+    if rows:
+        write_results(asked.benchmark, asked.size_name, whole, command=f"{command} --seeds {seeds_in(whole)}")
     section = f"## {asked.size.heading}\n\n`{command}`."
     write_table("results.md", f"{asked.benchmark}-{asked.size_name}", text, section=section)

@@ -10,8 +10,9 @@ When time is up, a cell stops before its next step; a batch of DIODE's images is
 
 Metrics: `ap50` and `ap` (COCO's) on all test images, of the student of the last step; `relative_ap50`, that over the
 teacher's of the same seed; `agreement` (F1 of the student's detections against the teacher's) on the source's held-out
-images; `minutes` of wall time, all of the cell; `peak_memory_mb` of its process; `images`: those that the student
-learnt from, each time it did, and those that the source's updates put out (updates x the source's batch_size).
+images; `minutes` of wall time, all of the cell (tables show processor minutes where they were counted);
+`peak_memory_mb` of its process; `images`: those that the student learnt from, each time it did, and those that the
+source's updates put out (updates x the source's batch_size).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from datafree.networks.normalized import Normalized
 from datafree.sources.base import ImageSource
 from datafree.tasks.detection import Detection
 from detection_rows import SIZES, Pair
-from pairs import SEEDS, Results, Row, Size, average, markdown, missing_path, percent, rows_of, with_whole
+from pairs import MINUTES, SEEDS, Results, Row, Size, average, markdown, missing_path, percent, rows_of, with_whole
 from students import Pictures, Work, build_source, learn_answers, run_row
 from supervised import LabelledImages, train_detector
 
@@ -134,7 +135,7 @@ def table(name: str, size: Size[Pair], rows: Results) -> str:
         percent("of the teacher's AP50 %", "relative_ap50"),
         percent("agreement %", "agreement"),
         SEEDS,
-        average("minutes", "minutes", 1),
+        MINUTES,
         average("thousand images", "images", 1, 1e3),
         average("memory MB", "peak_memory_mb", 0),
     ]

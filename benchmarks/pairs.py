@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from statistics import mean
 from typing import Any, Generic, Protocol, TypeVar
 
-from cells import spread
+from cells import minutes, spread
 from datafree.config.paths import expand
 from datafree.networks.load import NetworkSpec
 from datafree.sources import SOURCES
@@ -143,6 +143,7 @@ def average(head: str, metric: str, digits: int, unit: float = 1.0) -> Column:
 
 
 SEEDS: Column = ("seeds", lambda row, cells: str(len(cells)))
+MINUTES: Column = ("minutes", lambda row, cells: minutes(cells))
 
 
 def _has(cells: list[dict[str, Any]], metric: str) -> bool:

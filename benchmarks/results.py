@@ -25,10 +25,15 @@ def write_results(
 ) -> Path:
     """Write benchmarks/results/BENCHMARK-SIZE.json.
 
-    `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed, with the `commit` that it was measured at
-    where that is known; else it is the file's, that of the writing. `hardware`: what else is to be said of it.
+    `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed, with `seed`, `processor_seconds` and the
+    `commit` that it was measured at where these are known; else the commit is the file's, that of the writing.
+    `hardware`: what else is to be said of it. Cells that come from an earlier file say when and where they were
+    `measured`, which the file then names under `earlier`.
     """
     here = environment()
+    before: list[dict[str, Any]] = []
+    for head in (cell["measured"] for cells in rows.values() for cell in cells if "measured" in cell):
+        before += [] if head in before else [head]
     content = {
         "benchmark": benchmark,
         "size": size,
@@ -37,6 +42,7 @@ def write_results(
         "hardware": {**here["hardware"], **(hardware or {})},
         "versions": here["versions"],
         "date": date.today().isoformat(),
+        **({"earlier": before} if before else {}),
         "rows": [_row(name, cells) for name, cells in rows.items()],
     }
     path = HERE / "results" / f"{benchmark}-{size}.json"
@@ -46,18 +52,25 @@ def write_results(
 
 def _row(name: str, cells: list[dict[str, Any]]) -> dict[str, Any]:
     metrics = {}
-    for metric in cells[0]["metrics"]:
+    for metric in (key for key in cells[0]["metrics"] if all(key in cell["metrics"] for cell in cells)):
         values = [round(cell["metrics"][metric], 6) for cell in cells]
         spread = round(stdev(values), 6) if len(values) > 1 else None
         metrics[metric] = {"mean": round(mean(values), 6), "std": spread, "values": values}
-    commits = [cell["commit"] for cell in cells if "commit" in cell]
+    commits = [commit for cell in cells for commit in cell.get("commits", [cell["commit"]] if "commit" in cell else [])]
+    counted = [cell.get("processor_seconds") for cell in cells]
     return {
         "name": name,
+        **({"seeds": [cell["seed"] for cell in cells]} if all("seed" in cell for cell in cells) else {}),
         **({"commits": list(dict.fromkeys(commits))} if commits else {}),
         "metrics": metrics,
         "seconds": round(mean(cell["seconds"] for cell in cells), 1),
+        **({"processor_seconds": [_rounded(value) for value in counted]} if any(counted) else {}),
         "peak_memory_mib": round(max(cell["peak_memory_mib"] for cell in cells), 1),
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def write_table(page: str, name: str, table: str, *, section: str | None = None) -> None:

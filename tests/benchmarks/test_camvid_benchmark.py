@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,8 @@ def test_tables_show_mean_and_spread_beside_the_paper() -> None:
     import camvid
 
     cells = [{"metrics": {"miou": m, "pixel_accuracy": 0.5}, "seconds": 60.0} for m in (0.2, 0.3, 0.4)]
-    table = camvid.tables({"kd_proxy": cells})
-    assert "| kd_proxy | 30.0 ± 10.0 | 50.0 ± 0.0 | 3 | 1.0 | 29.4 | 70.5 |" in table
+    table = camvid.tables({"kd_proxy": cells}, camvid.SIZES["cpu"])
+    assert "| kd_proxy | 30.0 ± 10.0 | 50.0 ± 0.0 | 3 | 1.0 wall | 29.4 | 70.5 |" in table
     assert "| dcgan | not run | not run | 0 | – | 22.7 | 66.9 |" in table
     assert "| degan_weighted | 30.0 ± 10.0 | not run | not run | not run | not run |" in table  # 1:0 is the proxy row
 
@@ -67,6 +68,71 @@ def test_results_are_written_in_the_one_form(tmp_path: Path, monkeypatch: pytest
         "peak_memory_mib": 300.0,
     }
     assert content["rows"] == [{"name": "noise", **row}, {"name": "gan", "commits": ["12ab"], **row}]
+
+
+def test_the_long_size_differs_in_schedules_alone_and_has_the_papers_own_number_of_updates() -> None:
+    import camvid
+
+    cpu, long = camvid.SIZES["cpu"], camvid.SIZES["long"]
+    changed = {field.name for field in fields(cpu) if getattr(cpu, field.name) != getattr(long, field.name)}
+    assert changed == {"student_steps", "gan_updates", "schedules", "dfad_steps"}
+    assert sorted({*long.schedules, long.gan_updates}) == [1000, 3000, 9400]
+    assert long.gan_updates * long.gan_batch == pytest.approx(150_000, rel=0.01)
+    schedules = [f"schedule/{gan}_{n}" for n in (1000, 3000) for gan in ("degan_weighted", "degan_weighted_mixed")]
+    assert camvid.extra_rows(long) == [*camvid.EXTRA, *schedules]
+    assert camvid.extra_rows(cpu) == camvid.EXTRA
+
+
+def test_a_schedules_rows_differ_from_the_main_ones_in_their_number_of_updates(tmp_path: Path) -> None:
+    import camvid
+
+    cell = camvid.Cell(size=camvid.SIZES["long"], seed=0, data=tmp_path, folder=tmp_path, stop=lambda: None)
+    for folder in ("camvid/train/images", "road-proxy/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    main, short = (camvid.SOURCES[row](cell) for row in ("degan_weighted", "schedule/degan_weighted_3000"))
+    assert (main.warmup, short) == (9400, replace(main, warmup=3000))
+    mixed = camvid.SOURCES["schedule/degan_weighted_mixed_3000"](cell)
+    assert mixed.parts[1].generator == tmp_path / "schedule" / "degan_weighted_3000" / "generator.safetensors"
+    assert camvid.schedule_row("degan_weighted", 9400, camvid.SIZES["long"]) == "degan_weighted"
+
+
+def test_every_row_comes_after_the_rows_whose_networks_it_uses() -> None:
+    import camvid
+
+    assert camvid.with_needs(["degan_weighted_mixed", "kd_proxy"]) == [
+        *("teacher", "degan_weighted", "degan_weighted_mixed", "kd_proxy"),
+    ]
+    assert camvid.needs("ratio/dcgan_1_3") == ["teacher", "dcgan"]
+    assert camvid.needs("schedule/degan_weighted_mixed_1000") == ["teacher", "schedule/degan_weighted_1000"]
+    assert camvid.needs("table2/plain_e0_d10") == ["teacher"] and camvid.needs("student_labels") == []
+    rows = [*camvid.MAIN, *camvid.extra_rows(camvid.SIZES["long"])]
+    assert camvid.with_needs(rows) == rows  # as they are written down
+
+
+def test_a_schedule_has_its_line_beside_the_proxy_photos() -> None:
+    import camvid
+
+    one = {
+        row: [{"metrics": {"miou": value, "pixel_accuracy": 0.5}, "seconds": 60.0, "processor_seconds": 30.0}]
+        for row, value in [("kd_proxy", 0.28), ("degan_weighted", 0.25), ("schedule/degan_weighted_mixed_1000", 0.29)]
+    }
+    table = camvid.tables(one, camvid.SIZES["long"])
+    assert "| 1,000 | not run | 29.0 | 28.0 |" in table and "| 9,400 | 25.0 | not run | 28.0 |" in table
+    assert "| degan_weighted | 25.0 | 50.0 | 1 | 0.5 |" in table  # processor minutes, where they were counted
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_schedules_rows_run_with_what_they_use(shared_data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "camvid.py"), "--size", "smoke", "--data", str(shared_data)]
+    command += ["--work", str(tmp_path), "--rows", "schedule/degan_weighted_mixed_1", "--seeds", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = {str(path.parent.relative_to(tmp_path / "seed0")) for path in tmp_path.rglob("cell.json")}
+    assert rows == {"teacher", "schedule/degan_weighted_1", "schedule/degan_weighted_mixed_1"}
+    assert "| 1 | not run |" not in done.stdout and "| GAN updates | generated |" in done.stdout
+    cell = json.loads((tmp_path / "seed0" / "teacher" / "cell.json").read_text())
+    assert cell["processor_seconds"] > 0
 
 
 @pytest.mark.slow

@@ -270,8 +270,8 @@ def test_what_only_the_whole_knows_is_added_to_each_cell(benchmark: ModuleType) 
 def test_the_table_shows_means_spreads_and_what_was_not_run(benchmark: ModuleType) -> None:
     rows = {"bccd/teacher": cells_of([0.9, 0.9]), "bccd/fast": cells_of([0.36, 0.45], agreement=0.5)}
     table = benchmark.table("bccd", benchmark.SIZES["cpu"], benchmark.finished(rows))
-    assert "| teacher | 90.0 ± 0.0 | 45.0 ± 0.0 | 100.0 ± 0.0 | – | 2 | 1.5 | 40.0 | 1049 |" in table
-    assert "| fast | 40.5 ± 6.4 | 20.2 ± 3.2 | 45.0 ± 7.1 | 50.0 ± 0.0 | 2 | 1.5 | 40.0 | 1049 |" in table
+    assert "| teacher | 90.0 ± 0.0 | 45.0 ± 0.0 | 100.0 ± 0.0 | – | 2 | 1.5 wall | 40.0 | 1049 |" in table
+    assert "| fast | 40.5 ± 6.4 | 20.2 ± 3.2 | 45.0 ± 7.1 | 50.0 ± 0.0 | 2 | 1.5 wall | 40.0 | 1049 |" in table
     assert "| no_tv | not run | – | – | – | 0 | – | – | – |" in table
     assert "Cut against the paper" in table
 
