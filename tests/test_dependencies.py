@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from syntax import nodes_of
+
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -43,8 +45,7 @@ def declared(lines: list[str]) -> set[str]:
 def imported(folder: str) -> set[str]:
     """Top-level modules imported below a folder, at any depth of a file, but the standard library's and datafree."""
     found: set[str] = set()
-    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (ROOT / folder).rglob("*.py")]
-    for node in (node for tree in trees for node in ast.walk(tree)):
+    for node in (node for file in (ROOT / folder).rglob("*.py") for node in nodes_of(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

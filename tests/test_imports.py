@@ -5,6 +5,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import datafree
+from syntax import nodes_of
 
 # From the ground up. `__init__`, `__main__` and what is data are not in it.
 ORDER = [
@@ -17,7 +18,7 @@ ROOT = Path(datafree.__file__).parent
 def imports_of(file: Path) -> set[str]:
     """The packages directly below `datafree` that a module imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes_of(file):
         if isinstance(node, ast.ImportFrom) and node.module == "datafree":
             found |= {alias.name for alias in node.names}
         names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
@@ -43,7 +44,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     files = {".".join(("datafree", *f.relative_to(ROOT).with_suffix("").parts)): f for f in ROOT.rglob("*.py")}
     graph: dict[str, set[str]] = {}
     for module, file in files.items():
-        nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        nodes = [node for node in nodes_of(file) if isinstance(node, ast.ImportFrom)]
         named = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names}
         graph[module] = (named | {node.module or "" for node in nodes}) & files.keys()
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
@@ -71,7 +72,7 @@ EXCEPTIONS = {
 def names_in(file: Path) -> set[str]:
     """Every name, attribute and import of a module; texts and comments are none."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in nodes_of(file):
         if isinstance(node, ast.Name):
             found.add(node.id)
         elif isinstance(node, ast.Attribute):
@@ -94,7 +95,7 @@ def test_answers_are_not_told_apart_by_options_of_one_task() -> None:
         place = file.relative_to(ROOT)
         if place.parts[0] in KNOWING or place.as_posix() in EXCEPTIONS:
             continue
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes_of(file):
             read = isinstance(node, ast.Attribute) and node.attr in options and ast.unparse(node.value).endswith("task")
             if read or (isinstance(node, ast.Call) and ast.unparse(node).startswith("getattr(task,")):
                 asked.append(f"{place}:{node.lineno}")

@@ -28,6 +28,7 @@ from datafree.storage.run_directory import Run
 from datafree.synthesis.shards import Shards
 from run_directories import write_run
 from small_shards import DETECTION, RECIPE, batch_of
+from syntax import nodes_of
 from thorough import some
 
 # Every way by which the package writes a file that may be there already.
@@ -228,7 +229,7 @@ def test_every_writer_of_the_package_goes_through_the_door() -> None:
     root = Path(datafree.__file__).parent
     found = set()
     for file in root.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes_of(file):
             if isinstance(node, ast.Call) and _writes(node):
                 found.add(file.relative_to(root).as_posix())
     assert found - OTHERS.keys() == set()

@@ -32,6 +32,7 @@ from datafree.report.page import render, render_comparison
 from datafree.report.run_reader import read_run
 from datafree.text import first_line, one_line, readable, show, shown, table
 from run_directories import write_run
+from syntax import nodes_of
 from thorough import some
 
 # An escape sequence, both ends of lines, the same as one C1 character, bells, a change of direction, invisible letters.
@@ -116,7 +117,7 @@ PRINTERS = {"cli/lines.py", "cli/display.py"}
 def test_only_the_doors_print() -> None:
     root, found = Path(datafree.__file__).parent, set()
     for file in root.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in nodes_of(file):
             call = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             if call == "print" or call.endswith(("stdout.write", "stderr.write", "typer.echo", "typer.secho")):
                 found.add(file.relative_to(root).as_posix())

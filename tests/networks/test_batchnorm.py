@@ -181,7 +181,7 @@ def test_a_frozen_layers_answer_moments_and_gradient_equal_its_own(kind: str, me
 @pytest.mark.parametrize("used", [*(pytest.param((i,), marks=pytest.mark.thorough) for i in range(3)), (0, 1, 2)])
 def test_gradient_through_a_frozen_layer_passes_gradcheck(used: tuple[int, ...]) -> None:
     layer = FROZEN["affine"]().double()
-    x = maps(dtype=torch.float64, batch=2).requires_grad_()
+    x = maps(dtype=torch.float64, batch=2)[..., :3, :2].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: tuple(normalised(layer, x)[i] for i in used), (x,))
 
 

@@ -12,6 +12,7 @@ import datafree
 from datafree.sources import SOURCES, Cgdd, Degan, Folder, ImageSource, Inversion, Mixed, Noise
 from datafree.sources.base import UpdateSize
 from datafree.sources.diode.stages import Stage
+from syntax import nodes_of
 
 ROOT = Path(datafree.__file__).parent
 OPTIONS = {field.name for source in SOURCES.values() for field in dataclasses.fields(source)}
@@ -21,7 +22,7 @@ def names_read(file: Path) -> set[str]:
     """The attributes that a module asks for by a name in quotes: `getattr(x, "name")`, `hasattr`, `setattr`."""
     return {
         str(node.args[1].value)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        for node in nodes_of(file)
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)
         and node.func.id in ("getattr", "hasattr", "setattr", "delattr")

@@ -68,7 +68,7 @@ class Paper(NamedTuple):
     remark: str = ""  # the venue of a paper that is not there, what of it was taken
 
 
-_COUNTED = 1_000_000  # steps at most at which a source is asked whether an update is due, to count them
+_COUNTED = 100_000  # steps at most at which a source is asked whether an update is due, to count them
 
 
 @dataclass(kw_only=True)

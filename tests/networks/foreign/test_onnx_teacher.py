@@ -23,6 +23,7 @@ from datafree.preflight.inspection import inspect_teacher
 from datafree.run import run_recipe
 from datafree.storage.atomic import sha256_of
 from recipes import load
+from thorough import some
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
@@ -98,7 +99,7 @@ IMAGES = torch.rand(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)
         {"opset_version": 13},
         {"dynamic_axes": {"images": {0: "batch"}}},
         {"count": 4},
-        {"dynamo": True, "opset_version": None, "verbose": False},
+        pytest.param({"dynamo": True, "opset_version": None, "verbose": False}, marks=pytest.mark.thorough),
     ],
     ids=["opset11", "opset13", "dynamic", "four", "dynamo"],
 )
@@ -240,7 +241,7 @@ def recipe(folder: Path, file: Path, method: str, **more: Any) -> Any:
     return load(folder, {**content, **more})
 
 
-@pytest.mark.parametrize("method", ["auto", "procedural", "noise"])
+@pytest.mark.parametrize("method", some(["auto", "procedural", "noise"], "noise"))
 def test_an_onnx_file_teaches_and_is_recorded(method: str, file: Path, tmp_path: Path) -> None:
     run = run_recipe(recipe(tmp_path, file, method), tmp_path / "run").run
     taught_by = json.loads((run / "student.json").read_text())["teacher"]
