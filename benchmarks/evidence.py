@@ -197,6 +197,12 @@ def is_current() -> bool:
     return all(f"<!-- {name} -->\n{table(claims)}<!-- /{name} -->" in text for name, claims in PAPERS.items())
 
 
+def write() -> None:
+    """Write the page's tables."""
+    for name, claims in PAPERS.items():
+        results.write_table(PAGE, name, table(claims))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare page and results files")
@@ -205,8 +211,7 @@ def main() -> int:
             return 0
         print(f"error: docs/{PAGE} differs from benchmarks/results; python benchmarks/evidence.py", file=sys.stderr)
         return 1
-    for name, claims in PAPERS.items():
-        results.write_table(PAGE, name, table(claims))
+    write()
     return 0
 
 
