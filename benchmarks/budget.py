@@ -26,7 +26,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from datafree.evaluation.scoring import evaluate
 from datafree.networks.load import NetworkSpec
 from datafree.recipe.recipe import Recipe, make_recipe
 from datafree.run import run_recipe
-from measured import with_earlier
+from measured import seeds_in, with_earlier
 from results import write_results, write_table
 
 MINUTES = (5, 20, 60)
@@ -137,11 +136,12 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def collect(work: Path, asked: Sequence[str], seeds: Sequence[int]) -> None:
-    """Write results and tables from the cells that are done; `asked`: the rows that this command named."""
-    rows = with_earlier("budget", "cpu", read_cells(work, ROWS))
-    words = ["python benchmarks/budget.py", *(["--rows", *asked] if list(asked) != ROWS else [])]
-    write_results("budget", "cpu", rows, command=" ".join([*words, "--seeds", *map(str, seeds)]))
+def collect(work: Path) -> None:
+    """Write results and tables from the cells that are done and those of the file as it was."""
+    done = read_cells(work, ROWS)
+    rows = with_earlier("budget", "cpu", done)
+    if done:
+        write_results("budget", "cpu", rows, command=f"python benchmarks/budget.py --seeds {seeds_in(rows)}")
     section = "## Students by processor minutes\n\n`python benchmarks/budget.py`: in percent of the teacher's score."
     write_table("results.md", "budget-cpu", table(rows), section=section)
 
@@ -177,7 +177,7 @@ def main() -> int:
         cells = [(row, seed) for seed in given.seeds for row in given.rows]
         command = [sys.executable, __file__, "--work", str(given.work)]
         code = run_cells(command, cells, given.work, max_time=limit, jobs=given.jobs, keep_going=True)
-    collect(given.work, given.rows, given.seeds)
+    collect(given.work)
     return code
 
 

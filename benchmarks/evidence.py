@@ -26,7 +26,17 @@ from pairs import Results
 
 PAGE = "evidence.md"
 SEEDS = (0, 1, 2)  # that a claim is to be decided with
-T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # two-sided, 1 to 9 degrees of freedom
+T_95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+)  # two-sided, 1 to 9 degrees of freedom; beyond, the last
 HOLDS, FAILS, LEVEL, OPEN = "holds", "does not at this size", "level", "not decided"
 
 
@@ -89,7 +99,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     """Student's t interval of 95 % of their mean; None of fewer than two."""
     if len(values) < 2:
         return None
-    half = T_95[len(values) - 2] * stdev(values) / sqrt(len(values))
+    half = T_95[min(len(values) - 2, len(T_95) - 1)] * stdev(values) / sqrt(len(values))
     return mean(values) - half, mean(values) + half
 
 
@@ -197,6 +207,12 @@ def is_current() -> bool:
     return all(f"<!-- {name} -->\n{table(claims)}<!-- /{name} -->" in text for name, claims in PAPERS.items())
 
 
+def write() -> None:
+    """Write the page's tables."""
+    for name, claims in PAPERS.items():
+        results.write_table(PAGE, name, table(claims))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare page and results files")
@@ -205,8 +221,7 @@ def main() -> int:
             return 0
         print(f"error: docs/{PAGE} differs from benchmarks/results; python benchmarks/evidence.py", file=sys.stderr)
         return 1
-    for name, claims in PAPERS.items():
-        results.write_table(PAGE, name, table(claims))
+    write()
     return 0
 
 

@@ -123,6 +123,8 @@ def test_the_interval_is_students(evidence: ModuleType) -> None:
     low, high = evidence.interval([1.0, 2.0, 3.0])
     assert (low, high) == pytest.approx((2 - 2.4843, 2 + 2.4843), abs=1e-3)
     assert evidence.interval([1.0]) is None
+    many = [1.0, 2.0, 3.0] * 10  # wider than it need be, never narrower
+    assert evidence.interval(many)[1] - 2 > 2.045 * 0.8305 / math.sqrt(30)
 
 
 @pytest.mark.parametrize("degrees", range(1, 10))
