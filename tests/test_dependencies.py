@@ -18,9 +18,11 @@ from syntax import nodes_of
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+FORMATS = ("openvino", "litert", "coreml", "executorch")
+FOR_CODE = ("onnx", "onnx-gradients", *FORMATS, "remote", "transformers")  # extras that are imported by name
 FOR_USERS = [
     *PROJECT["dependencies"],
-    *(line for name in ("onnx", "onnx-gradients", "remote", "transformers") for line in EXTRAS[name]),
+    *(line for name in FOR_CODE for line in EXTRAS[name]),
 ]
 USERS_OWN = {"ultralytics"}  # imported where a user has it, and never asked for: its licence is AGPL-3.0
 SCRIPTS = ("benchmarks", "scripts", "examples")  # their files import one another, and the tests'

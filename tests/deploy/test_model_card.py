@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from datafree.config import yaml
-from datafree.deploy.model_card import Export, Int8, model_card, public
+from datafree.deploy.export_record import Export, Int8
+from datafree.deploy.model_card import model_card, public
 from datafree.deploy.snippets import load_snippet
 from datafree.errors import NetworkError
 from datafree.evaluation.finished_run import Record, Student, read_record
@@ -114,8 +115,8 @@ def test_card_says_how_int8_was_made() -> None:
     export = Export(int8=Int8(images=96, origin="that the run's source made", agreement=0.987, compared=32))
     card = model_card(small(), record(), export)
     assert "calibrated on 96 images that the run's source made" in card
-    assert "On 32 more of these it agrees with the float file in 98.7 % of cases" in card
-    assert "compared with the float file only, not scored" in card
+    assert "On 32 more of these it agrees with the float network in 98.7 % of cases" in card
+    assert "compared with the float network only, not scored" in card
 
 
 def test_card_takes_no_text_for_markup_and_shows_no_folders() -> None:

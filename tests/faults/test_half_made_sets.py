@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from datafree.deploy.export_run import _calibration
+from datafree.deploy.made_images import calibration_images
 from datafree.errors import DataError, DatafreeError, RunError
 from datafree.evaluation.scoring import agreement
 from datafree.networks.normalized import Normalized
@@ -88,13 +88,13 @@ def test_a_set_that_is_not_finished_is_not_taken_for_photos_either(tmp_path: Pat
         for use in (
             lambda place=place: Folder(path=place).attach(context),
             lambda place=place: agreement(network, network, task, place, device=torch.device("cpu")),
-            lambda place=place: _calibration(tmp_path, place, task, []),
+            lambda place=place: calibration_images(tmp_path, place, task, []),
         ):
             with pytest.raises(RunError, match="is a data set that is not finished"):
                 use()
     made(path, task)
     Folder(path=path / "data").attach(context)
-    assert len(_calibration(tmp_path, path, task, [])[0]) == 8
+    assert len(calibration_images(tmp_path, path, task, [])[0]) == 8
 
 
 def add(data: Path) -> None:

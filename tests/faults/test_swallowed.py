@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datafree.data.labelled import NothingToScore
-from datafree.deploy.model_card import Int8
+from datafree.deploy.export_record import Int8
 from datafree.engine.loop import Chosen
 from datafree.errors import DataError
 from datafree.evaluation.scoring import agreement, evaluate

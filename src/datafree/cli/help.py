@@ -9,7 +9,7 @@ GROUPS = {
     "See it work": ("demo", "list"),
     "Make a student": ("inspect", "convert", "init", "plan", "distill", "synthesize"),
     "Look at a run": ("watch", "report", "evaluate"),
-    "Ship it": ("export", "push"),
+    "Ship it": ("export", "bench", "push"),
 }
 EXAMPLES = {
     "demo": "datafree demo --task classification --quick",
@@ -23,7 +23,8 @@ EXAMPLES = {
     "watch": "datafree watch runs/first",
     "report": "datafree report runs/first runs/second --out comparison.html",
     "evaluate": "datafree evaluate runs/first --data labelled",
-    "export": "datafree export runs/first --data labelled --int8",
+    "export": "datafree export runs/first --to onnx,openvino --int8 --data labelled",
+    "bench": "datafree bench runs/first --threads 1",
     "push": "datafree push runs/first me/my-student --dry-run",
 }
 

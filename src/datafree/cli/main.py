@@ -23,7 +23,7 @@ from datafree.cli.draft_commands import init
 from datafree.cli.help import example, write_verbs
 from datafree.cli.inspect_commands import inspect, list_, plan
 from datafree.cli.lines import remark, result
-from datafree.cli.result_commands import evaluate, export, push, report, watch
+from datafree.cli.result_commands import bench, evaluate, export, push, report, watch
 from datafree.cli.run_commands import demo, distill, synthesize
 from datafree.distributed.launch import first, let_the_first_speak
 from datafree.errors import DatafreeError, Interrupted, RecipeError
@@ -117,7 +117,7 @@ def _options(
     """Distil a trained vision network into a small one without the data it was trained on."""
 
 
-for verb in (distill, init, evaluate, synthesize, export, push, inspect, plan, report, watch, convert):
+for verb in (distill, init, evaluate, synthesize, export, bench, push, inspect, plan, report, watch, convert):
     app.command(epilog=example(verb.__name__))(verb)
 app.command(name="list", epilog=example("list"))(list_)
 app.command(epilog=example("demo"))(demo)

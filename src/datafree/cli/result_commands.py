@@ -1,4 +1,4 @@
-"""Commands on an existing run: `evaluate`, `export`, `push`, `report`, `watch`."""
+"""Commands on an existing run: `evaluate`, `export`, `bench`, `push`, `report`, `watch`."""
 
 from __future__ import annotations
 
@@ -65,9 +65,13 @@ def evaluate(
 def export(
     run: Annotated[Path, typer.Argument(help="A run directory with a finished student.")],
     out: Annotated[Path | None, typer.Option(help="The folder to write.", show_default="RUN/export")] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="FORMATS", help="Of onnx, litert, openvino, coreml, executorch.", show_default="onnx"),
+    ] = None,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write student.onnx too.")] = True,
     opset: Annotated[int | None, typer.Option(help="Of ONNX.", show_default="torch's")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Write student.int8.onnx too.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Write each format in 8-bit integers too.")] = False,
     images: Annotated[
         Path | None, typer.Option(help="A folder of images to calibrate INT8 with.", show_default="the run's own")
     ] = None,
@@ -76,14 +80,17 @@ def export(
     task: TaskCode = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's student as files to ship: weights, ONNX, INT8, a description and a model card."""
+    """Write a run's student as files to ship: weights, ONNX and other formats, INT8, a description and a model card."""
     from datafree.cli.display import display
     from datafree.deploy.export_run import export_run
+    from datafree.deploy.format_table import against
+    from datafree.report.page import refresh
 
     with display(quiet=quiet) as shown:
         done = export_run(
             run,
             out,
+            to=to,
             onnx=onnx,
             opset=opset,
             int8=int8,
@@ -98,7 +105,52 @@ def export(
     result_block(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
     for number, error in done.errors.items():
         result(f"student.onnx against torch, {number} at once: relative error {error:.1e}")
+    for made in (one for one in done.made if one.compared):
+        result(f"{made.file} against torch, {made.compared} images: {against(made)}")
     print_outcome(done.scores, done.notes)
+    if out is None:
+        refresh(run)
+    for line in done.failed:
+        remark(f"error: {line}")
+    if done.failed:
+        raise typer.Exit(2)
+
+
+def bench(
+    run: Annotated[Path, typer.Argument(help="A run directory with a finished student.")],
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Of each runtime.", show_default="all")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="In which all networks take turns.")] = 5,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="That names the teacher, where it is your own code.")
+    ] = None,
+    student: StudentCode = None,
+    task: TaskCode = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time a run's teacher and student on this machine, in torch and in each runtime that it was exported for."""
+    from datafree.cli.display import display
+    from datafree.deploy.bench_run import bench_run
+    from datafree.deploy.format_table import format_table
+    from datafree.recipe.recipe import load_recipe
+    from datafree.report.page import refresh
+
+    recipe = None if teacher is None else load_recipe(teacher)
+    with display(quiet=quiet) as shown:
+        done, exported = bench_run(
+            run,
+            threads=threads,
+            rounds=rounds,
+            teacher=recipe,
+            student=student,
+            task=task,
+            say=shown.say,
+            log=shown.log,
+        )
+    found = format_table(exported, done)
+    result_block(table([found.heads, *found.rows]))
+    for note in found.notes:
+        result(f"note: {note}")
+    refresh(run)
 
 
 def push(

@@ -1,1 +1,1 @@
-"""A student's files to ship: export, model card, usage snippets, quantisation."""
+"""A student's files to ship: export, formats, model card, usage snippets, quantisation, latency."""

@@ -9,40 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from datafree.config import yaml
+from datafree.deploy.bench_file import Bench
+from datafree.deploy.export_record import Export
+from datafree.deploy.format_table import format_table
 from datafree.deploy.snippets import load_snippet, onnx_snippet
 from datafree.evaluation.finished_run import Record, Student, mapping, number
-from datafree.tasks.base import Scores
 from datafree.text import shown
 
 
-@dataclass(frozen=True, kw_only=True)
-class Int8:
-    """How a student was quantised."""
-
-    images: int  # it was calibrated on
-    origin: str  # of these, in words
-    agreement: float | None  # with the float file on further such images, as the task counts it; None: nothing seen
-    compared: int  # of these
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """What was exported and measured while exporting."""
-
-    errors: dict[int, float] = field(default_factory=dict)  # images at once -> relative error of student.onnx
-    opset: int | None = None  # of student.onnx
-    int8: Int8 | None = None
-    scores: dict[str, Scores] = field(default_factory=dict)  # file -> its scores on `scored_on`
-    scored_on: str | None = None
-    versions: dict[str, str] = field(default_factory=dict)  # of what exported it
-
-
-def model_card(student: Student, record: Record, export: Export) -> str:
-    """The card as Markdown, with the front matter of the Hugging Face Hub."""
+def model_card(student: Student, record: Record, export: Export, bench: Bench | None = None) -> str:
+    """The card as Markdown, with the front matter of the Hugging Face Hub. `bench`: times, where there are any."""
     parts = [
         _front(student),
         f"# {public(student.spec.network)}, distilled by datafree",
@@ -53,6 +32,7 @@ def model_card(student: Student, record: Record, export: Export) -> str:
         _making(record),
         "## Scores",
         _scored(record, export),
+        *_formats(export, bench),
         "## Not verified",
         _not_verified(record, export),
         "## Intended use and limits",
@@ -163,6 +143,15 @@ def _scored(record: Record, export: Export) -> str:
     return _table(["network", "measured on", *(_word(name.replace("_", " ")) for name in figures)], table)
 
 
+def _formats(export: Export, bench: Bench | None) -> list[str]:
+    """The section of formats; none where there is nothing to say."""
+    if not export.made and not export.missing:
+        return []
+    found = format_table(export, bench)
+    rows = [[f"`{name}`", *map(public, cells)] for name, *cells in found.rows]
+    return ["## Formats", _table(found.heads, rows), "\n".join(f"- {public(note)}" for note in found.notes)]
+
+
 def _not_verified(record: Record, export: Export) -> str:
     lines = []
     if not record.scores and not export.scores:
@@ -182,7 +171,7 @@ def _not_verified(record: Record, export: Export) -> str:
     lines.append("Robustness to noise, attacks, other cameras or other image sizes, and whether its probabilities can "
                  "be taken at their word: not measured.")  # fmt: skip
     if export.int8 is not None and not export.scores:
-        lines.append("`student.int8.onnx` was compared with the float file only, not scored.")
+        lines.append(f"`{public(export.int8.file)}` was compared with the float network only, not scored.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -214,12 +203,12 @@ def _loading(student: Student, export: Export) -> str:
     if export.int8 is not None:
         int8 = export.int8
         parts.append(
-            f"`student.int8.onnx` is the same in 8-bit integers, calibrated on {int8.images} images {int8.origin}. "
+            f"`{int8.file}` is the same in 8-bit integers, calibrated on {int8.images} images {int8.origin}. "
             + (
-                f"On {int8.compared} more of these neither it nor the float file finds anything: nothing to compare."
+                f"On {int8.compared} more of these neither it nor the float network finds anything: nothing to compare."
                 if int8.agreement is None
-                else f"On {int8.compared} more of these it agrees with the float file in {100 * int8.agreement:.1f} % "
-                "of cases."
+                else f"On {int8.compared} more of these it agrees with the float network in "
+                f"{100 * int8.agreement:.1f} % of cases."
             )
         )
     return "\n\n".join(parts)

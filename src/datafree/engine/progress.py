@@ -15,7 +15,7 @@ class Progress:
     """Where a run is, for displays."""
 
     # images, scores: of a data set, counted in images and not in steps; plan and the like: in parts, each called `what`
-    phase: Literal["warm-up", "training", "images", "scores", "plan", "inspect", "export"]
+    phase: Literal["warm-up", "training", "images", "scores", "plan", "inspect", "export", "bench"]
     step: int
     first: int  # -warmup
     last: int  # steps
@@ -28,7 +28,7 @@ class Work:
     """Work other than a run's steps, told to a display as it goes on."""
 
     def __init__(
-        self, phase: Literal["scores", "plan", "inspect", "export"], last: int, log: Callable[[Progress], None]
+        self, phase: Literal["scores", "plan", "inspect", "export", "bench"], last: int, log: Callable[[Progress], None]
     ) -> None:
         """`last`: images or parts in all."""
         self._phase, self._last, self._log = phase, last, log

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,11 +34,11 @@ BATCHES = (1, 3)  # images at once in the check; the graph is traced with two
 _SMALLEST = 1e-7  # scores are kept this far from 0 and 1 where logits are made of them
 
 
-def require(what: str, *packages: str) -> None:
+def require(what: str, *packages: str, extra: str = "onnx") -> None:
     """Raise DatafreeError, saying that `what` needs it, if one of the extra's packages is not installed."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise DatafreeError(f"{what} needs the package {missing[0]}; install it: pip install 'datafree[onnx]'")
+        raise DatafreeError(f"{what} needs the package {missing[0]}; install it: pip install 'datafree[{extra}]'")
 
 
 class OnnxNetwork(nn.Module):
@@ -80,18 +80,7 @@ class OnnxNetwork(nn.Module):
             arrays = self._session.run(None, {self._input: values})
         except Exception as error:  # of classes that onnxruntime does not export
             raise NetworkError(f"{self.file} cannot be computed ({one_line(error)})") from error
-        answers = [torch.from_numpy(array).to(images.device) for array in arrays]
-        if len(answers) == 1:
-            return answers[0]
-        boxes, scores = answers
-        return Predictions(
-            class_logits=scores.clamp(_SMALLEST, 1 - _SMALLEST).logit(),
-            scores=scores,
-            boxes=boxes,
-            centres=(boxes[..., :2] + boxes[..., 2:]) / 2,
-            heads=(),
-            loss=_no_loss,
-        )
+        return answer_of([torch.from_numpy(array).to(images.device) for array in arrays])
 
 
 def write_onnx(
@@ -104,7 +93,7 @@ def write_onnx(
     Raises NetworkError if the network cannot be traced, DatafreeError without the packages.
     """
     require("exporting to ONNX", "onnx", "onnxscript")
-    answers, example = _Answers(network), _noise(2, size)
+    answers, example = Answers(network), noise(2, size)
     batch = torch.export.Dim("batch", min=1, max=2**16)
     try:
         with silence(), torch.no_grad(), modes.frozen(answers):
@@ -125,10 +114,22 @@ def write_onnx(
     except OSError:
         raise
     except Exception as error:  # tracing runs the network's own code, which may raise anything
-        reason = one_line(error)
-        if type(error).__name__ == "GuardOnDataDependentSymNode":  # torch's, but in no public module
-            reason = "what it computes depends on what it finds in an image, as a two-stage detector's proposals do"
-        raise NetworkError(f"the network cannot be exported to ONNX ({reason}); leave ONNX out") from error
+        raise NetworkError(f"the network cannot be exported to ONNX ({why(error)}); leave ONNX out") from error
+
+
+def opset_of(file: Path) -> int | None:
+    """The opset of an ONNX file; None where it does not say."""
+    import onnx
+
+    versions = {each.domain: each.version for each in onnx.load(str(file), load_external_data=False).opset_import}
+    return versions.get("")
+
+
+def why(error: BaseException) -> str:
+    """Why a network cannot be traced or converted, on one line."""
+    if type(error).__name__ == "GuardOnDataDependentSymNode":  # torch's, but in no public module
+        return "what it computes depends on what it finds in an image, as a two-stage detector's proposals do"
+    return one_line(error)
 
 
 @contextmanager
@@ -150,15 +151,13 @@ def silence() -> Iterator[None]:
 def check_onnx(network: Normalized, file: Path, size: tuple[int, int]) -> dict[int, float]:
     """The relative error of `file` against `network`, for batches of each of BATCHES images of noise.
 
-    It is the largest difference of an output over its largest value, of the worst output. Raises NetworkError above
-    WORST.
+    Raises NetworkError above WORST.
     """
     exported, errors = OnnxNetwork(file), {}
     with torch.no_grad(), modes.frozen(network):
         for count in BATCHES:
-            noise = _noise(count, size)
-            pairs = zip(_tensors(network(noise)), _tensors(exported(noise)), strict=True)
-            errors[count] = max(_relative(wanted, answer) for wanted, answer in pairs)
+            images = noise(count, size)
+            errors[count] = relative_error(network(images), exported(images))
     worst = max(errors.values())
     if not worst <= WORST:
         raise NetworkError(
@@ -198,28 +197,50 @@ def _description(session: Any) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
+def answer_of(tensors: Sequence[Tensor]) -> Tensor | Predictions:
+    """The answer that a file's tensors are: logits, or boxes (B, L, 4) and scores (B, L, C)."""
+    if len(tensors) == 1:
+        return tensors[0]
+    boxes, scores = tensors
+    return Predictions(
+        class_logits=scores.clamp(_SMALLEST, 1 - _SMALLEST).logit(),
+        scores=scores,
+        boxes=boxes,
+        centres=(boxes[..., :2] + boxes[..., 2:]) / 2,
+        heads=(),
+        loss=_no_loss,
+    )
+
+
 def _no_loss(heads: Heads, targets: list[Labelled]) -> Tensor:
-    raise NetworkError("an ONNX file has no training loss; distil from the network it was exported from")
+    raise NetworkError("an exported file has no training loss; distil from the network it was exported from")
 
 
-class _Answers(nn.Module):
-    """What a graph can answer: tensors."""
+class Answers(nn.Module):
+    """What a file's graph can answer: tensors."""
 
     def __init__(self, network: Normalized) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        answers = _tensors(self.network(images))
+        answers = tensors_of(self.network(images))
         return answers if len(answers) > 1 else answers[0]
 
 
-def _tensors(answer: Tensor | Predictions) -> tuple[Tensor, ...]:
+def tensors_of(answer: Tensor | Predictions) -> tuple[Tensor, ...]:
+    """The tensors that a file holds an answer as: those of `answer_of`."""
     return (answer.boxes, answer.scores) if isinstance(answer, Predictions) else (answer,)
 
 
-def _noise(count: int, size: tuple[int, int]) -> Tensor:
+def noise(count: int, size: tuple[int, int]) -> Tensor:
+    """Images (B, 3, H, W) of noise, always the same."""
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count))
+
+
+def relative_error(wanted: Tensor | Predictions, answer: Tensor | Predictions) -> float:
+    """The largest difference of an output over its largest value, of the worst output; infinite for other shapes."""
+    return max(_relative(*pair) for pair in zip(tensors_of(wanted), tensors_of(answer), strict=True))
 
 
 def _relative(wanted: Tensor, answer: Tensor) -> float:

@@ -21,6 +21,7 @@ from datafree.errors import RunError
 from datafree.health.verdict import SIGNALS, judge
 from datafree.report import sections
 from datafree.report.charts import SHOWN, line_chart
+from datafree.report.formats import formats
 from datafree.report.image_grid import Picture
 from datafree.report.run_reader import Seen, Series, read_run
 from datafree.storage.atomic import NoFile, write_whole
@@ -45,6 +46,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     return save(render_comparison([read_run(run) for run in runs]), out or Path("comparison.html"))
 
 
+def refresh(run: Path) -> None:
+    """Write a run's page again, where it has one. Raises RunError."""
+    if (run / PAGE).is_file():
+        write_page(run)
+
+
 def save(text: str, place: Path) -> Path:
     """Write a page whole. Raises RunError, for what is no ordinary file too."""
     try:
@@ -59,6 +66,7 @@ def render(seen: Seen, *, live: bool = False) -> str:
     """The page of a run. `live`: it loads itself again whenever `datafree watch` has something new."""
     latest = seen.latest()
     strips, pairs = sections.pictures(seen)
+    table = formats(seen)
     return _fill(
         "run.html",
         live,
@@ -76,6 +84,7 @@ def render(seen: Seen, *, live: bool = False) -> str:
         by_class=sections.by_class(seen),
         curves=sections.curves(seen),
         snippet=sections.snippet(seen),
+        formats=table,
         notes=sections.notes(seen),
         versions=sections.versions(seen),
         hardware=sections.hardware(seen),

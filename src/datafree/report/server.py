@@ -16,13 +16,23 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+from datafree.deploy.bench_file import BENCH
 from datafree.errors import RunError
 from datafree.report.page import render
 from datafree.report.run_reader import MEASURED, read_run
 from datafree.text import one_line
 
 HOSTS = ("127.0.0.1", "localhost")
-LOOKED_AT = ("recipe.yaml", "metrics.jsonl", "result.json", "student.json", MEASURED, "samples")
+LOOKED_AT = (
+    "recipe.yaml",
+    "metrics.jsonl",
+    "result.json",
+    "student.json",
+    MEASURED,
+    "samples",
+    BENCH,
+    "export/config.json",
+)
 AT_ONCE = 16  # connections, and so threads, at most
 SECONDS = 10.0  # of a connection in all, and of each wait for its client
 PATIENCE = 1.0  # seconds that a new connection waits for one that was closed to make room

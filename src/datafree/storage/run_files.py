@@ -106,10 +106,68 @@ class MeasuredForm(Form):
     class_agreement: list[Number | None] = Field(default_factory=list)
 
 
+class OnnxForm(Form):
+    """The ONNX file of an export."""
+
+    opset: Whole | None
+    relative_error: Figures
+
+
+class Int8Form(Form):
+    """How an export was quantised."""
+
+    file: str = "student.int8.onnx"
+    images: Whole
+    origin: str
+    agreement: Number | None
+    compared: Whole
+
+
+class FileForm(Form):
+    """A file of an export, and what was found when it was opened again."""
+
+    format: str
+    int8: bool
+    bytes: Size
+    sha256: str
+    error: Number | None
+    agreement: Number | None
+    compared: Whole
+    unverified: str
+
+
 class ConfigForm(Form):
     """config.json of an export, as far as it is read again."""
 
     sha256: dict[str, str] = Field(default_factory=dict)
+    onnx: OnnxForm | None = None
+    int8: Int8Form | None = None
+    files: dict[str, FileForm] = Field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    compared_on: str = ""
+    missing: list[str] = Field(default_factory=list)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class TimedForm(Form):
+    """A network's time for one image, seconds."""
+
+    runtime: str
+    seconds: Number
+    low: Number
+    high: Number
+    bytes: Size | None = None
+    sha256: str | None = None
+
+
+class BenchForm(Form):
+    """bench.json."""
+
+    threads: Whole
+    rounds: Whole
+    hardware: dict[str, str | int | None] = Field(default_factory=dict)
+    rows: dict[str, TimedForm]
+    notes: list[str] = Field(default_factory=list)
 
 
 class RecordForm(Form):

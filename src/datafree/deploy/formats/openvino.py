@@ -1,0 +1,60 @@
+"""OpenVINO: student.xml and student.bin, any number of images at once.
+
+INT8 is the ONNX file in 8-bit integers, read by OpenVINO: both runtimes then compute the same scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from datafree.deploy.formats.base import Format, Given, Runtime, output_names, program_of
+from datafree.deploy.formats.onnx import Onnx
+from datafree.storage.scratch import Scratch
+
+
+@final
+class OpenVino(Format):
+    name = "openvino"
+    runtime = "OpenVINO"
+    extra = "openvino"
+    modules = ("openvino", *Onnx.modules)
+    suffixes = (".xml", ".bin")
+
+    def write(self, given: Given, file: Path) -> None:
+        import openvino
+
+        model = openvino.convert_model(program_of(given, batch=True))
+        for output, name in zip(model.outputs, output_names(given), strict=True):
+            output.get_tensor().set_names({name})
+        model.inputs[0].get_tensor().set_names({"images"})
+        model.reshape([-1, 3, *given.size])
+        openvino.save_model(model, file, compress_to_fp16=False)
+
+    def write_int8(self, given: Given, file: Path) -> None:
+        """From the export's ONNX file in 8-bit integers, or from one that is made for it."""
+        import openvino
+
+        with Scratch() as scratch:
+            onnx = given.folder / Onnx().files(int8=True)[0]
+            if not onnx.is_file():
+                onnx = scratch.path / onnx.name
+                given = replace(given, folder=scratch.path)
+                Onnx().write(given, scratch.path / Onnx().files(int8=False)[0])
+                Onnx().write_int8(given, onnx)
+            openvino.save_model(openvino.convert_model(onnx), file, compress_to_fp16=False)
+
+    def open(self, file: Path) -> nn.Module:
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+        compiled: Any = openvino.Core().compile_model(file, "CPU", settings)
+
+        def compute(images: Tensor) -> list[Tensor]:
+            return [torch.from_numpy(array.copy()) for array in compiled(images.numpy()).values()]
+
+        return Runtime(file, compute)
