@@ -127,6 +127,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the host gets on while `device` is still at work, and events tell when it is done."""
+    return device.type not in ("cpu", "mps", "meta")
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when `device` has done all that it was asked."""
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (every device)."""
     random.seed(seed)
@@ -144,7 +155,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": module.get_rng_state_all() if (module := _device_random()) else [],
     }
 
 
@@ -155,5 +166,11 @@ def set_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and (module := _device_random()):
+        module.set_rng_state_all(state["cuda"])
+
+
+def _device_random() -> Any:
+    """The module of the accelerator there is, torch.cuda for instance, if it can tell its random states; else None."""
+    module = torch.get_device_module() if torch.accelerator.is_available() else None
+    return module if hasattr(module, "get_rng_state_all") else None
