@@ -22,8 +22,9 @@ def write_results(
     *,
     command: str,
     hardware: dict[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> Path:
-    """Write benchmarks/results/BENCHMARK-SIZE.json.
+    """Write BENCHMARK-SIZE.json into `folder`, by default benchmarks/results.
 
     `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed, with the `commit` that it was measured at
     where that is known; else it is the file's, that of the writing. `hardware`: what else is to be said of it.
@@ -39,7 +40,8 @@ def write_results(
         "date": date.today().isoformat(),
         "rows": [_row(name, cells) for name, cells in rows.items()],
     }
-    path = HERE / "results" / f"{benchmark}-{size}.json"
+    path = (folder or HERE / "results") / f"{benchmark}-{size}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 

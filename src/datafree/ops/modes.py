@@ -115,6 +115,8 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":  # the processor's units say nothing of another device
+        return False
     try:  # torch's own test of the processor is private and has moved between releases
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
