@@ -214,6 +214,12 @@ class _Module(backend_registration._DummyBackendModule):
     def set_rng_state_all(self, states: list[Tensor]) -> None:
         (RANDOM.state,) = states
 
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return RANDOM.state.clone()
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        RANDOM.state = state
+
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 

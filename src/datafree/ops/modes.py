@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datafree.errors import DatafreeError
 
@@ -170,6 +170,22 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] and (module := _device_random()):
         module.set_rng_state_all(state["cuda"])
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """The state of the random numbers that are drawn on `device`, a tensor of the host; empty if it has none."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    module = torch.get_device_module(device)
+    return module.get_rng_state(device) if hasattr(module, "get_rng_state_all") else torch.empty(0)
+
+
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Put back what `generator_state` returned."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def _device_random() -> Any:
