@@ -22,8 +22,9 @@ def write_results(
     *,
     command: str,
     hardware: dict[str, Any] | None = None,
+    folder: Path | None = None,
 ) -> Path:
-    """Write benchmarks/results/BENCHMARK-SIZE.json.
+    """Write BENCHMARK-SIZE.json into `folder`, by default benchmarks/results.
 
     `rows`: name -> one {metrics, seconds, peak_memory_mib} for each seed, with `seed`, `processor_seconds` and the
     `commit` that it was measured at where these are known; else the commit is the file's, that of the writing.
@@ -45,7 +46,8 @@ def write_results(
         **({"earlier": before} if before else {}),
         "rows": [_row(name, cells) for name, cells in rows.items()],
     }
-    path = HERE / "results" / f"{benchmark}-{size}.json"
+    path = (folder or HERE / "results") / f"{benchmark}-{size}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
 

@@ -93,7 +93,7 @@ def measure(
 
 def run_group(group: str, work: Path, rounds: int, device: torch.device, stop: Stop, *, profile: bool) -> bool:
     """Measure a group and leave its rows in the work folder; whether it came to its end."""
-    _forget_peak(device)
+    forget_peak(device)
     began = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def run_group(group: str, work: Path, rounds: int, device: torch.device, stop: S
     except Interrupted as error:
         print(f"{error}; the same command resumes", flush=True)
         return False
-    taken = {"seconds": time.perf_counter() - began, "peak_memory_mib": _peak(device), "commit": commit()}
+    taken = {"seconds": time.perf_counter() - began, "peak_memory_mib": peak(device), "commit": commit()}
     file = _file_of(work, group)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".part")
@@ -116,15 +116,15 @@ def _file_of(work: Path, group: str) -> Path:
     return work / f"{group}.json"
 
 
-def _forget_peak(device: torch.device) -> None:
+def forget_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif (mark := Path("/proc/self/clear_refs")).exists():
         mark.write_text("5")  # Linux: the process's peak starts anew
 
 
-def _peak(device: torch.device) -> float:
-    """MiB: on the GPU, else of the process since `_forget_peak` where the system can tell."""
+def peak(device: torch.device) -> float:
+    """MiB: on the GPU, else of the process since `forget_peak` where the system can tell."""
     status = Path("/proc/self/status")
     if device.type != "cuda" and status.exists():
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

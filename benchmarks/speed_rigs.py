@@ -23,7 +23,7 @@ from datafree.networks.load import NetworkSpec
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.recipe.training import Training
-from datafree.sources import SOURCES, Dataset, Degan, Folder, Mixed, Noise
+from datafree.sources import SOURCES, Dataset, Degan, Folder, Mixed, Noise, Procedural
 from datafree.sources.base import Batch
 from datafree.sources.diode.stages import Stage
 from datafree.synthesis.shards import Shards
@@ -272,4 +272,6 @@ def _reader(method: str, task: Task, photos: Path) -> Any:
         return Dataset(path=made)
     if method == "mixed":
         return Mixed(parts=[Folder(path=photos), Noise()])
+    if method == "procedural":
+        return Procedural(batch_size=64, bank_size=256, warmup=0, update_every=ENDLESS)
     return Folder(path=photos, cache_mib=0) if method == "folder" else Noise()  # each image read anew

@@ -23,6 +23,7 @@ from datafree.ops.performance import Speed
 from datafree.sources import SOURCES
 from datafree.sources.base import SourceContext
 from datafree.tasks import TASKS
+from pretended_device import pretended
 from test_contract import make_network, make_source, make_task
 from thorough import some
 
@@ -174,6 +175,18 @@ def test_random_numbers_stay_the_same_on_all_when_parts_draw_unequally_many(tmp_
         torch.manual_seed(4)
         answers = network(torch.rand(7, 3, 8, 8)).detach()
         return {"answers": answers, "next": torch.rand(5)}
+
+    first, second = on_processes(tmp_path, lambda rank: drawn())
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_random_numbers_of_a_device_stay_the_same_on_all_too(tmp_path: Path) -> None:
+    def drawn() -> dict[str, Tensor]:
+        with pretended() as device:
+            network = replicas.share(made(dropout=0.5).to(device))
+            torch.manual_seed(4)
+            answers = network(torch.rand(7, 3, 8, 8, device=device)).detach()
+            return {"answers": answers.cpu(), "next": torch.rand(5, device=device).cpu()}
 
     first, second = on_processes(tmp_path, lambda rank: drawn())
     assert all(torch.equal(first[name], second[name]) for name in first)

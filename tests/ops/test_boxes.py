@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from datafree.ops import augment, boxes, detections, modes
 from datafree.ops.augment import Move
@@ -433,3 +433,15 @@ def test_boxes_lie_in_an_enlarged_image_where_they_lay_before() -> None:
     assert larger.tolist() == [[[1, 6, 8, 30, 24], EMPTY, [-3, 0, 0, 90, 40]]]
     assert torch.equal(boxes.at_size(larger, (40, 90), (20, 30)), targets)
     assert boxes.at_size(targets, (20, 30), (20, 30)) is targets
+
+
+def test_the_giou_loss_and_its_gradient_are_those_of_torchvision() -> None:
+    torch.manual_seed(0)
+    corner, sides = 20 * torch.rand(2, 64, 2), 1 + 9 * torch.rand(2, 64, 2)  # some overlap, most do not
+    ours, theirs = torch.cat([corner, corner + sides], 2)
+    ours[0] = theirs[0]
+    ours.requires_grad_()
+    wanted, found = generalized_box_iou_loss(ours, theirs), boxes.giou_loss(ours, theirs)
+    torch.testing.assert_close(found, wanted)
+    gradients = [torch.autograd.grad(loss.sum(), ours, retain_graph=True)[0] for loss in (found, wanted)]
+    torch.testing.assert_close(gradients[0][1:], gradients[1][1:])  # at equal boxes either side of a maximum will do

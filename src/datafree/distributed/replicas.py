@@ -28,7 +28,9 @@ from torch.overrides import TorchFunctionMode
 
 from datafree.distributed import collectives
 from datafree.errors import DatafreeError
+from datafree.ops import modes
 from datafree.ops.predictions import map_answer
+from datafree.ops.upload import uploaded
 from datafree.text import one_line
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -166,7 +168,7 @@ def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         tell(torch.stack([mean, var]), False)
     if not _passes:
         return mean, var
-    sizes = torch.tensor(_passes[-1], device=mean.device, dtype=mean.dtype)
+    sizes = uploaded(_passes[-1], mean.device, mean.dtype)
     shares = (sizes / sizes.sum())[:, None, None]  # every image has as many values
     parts = cast("Tensor", collectives.Collect.apply(torch.stack([mean, var])[None], [1] * count()))  # (P, 2, K)
     whole = (shares * parts).sum(0)
@@ -180,7 +182,8 @@ def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     if _passes or batch < count():
         return forward(network, *inputs, **options)
     sizes = [len(part) for part in torch.arange(batch).tensor_split(count())]
-    before = torch.get_rng_state()
+    places = {torch.device("cpu"), inputs[0].device}  # where a pass may draw
+    before = {place: modes.generator_state(place) for place in places}
     mine = [cast("Tensor", collectives.Part.apply(whole, sizes)) for whole in inputs]
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     _passes.append(sizes)
@@ -192,9 +195,10 @@ def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
                 answer = torch.func.functional_call(network, summed, tuple(mine), options)
             else:
                 answer = forward(network, *mine, **options)
-        if not torch.equal(before, torch.get_rng_state()):  # parts of unequal size draw unequally often
-            torch.set_rng_state(before)
-            torch.rand(())
+        for place, state in before.items():
+            if not torch.equal(state, modes.generator_state(place)):  # parts of unequal size draw unequally often
+                modes.set_generator_state(place, state)
+                torch.rand((), device=place)
         for act in _endings:
             act()
         return map_answer(answer, collected)

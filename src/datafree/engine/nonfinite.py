@@ -40,7 +40,7 @@ class _Look:
 
     names: list[str]
     totals: Tensor
-    arrived: Any  # a torch.cuda.Event, whose methods are untyped; None on the CPU
+    arrived: Any  # a torch.Event; None on the CPU
     step: int
     evidence: dict[str, Any]
 
@@ -89,11 +89,11 @@ class Watch:
         """Read what is known of all that was seen; `wait`: of all of it. Raises NotFinite for the first that is bad."""
         wait = wait or replicas.count() > 1  # all must see it at the same step
         if self._totals:
-            totals, arrived = torch.stack([total.to(self._device) for total in self._totals]), None
-            if self._device.type == "cuda":
+            totals, arrived = torch.stack([total.to(self._device, non_blocking=True) for total in self._totals]), None
+            if modes.runs_ahead(self._device):
                 there = torch.empty(totals.shape, dtype=totals.dtype, pin_memory=True)
                 totals = there.copy_(totals, non_blocking=True)
-                arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                arrived = torch.Event(self._device)
                 arrived.record()
             self._sent.append(
                 _Look(names=self._names, totals=totals, arrived=arrived, step=self._step, evidence=self._evidence)
@@ -127,7 +127,7 @@ class Watch:
 
 def _total(floats: list[Tensor]) -> Tensor:
     """A scalar that is finite if they all are: on an accelerator by few kernels, on a CPU by the least work."""
-    if floats[0].is_cuda:
+    if modes.runs_ahead(floats[0].device):
         return nn.utils.get_total_norm(floats).float()
     return torch.stack([tensor.sum(dtype=torch.float32) for tensor in floats]).sum()
 

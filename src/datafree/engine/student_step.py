@@ -103,5 +103,5 @@ def _varied(task: Task, batch: Batch, training: Training) -> tuple[Tensor, Tenso
         images, whole = augment.cutmix(images, training.cutmix)
     if training.mixup:
         images, left = augment.blend(images, training.mixup)
-        whole = left[torch.isin(left, whole)]
+        whole = left[torch.isin(left, whole)] if training.cutmix else left
     return images, targets, whole

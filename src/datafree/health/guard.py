@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from datafree.errors import TrainingError
@@ -71,7 +72,8 @@ class Guard:
 
     def _look(self, step: int, task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
         found = signals(task, images, outputs)
-        reason = self._fault({name: float(value) for name, value in found.items()})
+        values = dict(zip(found, torch.stack([value.double() for value in found.values()]).tolist(), strict=True))
+        reason = self._fault(values)
         if reason is None:
             self._bad = 0
             self._healthy = {name: copy.deepcopy(part.state_dict()) for name, part in self.parts.items()}
@@ -79,9 +81,9 @@ class Guard:
         self._bad += 1
         if self._healthy is None and self._bad == 10 * self.patience:  # a generator may take a while to begin
             self._tell(f"warning: the generator has not begun to work by step {step}: {reason}")
-        finite = all(map(math.isfinite, map(float, found.values())))  # what is not spoils the student at once
+        finite = all(map(math.isfinite, values.values()))  # what is not spoils the student at once
         if self._healthy is None or (finite and self._bad < self.patience):
-            return {name: value for name, value in found.items() if math.isfinite(value)}
+            return {name: value for name, value in found.items() if math.isfinite(values[name])}
         self._bad = 0
         self._go_back()
         if self.on_collapse == "stop" or self._restarted >= self.restarts:
@@ -98,7 +100,7 @@ class Guard:
             f"{self.what} now times {self.caution:g} (restart {self._restarted} of {self.restarts})"
         )
         self._tell(f"warning: {line}")
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+        return {name: value for name, value in found.items() if math.isfinite(values[name])}
 
     def _tell(self, line: str) -> None:
         self.history.append(line.removeprefix("warning: "))

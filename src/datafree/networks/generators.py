@@ -86,7 +86,7 @@ class Generator(nn.Module):
         """n latents (n, Z) ~ N(0, 1); from `generator` (a CPU one) if given, else from the global state."""
         if generator is None:
             return torch.randn(n, self.latent, device=device)
-        return torch.randn(n, self.latent, generator=generator).to(device)
+        return torch.randn(n, self.latent, generator=generator).to(device, non_blocking=True)
 
 
 class ResizeGenerator(nn.Module):
@@ -127,7 +127,7 @@ class ResizeGenerator(nn.Module):
         """n latents (n, Z) ~ N(0, 1); from `generator` (a CPU one) if given, else from the global state."""
         if generator is None:
             return torch.randn(n, self.latent, device=device)
-        return torch.randn(n, self.latent, generator=generator).to(device)
+        return torch.randn(n, self.latent, generator=generator).to(device, non_blocking=True)
 
 
 class _Norm(nn.Module):

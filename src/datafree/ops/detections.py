@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from datafree.ops.boxes import NONE, emptied, overlaps, pack, present
 from datafree.ops.predictions import Predictions
+from datafree.ops.upload import uploaded
 
 BEFORE_NMS = 1000  # pairs of location and class at most that compete in one image, the surest ones
 
@@ -57,9 +58,10 @@ def detect(
         kept = scores.flatten().topk(min(BEFORE_NMS, scores.numel()))
         values, index = kept.values, kept.indices
         places, labels = index // classes, index % classes
-        limits = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
+        limits = uploaded([width, height, width, height], boxes.device, boxes.dtype)
         cut = torch.minimum(boxes[places].clamp_min(0), limits)
         good = (values > score_threshold) & ((cut[:, 2:] - cut[:, :2]) >= 1).all(1) & cut.isfinite().all(1)
+        good = good.nonzero()[:, 0]  # once, since a device makes the host wait for each mask
         values, places, labels, cut = values[good], places[good], labels[good], cut[good]
         keep = batched_nms(cut, values, labels, nms_iou)[:max_detections]
         found.append(Detections(labels=labels[keep], boxes=cut[keep], scores=values[keep], places=places[keep]))

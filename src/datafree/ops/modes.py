@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datafree.errors import DatafreeError
 
@@ -115,6 +115,8 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":  # the processor's units say nothing of another device
+        return False
     try:  # torch's own test of the processor is private and has moved between releases
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -125,6 +127,17 @@ def _has_native_bf16(device: torch.device) -> bool:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Forward passes in `dtype` (a no-op for float32)."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def runs_ahead(device: torch.device) -> bool:
+    """Whether the host gets on while `device` is still at work, and events tell when it is done."""
+    return device.type not in ("cpu", "mps", "meta")
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when `device` has done all that it was asked."""
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
 
 
 def seed_everything(seed: int) -> None:
@@ -144,7 +157,7 @@ def random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": module.get_rng_state_all() if (module := _device_random()) else [],
     }
 
 
@@ -155,5 +168,27 @@ def set_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] and (module := _device_random()):
+        module.set_rng_state_all(state["cuda"])
+
+
+def generator_state(device: torch.device) -> Tensor:
+    """The state of the random numbers that are drawn on `device`, a tensor of the host; empty if it has none."""
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    module = torch.get_device_module(device)
+    return module.get_rng_state(device) if hasattr(module, "get_rng_state_all") else torch.empty(0)
+
+
+def set_generator_state(device: torch.device, state: Tensor) -> None:
+    """Put back what `generator_state` returned."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+def _device_random() -> Any:
+    """The module of the accelerator there is, torch.cuda for instance, if it can tell its random states; else None."""
+    module = torch.get_device_module() if torch.accelerator.is_available() else None
+    return module if hasattr(module, "get_rng_state_all") else None

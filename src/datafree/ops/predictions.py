@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datafree.ops.boxes import Labelled, unpack
+from datafree.ops.upload import uploaded
 
 Heads = tuple[Tensor, ...]
 
@@ -61,7 +62,7 @@ class Predictions:
 
     def scaled(self, width: float, height: float) -> Predictions:
         """The same about images `width` and `height` times as large: boxes, centres and the loss's targets."""
-        factors = torch.tensor([width, height], device=self.boxes.device)
+        factors = uploaded([width, height], self.boxes.device)
         four = factors.repeat(2)
 
         def loss(heads: Heads, targets: list[Labelled]) -> Tensor:

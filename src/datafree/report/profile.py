@@ -57,8 +57,7 @@ def cost(network: nn.Module, task: Task) -> dict[str, float]:
         while not taken or sum(taken) < TIMED:
             began = time.perf_counter()
             network(image)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            modes.wait_for(device)
             taken.append(time.perf_counter() - began)
     return {
         "parameters": count_parameters(network),

@@ -18,6 +18,7 @@ from datafree.config.options import Count, ExistingFolder
 from datafree.data.images import UnreadableImage
 from datafree.data.labelled import LabelledData, NamesFiles, NothingToScore
 from datafree.errors import DataError
+from datafree.ops.upload import uploaded
 from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 from datafree.sources.parts.seen_files import SeenFiles, content_of, remark
@@ -157,7 +158,7 @@ class Dataset(ImageSource):
             return Batch(images=torch.zeros(0, 3, *self._context.task.image_size, device=device))
         images = torch.stack([image for image, _ in examples])
         targets = torch.stack([target for _, target in examples])
-        return Batch(images=images.to(device), targets=targets.to(device))
+        return Batch(images=uploaded(images, device), targets=uploaded(targets, device))
 
 
 def _opened(task: Task[Any], path: Path) -> tuple[LabelledData, str]:

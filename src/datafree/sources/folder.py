@@ -21,6 +21,7 @@ from typing_extensions import Doc
 from datafree.config.options import Count, ExistingFolder, PositiveInt
 from datafree.data import images
 from datafree.data.images import UnreadableImage
+from datafree.ops.upload import uploaded
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 from datafree.sources.parts.multiscale import multiscale
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
@@ -234,7 +235,7 @@ class Folder(ImageSource):
         """(B, 3, H, W) float32 in [0, 1] on the run's device; bytes travel, floats are made there."""
         if not batch:
             return torch.zeros(0, 3, *self._context.task.image_size, device=self._context.device)
-        pixels = torch.from_numpy(np.stack(batch)).to(self._context.device)  # (B, H, W, 3)
+        pixels = uploaded(np.stack(batch), self._context.device)  # (B, H, W, 3)
         return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
 
 

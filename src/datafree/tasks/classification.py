@@ -67,7 +67,7 @@ class Classification(Task[Tensor]):
         rounds = [torch.randperm(self.num_classes, generator=generator, device=where)]
         while len(rounds) * self.num_classes < n:  # whole rounds of classes: counts differ by one at most
             rounds.append(torch.randperm(self.num_classes, generator=generator, device=where))
-        return torch.cat(rounds)[:n].to(device)
+        return torch.cat(rounds)[:n].to(device, non_blocking=True)
 
     def move_targets(self, targets: Tensor, move: Move) -> Tensor:
         return targets

@@ -140,7 +140,7 @@ class Detection(Task[Predictions]):
             generator=generator,
             device=device if generator is None else torch.device("cpu"),
         )
-        return sampled.to(device)
+        return sampled.to(device, non_blocking=True)
 
     def move_targets(self, targets: Tensor, move: Move) -> Tensor:
         return boxes.moved(targets, move, self.image_size)
@@ -175,7 +175,7 @@ class Detection(Task[Predictions]):
             max_detections=self.max_boxes,
             size=self.image_size,
         )
-        drawn = [torch.rand_like(seen.scores) < seen.scores for seen in found]
+        drawn = [(torch.rand_like(seen.scores) < seen.scores).nonzero()[:, 0] for seen in found]
         targets = [(seen.labels[keep], seen.boxes[keep]) for seen, keep in zip(found, drawn, strict=True)]
         loss = student.loss(student.heads, targets)
         if self.class_weight:
@@ -194,7 +194,7 @@ class Detection(Task[Predictions]):
             if not len(seen.labels):
                 continue
             best, place = box_iou(seen.boxes, student.boxes[index].detach()).max(1)  # (N,) each
-            fits = best > 0.5
+            fits = (best > 0.5).nonzero()[:, 0]
             ours.append(student.class_logits[index, place[fits]])
             theirs.append(teacher.class_logits[index, seen.places[fits]])
             weights.append(seen.scores[fits])

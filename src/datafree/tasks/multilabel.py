@@ -55,7 +55,7 @@ class MultiLabel(Task[Tensor]):
         first = F.one_hot(torch.cat(rounds)[:n], self.num_classes)
         second = torch.randint(self.num_classes, (n,), generator=generator, device=where)
         more = torch.randint(2, (n, 1), generator=generator, device=where)
-        return (first | (more * F.one_hot(second, self.num_classes))).to(device)
+        return (first | (more * F.one_hot(second, self.num_classes))).to(device, non_blocking=True)
 
     def move_targets(self, targets: Tensor, move: Move) -> Tensor:
         return targets

@@ -24,6 +24,7 @@ from datafree.data.visualize import class_colours, draw_masks
 from datafree.errors import DataError, NetworkError
 from datafree.ops import augment, losses
 from datafree.ops.augment import Move
+from datafree.ops.upload import uploaded
 from datafree.tasks.base import Scores, Task, check_logits, unseen
 
 _MOST_IGNORED = 0.5  # of the pixels; street scenes have some 0.1
@@ -67,12 +68,12 @@ class Segmentation(Task[Tensor]):
     def sample_targets(self, n: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
         """Masks (n, H, W) of smooth regions: at each place the class whose low-frequency noise is highest."""
         where = device if generator is None else torch.device("cpu")
-        classes = torch.tensor([c for c in range(self.num_classes) if c != self.ignore_index], device=where)
+        classes = uploaded([c for c in range(self.num_classes) if c != self.ignore_index], where)
         coarse = torch.randn(n, len(classes), 4, 4, generator=generator, device=where)
         # A strong constant for each class and image: few classes to an image, and never the same ones.
         coarse += 1.5 * torch.randn(n, len(classes), 1, 1, generator=generator, device=where)
         smooth = F.interpolate(coarse, size=self.image_size, mode="bicubic", align_corners=True)
-        return classes[smooth.argmax(1)].to(device)
+        return classes[smooth.argmax(1)].to(device, non_blocking=True)
 
     def move_targets(self, targets: Tensor, move: Move) -> Tensor:
         masks = torch.roll(targets, (move.down, move.right), (-2, -1))

@@ -23,8 +23,9 @@ from datafree.networks.darknet.cfg import parse_cfg, read_cfg
 from datafree.networks.darknet.layers import Head
 from datafree.networks.darknet.network import Darknet
 from datafree.networks.detectors import Detector
-from datafree.ops.boxes import Labelled
+from datafree.ops.boxes import Labelled, giou_loss
 from datafree.ops.predictions import Decoding, Heads, Predictions, described
+from datafree.ops.upload import uploaded
 from datafree.text import show
 
 Variant = Literal["tiny", "full", "spp"]
@@ -129,19 +130,16 @@ class YoloDetector(Detector):
         all cells and anchors. No region is ignored, a positive's objectness is 1. Without a positive only the second
         term is left. DIODE (Chawla et al., WACV 2021), as in its public settings.
         """
-        from torchvision.ops import generalized_box_iou_loss  # takes seconds, see datafree.detections
-
         device = heads[0].device
         labels = torch.cat([ids for ids, _ in targets]).to(device)  # (N,)
         boxes = torch.cat([corners for _, corners in targets]).to(device)  # (N, 4)
-        counts = torch.tensor([len(ids) for ids, _ in targets], device=device)
-        image = torch.repeat_interleave(torch.arange(len(targets), device=device), counts)  # (N,)
+        image = uploaded([index for index, (ids, _) in enumerate(targets) for _ in ids], device, torch.int64)  # (N,)
         sides, middle = boxes[:, 2:] - boxes[:, :2], (boxes[:, 2:] + boxes[:, :2]) / 2
         box_gain, object_gain, class_gain = self.loss_gains
         total = heads[0].new_zeros(())
         for values, head in zip(heads, self.network.heads, strict=True):
             n, anchor = torch.nonzero(_side_overlap(sides, head.anchors) > _FITS, as_tuple=True)  # (P,) each
-            most = torch.tensor([values.shape[3], values.shape[2]], device=device) - 1
+            most = uploaded([values.shape[3] - 1, values.shape[2] - 1], device)
             cell = torch.minimum((middle[n] / head.stride).long(), most).clamp_min(0)  # (P, 2): x, y
             wanted = torch.zeros_like(values[..., 4])
             wanted[image[n], anchor, cell[:, 1], cell[:, 0]] = 1
@@ -149,7 +147,7 @@ class YoloDetector(Detector):
             if len(n):
                 found = values[image[n], anchor, cell[:, 1], cell[:, 0]]  # (P, 5 + C)
                 placed = _boxes(found[:, :4], cell, head.anchors[anchor], head)
-                total = total + box_gain * generalized_box_iou_loss(placed, boxes[n], reduction="mean")
+                total = total + box_gain * giou_loss(placed, boxes[n]).mean()
                 classes = F.one_hot(labels[n], head.classes).to(found.dtype)
                 total = total + class_gain * F.binary_cross_entropy_with_logits(found[:, 5:], classes)
         return total

@@ -162,7 +162,6 @@ def _timed(work: Callable[[], object], device: torch.device, times: int = 2) -> 
     for _ in range(times):
         began = clock()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        modes.wait_for(device)
         taken.append(clock() - began)
     return min(taken)

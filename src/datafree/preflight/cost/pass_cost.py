@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from datafree.distributed import replicas
+from datafree.ops import modes
 from datafree.ops.predictions import all_tensors, answer_tensors
 
 
@@ -67,8 +68,7 @@ class _Watcher:
 
     def now(self) -> float:
         """The time, when all that was asked of the device is done."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        modes.wait_for(self._device)
         return self._clock()
 
     def before(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:

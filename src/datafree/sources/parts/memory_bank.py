@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datafree.errors import DataError
+from datafree.ops.upload import uploaded
 
 ROOM = 2_000_000_000  # bytes that the images of a bank take at most whose size was not stated
 VALIDATION_EVERY = 16  # every 16th image is set aside for validation
@@ -47,13 +48,13 @@ class Bank:
 
     def add(self, images: Tensor, targets: Tensor | None = None) -> None:
         """Add images (B, 3, H, W) in [0, 1] and their targets (B, ...). The oldest make room."""
-        places = torch.arange(self.added, self.added + len(images))
-        held = (places % VALIDATION_EVERY == VALIDATION_EVERY - 1).to(images.device)
+        held = torch.arange(self.added, self.added + len(images)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
         self.added += len(images)
         if targets is not None and targets.dtype == torch.int64:
             targets = targets.to(torch.int16)
         data = (images.detach() * 255).round_().clamp_(0, 255).to(torch.uint8)
-        for ring, chosen in ((self._train, ~held), (self._validation, held)):
+        for ring, mask in ((self._train, ~held), (self._validation, held)):
+            chosen = uploaded(mask.nonzero()[:, 0], images.device)  # found on the host: a mask of the device's waits
             ring.add(data[chosen], None if targets is None else targets[chosen])
 
     def sample(self, n: int) -> tuple[Tensor, Tensor | None]:

@@ -114,7 +114,10 @@ class BalancedBank:
             return
         if not len(self.images):  # memory is taken whole, once
             self.images = data.new_empty(self.capacity, *data.shape[1:])
-            self.keys, self.born = self.keys.to(data.device), self.born.to(data.device)
+            self.keys, self.born = (
+                self.keys.to(data.device, non_blocking=True),
+                self.born.to(data.device, non_blocking=True),
+            )
         born = self.added + torch.arange(len(data), device=data.device)
         self.added += len(data)
         every_key, every_born = torch.cat([self.keys, keys]), torch.cat([self.born, born])

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from datafree.ops.upload import uploaded
+
 LEAVES = 48  # L; ours: the published ones go on until nothing is free, here the first leaf fills the image
 RADII = (0.04, 1.0)  # of the longer side, least and most; published from .03, which is a pixel of 32
 _EXTENT = 1.3  # radii that a quadrilateral's corner is away from its middle, at most
@@ -42,9 +44,9 @@ def topmost(count: int, size: tuple[int, int], device: torch.device) -> Tensor:
     longer = max(size)
     shares = torch.randperm(LEAVES - 1)  # on the CPU's generator: decided here, the same for all images
     round_ones = (torch.rand(LEAVES - 1) < 0.5).tolist()
-    radius = radii(shares.to(device)[:, None].expand(-1, count))
+    radius = radii(uploaded(shares, device)[:, None].expand(-1, count))
     middle = torch.rand(2, LEAVES - 1, count, 1, device=device)
-    middle *= torch.tensor(size, device=device).view(2, 1, 1, 1) / longer  # down, right
+    middle *= uploaded(size, device).view(2, 1, 1, 1) / longer  # down, right
     angle, reach = _half_planes(count, device)
     margin = longer // 4 + 2  # windows reach over the edge by half of their side
     owner = torch.zeros(count, size[0] + 2 * margin, size[1] + 2 * margin, dtype=torch.int16, device=device)

@@ -23,7 +23,7 @@ def hierarchical_noise(count: int, size: tuple[int, int], device: torch.device) 
     The paper leaves the interpolation open: nearest gives blocks, linear gives blobs.
     """
     weights = level_weights(count, levels(size), device)
-    smooth = int((torch.rand(count, device=device) < 0.5).sum())  # which ones does not matter: all are drawn alike
+    smooth = int((torch.rand(count) < 0.5).sum())  # which ones does not matter; on the host, which needs the number
     parts = [_mixed(weights[:smooth], "bilinear"), _mixed(weights[smooth:], "nearest")]
     return _cropped(torch.cat([part for part in parts if len(part)]), size)
 

@@ -20,6 +20,7 @@ from typing_extensions import Doc
 from datafree.config.options import Count, NonNegative, PositiveInt, Share
 from datafree.errors import DataError
 from datafree.ops import augment, modes
+from datafree.ops.upload import uploaded
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext, UpdateSize
 from datafree.sources.parts.memory_bank import VALIDATION_EVERY, default_capacity
 from datafree.sources.procedural.balance import BalancedBank, class_shares, entropy, keys_of, ranks
@@ -191,7 +192,7 @@ class Procedural(ImageSource):
     def _crowded(self, shares: Tensor) -> Tensor:
         """(N,) bool: one class covers nearly all of an image that could show several."""
         highest = shares.amax(1)
-        several = bool(((highest > 0) & (highest < 1)).any())
+        several = ((highest > 0) & (highest < 1)).any()
         return (highest > self.most_of_one) & several
 
     def _with_pairs(self, images: Tensor, keys: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,8 +211,9 @@ class Procedural(ImageSource):
             self._context.on_finished_batch(Batch(images=images))
             if not self.bred:  # a set needs no bank but to breed from
                 return
-        held = torch.arange(len(images), device=images.device) % VALIDATION_EVERY == VALIDATION_EVERY - 1
-        self._bank.add(images[~held], keys[~held])
+        every = torch.arange(len(images)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        learnt, held = (uploaded(mask.nonzero()[:, 0], images.device) for mask in (~every, every))
+        self._bank.add(images[learnt], keys[learnt])
         self._held.add(images[held], keys[held])
 
     @torch.no_grad()
