@@ -17,8 +17,8 @@ from datafree.report.image_grid import inline
 from datafree.report.page import fill
 from datafree.text import readable, size
 
-SHOWN = 32  # images
-COLUMNS = 16
+SHOWN = 24  # images
+COLUMNS = 12
 WORST = 12  # layers in the table
 NAMES = {"made": "these images", "noise": "noise", "real": "real images"}
 ON = {"made": "held-out made images", "real": "real images"}

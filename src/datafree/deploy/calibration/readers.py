@@ -11,12 +11,15 @@ from collections.abc import Sequence
 IMAGES = '''\
 """The calibration images of this folder as a network takes them, by NumPy alone."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 
 FOLDER = Path(__file__).resolve().parent.parent
-NORMALISED = True  # as the network itself takes them; False: RGB in [0, 1], as teacher.onnx of this folder does
+# As the network itself takes them. False: RGB in [0, 1], as teacher.onnx of this folder takes them, which normalises
+# them itself: so where the command names that file.
+NORMALISED = FOLDER / "teacher.onnx" not in [Path(word).resolve() for word in sys.argv[1:]]
 
 
 def inputs():

@@ -39,7 +39,7 @@ def read_real(task: Task, folder: Path, count: int) -> Real:
     except NothingToScore as error:
         data = error.data
     except DataError as error:
-        return _unlabelled(task, made_set.data_of(folder), count, [f"{folder} is not scored on: {error}"])
+        return _unlabelled(task, made_set.data_of(folder), count, [f"the real images are not scored on: {error}"])
     skipped: list[str] = []
     learnt = _read(data, spread(range(0, len(data), 2), count), skipped)
     indices = spread(range(1, len(data), 2), COMPARED)
