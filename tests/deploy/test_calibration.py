@@ -346,8 +346,6 @@ def test_the_student_of_a_run_is_calibrated(place: Path, tmp_path: Path) -> None
 def test_photos_are_half_of_the_images(place: Path, tmp_path: Path) -> None:
     teacher = {**TEACHER, "weights": str(place / "teacher.safetensors")}
     options = {**QUICK, "overrides": [], "source": "noise", "int8": False}
-    with pytest.raises(DatafreeError, match="fewer than 8"):
-        datafree.calibrate(teacher, tmp_path / "none", **{**options, "images": 8, "photos": place / "data"})
     done = datafree.calibrate(teacher, tmp_path / "out", **{**options, "photos": place / "data"})
     stored = np.load(done.folder / "images.npy")
     photos = {np.asarray(Image.open(file)).tobytes() for file in (place / "data").glob("*/*.png")}
@@ -375,6 +373,7 @@ Command = Callable[..., tuple[int, str, str]]
 GIVEN = ["--size", "32x32", "--mean", "0.4,0.5,0.3", "--std", "0.2,0.25,0.3", "--channel-order", "bgr"]
 
 
+@pytest.mark.thorough
 def test_a_bad_int8_network_is_warned_of_in_output_page_and_description(
     place: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +424,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.thorough
 def test_onnx_files_of_other_forms_are_one_line(tmp_path: Path, command: Command) -> None:
     sides = {2: torch.export.Dim("height", min=8), 3: torch.export.Dim("width", min=8)}
     free = onnx_of(Grey(), tmp_path / "free.onnx", torch.rand(1, 3, 16, 16), dynamic_shapes=(sides,))

@@ -78,7 +78,7 @@ def make_images(
     notes = work.fit(count)
     finished.clear()
     images = work.finished(finished, count) if source.finishes else work.sampled(count)
-    if len(images) < LEAST:
+    if len(images) < min(LEAST, count):
         raise DataError(
             f"{len(images)} images were made in {duration_of(seconds)}, and fewer than {LEAST} calibrate nothing: give "
             "--time more"
