@@ -19,6 +19,7 @@ from datafree.sources.base import Batch, SourceContext
 from datafree.sources.fast import Fast
 from datafree.sources.inversion import Inversion
 from datafree.sources.noise import Noise
+from datafree.sources.procedural.source import Procedural
 from datafree.tasks.classification import Classification
 
 
@@ -115,3 +116,12 @@ def test_auto_makes_images_of_any_size(context: SourceContext) -> None:
     assert "inversion, as no generator makes images of 17 x 19 pixels" in lines[0]
     made = make_images(source, context, 8, 0.2)
     assert made.images.shape == (8, 3, 17, 19)
+
+
+def test_auto_matches_the_few_batchnorm_layers_that_there_are(context: SourceContext) -> None:
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), *(nn.Conv2d(4, 4, 3, padding=1) for _ in range(4))]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    network(torch.rand(16, 3, 32, 32))
+    few = dataclasses.replace(context, teacher=Normalized(network).eval())
+    assert isinstance(Auto().choose(few.task, few.teacher, few.device)[0], Procedural)
+    assert isinstance(chosen(Auto(), few), Fast)

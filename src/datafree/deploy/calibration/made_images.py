@@ -22,12 +22,15 @@ from datafree.engine.out_of_memory import OutOfMemory
 from datafree.engine.progress import Progress
 from datafree.engine.recovery import SOURCE_UPDATE, too_large
 from datafree.errors import DataError, Interrupted, RecipeError, TrainingError
+from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.generators import can_be_resized_to
+from datafree.networks.normalized import bare
 from datafree.recipe.recipe import SOURCE
 from datafree.sources.auto import NARROWEST, Auto, batch_of
 from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize, attach
 from datafree.sources.fast import Fast
 from datafree.sources.inversion import Inversion
+from datafree.sources.procedural.boundary import gives_gradients
 
 LEAST = 8  # images, below which nothing is calibrated
 SAMPLED = 32  # images asked for at once
@@ -98,9 +101,14 @@ def make_images(
 
 
 def chosen(auto: Auto, context: SourceContext) -> ImageSource:
-    """What `auto` chooses; `inversion`, which makes images of any size, where its generator cannot make this one."""
+    """What `auto` chooses; but `fast` for any BatchNorm at all, `inversion` for sizes its generator cannot make."""
     source, why = auto.choose(context.task, context.teacher, context.device)
     height, width = context.task.image_size
+    norms = len(batchnorm_layers(bare(context.teacher)))
+    reached = norms > 0 and gives_gradients(context.task, context.teacher, context.device)
+    if reached and not isinstance(source, Fast):  # too few to make images that teach; ranges need less
+        source = auto.fast((height, width))
+        why = f"source.method=auto: fast, as {norms} BatchNorm layers know how large activations were"
     if isinstance(source, Fast):
         source.width = min(source.width, NARROWEST)
     if isinstance(source, Fast) and not can_be_resized_to((height, width)):
