@@ -9,7 +9,8 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datafree.api import Result, distill, evaluate, export
+    from datafree.api import Result, calibrate, distill, evaluate, export
+    from datafree.deploy.calibration.folder import Calibration
     from datafree.errors import DatafreeError
     from datafree.networks.load import NetworkSpec
     from datafree.recipe.training import Training
@@ -17,14 +18,16 @@ if TYPE_CHECKING:
     from datafree.tasks.base import Scores
 
 _HOMES = {
-    **dict.fromkeys(("Result", "distill", "evaluate", "export"), "datafree.api"),
+    **dict.fromkeys(("Result", "calibrate", "distill", "evaluate", "export"), "datafree.api"),
     **dict.fromkeys(("Classification", "Detection", "MultiLabel", "Segmentation"), "datafree.tasks"),
+    "Calibration": "datafree.deploy.calibration.folder",
     "DatafreeError": "datafree.errors",
     "NetworkSpec": "datafree.networks.load",
     "Scores": "datafree.tasks.base",
     "Training": "datafree.recipe.training",
 }
 __all__ = [
+    "Calibration",
     "Classification",
     "DatafreeError",
     "Detection",
@@ -34,6 +37,7 @@ __all__ = [
     "Scores",
     "Segmentation",
     "Training",
+    "calibrate",
     "distill",
     "evaluate",
     "export",

@@ -1,4 +1,4 @@
-"""datafree from Python: `distill`, `evaluate`, `export`.
+"""datafree from Python: `distill`, `evaluate`, `calibrate`, `export`.
 
     import datafree
     from my_nets import teacher, student            # two torch.nn.Modules
@@ -31,6 +31,8 @@ import torch
 from torch import nn
 
 from datafree.config.schema import Invalid
+from datafree.deploy.calibration.folder import IMAGES, TIME, Calibration
+from datafree.deploy.calibration.folder import calibrate as make_calibration
 from datafree.deploy.export_run import Exported, export_run
 from datafree.engine.build_networks import Given, prepare
 from datafree.engine.progress import Progress
@@ -38,21 +40,20 @@ from datafree.engine.stopping import Stop, parse_time
 from datafree.errors import NetworkError, RecipeError
 from datafree.evaluation.scoring import evaluate as score
 from datafree.evaluation.scoring import evaluate_run
-from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes
-from datafree.preflight.completion import Said, completed
+from datafree.preflight.calibration_subject import calibration_subject
+from datafree.preflight.call_sections import Network, fresh, network_section, plain
+from datafree.preflight.completion import Said, as_mapping, completed, get_size, wishes_of
+from datafree.preflight.wishes import NEEDS_PHOTOS
 from datafree.recipe.recipe import make_recipe, make_task_and_teacher
 from datafree.recipe.training import TrainingOptions
+from datafree.report.calibration_page import calibration_page
 from datafree.run import run_recipe
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Scores, Task, open_labelled
 from datafree.text import show
-
-Network = str | NetworkSpec | Mapping[str, Any] | nn.Module
-"""A network's name as in recipes, a NetworkSpec, its section as a mapping, or the network itself, which may also stand
-under "network" in a mapping that says what its images must be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +115,14 @@ def distill(
     Raises DatafreeError, nothing half-written: RecipeError for options, NetworkError, WeightsError, DataError, RunError
     for a directory that holds another run, TrainingError, and Interrupted when `max_time` is over.
     """
-    networks = {"teacher": _network(teacher, values=True)}
+    networks = {"teacher": network_section(teacher, values=True)}
     if student is not None:
-        networks["student"] = _network(student, values=False)
+        networks["student"] = network_section(student, values=False)
     sections: dict[str, Any] = {
-        "task": {"kind": task} if isinstance(task, str) else _plain(task),
+        "task": {"kind": task} if isinstance(task, str) else plain(task),
         **{what: section for what, (section, _) in networks.items()},
-        "source": _fresh({"method": source} if isinstance(source, str) else _plain(source)),
-        "training": _plain(training),
+        "source": fresh({"method": source} if isinstance(source, str) else plain(source)),
+        "training": plain(training),
         **({} if data is None else {"data": str(data)}),
     }
     said = Said(
@@ -177,9 +178,9 @@ def evaluate(
         return evaluate_run(Path(what), Path(data), device=device, student=student)["student"]
     if task is None:
         raise NetworkError("a network alone says nothing of its task: give task={'kind': ..., ...}")
-    section, network = _network(what, values=False)
+    section, network = network_section(what, values=False)
     try:
-        made, spec = make_task_and_teacher({"task": _plain(task), "teacher": section})
+        made, spec = make_task_and_teacher({"task": plain(task), "teacher": section})
     except Invalid as error:
         raise RecipeError([str(fault) for fault in error.faults]) from error
     where = modes.choose_device(device)
@@ -187,6 +188,63 @@ def evaluate(
     with _as_before(*([] if network is None else [network])):
         prepared = prepare(spec, made, "network", where, torch.float32, network)
         return score(prepared, made, labelled, device=where)
+
+
+def calibrate(
+    teacher: Network,
+    out: str | Path = "calib",
+    *,
+    images: int = IMAGES,
+    task: Task | Mapping[str, Any] | str | None = None,
+    source: str | None = None,
+    photos: str | Path | None = None,
+    data: str | Path | None = None,
+    int8: bool = True,
+    weights: str | Path | None = None,
+    size: str | int | Sequence[int] | None = None,
+    classes: int | None = None,
+    time: str = TIME,
+    device: str | None = None,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    progress: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Calibration:
+    """Make calibration images for INT8 from `teacher` itself, and its INT8 form, as `datafree calibrate` does.
+
+    `teacher` as for `distill`, or a finished run's directory: its student. `source` is a method's name, `data` a folder
+    of real images to compare with, `photos` one of a related kind that half of the images are taken from; the other
+    options are the command's. Whether the images are any good is in the result's `within`, `agreement` and `warnings`.
+    Raises DatafreeError, and then has written nothing.
+    """
+    section, network = network_section(teacher, values=True)
+    named = as_mapping(section)
+    said = Said(weights=weights, size=size, classes=classes, compress=None, photos=photos)
+    if weights is not None:
+        named = {**named, "weights": str(weights)}
+    sections = {"task": {"kind": task} if isinstance(task, str) else plain(task)}
+    wishes = dataclasses.replace(
+        wishes_of(named, sections, said, get_size(sections["task"])), source=source, device=device, seed=seed
+    )
+    where = modes.choose_device(device or "auto")
+    with _as_before(*([] if network is None else [network])):
+        wanted = calibration_subject(str(named["network"]), wishes, overrides, network)
+        for line in wanted.lines:
+            say(line)
+        return make_calibration(
+            wanted,
+            Path(out),
+            page=calibration_page,
+            images=images,
+            seconds=parse_time(time),
+            photos_of=None if photos is None or source in NEEDS_PHOTOS else Path(photos),
+            data=None if data is None else Path(data),
+            int8=int8,
+            device=where,
+            seed=seed,
+            log=progress,
+            say=say,
+        )
 
 
 def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Exported:
@@ -197,43 +255,6 @@ def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Ex
     """
     paths = {name: Path(options[name]) for name in ("images", "data") if options.get(name) is not None}
     return export_run(Path(run), None if out is None else Path(out), **{**options, **paths})
-
-
-def _network(given: Network, *, values: bool) -> tuple[NetworkSpec | dict[str, Any], nn.Module | None]:
-    """A recipe's section for a network, and the network itself where it was given as an object."""
-    if isinstance(given, NetworkSpec):
-        return given, None
-    section = _plain(given) if isinstance(given, Mapping) else {"network": given}
-    network = section.get("network")
-    if not isinstance(network, nn.Module):
-        return section, None
-    if not any(True for _ in network.parameters()):
-        raise NetworkError(
-            f"the network {type(network).__name__} has no parameters: nothing in it was or can be trained"
-        )
-    for option in ("args", "weights"):
-        if section.get(option):
-            raise NetworkError(f"{option} is given beside a network that is an object already: leave it out")
-    return {**section, "network": live_name(network, values=values)}, network
-
-
-def _plain(value: Any) -> Any:
-    """A section as YAML would have it: paths as texts. Objects stay."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _fresh(source: Any) -> Any:
-    """A source as new, so that the same object serves several calls: sources are attached once. Its parts too."""
-    if isinstance(source, list):
-        return [_fresh(part) for part in source]
-    if not isinstance(source, ImageSource):
-        return source
-    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source) if field.init}
-    return dataclasses.replace(source, **{name: _fresh(value) for name, value in fields.items()})
 
 
 def _seconds(time: float | str | None) -> float | None:

@@ -9,7 +9,7 @@ GROUPS = {
     "See it work": ("demo", "list"),
     "Make a student": ("inspect", "convert", "init", "plan", "distill", "synthesize"),
     "Look at a run": ("watch", "report", "evaluate"),
-    "Ship it": ("export", "bench", "push"),
+    "Ship it": ("calibrate", "export", "bench", "push"),
 }
 EXAMPLES = {
     "demo": "datafree demo --task classification --quick",
@@ -23,6 +23,7 @@ EXAMPLES = {
     "watch": "datafree watch runs/first",
     "report": "datafree report runs/first runs/second --out comparison.html",
     "evaluate": "datafree evaluate runs/first --data labelled",
+    "calibrate": "datafree calibrate teacher.safetensors --size 32x32 --mean 0.5 --std 0.25 --out calib",
     "export": "datafree export runs/first --to onnx,openvino --int8 --data labelled",
     "bench": "datafree bench runs/first --threads 1",
     "push": "datafree push runs/first me/my-student --dry-run",

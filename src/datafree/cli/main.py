@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from datafree.cli.calibrate_command import calibrate
 from datafree.cli.convert_command import convert
 from datafree.cli.draft_commands import init
 from datafree.cli.help import example, write_verbs
@@ -117,7 +118,10 @@ def _options(
     """Distil a trained vision network into a small one without the data it was trained on."""
 
 
-for verb in (distill, init, evaluate, synthesize, export, bench, push, inspect, plan, report, watch, convert):
+for verb in (
+    *(distill, init, evaluate, synthesize, calibrate, export, bench, push),
+    *(inspect, plan, report, watch, convert),
+):
     app.command(epilog=example(verb.__name__))(verb)
 app.command(name="list", epilog=example("list"))(list_)
 app.command(epilog=example("demo"))(demo)

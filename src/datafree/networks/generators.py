@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 
+_LEAST = 7  # cells of a `ResizeGenerator`'s coarsest grid, its shorter side
+
 
 def coarse_grid(size: tuple[int, int], least: int = 4) -> tuple[int, int, int]:
     """(h, w, doublings): the coarsest grid, its shorter side at least `least` cells, that doubles up to `size`.
@@ -41,6 +43,11 @@ def _halved(size: tuple[int, int], least: int) -> tuple[int, int, int]:
 def _can_be_made(size: tuple[int, int], least: int) -> bool:
     height, width, doublings = _halved(size, least)
     return min(size) >= 16 and max(size) <= 1024 and min(height, width) < 16 and doublings >= 2
+
+
+def can_be_resized_to(size: tuple[int, int]) -> bool:
+    """Whether a `ResizeGenerator` makes images of `size` (height, width)."""
+    return _can_be_made(size, _LEAST)
 
 
 def _nearest(size: tuple[int, int], least: int) -> tuple[int, int]:
@@ -104,7 +111,7 @@ class ResizeGenerator(nn.Module):
 
     def __init__(self, size: tuple[int, int], latent: int = 256, width: int = 64, num_classes: int = 0) -> None:
         super().__init__()
-        h, w, doublings = coarse_grid(size, least=7)
+        h, w, doublings = coarse_grid(size, least=_LEAST)
         self.latent = latent
         channels = [width * min(2 ** ((level + 1) // 2), 4) for level in reversed(range(doublings + 1))]
         self.grid = (channels[0], h, w)

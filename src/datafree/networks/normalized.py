@@ -65,6 +65,15 @@ class Normalized(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor | Predictions:
         """(B, 3, H, W) in [0, 1] -> the network's outputs, float32. Raises as `only_answer`."""
+        x = self.prepared(images)
+        if self.dtype == torch.float32:  # leaves a caller's own autocast as it is
+            return self._at_size(only_answer(self.network(x)), images)
+        with modes.autocast(images.device, self.dtype):
+            outputs = self.network(x)
+        return self._at_size(only_answer(outputs), images)
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [0, 1] -> what the network inside takes: normalised, resized, its channels in its order."""
         x = (images - self.mean) / self.std
         if self.input_size is not None:
             x = F.interpolate(x, size=self.input_size, mode="bilinear", align_corners=False, antialias=True)
@@ -72,11 +81,7 @@ class Normalized(nn.Module):
             x = x.flip(1)
         if self.channels == 1:
             x = x.mean(1, keepdim=True)  # (B, 1, H, W)
-        if self.dtype == torch.float32:  # leaves a caller's own autocast as it is
-            return self._at_size(only_answer(self.network(x)), images)
-        with modes.autocast(images.device, self.dtype):
-            outputs = self.network(x)
-        return self._at_size(only_answer(outputs), images)
+        return x
 
     def _at_size(self, answer: Tensor | Predictions, images: Tensor) -> Tensor | Predictions:
         """The answer in float32, its places those of `images`."""

@@ -47,7 +47,7 @@ def completed(
 
     `teacher`: where it was given as an object. Raises DatafreeError.
     """
-    section = _as_mapping(sections["teacher"])
+    section = as_mapping(sections["teacher"])
     if said.weights is not None:
         section = {**section, "weights": str(said.weights)}
     kind, size = _of_task(sections["task"])
@@ -57,7 +57,7 @@ def completed(
         return ({**whole, "teacher": section} if said.weights is not None else whole), None
     made = draft(
         section["network"],
-        _wishes(section, sections, said, size),
+        wishes_of(section, sections, said, size),
         given=teacher,
         chooses_student="student" not in sections or _named(sections["student"]) is not None,
     )
@@ -74,8 +74,8 @@ def completed(
     return found, None if objects else recipe_text(found, made.lines, made.comments)
 
 
-def _wishes(section: dict[str, Any], sections: dict[str, Any], said: Said, size: Any) -> Wishes:
-    """What a call has said, as the command's options."""
+def wishes_of(section: dict[str, Any], sections: dict[str, Any], said: Said, size: Any) -> Wishes:
+    """What a call has said, as the command's options. `sections`: "task", and those of a student and data if any."""
     mean, std = (None if section.get(key) is None else ",".join(map(str, section[key])) for key in ("mean", "std"))
     args = section.get("args", {}).items()
     return Wishes(
@@ -98,7 +98,7 @@ def _wishes(section: dict[str, Any], sections: dict[str, Any], said: Said, size:
     )
 
 
-def _as_mapping(teacher: NetworkSpec | dict[str, Any]) -> dict[str, Any]:
+def as_mapping(teacher: NetworkSpec | dict[str, Any]) -> dict[str, Any]:
     """A teacher's section with what was said, defaults left out."""
     if not isinstance(teacher, NetworkSpec):
         return teacher
@@ -113,6 +113,11 @@ def _of_task(task: Any) -> tuple[str, Any]:
     size = _get(task, "image_size")
     whole = isinstance(task, Task) or (isinstance(task, Mapping) and size is not None and "num_classes" in task)
     return "whole" if whole else "part", size
+
+
+def get_size(task: Any) -> Any:
+    """The image size that a task's section or object says; None where it does not."""
+    return _get(task, "image_size")
 
 
 def _get(task: Any, key: str) -> Any:

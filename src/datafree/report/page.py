@@ -67,7 +67,7 @@ def render(seen: Seen, *, live: bool = False) -> str:
     latest = seen.latest()
     strips, pairs = sections.pictures(seen)
     table = formats(seen)
-    return _fill(
+    return fill(
         "run.html",
         live,
         seen=seen,
@@ -111,7 +111,7 @@ def render_comparison(runs: Sequence[Seen]) -> str:
             continue
         title = SIGNALS[figure].title if figure in SIGNALS else figure
         charts.append(line_chart(title, lines, unit=sections.unit_of(figure)))
-    return _fill(
+    return fill(
         "compare.html",
         False,
         rows=rows,
@@ -182,7 +182,8 @@ def _flat(content: Mapping[str, Any], before: str = "", depth: int = 0) -> list[
     return found
 
 
-def _fill(template: str, live: bool, **values: Any) -> str:
+def fill(template: str, live: bool, **values: Any) -> str:
+    """A page of ours from one of the templates, with what all of them have: style, script, policy, version."""
     script = Markup(_resource("live.js" if live else "") + _resource("page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = (

@@ -74,18 +74,21 @@ class Auto(ImageSource):
             return self._procedural(), f"procedural, as {norms} BatchNorm layers are too few for {kernels} layers"
         if not gives_gradients(task, teacher, device):
             return self._procedural(), "procedural, as no gradient comes back through the teacher"
-        fast = Fast(
+        return self.fast(task.image_size), f"fast, as {norms} BatchNorm layers know what the teacher's images were like"
+
+    def fast(self, size: tuple[int, int]) -> Fast:
+        """`fast` as it was measured, for images of `size` (height, width)."""
+        return Fast(
             iterations=5,
             generator_lr=3e-3,
-            width=generator_width(task.image_size),
-            batch_size=batch_of(task.image_size),
+            width=generator_width(size),
+            batch_size=batch_of(size),
             adversarial_weight=0.0,
             reset_at=0.0,
-            bank_size=default_capacity(BANKED, task.image_size),
+            bank_size=default_capacity(BANKED, size),
             warmup=self.warmup,
             update_every=self.update_every,
         )
-        return fast, f"fast, as {norms} BatchNorm layers know what the teacher's images were like"
 
     def _procedural(self) -> Procedural:
         return Procedural(warmup=self.warmup, update_every=self.update_every)

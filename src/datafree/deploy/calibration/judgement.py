@@ -1,0 +1,54 @@
+"""What has to be said of calibration images and of INT8 by them: a line for each doubt, with its figure."""
+
+from __future__ import annotations
+
+from datafree.deploy.calibration import layers
+from datafree.deploy.calibration.measures import AGREES, INT8, Measured
+from datafree.text import percent
+
+BETTER = 0.02  # of the images, by which noise has to agree more
+FEW = 0.5  # of the BatchNorm layers: with fewer of them within the limits the images are doubtful
+_ON = {"made": "held-out made images", "real": "real images"}
+
+
+def judge(measured: Measured) -> list[str]:
+    """Warnings, the worst first."""
+    return [*_of_int8(measured), *_of_noise(measured), *_of_layers(measured)]
+
+
+def _of_int8(measured: Measured) -> list[str]:
+    found = []
+    for on, by in measured.agreement.items():
+        if on == "made" and by["made"] is not None and "real" in measured.agreement:
+            continue  # real images say more
+        share = by["made"]
+        if share is None:
+            found.append(
+                f"neither {INT8} nor the float network finds anything in the {_ON[on]}: nothing is known of how they "
+                "agree; give --data DIR with real images"
+            )
+        elif share < AGREES[on]:
+            found.append(
+                f"{INT8} agrees with the float network on {percent(share)} of {_ON[on]}, less than "
+                f"{percent(AGREES[on])}: do not ship it without scoring it on labelled images; the float file is safe"
+            )
+    return found
+
+
+def _of_noise(measured: Measured) -> list[str]:
+    by = measured.agreement.get("real") or measured.agreement.get("made") or {}
+    ours, noise = by.get("made"), by.get("noise")
+    if ours is None or noise is None or noise <= ours + BETTER:
+        return []
+    return [f"noise calibrates better than these images ({percent(noise)} against {percent(ours)} agreement)"]
+
+
+def _of_layers(measured: Measured) -> list[str]:
+    share, row = measured.within.get("made"), layers.worst(measured.rows)
+    if share is None or share >= FEW or row is None:
+        return []
+    return [
+        f"in {percent(share)} of the BatchNorm layers the made images look like the training data's statistics, fewer "
+        f"than {percent(FEW)}; farthest is {row['layer']} (mean off by {row['made']['mean']:.2g} standard deviations, "
+        f"spread {row['made']['spread']:.2g} times): give --time more, or --photos DIR"
+    ]

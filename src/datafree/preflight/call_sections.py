@@ -1,0 +1,56 @@
+"""A recipe's sections out of what a call from Python gives: networks, tasks, sources as names, mappings or objects."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from datafree.errors import NetworkError
+from datafree.networks.instances import live_name
+from datafree.networks.load import NetworkSpec
+from datafree.sources.base import ImageSource
+
+Network = str | NetworkSpec | Mapping[str, Any] | nn.Module
+"""A network's name as in recipes, a NetworkSpec, its section as a mapping, or the network itself, which may also stand
+under "network" in a mapping that says what its images must be."""
+
+
+def network_section(given: Network, *, values: bool) -> tuple[NetworkSpec | dict[str, Any], nn.Module | None]:
+    """A recipe's section for a network, and the network itself where it was given as an object."""
+    if isinstance(given, NetworkSpec):
+        return given, None
+    section = plain(given) if isinstance(given, Mapping) else {"network": given}
+    network = section.get("network")
+    if not isinstance(network, nn.Module):
+        return section, None
+    if not any(True for _ in network.parameters()):
+        raise NetworkError(
+            f"the network {type(network).__name__} has no parameters: nothing in it was or can be trained"
+        )
+    for option in ("args", "weights"):
+        if section.get(option):
+            raise NetworkError(f"{option} is given beside a network that is an object already: leave it out")
+    return {**section, "network": live_name(network, values=values)}, network
+
+
+def plain(value: Any) -> Any:
+    """A section as YAML would have it: paths as texts. Objects stay."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def fresh(source: Any) -> Any:
+    """A source as new, so that the same object serves several calls: sources are attached once. Its parts too."""
+    if isinstance(source, list):
+        return [fresh(part) for part in source]
+    if not isinstance(source, ImageSource):
+        return source
+    fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source) if field.init}
+    return dataclasses.replace(source, **{name: fresh(value) for name, value in fields.items()})
