@@ -59,15 +59,16 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
     saved = 1 + max(
         sum(step % training.save_every == 0 or step == training.steps for step in steps), int(seconds / SAVED_WITHIN)
     )
-    shown = sum(step % training.picture_every == 0 or step in (0, training.steps) for step in steps)
+    shown = [step for step in steps if step % training.picture_every == 0 or step in (0, training.steps)]
     logged = sum(step % training.log_every == 0 or step in (0, training.steps) for step in steps)
 
-    images = source.validation_images(validation.COMPARED)
-    more = validation.SHOWN / max(1, min(validation.SHOWN, len(images)))  # a small source may have held out fewer
+    images = calibrated.validation_images(validation.COMPARED)
+    drawn = max(1, len(source.validation_images(validation.SHOWN)))  # a small source has held out more, or fewer
+    more = sum(calibrated.set_aside(step, validation.SHOWN) for step in shown) / drawn
     timed, content = beside(calibrated), io.BytesIO()
     work = [
         CostItem(what="looks at held-out images", often=compared, each=timed.look),
-        CostItem(what="pictures", often=shown, each=timed.picture),
+        CostItem(what="pictures", often=len(shown), each=timed.picture),
         CostItem(what="the networks' record", often=1, each=timed.record),
     ]
     if timed.drawn is not None:
@@ -100,8 +101,8 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
     disk = {
         "states, three while one is written": 3 * full,
         "weights, images to calibrate with": kept,
-        "pictures": round(shown * more * len(content.getvalue())),
-        "page": PAGE_BYTES + round(shown * more * len(content.getvalue())),
+        "pictures": round(more * len(content.getvalue())),
+        "page": PAGE_BYTES + round(more * len(content.getvalue())),
         "logs": logged * LINE,
     }
     return Surroundings(work=work, disk={what: size for what, size in disk.items() if size})
