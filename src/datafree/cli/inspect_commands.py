@@ -56,7 +56,7 @@ def inspect(
         from datafree.preflight.identify import identify
 
         told = identify(Path(teacher))
-        teacher, weights, channels = told.called, Path(teacher), channels or told.spec.channels
+        teacher, weights, channels = told.called, told.spec.weights, channels or told.spec.channels
     from datafree.cli.display import display
     from datafree.cli.inspect_text import inspection_text
     from datafree.preflight.inspection import inspect_teacher

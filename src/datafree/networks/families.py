@@ -5,6 +5,7 @@
 
 Families are what libraries name alike: `resnet50` and `resnet18`, `vit_base_patch16_224` and `vit_small_patch16_224`;
 for smp those of the encoder. Our own networks and some of torchvision's have a width instead; plain ResNets have both.
+A file of Ultralytics' names its architecture.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.config.overrides import times_fewer
 from datafree.errors import NetworkError
+from datafree.networks.checkpoints.whole_modules import read_module
+from datafree.networks.foreign.open_file import PICKLES
+from datafree.networks.foreign.ultralytics_model import architecture_of, scales_of
 from datafree.networks.imagenet_resnet import BLOCKS
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, build_network
@@ -66,6 +71,7 @@ def choose_student(
     the wish is none, or the family has no smaller member.
     """
     wanted, by = wish(auto)
+    teacher = _by_name(teacher)
     where = "; name a student (student.network)"
     if given is not None or teacher.is_own_code or teacher.is_program or is_live(teacher.network):
         if task.hub_name in _SMALL:
@@ -169,6 +175,17 @@ def _family(spec: NetworkSpec) -> Iterator[NetworkSpec]:
         yield from _narrow_resnets(spec, name)
     elif library == "smp":
         yield from _encoders(spec)
+    elif library == "ultralytics":
+        yield from (replace(spec, network=f"ultralytics/{other}") for other in scales_of(name))
+
+
+def _by_name(teacher: NetworkSpec) -> NetworkSpec:
+    """A file of Ultralytics' as the name of its architecture, where it says so; any other teacher as it is."""
+    if not teacher.network.endswith(PICKLES) or not (file := Path(teacher.network)).is_file():
+        return teacher
+    module = read_module(file)
+    name = None if module is None else architecture_of(module)
+    return teacher if name is None else replace(teacher, network=f"ultralytics/{name}")
 
 
 def _widths(spec: NetworkSpec, key: str, default: float) -> Iterator[NetworkSpec]:

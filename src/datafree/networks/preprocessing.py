@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datafree.networks.batchnorm import batchnorm_layers
+from datafree.networks.checkpoints.whole_modules import read_module
 from datafree.networks.first_input import PHOTO_MEAN, UNSURE, Order, Seen, Three, distance, first_input, told_order
+from datafree.networks.foreign.open_file import PICKLES
+from datafree.networks.foreign.ultralytics_model import size_of_training
 from datafree.networks.huggingface.directory import ModelDirectory, open_directory
 from datafree.networks.huggingface.preprocessor import read_preprocessor
 from datafree.networks.libraries import build_from_library
@@ -69,12 +73,30 @@ def known(spec: NetworkSpec) -> Preprocessing | None:
     """
     if spec.is_directory:
         return _directory(open_directory(spec.network))
+    if spec.network.endswith(PICKLES):
+        return _ultralytics(Path(spec.network))
     library, _, name = spec.network.partition("/")
     if library == "timm":
         return _timm(name, spec.args)
     if library == "torchvision":
         return _torchvision(name)
     return None
+
+
+def _ultralytics(file: Path) -> Preprocessing | None:
+    """Its networks are all trained on RGB images in [0, 1], as they are."""
+    module = read_module(file) if file.is_file() else None
+    if module is None or not module.kind.startswith("ultralytics."):
+        return None
+    side = size_of_training(module)
+    return Preprocessing(
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        channel_order="rgb",
+        input_size=None if side is None else (side, side),
+        classes=None,
+        origin="Ultralytics' own preprocessing",
+    )
 
 
 def _directory(directory: ModelDirectory) -> Preprocessing | None:

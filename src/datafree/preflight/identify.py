@@ -21,8 +21,10 @@ import torch
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.checkpoints.naming import held_prefix
 from datafree.networks.checkpoints.weights import load_weights, read_shapes
+from datafree.networks.checkpoints.whole_modules import read_module
 from datafree.networks.checks.class_count import classes_of
 from datafree.networks.fingerprints import Shape, counted, proposed, shapes_of
+from datafree.networks.foreign.open_file import PICKLES
 from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.preprocessing import known
 from datafree.ops import modes
@@ -42,7 +44,7 @@ _ENCODERS = (  # of smp, that are tried besides those in the file's name
 class Identified:
     """What a weights file is of."""
 
-    spec: NetworkSpec  # with these weights
+    spec: NetworkSpec  # with these weights, or the file itself where it is a whole network
     why: str
     doubt: str | None  # other networks of which they may be
 
@@ -59,6 +61,9 @@ def identify(file: Path) -> Identified:
             f"weights {file}: Darknet's format names no tensors, so it tells no network: "
             f"datafree distill 'datafree/yolov3?cfg=FILE.cfg' --weights {file}"
         )
+    if file.suffix in PICKLES and (module := read_module(file)) is not None:  # which says itself what it is
+        why = f"a whole module, {show(module.kind)}"
+        return Identified(spec=NetworkSpec(network=str(file)), why=why, doubt=None)
     given = counted(read_shapes(file))
     if not given:
         raise WeightsError(f"weights {file}: holds no tensors")

@@ -51,28 +51,32 @@ class Surroundings:
     disk: dict[str, int]
 
 
-def _often(steps: range, every: int, also: set[int]) -> int:
-    """How many of consecutive `steps` are multiples of `every`, or among `also`."""
-    multiples = range(-(-steps.start // every) * every, steps.stop, every)
-    return len(multiples) + sum(step in steps and step % every != 0 for step in also)
+def _often(steps: range, every: int) -> int:
+    """How many of consecutive `steps` are multiples of `every`, or the last."""
+    return len(_multiples(steps, every)) + (steps[-1] % every != 0)
+
+
+def _multiples(steps: range, every: int) -> range:
+    return range(-(-steps.start // every) * every, steps.stop, every)
 
 
 def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: float) -> Surroundings:
     """Of a run whose updates and steps take `seconds`: its saves, looks, pictures, pages, scores and files."""
     training, source, student = calibrated.training, calibrated.small, calibrated.student
     steps = range(1 - calibrated.source.warmup, training.steps + 1)
-    last = training.steps
-    compared = _often(steps[calibrated.source.warmup :], training.save_every, {last})
-    saved = 1 + max(_often(steps, training.save_every, {last}), int(seconds / SAVED_WITHIN))
-    shown = _often(steps, training.picture_every, {0, last})
-    logged = _often(steps, training.log_every, {0, last})
+    compared = _often(steps[calibrated.source.warmup :], training.save_every)
+    saved = 1 + max(_often(steps, training.save_every), int(seconds / SAVED_WITHIN))
+    shown = [*_multiples(steps, training.picture_every)]
+    shown += [] if steps[-1] in shown[-1:] else [steps[-1]]
+    logged = _often(steps, training.log_every)
 
-    images = source.validation_images(validation.COMPARED)
-    more = validation.SHOWN / max(1, min(validation.SHOWN, len(images)))  # a small source may have held out fewer
+    images = calibrated.validation_images(validation.COMPARED)
+    drawn = max(1, len(source.validation_images(validation.SHOWN)))  # a small source has held out more, or fewer
+    more = calibrated.set_aside(shown, validation.SHOWN) / drawn
     timed, content = beside(calibrated), io.BytesIO()
     work = [
         CostItem(what="looks at held-out images", often=compared, each=timed.look),
-        CostItem(what="pictures", often=shown, each=timed.picture),
+        CostItem(what="pictures", often=len(shown), each=timed.picture),
         CostItem(what="the networks' record", often=1, each=timed.record),
     ]
     if timed.drawn is not None:
@@ -105,8 +109,8 @@ def of_run(calibrated: Calibration, labelled: LabelledData | None, seconds: floa
     disk = {
         "states, three while one is written": 3 * full,
         "weights, images to calibrate with": kept,
-        "pictures": round(shown * more * len(content.getvalue())),
-        "page": PAGE_BYTES + round(shown * more * len(content.getvalue())),
+        "pictures": round(more * len(content.getvalue())),
+        "page": PAGE_BYTES + round(more * len(content.getvalue())),
         "logs": logged * LINE,
     }
     return Surroundings(work=work, disk={what: size for what, size in disk.items() if size})

@@ -23,6 +23,7 @@ from datafree.preflight.cost.calibration import Calibration, CostItem, clock_of
 from datafree.preflight.cost.estimate import RunCost, calibration, cost_of_teacher, run_cost
 from datafree.preflight.cost.forecast import forecast, forgotten, outline, too_large
 from datafree.preflight.cost.pass_cost import Cost
+from datafree.preflight.cost.start_cost import start_of
 from datafree.preflight.cost.time_budget import with_time
 from datafree.preflight.overheads import of_run, of_shard
 from datafree.recipe.recipe import Recipe
@@ -132,10 +133,11 @@ def plan(
     ) as calibrated:
         work.next("timing the source and the student")
         if images is None:
-            cost = run_cost(calibrated)
-            say(f"first figures: {forecast(cost.seconds, cost.memory, device)}; the rest is being timed")
+            cost, start = run_cost(calibrated), start_of(calibrated, recipe.student)
+            seconds = cost.seconds + sum(item.seconds for item in start)
+            say(f"first figures: {forecast(seconds, cost.memory, device)}; the rest is being timed")
             work.next("timing comparisons, pictures, files")
-            parts = _run(calibrated, cost, labelled, opening, link, devices)
+            parts = _run(calibrated, cost, labelled, [*start, opening], link, devices)
             told = [line.removeprefix("note: ") for line in (*forgotten(recipe), *too_large(calibrated, recipe))]
             parts = replace(parts, notes=[*parts.notes, *told])
         else:
@@ -184,12 +186,12 @@ def _run(
     calibrated: Calibration,
     cost: RunCost,
     labelled: LabelledData | None,
-    opening: CostItem,
+    once: list[CostItem],
     link: float,
     devices: Sequence[int],
 ) -> _Parts:
     around = of_run(calibrated, labelled, cost.seconds)
-    work, step = [*cost.work, *around.work, opening], cost.work[-1].each
+    work, step = [*cost.work, *around.work, *once], cost.work[-1].each
     batch = calibrated.training.batch_size
     few = [count for count in devices if count > 1 and batch / count < _FEW]
     doubt = (

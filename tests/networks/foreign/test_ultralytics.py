@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,14 @@ import torch
 os.environ.setdefault("YOLO_OFFLINE", "true")
 tasks = pytest.importorskip("ultralytics.nn.tasks", exc_type=ImportError)
 
+from datafree.cli.main import main  # noqa: E402
+from datafree.config import yaml  # noqa: E402
 from datafree.errors import NetworkError, WeightsError  # noqa: E402
 from datafree.networks.checkpoints.whole_modules import read_module  # noqa: E402
 from datafree.networks.foreign.ultralytics_model import open_ultralytics  # noqa: E402
 from datafree.networks.load import NetworkSpec, build_network  # noqa: E402
 from datafree.networks.normalized import bare  # noqa: E402
+from datafree.networks.preprocessing import known  # noqa: E402
 from datafree.ops.predictions import Predictions  # noqa: E402
 from datafree.preflight.inspection import inspect_teacher  # noqa: E402
 from datafree.run import run_recipe  # noqa: E402
@@ -98,6 +103,39 @@ def test_a_file_teaches_a_smaller_one_of_its_kind(tmp_path: Path) -> None:
         "training": {"steps": 2, "batch_size": 2},
     }
     assert (run_recipe(load(tmp_path, content), tmp_path / "run").run / "student.safetensors").exists()
+
+
+def test_one_line_makes_a_smaller_scale_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    saved("yolov8s", tmp_path / "best.pt")
+    short = (
+        "--source",
+        "noise",
+        "training.time=null",
+        "training.steps=2",
+        "training.batch_size=2",
+        "student.init=random",
+    )
+    monkeypatch.setattr(sys, "argv", ["datafree", "distill", "best.pt", "--size", "64", "--device", "cpu", *short])
+    with contextlib.suppress(SystemExit):
+        main()
+    said = capfd.readouterr().err
+    assert (tmp_path / "runs/best/student.safetensors").is_file(), said
+    assert (tmp_path / "runs/best/report.html").is_file()
+    assert "images of 64 x 64 pixels (--size), mean 0, 0, 0 and std 1, 1, 1 (Ultralytics' own preprocessing)" in said
+    recipe = yaml.parse((tmp_path / "runs/best/recipe.yaml").read_text(), "recipe")
+    assert recipe["student"]["network"] == "ultralytics/yolov8n"
+    assert "times fewer (of the teacher's family); it starts from the teacher's weights" in said
+
+
+def test_the_size_of_its_training_is_known(tmp_path: Path) -> None:
+    saved("yolov8n", tmp_path / "best.pt", lambda network: setattr(network, "args", {"imgsz": 96}))
+    found = known(NetworkSpec(network=str(tmp_path / "best.pt")))
+    assert found is not None
+    assert (found.input_size, found.mean, found.std) == ((96, 96), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 # --- descriptions that are not trusted ---

@@ -18,7 +18,7 @@ from datafree.engine.build_networks import NOTHING_GIVEN, Given, build_networks,
 from datafree.engine.student_init import images_of
 from datafree.engine.student_step import StudentStep
 from datafree.errors import DataError, Interrupted, RecipeError, RunError
-from datafree.preflight.cost import time_budget
+from datafree.preflight.cost import start_cost, time_budget
 from datafree.preflight.cost.calibration import Calibration
 from datafree.preflight.cost.short_time import too_few
 from datafree.preflight.cost.time_budget import Costs, Schedule, UpdateCost, planned, recorded, time_for
@@ -277,13 +277,13 @@ def test_a_start_from_the_teacher_is_counted_from_two_on_few_images(
     def started(teacher: Any, student: Any, source: Any, task: Any, batch: int, count: int) -> None:
         now[0] += 5 + count / 10
 
-    monkeypatch.setattr(time_budget, "start_student", started)
+    monkeypatch.setattr(start_cost, "start_student", started)
     task = timed(tmp_path).task
     calibrated: Any = SimpleNamespace(
         clock=lambda: now[0], student=torch.nn.Linear(1, 1), teacher=None, small=None, task=task, timed=3
     )
     assert images_of(task) == 512
-    assert time_budget._start(calibrated) == pytest.approx(5 + 51.2)
+    assert start_cost.seconds_of_start(calibrated) == pytest.approx(5 + 51.2)
 
 
 def test_a_run_that_starts_from_its_teacher_is_planned(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from datafree.text import one_line, show
 _MOST = {"layers": 300, "repeats": 100, "number": 8192}  # of a description; those of the largest networks are a tenth
 _MODULE = "ultralytics.nn.tasks"
 _LOADERS = ("TorchVision", "load_checkpoint")  # layers that would fetch or read something
+_SCALES = "ntsmblx"
 _NAME = re.compile(r"yolov?\d{1,2}[a-z]6?u?(?:-cls)?", re.ASCII)
 
 
@@ -50,6 +51,26 @@ def open_ultralytics(path: Path, module: WholeModule) -> nn.Module:
     network = _built(kind, described, str(path))
     _take(network, module.tensors, path)
     return adapted(network)
+
+
+def size_of_training(module: WholeModule) -> int | None:
+    """Pixels of a side of the images that a file's network was trained on, as its options say."""
+    options = module.attributes.get("args")
+    side = options.get("imgsz") if isinstance(options, dict) else None
+    return side if isinstance(side, int) and 0 < side <= _MOST["number"] else None
+
+
+def architecture_of(module: WholeModule) -> str | None:
+    """The name of a file's architecture, such as yolov8s; None where it is none of the package's own."""
+    described = module.attributes.get("yaml")
+    name = Path(str(described.get("yaml_file", ""))).stem if isinstance(described, dict) else ""
+    return name if module.kind.startswith("ultralytics.") and _NAME.fullmatch(name) else None
+
+
+def scales_of(name: str) -> list[str]:
+    """The same architecture at the other scales: yolov8n and others for yolov8s. Not each of them need be there."""
+    match = re.fullmatch(r"(yolov?\d{1,2})([a-z])(.*)", name, re.ASCII)
+    return [] if match is None else [f"{match[1]}{scale}{match[3]}" for scale in _SCALES if scale != match[2]]
 
 
 def build_ultralytics(name: str, args: dict[str, Any], num_classes: int) -> nn.Module:

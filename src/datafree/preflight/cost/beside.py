@@ -34,7 +34,7 @@ class Beside:
 def beside(calibrated: Calibration) -> Beside:
     """Each is done once where that takes no longer than the calibration's budget; else counted in passes."""
     task, teacher, student, source = calibrated.task, calibrated.teacher, calibrated.student, calibrated.small
-    images = source.validation_images(validation.COMPARED)
+    images = calibrated.validation_images(validation.COMPARED)
     drawn: list[Tensor | None] = []
 
     def once(act: Callable[[], object], count: int) -> Cost:

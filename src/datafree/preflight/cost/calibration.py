@@ -11,11 +11,11 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from datafree.distributed import replicas
 from datafree.engine.nonfinite import Watch
@@ -27,6 +27,7 @@ from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource, UpdateSize, attach
+from datafree.sources.parts.memory_bank import held_out
 from datafree.storage.checkpoint import size_of
 from datafree.tasks.base import Task, synthetic_batch
 
@@ -151,6 +152,21 @@ class Calibration:
         with watched_memory([self.teacher, self.student]) as memory:
             work()
         return memory.peak
+
+    def validation_images(self, n: int) -> Tensor:
+        """(up to n, 3, H, W): as many as the whole run will have at its end, those of here repeated."""
+        images = self.small.validation_images(n)
+        if not len(images):
+            return images
+        return images[torch.arange(self.set_aside([self.training.steps], n), device=images.device) % len(images)]
+
+    def set_aside(self, steps: Sequence[int], n: int) -> int:
+        """How many validation images the run has at `steps`, n at most at each, in all."""
+        source, size = self.source, self.source.update_size()
+        if not (source.finishes and source.bank_images() and size is not None):
+            return len(steps) * min(n, len(self.small.validation_images(n)))
+        made = (source.count_due(range(-source.warmup, step)) * size.images for step in steps)
+        return sum(min(n, held_out(images)) or n for images in made)  # noise stands in for none
 
     def update(self, part: ImageSource, full: ImageSource, step: int) -> Cost:
         """An update with all iterations and images of `full`, by `part`, which is attached and has few."""

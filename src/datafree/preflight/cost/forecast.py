@@ -20,6 +20,7 @@ from datafree.preflight.cost.beside import beside, both_networks
 from datafree.preflight.cost.calibration import STUDENT, Calibration, banks_of, clock_of
 from datafree.preflight.cost.estimate import calibration, cost_of_teacher, memory_of, run_cost
 from datafree.preflight.cost.free_memory import free_memory
+from datafree.preflight.cost.start_cost import start_of
 from datafree.recipe.recipe import SOURCE, Recipe, dump
 from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
@@ -88,6 +89,7 @@ def lines_of(calibrated: Calibration, recipe: Recipe, labelled: LabelledData | N
     """The forecast of a calibrated run; what its warm-up makes in vain; warnings."""
     training, cost, around = calibrated.training, run_cost(calibrated), beside(calibrated)
     seconds = cost.seconds + around.record.seconds
+    seconds += sum(item.seconds for item in start_of(calibrated, recipe.student))
     seconds += training.steps / training.save_every * around.look.seconds
     seconds += (training.steps + recipe.source.warmup) / training.picture_every * around.picture.seconds
     if labelled is not None:

@@ -23,7 +23,6 @@ from datafree.config import yaml
 from datafree.config.duration import duration_of, seconds_of
 from datafree.distributed import replicas
 from datafree.engine.build_networks import Given, build_networks, require_weights, with_student
-from datafree.engine.student_init import images_of, start_student
 from datafree.errors import RecipeError
 from datafree.ops import modes
 from datafree.preflight.cost.beside import beside
@@ -31,6 +30,7 @@ from datafree.preflight.cost.calibration import Calibration, clock_of
 from datafree.preflight.cost.estimate import cost_of_teacher, memory_of
 from datafree.preflight.cost.forecast import too_large
 from datafree.preflight.cost.short_time import ENOUGH, FEW, too_few
+from datafree.preflight.cost.start_cost import start_of
 from datafree.recipe.recipe import SOURCE, Recipe
 from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
@@ -39,7 +39,6 @@ from datafree.text import size as bytes_shown
 WARMUP, UPDATES = 1 / 2, 2 / 3  # of the time, and of what the warm-up leaves of it, at most
 ALLOWED, ALLOWED_SHARE = 10.0, 0.05  # seconds, and share of the time, that the measurement may take, about
 _PASSES = 80  # passes through the teacher, and work of that length, that it makes
-_FEW = 16  # one part of the images of a student's start, on which it is timed first
 _TIMED = 20  # of what is allowed, each thing is timed for one part
 _DOUBT = 1.1  # by which the least time that is named is longer than the one just measured
 
@@ -252,21 +251,10 @@ def measured(
         around = beside(calibrated)
         look, picture, record = around.look.seconds, around.picture.seconds, around.record.seconds
         memory, warnings = memory_of(calibrated), tuple(too_large(calibrated, recipe))
-        start = _start(calibrated) if recipe.student.init == "teacher" else 0.0
+        start = sum(item.seconds for item in start_of(calibrated, recipe.student))
     step += look / training.save_every + picture / training.picture_every
     fixed = clock() - began + built + start + look + picture + record
     return Costs(sources=sources, step=step, fixed=fixed, memory=memory, warnings=warnings)
-
-
-def _start(calibrated: Calibration) -> float:
-    """Seconds of the student's start from its teacher, from two on few images: it grows with them from a fixed part."""
-    taken, whole = [], images_of(calibrated.task)
-    few = max(4, whole // _FEW)
-    for count in (few, 2 * few):
-        student, began = copy.deepcopy(calibrated.student), calibrated.clock()
-        start_student(calibrated.teacher, student, calibrated.small, calibrated.task, calibrated.timed, count)
-        taken.append(calibrated.clock() - began)
-    return taken[1] + max(0.0, taken[1] - taken[0]) * (whole / few - 2)
 
 
 def _told(asked: str, source: ImageSource, schedule: Schedule, memory: int) -> str:

@@ -17,11 +17,17 @@ from datafree.ops.upload import uploaded
 
 ROOM = 2_000_000_000  # bytes that the images of a bank take at most whose size was not stated
 VALIDATION_EVERY = 16  # every 16th image is set aside for validation
+RESERVE = 64  # of these, at most
 
 
 def default_capacity(most: int, image_size: tuple[int, int]) -> int:
     """Images of (H, W) in a bank whose size was not stated: `most`, or as many as `ROOM` bytes hold."""
     return max(1, min(most, ROOM // (3 * math.prod(image_size))))
+
+
+def held_out(made: int) -> int:
+    """Images that are set aside for validation of so many that were added."""
+    return min(RESERVE, made // VALIDATION_EVERY)
 
 
 @dataclass(kw_only=True)
@@ -33,7 +39,7 @@ class Bank:
     """
 
     capacity: int  # images
-    reserve: int = 64  # held-out images at most
+    reserve: int = RESERVE  # held-out images at most
     added: int = field(default=0, init=False)  # in all
 
     def __post_init__(self) -> None:
