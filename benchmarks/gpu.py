@@ -14,9 +14,9 @@ speed/PAIR/METHOD: updates and steps against bare passes, timed by CUDA events; 
 the networks' own kernels take; peak memory (speed.py).
 papers: as much of `classification.py --size paper` as time allows, which resumes by itself; its results are its own.
 
-A row that fails is told and tried again by the next call; the others go on. Exit status: 0 if all was done and is
-right, 1 if a row failed or is beyond its tolerance, 75 if time was up before the end. results/gpu-cuda.json holds the
-rows; of another device they are in the work folder.
+A row that fails or is wrong is told and tried again by the next call; the others go on. Exit status: 0 if all was done
+and is right, 1 if a row failed or is beyond its tolerance, 75 if time was up before the end. results/gpu-cuda.json holds
+the rows; of another device they are in the work folder.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ def _is_of(name: str, word: str) -> bool:
 
 
 def run_row(row: Row, work: Path, device: torch.device, stop: Stop) -> bool:
-    """Measure a row that is not done and leave its file; whether it is done. Raises Interrupted when time is up."""
+    """Measure a row that is not done, or was wrong, and leave its file; whether it is done. Raises Interrupted."""
     file = work / f"{row.name}.json"
-    if file.exists():
+    if file.exists() and not any(is_wrong(cell["metrics"]) for cell in json.loads(file.read_text()).values()):
         return True
     speed.forget_peak(device)
     began = time.perf_counter()

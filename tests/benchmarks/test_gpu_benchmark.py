@@ -178,6 +178,8 @@ def test_the_command_stops_in_time_resumes_and_tells_what_is_wrong(
     rows.append(gpu.Row(name="wrong", measure=lambda stop: {"wrong": {"within": 0.0}}))
     assert gpu.main(words) == 1
     assert gpu.main([*words, "--only", "a"]) == 1  # the file says so
+    rows[3] = gpu.Row(name="wrong", measure=lambda stop: {"wrong": {"within": 1.0}})
+    assert gpu.main(words) == 0  # what was wrong is measured again
     assert gpu.main(["--device", "cpu", "--work", str(tmp_path / "new"), "--max-time", "0s"]) == gpu.cells.TIME_UP
     with pytest.raises(SystemExit):
         gpu.main([*words, "--only", "nothing"])
