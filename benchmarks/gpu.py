@@ -15,8 +15,8 @@ the networks' own kernels take; peak memory (speed.py).
 papers: as much of `classification.py --size paper` as time allows, which resumes by itself; its results are its own.
 
 A row that fails or is wrong is told and tried again by the next call; the others go on. Exit status: 0 if all was done
-and is right, 1 if a row failed or is beyond its tolerance, 75 if time was up before the end. results/gpu-cuda.json holds
-the rows; of another device they are in the work folder.
+and is right, 1 if a row failed or is beyond its tolerance, 75 if time was up before the end. The rows are in
+results/gpu-cuda.json; those of another device in the work folder.
 """
 
 from __future__ import annotations
