@@ -14,9 +14,9 @@ speed/PAIR/METHOD: updates and steps against bare passes, timed by CUDA events; 
 the networks' own kernels take; peak memory (speed.py).
 papers: as much of `classification.py --size paper` as time allows, which resumes by itself; its results are its own.
 
-A row that fails is told and tried again by the next call; the others go on. Exit status: 0 if all was done and is
-right, 1 if a row failed or is beyond its tolerance, 75 if time was up before the end. results/gpu-cuda.json holds the
-rows; of another device they are in the work folder.
+A row that fails or is wrong is told and tried again by the next call; the others go on. Exit status: 0 if all was done
+and is right, 1 if a row failed or is beyond its tolerance, 75 if time was up before the end. The rows are in
+results/gpu-cuda.json; those of another device in the work folder.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import torch
 
 import cells
 import speed
+from datafree.engine import out_of_memory
 from datafree.errors import Interrupted
 from datafree.ops import modes
 from gpu_correct import GROUPS, compare
@@ -53,6 +54,7 @@ TIMED = (  # of speed.GROUPS, what tells most first
     "retinanet/diode", "resnet34-18/dafl", "resnet34-18/dfad", "resnet34-18/zskt", "unet/degan", "yolov3-tiny/cgdd",
     "switches/resnet34-18",
 )  # fmt: skip
+NO_DATA = 2  # exit status of a benchmark whose images are not on this machine
 QUICKLY = ("resnet34-18/cgdd", "pixels/resnet50", "yolov3-tiny/diode")  # on a CPU
 
 
@@ -127,9 +129,9 @@ def _is_of(name: str, word: str) -> bool:
 
 
 def run_row(row: Row, work: Path, device: torch.device, stop: Stop) -> bool:
-    """Measure a row that is not done and leave its file; whether it is done. Raises Interrupted when time is up."""
+    """Measure a row that is not done, or was wrong, and leave its file; whether it is done. Raises Interrupted."""
     file = work / f"{row.name}.json"
-    if file.exists():
+    if file.exists() and not any(is_wrong(cell["metrics"]) for cell in json.loads(file.read_text()).values()):
         return True
     speed.forget_peak(device)
     began = time.perf_counter()
@@ -141,6 +143,8 @@ def run_row(row: Row, work: Path, device: torch.device, stop: Stop) -> bool:
         traceback.print_exc()
         print(f"FAILED {row.name}", flush=True)
         return False
+    finally:
+        out_of_memory.release()
     taken = {"seconds": time.perf_counter() - began, "peak_memory_mib": speed.peak(device), "commit": commit()}
     content = {name: {"metrics": values, **taken} for name, values in (found or {}).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -218,9 +222,11 @@ def main(words: Sequence[str]) -> int:
     size = given.papers or ("paper" if device.type == "cuda" else "")
     wanted = bool(size) and (not given.only or "papers" in given.only)
     papers = run_papers(size, work / "papers", limit - (time.monotonic() - began)) if wanted and not up else 0
-    if not done or wrong or papers not in (0, cells.TIME_UP):
+    if papers == NO_DATA:
+        print("the papers' sizes were left out, see above", flush=True)
+    if not done or wrong or papers not in (0, cells.TIME_UP, NO_DATA):
         return 1
-    return cells.TIME_UP if up or papers else 0
+    return cells.TIME_UP if up or papers == cells.TIME_UP else 0
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def waits_of(rig: Rig, set_mode: Callable[[str], None]) -> Metrics:
 
         def before() -> str | None:
             set_mode("default")
-            seen.append(sum("synchroniz" in str(warning.message) for warning in caught))
+            seen.append(sum("called a synchronizing" in str(warning.message) for warning in caught))
             caught.clear()
             if len(seen) > STEPS + 2:
                 return "counted"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datafree.errors import Interrupted
 from pretended_device import pretended
+from thorough import some
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CPU = torch.device("cpu")
@@ -70,7 +71,14 @@ def test_random_numbers_are_the_cpus_on_any_device(gpu: ModuleType) -> None:
     assert all(map(torch.equal, found, wanted))
 
 
-@pytest.mark.parametrize("group", ["small/cgdd", pytest.param("yolov3-tiny/diode", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    "group",
+    some(
+        [f"small/{method}" for method in ("cgdd", "cmi", "fast", "inversion", "zskt", "procedural", "folder")]
+        + ["unet/degan", "yolov3-tiny/diode", "yolov3-tiny/cgdd"],
+        "small/cgdd",
+    ),
+)
 def test_a_device_that_computes_what_the_cpu_does_is_at_no_distance_from_it(
     gpu: ModuleType, group: str, tmp_path: Path
 ) -> None:
@@ -175,9 +183,15 @@ def test_the_command_stops_in_time_resumes_and_tells_what_is_wrong(
     assert not asked
     assert gpu.main([*words, "--papers", "smoke"]) == gpu.cells.TIME_UP
     assert asked == ["smoke"]
+    monkeypatch.setattr(gpu, "run_papers", lambda *given: gpu.NO_DATA)
+    assert gpu.main([*words, "--papers", "smoke"]) == 0  # that data is missing is told, and no fault of the device
+    monkeypatch.setattr(gpu, "run_papers", lambda *given: 1)
+    assert gpu.main([*words, "--papers", "smoke"]) == 1
     rows.append(gpu.Row(name="wrong", measure=lambda stop: {"wrong": {"within": 0.0}}))
     assert gpu.main(words) == 1
     assert gpu.main([*words, "--only", "a"]) == 1  # the file says so
+    rows[3] = gpu.Row(name="wrong", measure=lambda stop: {"wrong": {"within": 1.0}})
+    assert gpu.main(words) == 0  # what was wrong is measured again
     assert gpu.main(["--device", "cpu", "--work", str(tmp_path / "new"), "--max-time", "0s"]) == gpu.cells.TIME_UP
     with pytest.raises(SystemExit):
         gpu.main([*words, "--only", "nothing"])

@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 CASES = [(kind, options) for kind in TASKS for options in OPTIONS]
 
 
-@pytest.mark.parametrize(("kind", "options"), some(CASES, ("segmentation", "everything")))
+@pytest.mark.parametrize(("kind", "options"), some(CASES, ("classification", "everything")))
 def test_between_two_lines_of_the_log_the_loop_does_not_wait_for_the_device(
     kind: str, options: str, tmp_path: Path
 ) -> None:
@@ -110,5 +110,5 @@ def test_a_run_stops_resumes_and_is_scored_exported_and_inspected_on_a_device(
         planned = plan(recipe_for(tmp_path, {"method": "cgdd"}, device=str(device), precision="fp32"))
         assert planned.device.startswith(device.type)
     # The files know nothing of the device: the CPU, where there is none, gives the same answers.
-    assert not torch.accelerator.is_available() or torch.cuda.is_available()
+    assert not torch.accelerator.is_available()
     assert datafree.evaluate(tmp_path / "whole", data, device="cpu").values == pytest.approx(scores.values)

@@ -1,0 +1,116 @@
+"""What replicas really send to one another, in bytes: the formula of docs/scale.md, and what a plan counts."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_replicas import P, on_processes
+from torch import Tensor, nn
+
+from datafree.distributed import replicas
+from datafree.engine.nonfinite import Watch
+from datafree.engine.recovery import Recovery
+from datafree.engine.student_step import StudentStep
+from datafree.ops import modes
+from datafree.preflight.cost.pass_cost import watched_passes
+from datafree.recipe.training import Training
+from datafree.sources.base import Batch, SourceContext
+from test_contract import make_network, make_source, make_task
+from thorough import some
+
+CPU = torch.device("cpu")
+BATCH = 4
+
+
+@contextmanager
+def counted() -> Iterator[dict[str, int]]:
+    """Within it, bytes of whole batches that this process collects and of sums, and how often they wait."""
+    found = {"gathered": 0, "summed": 0, "exchanges": 0}
+    patch = pytest.MonkeyPatch()
+    gather, reduce = dist.all_gather, dist.all_reduce
+
+    def all_gather(parts: list[Tensor], part: Tensor) -> Any:
+        found["gathered"] += sum(each.nbytes for each in parts)
+        found["exchanges"] += 1
+        return gather(parts, part)
+
+    def all_reduce(total: Tensor) -> Any:
+        found["summed"] += total.nbytes
+        found["exchanges"] += 1
+        return reduce(total)
+
+    patch.setattr(dist, "all_gather", all_gather)
+    patch.setattr(dist, "all_reduce", all_reduce)
+    try:
+        yield found
+    finally:
+        patch.undo()
+
+
+class Rig:
+    """A source with its networks, shared, and a step of the student."""
+
+    def __init__(self, method: str, kind: str, photos: Path) -> None:
+        task = make_task(kind)
+        self.teacher = replicas.share(make_network(task, 1).eval().requires_grad_(False))
+        self.student = replicas.share(make_network(task, 2))
+        self.source = make_source(method, photos, task)
+        modes.seed_everything(0)
+        self.source.attach(SourceContext(task=task, teacher=self.teacher, steps=20, batch_size=BATCH))
+        self.step = StudentStep(
+            task=task,
+            teacher=self.teacher,
+            student=self.student,
+            training=Training(steps=20, batch_size=BATCH),
+            pairs={},
+            optimizer=torch.optim.SGD(self.student.parameters(), 0.1),
+            watch=Watch(CPU),
+            recovery=Recovery(),
+        )
+
+    def learn(self) -> None:
+        self.step.learn(Batch(images=torch.rand(BATCH, 3, *self.source._context.task.image_size)), 0)
+
+    def update(self) -> None:
+        self.source.update(self.student, 0)
+
+
+def together(work: Callable[[], object]) -> dict[str, Tensor]:
+    work()  # what is made only once
+    with counted() as found:
+        work()
+    return {name: torch.tensor(value) for name, value in found.items()}
+
+
+def test_a_step_of_the_student_sends_what_the_formula_says(tmp_path: Path) -> None:
+    """Two answers of a batch; the gradient of each parameter, once; of a BatchNorm layer four sums of its channels."""
+    task = make_task("classification")
+    student = make_network(task, 2)
+    answers = 4 * BATCH * task.num_classes
+    gradients = sum(4 * parameter.numel() for parameter in student.parameters())
+    norms = [layer.num_features for layer in student.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for found in on_processes(tmp_path, lambda rank: together(Rig("noise", "classification", tmp_path).learn)):
+        assert int(found["gathered"]) == 2 * answers
+        assert int(found["summed"]) == gradients + sum(16 * channels for channels in norms)
+        assert int(found["exchanges"]) == 2 + 1 + 4 * len(norms)
+        sent = int(found["gathered"]) * (P - 1) / P + int(found["summed"]) * 2 * (P - 1) / P  # around a ring
+        assert sent <= 2.2 * gradients  # of a classifier; a detector's answers are larger than its weights
+
+
+CASES = [(method, kind) for method in ("cgdd", "dfad", "fast", "zskt") for kind in ("classification", "segmentation")]
+
+
+@pytest.mark.parametrize(("method", "kind"), some(CASES, ("cgdd", "classification")))
+def test_an_update_sends_what_a_plan_counts_in_one_process(method: str, kind: str, tmp_path: Path) -> None:
+    """Around a ring of two. A layer's statistics, a sum in the plan, are gathered: for two that is the same."""
+    rig = Rig(method, kind, tmp_path)
+    rig.update()
+    with watched_passes(CPU) as planned:
+        rig.update()
+    for found in on_processes(tmp_path, lambda rank: together(Rig(method, kind, tmp_path).update)):
+        assert int(found["gathered"]) / P + int(found["summed"]) == planned.gathered / P + planned.summed
+        assert int(found["exchanges"]) == planned.exchanges
