@@ -5,7 +5,8 @@
 
 Families are what libraries name alike: `resnet50` and `resnet18`, `vit_base_patch16_224` and `vit_small_patch16_224`;
 for smp those of the encoder. Our own networks and some of torchvision's have a width instead; plain ResNets have both.
-A file of Ultralytics' names its architecture.
+A file of Ultralytics' names its architecture; a directory of transformers' has a config, here of fewer layers or
+narrower ones.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from datafree.errors import NetworkError
 from datafree.networks.checkpoints.whole_modules import read_module
 from datafree.networks.foreign.open_file import PICKLES
 from datafree.networks.foreign.ultralytics_model import architecture_of, scales_of
+from datafree.networks.huggingface.directory import open_directory
+from datafree.networks.huggingface.smaller import smaller
 from datafree.networks.imagenet_resnet import BLOCKS
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, build_network
@@ -78,22 +81,24 @@ def choose_student(
             where = f"; name a student (student.network), such as {_SMALL[task.hub_name]}"
         raise NetworkError(f"student: auto knows the families of libraries' networks, not of {teacher.network}{where}")
     untrained = {key: value for key, value in teacher.args.items() if key not in PRETRAINED}
+    if teacher.is_directory:
+        untrained["pretrained"] = False
     plain = replace(teacher, args=untrained, weights=None, licence=None, input_size=auto.input_size)
     reference = member(plain, task, by)
     if reference is None:
         raise NetworkError(f"student: auto cannot tell the size of {teacher.network}{where}")
     found = [member(spec, task, by) for spec in _family(plain)]
-    smaller = [one for one in found if one is not None and one.cost < reference.cost]
-    if not smaller:
+    fewer = [one for one in found if one is not None and one.cost < reference.cost]
+    if not fewer:
         raise NetworkError(f"student: auto finds nothing smaller in the family of {teacher.network}{where}")
     goal = reference.cost / wanted
-    smaller.sort(key=lambda one: (abs(math.log(one.cost / goal)), -one.cost))
-    best = smaller[0]
-    others = [f"{_called(one.spec)} {reference.cost / one.cost:.3g}x" for one in smaller[1 : 1 + _SHOWN]]
+    fewer.sort(key=lambda one: (abs(math.log(one.cost / goal)), -one.cost))
+    best = fewer[0]
+    others = [f"{_called(one.spec)} {reference.cost / one.cost:.3g}x" for one in fewer[1 : 1 + _SHOWN]]
     counted = "parameters" if by == "parameters" else "MACs"
     line = (
         f"student: auto chose {_called(best.spec)}, {best.parameters:,} parameters: {reference.cost / best.cost:.3g} "
-        f"times fewer {counted} than the teacher, the nearest to {wanted:g} of {len(smaller)} smaller in its family"
+        f"times fewer {counted} than the teacher, the nearest to {wanted:g} of {len(fewer)} smaller in its family"
     )
     line += f" (also {', '.join(others)})" if others else ""
     kept = {name: getattr(auto, name) for name in ("mean", "std", "channels", "channel_order", "init")}
@@ -155,6 +160,10 @@ def _macs(network: nn.Module, spec: NetworkSpec, task: Task) -> int:
 
 def _family(spec: NetworkSpec) -> Iterator[NetworkSpec]:
     """The other members, of whatever size."""
+    if spec.is_directory:
+        for options in smaller(open_directory(spec.network).config):
+            yield replace(spec, args={**spec.args, **options})
+        return
     library, _, name = spec.network.partition("/")
     if library == "datafree":
         yield from _widths(spec, "width", {"unet": 16, "resnet": 16, "imagenet_resnet": 64, "yolov3": 1.0}[name])
@@ -180,7 +189,10 @@ def _family(spec: NetworkSpec) -> Iterator[NetworkSpec]:
 
 
 def _by_name(teacher: NetworkSpec) -> NetworkSpec:
-    """A file of Ultralytics' as the name of its architecture, where it says so; any other teacher as it is."""
+    """A file of Ultralytics', or a directory of timm's, as the name of its architecture; any other teacher as it is."""
+    if teacher.is_directory:
+        name = open_directory(teacher.network).timm_name
+        return teacher if name is None else replace(teacher, network=f"timm/{name}")
     if not teacher.network.endswith(PICKLES) or not (file := Path(teacher.network)).is_file():
         return teacher
     module = read_module(file)

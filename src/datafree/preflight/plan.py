@@ -21,7 +21,7 @@ from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.calibration import Calibration, CostItem, clock_of
 from datafree.preflight.cost.estimate import RunCost, calibration, cost_of_teacher, run_cost
-from datafree.preflight.cost.forecast import forecast, forgotten, outline, too_large
+from datafree.preflight.cost.forecast import STARTED, forecast, forgotten, outline, too_large
 from datafree.preflight.cost.pass_cost import Cost
 from datafree.preflight.cost.start_cost import start_of
 from datafree.preflight.cost.time_budget import with_time
@@ -133,10 +133,10 @@ def plan(
     ) as calibrated:
         work.next("timing the source and the student")
         if images is None:
-            cost, start = run_cost(calibrated), start_of(calibrated, recipe.student)
-            seconds = cost.seconds + sum(item.seconds for item in start)
-            say(f"first figures: {forecast(seconds, cost.memory, device)}; the rest is being timed")
-            work.next("timing comparisons, pictures, files")
+            cost, beyond = run_cost(calibrated), STARTED.get(recipe.student.init, "")
+            say(f"first figures: {forecast(cost.seconds, cost.memory, device)}{beyond}; the rest is being timed")
+            work.next("timing comparisons, pictures, files" + (", the student's start" if beyond else ""))
+            start = start_of(calibrated, recipe.student)
             parts = _run(calibrated, cost, labelled, [*start, opening], link, devices)
             told = [line.removeprefix("note: ") for line in (*forgotten(recipe), *too_large(calibrated, recipe))]
             parts = replace(parts, notes=[*parts.notes, *told])

@@ -19,6 +19,9 @@ from datafree.deploy.snippets import load_snippet
 from datafree.engine.build_networks import prepare
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.evaluation.finished_run import load_student
+from datafree.networks.families import choose_student
+from datafree.networks.huggingface.directory import open_directory
+from datafree.networks.huggingface.smaller import smaller
 from datafree.networks.load import NetworkSpec, build_network, has_weights
 from datafree.networks.normalized import bare
 from datafree.networks.preprocessing import known
@@ -87,6 +90,53 @@ def rt_detr() -> Any:
         **sizes,
         **{key: value for key, value in DETR.items() if key != "encoder_layers"},
     )
+
+
+# --- smaller ones ---
+
+
+def test_auto_is_a_smaller_config_of_the_same_architecture(tmp_path: Path) -> None:
+    """Of ViT's parameters about a fourth: half as wide, with as wide heads; of ResNet's likewise."""
+    sizes = {**VIT, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 4}
+    vit = saved(tmp_path / "vit", make("ViTForImageClassification", **sizes, image_size=32, patch_size=8))
+    wide = {"embedding_size": 16, "hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    resnet = saved(tmp_path / "resnet", make("ResNetForImageClassification", **wide))
+    task = Classification(num_classes=5, image_size=(32, 32))
+    for name in (vit, resnet):
+        teacher = NetworkSpec(network=name)
+        spec, line = choose_student(NetworkSpec(network="auto"), teacher, task, None)
+        counts = [
+            sum(p.numel() for p in bare(build_network(one, num_classes=5)).parameters()) for one in (teacher, spec)
+        ]
+        assert spec.network == name
+        assert spec.args["pretrained"] is False
+        assert 2.5 < counts[0] / counts[1] < 6, line
+    assert choose_student(NetworkSpec(network="auto"), NetworkSpec(network=vit), task, None)[0].args == {
+        "pretrained": False,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+    }
+
+
+def test_configs_of_every_kind_have_smaller_ones_that_can_be_built(tmp_path: Path) -> None:
+    segformer = {"hidden_sizes": [8, 16], "num_attention_heads": [1, 2], "depths": [2, 2], "num_encoder_blocks": 2}
+    many = {
+        "sr_ratios": [4, 2],
+        "patch_sizes": [7, 3],
+        "strides": [4, 2],
+        "mlp_ratios": [2, 2],
+        "decoder_hidden_size": 8,
+    }
+    name = saved(tmp_path, make("SegformerForSemanticSegmentation", **segformer, **many))
+    offered = list(smaller(open_directory(name).config))
+    assert {"depths": [1, 1]} in offered
+    assert {"hidden_sizes": [4, 8]} in offered
+    for options in ({"depths": [1, 1]}, {"hidden_sizes": [4, 8]}):
+        spec = NetworkSpec(network=name, args={"pretrained": False, **options})
+        built = spec.wrap(build_network(spec, num_classes=5))
+        assert built.eval()(images(32)).shape == (2, 5, 32, 32)
+    assert not list(smaller({"architecture": "resnet18"}))  # nothing that is known of it
 
 
 # --- answers ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from datafree.engine.build_networks import Networks, build_networks
 from datafree.preflight.cost import forecast
 from datafree.preflight.cost.calibration import STUDENT, Calibration
 from datafree.preflight.cost.forecast import foretold, forgotten, keyed, too_large, too_long
+from datafree.preflight.rehearsal import rehearse
 from datafree.recipe.recipe import Recipe, dump
 from datafree.run import run_recipe
 from datafree.sources.fast import Fast
@@ -168,3 +170,20 @@ def test_sources_have_the_keys_of_their_sections(tmp_path: Path) -> None:
     found = [(type(source), key) for source, key in keyed(recipe)]
     assert found[1:] == [(Noise, "source.parts.0"), (Fast, "source.parts.1")]
     assert found[0][1] == "source"
+
+
+def test_a_forecast_says_that_it_is_without_the_students_start_and_a_rehearsal_times_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datafree.preflight.cost.start_cost.seconds_of_start", lambda calibrated: 1200.0)
+    recipe = recipe_for(tmp_path, {"method": "noise"}, device="cpu", precision="fp32")
+    recipe = replace(recipe, student=replace(recipe.student, init="teacher"))
+    monkeypatch.setattr("datafree.preflight.cost.forecast._is_worth_it", lambda *given: True)
+    said: list[str] = []
+    run_recipe(recipe, tmp_path / "run", say=said.append)
+    (line,) = (line for line in said if line.startswith("about "))
+    assert line.endswith(", and the student's start from its teacher")
+    assert "min" not in line
+    (line,) = (line for line in rehearse(recipe, tmp_path / "other") if line.startswith("about "))
+    assert line.startswith("about 20 min on this CPU, ")
+    assert "start" not in line

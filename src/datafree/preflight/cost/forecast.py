@@ -33,6 +33,7 @@ DAY = 24 * 3600.0  # seconds; a longer run is warned about
 MANY = 300  # steps and iterations of updates: fewer are over before they could be foretold
 SHORT = 30.0  # seconds that fewer must take at the least to be foretold all the same
 PASS = 0.05  # seconds that a timed pass may take
+STARTED = {"teacher": ", and the student's start from its teacher"}  # what is said of one that was not timed
 SPARED = 0.1  # of what is free, left for what is not counted
 
 
@@ -56,7 +57,7 @@ def foretold(
         return []
     before = modes.random_state()
     try:
-        return _lines(recipe, training, networks, device, dtype, labelled)
+        return _lines(recipe, training, networks, device, dtype, labelled, always)
     except Exception as error:  # whatever it is, of anyone's code
         return [f"note: what the run will take is not known: {first_line(error)}"]
     finally:
@@ -70,6 +71,7 @@ def _lines(
     device: torch.device,
     dtype: torch.dtype,
     labelled: LabelledData | None,
+    whole: bool,
 ) -> list[str]:
     known = cost_of_teacher(networks.teacher, recipe.task.image_size, device, training.batch_size, PASS)
     with calibration(
@@ -82,21 +84,27 @@ def _lines(
         dtype=dtype,
         pass_seconds=PASS,
     ) as calibrated:
-        return lines_of(calibrated, recipe, labelled)
+        return lines_of(calibrated, recipe, labelled, whole=whole)
 
 
-def lines_of(calibrated: Calibration, recipe: Recipe, labelled: LabelledData | None) -> list[str]:
-    """The forecast of a calibrated run; what its warm-up makes in vain; warnings."""
+def lines_of(
+    calibrated: Calibration, recipe: Recipe, labelled: LabelledData | None, *, whole: bool = False
+) -> list[str]:
+    """The forecast of a calibrated run; what its warm-up makes in vain; warnings.
+
+    A student's start from its teacher takes too long to be timed before each run: only where it is to be `whole`.
+    """
     training, cost, around = calibrated.training, run_cost(calibrated), beside(calibrated)
     seconds = cost.seconds + around.record.seconds
-    seconds += sum(item.seconds for item in start_of(calibrated, recipe.student))
+    beyond = "" if whole else STARTED.get(recipe.student.init, "")
+    seconds += sum(item.seconds for item in start_of(calibrated, recipe.student)) if whole else 0.0
     seconds += training.steps / training.save_every * around.look.seconds
     seconds += (training.steps + recipe.source.warmup) / training.picture_every * around.picture.seconds
     if labelled is not None:
         images = synthetic_batch(recipe.task.image_size, calibrated.device)
         seconds += len(labelled) * both_networks(calibrated, images).seconds
     return [
-        forecast(seconds, cost.memory, calibrated.device),
+        forecast(seconds, cost.memory, calibrated.device) + beyond,
         *forgotten(recipe),
         *too_long(seconds),
         *too_large(calibrated, recipe),
