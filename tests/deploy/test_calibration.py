@@ -22,11 +22,11 @@ from torch import Tensor, nn
 import datafree
 from datafree.cli import main
 from datafree.data.images import to_image
-from datafree.deploy.calibration import judgement, readers
+from datafree.deploy.calibration import int8, judgement, readers
 from datafree.deploy.calibration.folder import WRITTEN
 from datafree.deploy.calibration.layers import Activations, activations, distance, kept_range
 from datafree.deploy.calibration.measures import Measured
-from datafree.errors import DatafreeError, RunError
+from datafree.errors import DatafreeError, NetworkError, RunError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
@@ -440,6 +440,25 @@ def test_onnx_files_of_other_forms_are_one_line(tmp_path: Path, command: Command
         assert code == 2, err
         assert says in line
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.thorough
+def test_a_network_that_cannot_be_quantised_is_one_line_and_nothing_is_written(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*args: Any, **options: Any) -> None:
+        raise NetworkError("grey.onnx cannot be quantised (no kernel for Scan); ship the float file")
+
+    monkeypatch.setattr(int8, "quantize", refuses)
+    file = onnx_of(Grey(), tmp_path / "grey.onnx", torch.rand(1, 3, 16, 16))
+    words = ["--mean", "0", "--std", "1", "--images", "8", "--source", "noise", "--out", str(tmp_path / "out")]
+    code, _, err = command(str(file), *words)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert line == "error: grey.onnx cannot be quantised (no kernel for Scan): --no-int8 writes the images alone"
+    assert not (tmp_path / "out").exists()
+    assert command(str(file), *words, "--no-int8")[0] == 0
+    assert (tmp_path / "out" / "images.npy").is_file()
 
 
 def test_no_disk_and_a_folder_of_others_are_one_line_and_an_old_calibration_stays(
