@@ -282,3 +282,18 @@ def test_options_that_make_no_sense_are_refused() -> None:
         Fast(bn_momentum=1.0)
     with pytest.raises(DataError, match="iterations is 0"):
         Fast(iterations=0)
+
+
+def test_targets_that_are_seen_are_the_teachers_labels_of_the_copys_first_images() -> None:
+    teacher, student = classifier(0), classifier(1)
+    source = attached(small(targets="seen", iterations=1, shift=0, bank_size=64), teacher)
+    generator = copy.deepcopy(source._generator).train()
+    state = torch.get_rng_state()
+    source.update(student, -1)
+    torch.set_rng_state(state)
+    source._context.task.sample_targets(B, torch.device("cpu"))  # drawn all the same, so that latents stay the same
+    z = generator.draw_latents(B, torch.device("cpu"))
+    with torch.no_grad():
+        expected = teacher(generator(z)).argmax(1)
+    kept = source._pool.state_dict()["kept"]["targets"]
+    assert torch.equal(kept.long(), expected)  # of eight images none is set aside

@@ -74,11 +74,14 @@ class Auto(ImageSource):
             return self._procedural(), f"procedural, as {norms} BatchNorm layers are too few for {kernels} layers"
         if not gives_gradients(task, teacher, device):
             return self._procedural(), "procedural, as no gradient comes back through the teacher"
-        return self.fast(task.image_size), f"fast, as {norms} BatchNorm layers know what the teacher's images were like"
+        return self.fast(task), f"fast, as {norms} BatchNorm layers know what the teacher's images were like"
 
-    def fast(self, size: tuple[int, int]) -> Fast:
-        """`fast` as it was measured, for images of `size` (height, width)."""
+    def fast(self, task: Task) -> Fast:
+        """`fast` as it was measured (docs/choose.md): surer images where an answer is about a whole image."""
+        size, whole = task.image_size, not task.localizes
         return Fast(
+            targets="seen" if whole else "drawn",
+            target_weight=2.0 if whole else 0.4,
             iterations=5,
             generator_lr=3e-3,
             width=generator_width(size),

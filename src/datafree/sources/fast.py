@@ -46,6 +46,10 @@ class Fast(PoolSource):
     passes: ClassVar[Mapping[str, int]] = {"generator": 1, "teacher": 1, "student": 1}
 
     target_weight: Annotated[Weight, Doc("oh: of the teacher's loss on the preset targets (cross-entropy)")] = 0.4
+    targets: Annotated[
+        Literal["drawn", "seen"],
+        Doc("what a batch is to show: drawn beforehand, or what the teacher sees in it at first"),
+    ] = "drawn"
     bn_weight: Annotated[Weight, Doc("bn: of the distance to the teacher's BatchNorm statistics")] = 10.0
     adversarial_weight: Annotated[Weight, Doc("adv: of -KL(teacher || student) where both agree, from step 0 on")] = 1.1
     iterations: Annotated[PositiveInt, Doc("k: steps of a copy and its latents for each batch")] = 10
@@ -92,6 +96,8 @@ class Fast(PoolSource):
         targets = task.sample_targets(self.batch_size, device)
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
         copied = copy.deepcopy(self._generator).train()
+        if self.targets == "seen":
+            targets = self._seen(copied, z)
         adversarial = self.adversarial_weight > 0 and step >= 0
         guard = self._guard
         guard.what = "source.adversarial_weight" if adversarial else "source.generator_lr"
@@ -129,6 +135,15 @@ class Fast(PoolSource):
         self._pool.add(images, targets)
         logs = {name: value.detach() for name, value in terms.items()}  # of the last step
         return logs | guard.after(step, task, images, outputs)
+
+    def _seen(self, copied: nn.Module, z: Tensor) -> Tensor:
+        """What the teacher sees in a copy's first images, which it is then to see more surely.
+
+        As the one-hot loss of DAFL (Chen et al., ICCV 2019, arXiv 1904.01186, eq. 2). A few iterations cannot turn an
+        image into another class: targets drawn beforehand stay unshown, and hold the images where no class is sure.
+        """
+        with torch.no_grad(), self._context.autocast(), modes.frozen(self._context.teacher):
+            return self._context.task.pseudo_targets(self._context.teacher(copied(z)))
 
     def _learn(self, copied: nn.Module, gradients: list[Tensor]) -> None:
         """The meta-generator's step, as its code has it: by the copy's summed gradients, or towards the copy.

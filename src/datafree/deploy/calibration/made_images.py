@@ -107,7 +107,7 @@ def chosen(auto: Auto, context: SourceContext) -> ImageSource:
     norms = len(batchnorm_layers(bare(context.teacher)))
     reached = norms > 0 and gives_gradients(context.task, context.teacher, context.device)
     if reached and not isinstance(source, Fast):  # too few to make images that teach; ranges need less
-        source = auto.fast((height, width))
+        source = auto.fast(context.task)
         why = f"source.method=auto: fast, as {norms} BatchNorm layers know how large activations were"
     if isinstance(source, Fast):
         source.width = min(source.width, NARROWEST)
