@@ -110,6 +110,7 @@ def test_signals_to_the_command_save_and_leave_with_75_and_twice_at_once(
         process.send_signal(number)
         time.sleep(0.05)
     process.communicate()
-    assert process.returncode in (code, 128 + number)
+    gone = -number  # by the system, where it came while the process was leaving already
+    assert process.returncode in (code, 128 + number, gone)
     assert subprocess.run([*command, "--max-time", "1s"], capture_output=True, check=False).returncode in (0, 75)
     assert os.path.getsize(out / "state" / "state.pt")  # noqa: PTH202
