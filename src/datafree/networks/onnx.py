@@ -99,7 +99,7 @@ def write_onnx(
         with silence(), torch.no_grad(), modes.frozen(answers):
             from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # comes with onnxscript
 
-            names = ["boxes", "scores"] if isinstance(network(example), Predictions) else ["logits"]
+            names = names_of(network(example))
             # Traced here and not by onnx.export, which gives up on the free number of images without a word.
             program = torch.export.export(answers, (example,), dynamic_shapes=({0: batch},), strict=False)
             made: Any = torch.onnx.export(
@@ -231,6 +231,11 @@ class Answers(nn.Module):
 def tensors_of(answer: Tensor | Predictions) -> tuple[Tensor, ...]:
     """The tensors that a file holds an answer as: those of `answer_of`."""
     return (answer.boxes, answer.scores) if isinstance(answer, Predictions) else (answer,)
+
+
+def names_of(answer: Tensor | Predictions) -> list[str]:
+    """What a file calls those tensors."""
+    return ["boxes", "scores"] if isinstance(answer, Predictions) else ["logits"]
 
 
 def noise(count: int, size: tuple[int, int]) -> Tensor:

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.normalized import Normalized
-from datafree.networks.onnx import Answers, answer_of, noise, require, silence, why
+from datafree.networks.onnx import Answers, answer_of, names_of, noise, require, silence, why
 from datafree.ops import modes
-from datafree.ops.predictions import Predictions
 from datafree.tasks.base import Task
 from datafree.text import one_line
 
@@ -92,7 +91,7 @@ class Runtime(nn.Module):
         self.file = file
         self._compute, self._at_once = compute, at_once
 
-    def forward(self, images: Tensor) -> Tensor | Predictions:
+    def forward(self, images: Tensor) -> Any:
         """Raises NetworkError for images that the file does not take."""
         values = images.detach().to("cpu", torch.float32).contiguous()
         parts = [values] if self._at_once is None else torch.split(values, self._at_once)
@@ -115,8 +114,7 @@ def program_of(given: Given, *, batch: bool) -> torch.export.ExportedProgram:
 def output_names(given: Given) -> list[str]:
     """What the file's answers are called."""
     with torch.no_grad(), modes.frozen(given.network):
-        answer = given.network(noise(1, given.size))
-    return ["boxes", "scores"] if isinstance(answer, Predictions) else ["logits"]
+        return names_of(given.network(noise(1, given.size)))
 
 
 def convert(kind: Format, given: Given, *, int8: bool = False) -> None:
