@@ -54,7 +54,7 @@ def notes_of(export: Export, bench: Bench | None) -> list[str]:
         machine = bench.hardware.get("processor") or "a processor that was not recorded"
         threads = f"{bench.threads} thread{'s' if bench.threads > 1 else ''}"
         notes.append(
-            f"Time: median (and middle half) of one image at a time on {machine}, {threads}, {bench.rounds} rounds."
+            f"Time: median (and middle half) of one image at a time on {machine}, {threads}, {bench.rounds} round{'s' if bench.rounds > 1 else ''}."
         )
         notes += bench.notes
     return notes

@@ -129,6 +129,8 @@ def why(error: BaseException) -> str:
     """Why a network cannot be traced or converted, on one line."""
     if type(error).__name__ == "GuardOnDataDependentSymNode":  # torch's, but in no public module
         return "what it computes depends on what it finds in an image, as a two-stage detector's proposals do"
+    if "Constraints violated" in str(error):
+        return "its code fixes how many images there are, as len(images) does where images.shape[0] would not"
     return one_line(error)
 
 
