@@ -23,6 +23,7 @@ from PIL import Image
 from datafree.cli import main
 from datafree.config import yaml
 from datafree.config.paths import expand
+from datafree.engine.artifacts import save_calibration
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.detectors import Detector
 from datafree.networks.load import build_network
@@ -150,6 +151,9 @@ def prepare(page: Path, folder: Path) -> None:
         torch.save(network, folder / "old.pt")
     if page.name == "teachers.md":
         write_classifier(folder / "classifier.onnx")
+    if page.name == "export.md":
+        run = write_run(folder / "made").rename(folder / "runs" / "first")
+        save_calibration(torch.rand(8, 3, 32, 40), run)
     for name in ("garments-demo-quick", "garments-noise-quick"):
         write_run(folder / name).rename(folder / "runs" / name) if page.name == "report.md" else None
 

@@ -218,6 +218,7 @@ OTHERS = {
     "data/labelled.py": "images of a shard, in a new folder aside",
     "tasks/detection.py": "labels of a shard, in a new folder aside",
     "networks/onnx.py": "into the new folder of an export",
+    "deploy/formats/executorch.py": "the same",
     "synthesis/object_store/shards.py": "into a temporary folder of its own",
     "synthesis/object_store/bucket.py": "the same",
     "synthesis/shard_index.py": "opens to sync what it has written",

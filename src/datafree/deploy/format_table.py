@@ -52,12 +52,14 @@ def notes_of(export: Export, bench: Bench | None) -> list[str]:
     notes += export.missing
     if bench is not None and bench.rows:
         machine = bench.hardware.get("processor") or "a processor that was not recorded"
-        threads = f"{bench.threads} thread{'s' if bench.threads > 1 else ''}"
-        notes.append(
-            f"Time: median (and middle half) of one image at a time on {machine}, {threads}, {bench.rounds} rounds."
-        )
+        threads, rounds = (_count(n, what) for n, what in ((bench.threads, "thread"), (bench.rounds, "round")))
+        notes.append(f"Time: median (and middle half) of one image at a time on {machine}, {threads}, {rounds}.")
         notes += bench.notes
     return notes
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
 
 
 def against(made: Made) -> str:

@@ -129,6 +129,8 @@ def why(error: BaseException) -> str:
     """Why a network cannot be traced or converted, on one line."""
     if type(error).__name__ == "GuardOnDataDependentSymNode":  # torch's, but in no public module
         return "what it computes depends on what it finds in an image, as a two-stage detector's proposals do"
+    if "Constraints violated" in str(error):
+        return "its code fixes how many images there are, as len(images) does where images.shape[0] would not"
     return one_line(error)
 
 
@@ -236,6 +238,11 @@ def names_of(answer: Tensor | Predictions) -> list[str]:
 def tensors_of(answer: Tensor | Predictions) -> tuple[Tensor, ...]:
     """The tensors that a file holds an answer as: those of `answer_of`."""
     return (answer.boxes, answer.scores) if isinstance(answer, Predictions) else (answer,)
+
+
+def names_of(answer: Tensor | Predictions) -> list[str]:
+    """What a file calls those tensors."""
+    return ["boxes", "scores"] if isinstance(answer, Predictions) else ["logits"]
 
 
 def noise(count: int, size: tuple[int, int]) -> Tensor:

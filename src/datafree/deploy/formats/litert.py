@@ -32,7 +32,9 @@ class LiteRt(Format):
 
     def write(self, given: Given, file: Path) -> None:
         import litert_torch
+        from litert_torch.fx_infra import decomp
 
+        decomp.add_pre_convert_decomp(torch.ops.aten.one_hot.default, _one_hot)
         answers = Answers(given.network)
         with torch.no_grad(), modes.frozen(answers):
             litert_torch.convert(answers, (noise(1, given.size),)).export(str(file))
@@ -68,6 +70,11 @@ class LiteRt(Format):
         return Runtime(file, compute, at_once=1)
 
 
+def _one_hot(classes: Tensor, num_classes: int) -> Tensor:
+    """torch's, without its assertions, for which LiteRT has no operator: classes (...) -> (..., num_classes)."""
+    return (classes.unsqueeze(-1) == torch.arange(num_classes, device=classes.device)).long()
+
+
 def _ends(file: Path) -> Iterator[str]:
     """Names of the operators that no layer with weights is computed from, or only through others: the last ones."""
     from ai_edge_litert import schema_py_generated as schema
@@ -78,8 +85,8 @@ def _ends(file: Path) -> Iterator[str]:
     graph = model.subgraphs[0]
     feeds: set[int] = set()  # tensors that a layer with weights is computed from
     for operator in reversed(graph.operators):  # in an order in which each can be computed
-        last = feeds.isdisjoint(operator.outputs.tolist())
+        last = feeds.isdisjoint(operator.outputs)
         if last:
             yield tfl_flatbuffer_utils.get_op_scope(operator, graph.tensors)
         if not last or kinds[model.operatorCodes[operator.opcodeIndex].builtinCode] in _LAYERS:
-            feeds.update(operator.inputs.tolist())
+            feeds.update(operator.inputs)
