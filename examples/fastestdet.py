@@ -236,7 +236,7 @@ class FastestDetDetector(Detector):
             class_logits=classes,
             scores=scores,
             boxes=torch.cat([middle - half, middle + half], -1),
-            centres=centres.expand(len(images), -1, -1),
+            centres=centres.expand(images.shape[0], -1, -1),
             heads=heads,
             loss=self.loss,
             decoding=described("FastestDet", cell=CELL),
