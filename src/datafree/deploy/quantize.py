@@ -107,7 +107,9 @@ def _free_answers(graph: Any) -> None:
     for answer in graph.output:
         expand = makers.get(answer.name)
         rounding = makers.get(expand.input[0]) if expand is not None else None
-        if rounding is None or (rounding.op_type, expand.op_type) != ("QuantizeLinear", "DequantizeLinear"):
+        if expand is None or rounding is None:
+            continue
+        if (rounding.op_type, expand.op_type) != ("QuantizeLinear", "DequantizeLinear"):
             continue
         exact = rounding.input[0]
         graph.node.remove(expand)
