@@ -16,7 +16,7 @@ from datafree.engine.artifacts import save_calibration
 from datafree.errors import DataError, NetworkError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
-from datafree.networks.onnx import OnnxNetwork
+from datafree.networks.onnx import OnnxNetwork, write_onnx
 from datafree.networks.resnet import resnet
 from run_directories import forge
 
@@ -141,21 +141,72 @@ def test_exact_ends_are_the_last_layers_and_what_follows_them() -> None:
     assert sorted(_ends(graph)) == ["boxes", "logits", "scores", "sides"]
 
 
-def test_detectors_ends_stay_exact(tmp_path: Path) -> None:
-    from datafree.networks.onnx import write_onnx
-
+def layers(*last: torch.nn.Module) -> torch.nn.Sequential:
     torch.manual_seed(0)
-    network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 16, 3),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(16, 16, 3),
-        torch.nn.ReLU(),
-        torch.nn.Conv2d(16, 2, 3),
-    )
-    write_onnx(Normalized(network), tmp_path / "float.onnx", (16, 16), {})
+    between = [torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3), torch.nn.ReLU()]
+    return torch.nn.Sequential(*between, *last)
+
+
+def weights_of(file: Path) -> list[str]:
+    """The types of the convolutions' weights in a file, sorted."""
+    import onnx
+
+    kinds, stored = onnx.TensorProto.DataType, onnx.load(file).graph.initializer
+    weights = [tensor for tensor in stored if len(tensor.dims) == 4 and tensor.dims[0] > 1]  # not mean and std
+    return sorted(kinds.Name(tensor.data_type) for tensor in weights)
+
+
+def quantised(network: torch.nn.Module, folder: Path, images: list[Tensor], **options: bool) -> tuple[Tensor, Tensor]:
+    """The answers of the float file and of the INT8 file about the first images."""
+    height, width = images[0].shape[-2:]
+    write_onnx(Normalized(network.eval()), folder / "float.onnx", (height, width), {})
+    quantize(folder / "float.onnx", folder / "int8.onnx", images, **options)
+    exact, small = (OnnxNetwork(folder / name)(images[0]) for name in ("float.onnx", "int8.onnx"))
+    assert isinstance(exact, Tensor)
+    assert isinstance(small, Tensor)
+    return exact, small
+
+
+@pytest.mark.parametrize(("exact_ends", "kinds"), [(False, ["UINT8"] * 3), (True, ["FLOAT", "UINT8", "UINT8"])])
+def test_detectors_ends_stay_exact(tmp_path: Path, exact_ends: bool, kinds: list[str]) -> None:
     images = [torch.rand(4, 3, 16, 16) for _ in range(2)]
-    for name, exact in (("all", False), ("ends", True)):
-        quantize(tmp_path / "float.onnx", tmp_path / f"{name}.onnx", images, exact_ends=exact)
-    values = {name: OnnxNetwork(tmp_path / f"{name}.onnx")(images[0]) for name in ("float", "all", "ends")}
-    levels = {name: len(value.unique()) for name, value in values.items() if isinstance(value, Tensor)}
-    assert levels["all"] <= 256 < levels["ends"]
+    quantised(layers(torch.nn.Conv2d(16, 2, 3)), tmp_path, images, exact_ends=exact_ends)
+    assert weights_of(tmp_path / "int8.onnx") == kinds
+
+
+def test_answers_are_not_rounded_to_256_values(tmp_path: Path) -> None:
+    exact, small = quantised(layers(torch.nn.Conv2d(16, 2, 3)), tmp_path, [torch.rand(4, 3, 16, 16)])
+    assert len(small.unique()) > 256
+    assert 0 < float((exact - small).abs().max()) < 0.03 * float(exact.abs().max())
+
+
+def test_large_sums_of_products_do_not_overflow(tmp_path: Path) -> None:
+    """White images and weights of 1: two products of bytes are 2 * 255 * 127 = 64,770, and 16 bits end at 32,767."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3))
+    for parameter in network.parameters():
+        torch.nn.init.ones_(parameter)
+    exact, small = quantised(network, tmp_path, [torch.ones(2, 3, 8, 8)])
+    assert torch.equal(exact, torch.full_like(exact, 27 * 72 + 1))  # 3 channels of 9 pixels, 8 of 9, the bias
+    assert torch.allclose(small, exact, rtol=0.01)
+
+
+class Sum(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(3, 8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.elu(self.one(images) + self.other(images))
+
+
+def test_what_has_no_weights_is_computed_in_float(tmp_path: Path) -> None:
+    """Sum and exponential linear unit read floats, and what they answer is not rounded again."""
+    import onnx
+
+    _, small = quantised(Sum(), tmp_path, [torch.rand(4, 3, 16, 16)])
+    rounded = [
+        node.input[0] for node in onnx.load(tmp_path / "int8.onnx").graph.node if node.op_type == "QuantizeLinear"
+    ]
+    makers = {name: node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node for name in node.output}
+    assert {makers.get(name, "images") for name in rounded} <= {"Conv", "images", "Div", "Sub"}
+    assert len(small.unique()) > 256
