@@ -230,11 +230,6 @@ class Answers(nn.Module):
         return answers if len(answers) > 1 else answers[0]
 
 
-def names_of(answer: Tensor | Predictions) -> list[str]:
-    """What a file calls the tensors of such an answer."""
-    return ["boxes", "scores"] if isinstance(answer, Predictions) else ["logits"]
-
-
 def tensors_of(answer: Tensor | Predictions) -> tuple[Tensor, ...]:
     """The tensors that a file holds an answer as: those of `answer_of`."""
     return (answer.boxes, answer.scores) if isinstance(answer, Predictions) else (answer,)
