@@ -54,6 +54,11 @@ class HostRandom(TorchFunctionMode):
             return func(*args, **{**kwargs, "device": CPU}).to(kwargs["device"])
         if func in self.alike:
             return func(args[0].to(CPU), *args[1:], **kwargs).to(args[0].device)
+        if getattr(func, "__module__", "") == "torch.nn.init":  # which call their fillers below this mode
+            rest = {key: value for key, value in kwargs.items() if key != "tensor"}
+            filled = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            with torch.no_grad():
+                return filled.copy_(func(torch.empty_like(filled, device=CPU), *args[1:], **rest))
         if func in self.fillers:
             return args[0].copy_(func(torch.empty_like(args[0], device=CPU), *args[1:], **kwargs))
         if func is torch.multinomial and kwargs.get("generator") is None:
@@ -90,8 +95,11 @@ class Outcome:
 def outcome(group: str, photos: Path, device: torch.device, precision: Precision, learnt: Batch | None) -> Outcome:
     """An update, the images made after it, and a step of the student on `learnt`, by default on these."""
     name, method = group.split("/")
+    sizes = QUICK[name].batch_size
     pair = replace(
-        QUICK[name], training={**QUICK[name].training, "precision": "bf16" if precision == "bf16" else "fp32"}
+        QUICK[name],
+        training={**QUICK[name].training, "precision": "bf16" if precision == "bf16" else "fp32"},
+        batch_size={device.type: sizes["cpu"]} if sizes else {},
     )
     with HostRandom():
         rig = make_rig(pair, method, photos, device)

@@ -141,7 +141,8 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     first_is_host = first is not None and not isinstance(first, OnDevice)
     if func is aten.copy_.default:
         here = not first_is_host
-    made = here and not ours and func is not aten.copy_.default  # made there, or brought there
+    left_out = (aten.copy_.default, aten.scalar_tensor.default)  # a number may lie on the host
+    made = here and not ours and func not in left_out  # made there, or brought there
     if made and Faulty.current is not None and Faulty.current.strikes():
         here = False
     if ours and host:
