@@ -219,6 +219,7 @@ OTHERS = {
     "tasks/detection.py": "labels of a shard, in a new folder aside",
     "networks/onnx.py": "into the new folder of an export",
     "deploy/formats/executorch.py": "the same",
+    "deploy/calibration/written_images.py": "into the new folder of a calibration set",
     "synthesis/object_store/shards.py": "into a temporary folder of its own",
     "synthesis/object_store/bucket.py": "the same",
     "synthesis/shard_index.py": "opens to sync what it has written",

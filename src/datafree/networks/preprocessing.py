@@ -20,6 +20,7 @@ from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.checkpoints.whole_modules import read_module
 from datafree.networks.first_input import PHOTO_MEAN, UNSURE, Order, Seen, Three, distance, first_input, told_order
 from datafree.networks.foreign.open_file import PICKLES
+from datafree.networks.foreign.torchscript import is_torchscript
 from datafree.networks.foreign.ultralytics_model import size_of_training
 from datafree.networks.huggingface.directory import ModelDirectory, open_directory
 from datafree.networks.huggingface.preprocessor import read_preprocessor
@@ -85,7 +86,7 @@ def known(spec: NetworkSpec) -> Preprocessing | None:
 
 def _ultralytics(file: Path) -> Preprocessing | None:
     """Its networks are all trained on RGB images in [0, 1], as they are."""
-    module = read_module(file) if file.is_file() else None
+    module = read_module(file) if file.is_file() and not is_torchscript(file) else None
     if module is None or not module.kind.startswith("ultralytics."):
         return None
     side = size_of_training(module)
