@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -344,6 +347,26 @@ def test_bench_opens_no_file_but_the_one_that_was_exported(tmp_path: Path, given
     bench, _ = bench_run(run, threads=1, rounds=1)
     assert list(bench.rows) == ["student"]
     assert any("it is not the file that was exported" in note for note in bench.notes)
+
+
+def test_signals_have_a_stack_after_two_networks_of_openvino_are_gone(exported: tuple[Path, Exported]) -> None:
+    """The first word of C's stack_t is the place of the stack that signals are handled on."""
+    before, after = (ctypes.create_string_buffer(24) for _ in range(2))
+    folder = exported[1].folder
+    assert ctypes.CDLL(None).sigaltstack(None, before) == 0
+    opened = [FORMATS["openvino"].open(folder / name) for name in ("student.xml", "student.int8.xml")]
+    answers = [network(torch.rand(1, 3, 32, 32)).shape for network in opened]
+    assert len(set(answers)) == 1
+    while opened:
+        del opened[0]
+        gc.collect()
+    assert ctypes.CDLL(None).sigaltstack(None, after) == 0
+    assert after.raw[:8] in (before.raw[:8], bytes(8))  # none of its own: the thread's
+    seen = list[int]()
+    handler = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    signal.raise_signal(signal.SIGUSR1)
+    signal.signal(signal.SIGUSR1, handler)
+    assert seen == [signal.SIGUSR1]
 
 
 # The heavy runtimes.

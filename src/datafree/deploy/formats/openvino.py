@@ -5,6 +5,7 @@ INT8 is the ONNX file in 8-bit integers, read by OpenVINO: both runtimes then co
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
@@ -52,7 +53,10 @@ class OpenVino(Format):
         import openvino
 
         settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
-        compiled: Any = openvino.Core().compile_model(file, "CPU", settings)
+        # In a thread that ends: compiling gives its thread a stack for signals, and of two networks that are dropped in
+        # the order in which they were made, the second hands back the first's, which is gone: the next signal is fatal.
+        with ThreadPoolExecutor(1) as aside:
+            compiled: Any = aside.submit(openvino.Core().compile_model, file, "CPU", settings).result()
 
         def compute(images: Tensor) -> list[Tensor]:
             return [torch.from_numpy(array.copy()) for array in compiled(images.numpy()).values()]
