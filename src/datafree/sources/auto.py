@@ -77,11 +77,9 @@ class Auto(ImageSource):
         return self.fast(task), f"fast, as {norms} BatchNorm layers know what the teacher's images were like"
 
     def fast(self, task: Task) -> Fast:
-        """`fast` as it was measured (docs/choose.md): surer images where an answer is about a whole image."""
-        size, whole = task.image_size, not task.localizes
+        """`fast` as it was measured (docs/choose.md)."""
+        size = task.image_size
         return Fast(
-            targets="seen" if whole else "drawn",
-            target_weight=2.0 if whole else 0.4,
             iterations=5,
             generator_lr=3e-3,
             width=generator_width(size),
