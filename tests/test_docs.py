@@ -246,7 +246,8 @@ def test_every_relative_link_resolves(page: Path) -> None:
 
 
 def test_every_test_that_a_page_names_is_there() -> None:
-    files = {file.name: file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py")}
+    found = [*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests").rglob("cases_*.py")]
+    files = {file.name: file.read_text("utf-8") for file in found}
     tests = set(re.findall(r"^\s*def (test_\w+)", "\n".join(files.values()), re.MULTILINE))
     named = {
         page.name: set(re.findall(r"`(?:tests/(?:\w+/)*)?(test_\w+(?:\.py)?)`", page.read_text("utf-8")))
