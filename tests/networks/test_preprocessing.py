@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.networks.checks.preprocessing_doubt import doubt
 from datafree.networks.first_input import Seen, Three, distance, first_input, implied
 from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.normalized import Normalized
+from datafree.networks.onnx import write_onnx
 from datafree.networks.preprocessing import explained, known, suggested
 
 PHOTO_MEAN = (0.485, 0.456, 0.406)
@@ -306,3 +309,15 @@ def test_a_pixel_range_of_255_is_a_mean_and_std_of_images_in_0_to_1() -> None:
     torch.testing.assert_close(seen, wanted, atol=1e-4, rtol=1e-5)
     plain = NetworkSpec(network="own:net", pixel_range=255).wrap(nn.Identity())
     torch.testing.assert_close(plain(x), 255 * x)
+
+
+def test_a_file_that_datafree_exported_takes_images_as_they_are_and_another_says_nothing(tmp_path: Path) -> None:
+    network = Normalized(nn.Conv2d(3, 2, 3), mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
+    write_onnx(network, tmp_path / "ours.onnx", (8, 8), {"task": {"kind": "classification"}})
+    found = known(NetworkSpec(network=str(tmp_path / "ours.onnx")))
+    assert found is not None
+    assert (found.mean, found.std, found.channel_order) == ((0, 0, 0), (1, 1, 1), "rgb")
+    model = onnx.load(str(tmp_path / "ours.onnx"))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "another.onnx"))
+    assert known(NetworkSpec(network=str(tmp_path / "another.onnx"))) is None

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.checkpoints.whole_modules import read_module
 from datafree.networks.first_input import PHOTO_MEAN, UNSURE, Order, Seen, Three, distance, first_input, told_order
+from datafree.networks.foreign.onnx_file import SUFFIX as ONNX
+from datafree.networks.foreign.onnx_file import read_onnx
 from datafree.networks.foreign.open_file import PICKLES
 from datafree.networks.foreign.torchscript import is_torchscript
 from datafree.networks.foreign.ultralytics_model import size_of_training
@@ -27,6 +29,7 @@ from datafree.networks.huggingface.preprocessor import read_preprocessor
 from datafree.networks.libraries import build_from_library
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare
+from datafree.networks.onnx import DESCRIPTION
 from datafree.ops import modes
 
 _IMAGENET_STD: Three = (0.229, 0.224, 0.225)
@@ -76,6 +79,8 @@ def known(spec: NetworkSpec) -> Preprocessing | None:
         return _directory(open_directory(spec.network))
     if spec.network.endswith(PICKLES):
         return _ultralytics(Path(spec.network))
+    if spec.network.endswith(ONNX):
+        return _exported(Path(spec.network))
     library, _, name = spec.network.partition("/")
     if library == "timm":
         return _timm(name, spec.args)
@@ -97,6 +102,20 @@ def _ultralytics(file: Path) -> Preprocessing | None:
         input_size=None if side is None else (side, side),
         classes=None,
         origin="Ultralytics' own preprocessing",
+    )
+
+
+def _exported(file: Path) -> Preprocessing | None:
+    """What `datafree export` wrote takes images in [0, 1] as they are: mean and std are inside."""
+    if not file.is_file() or DESCRIPTION not in read_onnx(file).metadata:
+        return None
+    return Preprocessing(
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        channel_order="rgb",
+        input_size=None,
+        classes=None,
+        origin="datafree's own export",
     )
 
 
@@ -211,7 +230,7 @@ def _first_layers(network: nn.Module, images: Tensor) -> tuple[nn.Conv2d, Any] |
         for handle in handles:
             handle.remove()
     if not convolved:
-        return "it has no convolution"
+        return "no convolution of it can be seen"
     conv, given, *_ = convolved[0]
     if given.shape != images.shape or not torch.equal(given, images):
         return "it changes its images itself before its first convolution"
