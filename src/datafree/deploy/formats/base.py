@@ -67,7 +67,7 @@ class Format(ABC):
 
     def write_int8(self, given: Given, file: Path) -> None:
         """Write the network in 8-bit integers, calibrated on `given.calibration`. Raises as `write`."""
-        raise NotImplementedError
+        raise NetworkError(f"{self.runtime} has no INT8 here: {self.no_int8}")
 
     @abstractmethod
     def open(self, file: Path) -> nn.Module:
