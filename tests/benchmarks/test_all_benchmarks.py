@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from benchmark_modules import imported
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -20,15 +22,8 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 @pytest.fixture(scope="module")
 def everything() -> Iterator[ModuleType]:
     """benchmarks/all.py, imported beside its own modules, which are forgotten afterwards."""
-    search_path, known = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("all")
-    sys.path[:] = search_path
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(
-            (str(BENCHMARKS), str(ROOT / "examples"))
-        ):
-            del sys.modules[name]
+    with imported("all") as module:
+        yield module
 
 
 Make = Callable[..., Any]

@@ -1,7 +1,5 @@
 """The benchmark of students by processor minutes: its rows are recipes, its table is of their cells."""
 
-import importlib
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmark_modules import imported
 from datafree.networks.load import NetworkSpec
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -21,13 +20,8 @@ TEACHER = NetworkSpec(network="datafree/resnet", weights=Path("builtin:fashion/t
 @pytest.fixture(scope="module")
 def budget() -> Iterator[ModuleType]:
     """benchmarks/budget.py, imported beside its own modules, which are forgotten afterwards."""
-    search_path, known = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("budget")
-    sys.path[:] = search_path
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with imported("budget") as module:
+        yield module
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from benchmark_modules import imported
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -22,15 +24,8 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 @pytest.fixture(scope="module")
 def evidence() -> Iterator[ModuleType]:
     """benchmarks/evidence.py, imported beside its own modules, which are forgotten afterwards."""
-    search_path, known = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("evidence")
-    sys.path[:] = search_path
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(
-            (str(BENCHMARKS), str(ROOT / "examples"))
-        ):
-            del sys.modules[name]
+    with imported("evidence") as module:
+        yield module
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The INT8 benchmark: its rows, the images it makes once, its measures and its table."""
 
-import importlib
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from benchmark_modules import imported
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def int8() -> Iterator[ModuleType]:
     """benchmarks/int8.py, imported beside its own modules, which are forgotten afterwards."""
-    search_path, known = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module("int8")
-    sys.path[:] = search_path
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(BENCHMARKS)):
-            del sys.modules[name]
+    with imported("int8") as module:
+        yield module
 
 
 def test_rows_are_every_network_with_every_source_and_real_images_where_there_are_some(int8: ModuleType) -> None:
