@@ -7,7 +7,7 @@ A row is PROBLEM/METHOD/MINUTES (budget_problems.py). Everything of a run is cou
 of its schedule, the making of images, the student's start, its steps. `training.time` plans the schedule; scoring comes
 after it. Teachers without public weights are trained before the clock starts, once for all seeds, and kept in --work.
 Each cell is a process of one thread, so that its processor time is comparable on a busy machine. Results go to
-benchmarks/results/budget-cpu.json, the table to docs/results.md.
+benchmarks/results/budget-cpu.json, the table to docs/results.md, the curves of `auto` to docs/pictures/budget.svg.
 
 Metrics: `relative`, the student's score over its teacher's on real test images; the score itself, `top1`, `miou` or
 `ap50`; `steps` of the student as planned; `minutes` of processor time.
@@ -28,10 +28,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
 
+import results
 from budget_problems import PROBLEMS, Problem, trained
 from cells import Cell, Stop, folder_of, measure, read_cells, run_cells, seconds, spread
 from datafree.config.paths import expand
@@ -40,8 +42,10 @@ from datafree.errors import Interrupted
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.load import NetworkSpec
 from datafree.recipe.recipe import Recipe, make_recipe
+from datafree.report.run_reader import Series
 from datafree.run import run_recipe
 from measured import seeds_in, with_earlier
+from pictures import write_chart
 from results import write_results, write_table
 
 MINUTES = (5, 20, 60)
@@ -136,14 +140,28 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def curves(rows: dict[str, list[dict[str, Any]]], method: str = "auto") -> list[Series]:
+    """A line for each problem: (processor minutes, percent of the teacher's score), means over seeds."""
+    found = []
+    for name in PROBLEMS:
+        cells = [rows[row] for minutes in MINUTES if rows.get(row := f"{name}/{method}/{minutes}")]
+        of = [[mean(cell["metrics"][what] for cell in each) for what in ("minutes", "relative")] for each in cells]
+        found.append(Series(name=name, points=sorted((round(time, 1), 100 * relative) for time, relative in of)))
+    return [line for line in found if line.points]
+
+
 def collect(work: Path) -> None:
-    """Write results and tables from the cells that are done and those of the file as it was."""
+    """Write results, table and picture from the cells that are done and those of the file as it was."""
     done = read_cells(work, ROWS)
     rows = with_earlier("budget", "cpu", done)
     if done:
         write_results("budget", "cpu", rows, command=f"python benchmarks/budget.py --seeds {seeds_in(rows)}")
     section = "## Students by processor minutes\n\n`python benchmarks/budget.py`: in percent of the teacher's score."
     write_table("results.md", "budget-cpu", table(rows), section=section)
+    if lines := curves(rows):
+        title = "percent of the teacher's score against processor minutes, source.method=auto"
+        file = results.HERE.parent / "docs" / "pictures" / "budget.svg"
+        write_chart(file, title, lines, unit="%", x_unit="processor minutes of one thread")
 
 
 def main() -> int:

@@ -32,10 +32,10 @@ from typing import Any
 
 from datafree.engine.progress import Progress
 from datafree.recipe.recipe import Recipe, load_recipe
-from datafree.report.charts import drawing
 from datafree.report.run_reader import Series
 from datafree.run import run_recipe
 from datafree.synthesis.synthesize import synthesize, verify
+from pictures import write_chart
 from results import HERE, write_results, write_table
 
 IMAGES = (1_000, 10_000, 100_000)
@@ -46,11 +46,6 @@ RUNS = {
     "cgdd": ("fashion-cgdd", ["source.width=4", "source.batch_size=8", "source.warmup=20", "source.bank_size=4000"]),
     "degan": ("garments-degan", ["task.image_size=[32, 32]", "source.parts.1.width=4", "source.parts.1.warmup=20"]),
 }
-STYLE = """
-svg { background: #fff; font-family: sans-serif }
-text { fill: #444; font-size: 10px } .tick { text-anchor: end }
-.rule { stroke: #ddd } .line { fill: none; stroke: #0b5cad; stroke-width: 1.5 } .line.c1 { stroke: #b3541e }
-"""
 
 
 # One process.
@@ -227,10 +222,8 @@ def picture(name: str, x_unit: str, trace: list[list[float]]) -> None:
     """Two drawings: seconds and memory on the way of the largest cell."""
     for what, unit, column in (("time", "processor's seconds", 1), ("memory", "MiB", 2)):
         line = Series(name=what, points=[(point[0], point[column]) for point in trace if point[0] >= 0])
-        drawn = drawing(f"{what} ({unit}) against {x_unit}", [line], unit, x_unit, from_zero=True)
-        framed = str(drawn).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
         file = HERE.parent / "docs" / "pictures" / f"growth-{name}-{what}.svg"
-        file.write_text(framed.replace("<title>", f"<style>{STYLE}</style><title>", 1) + "\n", encoding="utf-8")
+        write_chart(file, f"{what} ({unit}) against {x_unit}", [line], unit=unit, x_unit=x_unit)
 
 
 def main() -> int:

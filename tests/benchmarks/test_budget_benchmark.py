@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from benchmark_modules import imported
 from datafree.networks.load import NetworkSpec
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SVG = "{http://www.w3.org/2000/svg}"
 TEACHER = NetworkSpec(network="datafree/resnet", weights=Path("builtin:fashion/teacher.safetensors"))
 
 
@@ -127,6 +129,21 @@ def test_the_table_has_mean_and_spread_of_the_share_in_percent(budget: ModuleTyp
     cells = [{"metrics": {"relative": share}} for share in (0.5, 0.6)]
     table = budget.table({"cifar10/auto/5": cells, "cifar10/auto/60": cells[:1]})
     assert table.splitlines()[2:] == ["| cifar10 | auto | 55.0 ± 7.1 | not run | 50.0 |"]
+
+
+def test_curves_are_means_over_seeds_at_the_time_that_was_spent(budget: ModuleType, tmp_path: Path) -> None:
+    from pictures import write_chart
+
+    def cells(*pairs: tuple[float, float]) -> list[dict[str, Any]]:
+        return [{"metrics": {"relative": relative, "minutes": minutes}} for minutes, relative in pairs]
+
+    rows = {"cifar10/auto/20": cells((19.0, 0.8), (21.0, 0.7)), "cifar10/auto/5": cells((4.04, 0.5))}
+    lines = budget.curves({**rows, "camvid/auto/5": cells((4.5, 0.9)), "camvid/real/5": cells((5.0, 1.0))})
+    assert [line.name for line in lines] == ["cifar10", "camvid"]
+    assert [x for line in lines for point in line.points for x in point] == pytest.approx([4, 50, 20, 75, 4.5, 90])
+    write_chart(tmp_path / "a.svg", "shares", lines, unit="%", x_unit="minutes")
+    texts = [text.text for text in ElementTree.parse(tmp_path / "a.svg").getroot().iter(f"{SVG}text")]
+    assert {"cifar10", "camvid", "minutes", "4", "20", "0", "100"} <= {*texts}
 
 
 def test_the_teacher_without_normalisation_has_none_and_its_student_starts_from_it(
