@@ -5,10 +5,11 @@ point for each tensor, from the least and largest value that the calibration ima
 al., CVPR 2018, arXiv 1712.05877, without its training). The file keeps the float network's inputs and outputs and
 holds quantise-dequantise pairs (QDQ), which onnxruntime turns into integer kernels.
 
-Three choices were measured (docs/int8.md). Weights are unsigned, with a zero point in the middle: a processor without
+Four choices were measured (docs/int8.md). Weights are unsigned, with a zero point in the middle: a processor without
 VNNI instructions adds products of unsigned and signed bytes in 16 bits, which overflow without a word. Only layers with
 weights are quantised, with the activation behind them: sums, joins and other functions are few of the operations, and
-each rounds once more. Answers are not rounded: what calibration images do not reach would be cut off.
+each rounds once more. Answers are not rounded: what calibration images do not reach would be cut off. What rounding
+adds to a layer's mean is taken from its bias.
 
 B images, H x W pixels.
 """
@@ -21,6 +22,7 @@ from typing import Any
 
 from torch import Tensor
 
+from datafree.deploy.bias_correction import InputMeans, correct_biases
 from datafree.errors import DataError, NetworkError
 from datafree.networks.onnx import require, silence
 from datafree.storage.scratch import Scratch
@@ -38,7 +40,6 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor], *, exact_ends: boo
     a network that cannot be quantised, DatafreeError without the packages.
     """
     require("quantising", "onnx", "onnxruntime")
-    batches = _Batches(images)
     with silence(), Scratch() as scratch:
         import onnx
         from onnxruntime import quantization
@@ -47,21 +48,23 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor], *, exact_ends: boo
         prepared = scratch.path / "prepared.onnx"
         try:
             quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)  # gives up on box arithmetic
-            batches.input = onnx.load(str(prepared)).graph.input[0].name
+            exact = onnx.load(str(prepared))
+            means = InputMeans(exact)
             quantization.quantize_static(
                 str(prepared),
                 str(out),
-                batches,
+                _Batches(images, exact.graph.input[0].name, means),
                 quant_format=quantization.QuantFormat.QDQ,
                 op_types_to_quantize=[*_LAYERS, *_ACTIVATIONS],
                 per_channel=True,
                 weight_type=quantization.QuantType.QUInt8,
                 activation_type=quantization.QuantType.QUInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
-                nodes_to_exclude=_ends(onnx.load(str(prepared)).graph) if exact_ends else [],
+                nodes_to_exclude=_ends(exact.graph) if exact_ends else [],
                 extra_options={"WeightSymmetric": True},
             )
             made = onnx.load(str(out))
+            correct_biases(made, exact, means)
             _free_answers(made.graph)
             onnx.save(made, str(out))
         except DataError:
@@ -73,8 +76,9 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor], *, exact_ends: boo
 class _Batches:
     """onnxruntime's CalibrationDataReader, which it knows by `get_next` alone."""
 
-    def __init__(self, images: Iterable[Tensor]) -> None:
-        self.input = ""
+    def __init__(self, images: Iterable[Tensor], name: str, means: InputMeans) -> None:
+        """`name`: of the network's input; `means` sees each batch, too."""
+        self.input, self.means = name, means
         self._left = iter(images)
         self._any = False
 
@@ -85,7 +89,9 @@ class _Batches:
                 raise DataError("there are no images to calibrate with; give a folder of some with --images")
             return None
         self._any = True
-        return {self.input: batch.detach().to("cpu").float().contiguous().numpy()}
+        shown = {self.input: batch.detach().to("cpu").float().contiguous().numpy()}
+        self.means.see(shown)
+        return shown
 
 
 def _ends(graph: Any) -> list[str]:
