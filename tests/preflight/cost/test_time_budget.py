@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +99,13 @@ def test_the_time_for_so_many_steps_is_the_least_that_is_planned_for_them() -> N
         seconds = time_for(given, 1000)
         assert planned(given, seconds).steps >= 1000
         assert planned(given, 0.98 * seconds).steps < 1000
+
+
+def test_the_time_for_enough_steps_is_found_whatever_rounding_does() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        given = costs((40, 20, draw.random(), draw.random()), fixed=50 * draw.random(), step=draw.random())
+        assert planned(given, time_for(given, 1000)).steps >= 1000
 
 
 def test_few_steps_are_a_warning_with_the_time_of_enough() -> None:

@@ -204,7 +204,8 @@ def found(
 
 def time_for(costs: Costs, steps: int) -> float:
     """The least seconds, within a hundredth, in which so many steps are planned."""
-    low = high = costs.fixed + costs.step + sum(source.early + source.late for source in costs.sources)
+    low = costs.fixed + costs.step + sum(source.early + source.late for source in costs.sources)
+    high = 2 * low  # of `low` itself rounding may leave less than a step
     while planned(costs, high).steps < steps:
         low, high = high, 2 * high
     while high > 1.01 * low:
