@@ -14,8 +14,8 @@ Metrics: `relative`, the student's score over its teacher's on real test images;
 
 Methods: `auto` is `source.method: auto` with the student started from its teacher, `procedural` and `photos` (a folder
 of related ones) are single sources; `real` learns from real training images without their labels: the upper line. Each
-also from random weights, `-random`. Settings were chosen on validation images and then held for all problems; no test
-label chooses anything.
+also from random weights, `-random`. Settings were chosen on training images of Fashion-MNIST, CIFAR-10 and CamVid, that no
+row of `auto` sees, and then held for all problems; no test label chooses anything.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ from results import write_results, write_table
 
 MINUTES = (5, 20, 60)
 LEARNING: dict[str, Any] = {
-    "batch_size": 32,
-    "lr": 1e-3,
+    "batch_size": 64,
+    "lr": 1e-2,
     "weight_decay": 0.0,
     "lr_warmup": 50,
     "mixup": 0.5,
@@ -62,7 +62,7 @@ LEARNING: dict[str, Any] = {
     "precision": "fp32",
 }
 SOURCES: dict[str, dict[str, Any]] = {
-    "auto": {"method": "auto", "warmup": 80},
+    "auto": {"method": "auto"},
     "procedural": {"method": "procedural"},
     "photos": {"method": "folder", "crop": "random", "flip": True},
     "real": {"method": "folder", "cache_mib": 1024},

@@ -180,6 +180,6 @@ PROBLEMS = {
         student=replace(COCO.student, args={**COCO.student.args, "width": 0.5}),
         test=lambda: detection.load_boxes(COCO.test, COCO_TASK, None),
         headline="ap50",
-        training={"shift": 8, "batch_size": 16},
+        training={"shift": 8, "batch_size": 16, "lr": 2.5e-3},
     ),
 }

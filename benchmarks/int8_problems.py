@@ -230,6 +230,8 @@ def _made(problem: Problem, name: str, seed: int) -> Tensor:
     if name in ("fast", "inversion"):
         options["batch_size"] = problem.batch_size
         options["shift"] = 0
+    if name == "fast" and not problem.task.localizes:  # as `auto` has it
+        options |= {"targets": "seen", "target_weight": 2.0}
     if name == "inversion":
         options["warmup"] = -(-problem.images // problem.batch_size)
     if name == "procedural":

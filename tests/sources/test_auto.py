@@ -1,6 +1,5 @@
 """`auto`: which source it takes for which teacher, that a run's recipe names it, and that it is that source."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.run import run_recipe
 from datafree.sources import Auto, Fast, Mixed, Procedural
-from datafree.sources.auto import batch_of, count_kernels, generator_width
+from datafree.sources.auto import batch_of, count_kernels
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
@@ -74,11 +73,15 @@ def test_kernels_are_counted_by_their_weights() -> None:
     assert count_kernels(net(*layers)) == 3  # two convolutions and the last layer
 
 
-def test_larger_images_get_a_narrower_generator_whose_pixels_cost_no_more() -> None:
-    assert [generator_width((side, side)) for side in (16, 28, 32, 48, 64, 224)] == [32, 32, 32, 21, 16, 16]
-    assert generator_width((32, 64)) == 23  # as a square of as many pixels, 45 x 45
-    source, _ = Auto().choose(replace(TASK, image_size=(64, 64)), seen(Normalized(resnet(4, depth=8, width=4))), CPU)
-    assert isinstance(source, Fast) and source.width == 16
+def test_images_of_classes_show_what_the_teacher_sees_in_them_those_of_places_what_was_drawn() -> None:
+    """As measured, docs/choose.md."""
+    whole, _ = Auto().choose(TASK, seen(Normalized(resnet(4, depth=8, width=4))), CPU)
+    street, _ = Auto().choose(
+        Segmentation(num_classes=11, image_size=(64, 64)), seen(Normalized(unet(11, width=4, depth=2))), CPU
+    )
+    assert isinstance(whole, Fast) and isinstance(street, Fast)
+    assert (whole.targets, whole.target_weight) == ("seen", 2.0)
+    assert (street.targets, street.target_weight) == ("drawn", 0.4)
 
 
 def test_segmenters_and_detectors_with_batchnorm_get_fast_too() -> None:

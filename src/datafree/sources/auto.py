@@ -31,8 +31,7 @@ BANKED = 20_000  # images that `fast` keeps, where these are small
 BATCH, LEAST_BATCH = 64, 8  # images of an update of `fast`, of small images and of the largest
 BATCH_PIXELS = BATCH * 128 * 128
 ENOUGH = 0.5  # of the layers with a kernel: so many BatchNorm layers make its statistics a prior of images
-WIDEST, NARROWEST = 32, 16  # channels of the generator at full size
-_WIDE_UP_TO = 32  # pixels of a side; beyond, a generator would cost several times what a small teacher does
+WIDTH = 16  # channels of the generator at full size: a wider one costs several times what a small teacher does
 
 
 @final
@@ -44,8 +43,8 @@ class Auto(ImageSource):
     needs_gradients: ClassVar[bool] = False  # chooses by whether there are some
 
     photos: Annotated[ExistingFolder | None, Doc("unlabelled photos of a related kind: half of each batch")] = None
-    warmup: Annotated[Count, Doc("updates before the student's first step")] = 40
-    update_every: Annotated[Count, Doc("student steps from one update to the next; 0 = none after the warm-up")] = 20
+    warmup: Annotated[Count, Doc("updates before the student's first step")] = 30
+    update_every: Annotated[Count, Doc("student steps from one update to the next; 0 = none after the warm-up")] = 24
 
     def attach(self, context: SourceContext) -> None:
         self._source, why = self.choose(context.task, context.teacher, context.device)
@@ -77,12 +76,14 @@ class Auto(ImageSource):
         return self.fast(task), f"fast, as {norms} BatchNorm layers know what the teacher's images were like"
 
     def fast(self, task: Task) -> Fast:
-        """`fast` as it was measured (docs/choose.md)."""
+        """`fast` as it was measured (docs/choose.md): surer images where an answer is about a whole one."""
         size = task.image_size
+        targets: dict[str, Any] = {} if task.localizes else {"targets": "seen", "target_weight": 2.0}
         return Fast(
+            **targets,
             iterations=5,
             generator_lr=3e-3,
-            width=generator_width(size),
+            width=WIDTH,
             batch_size=batch_of(size),
             adversarial_weight=0.0,
             reset_at=0.0,
@@ -120,15 +121,6 @@ class Auto(ImageSource):
 
     def notes(self) -> list[str]:
         return self._source.notes()
-
-
-def generator_width(size: tuple[int, int]) -> int:
-    """Channels at full size for images of `size` (H, W): a pixel costs as their square, so that larger ones get fewer.
-
-    On CamVid at 64 x 64 pixels half as many took less than half of the time and taught nearly as much (docs/choose.md).
-    """
-    height, width = size
-    return max(NARROWEST, min(WIDEST, round(WIDEST * _WIDE_UP_TO / math.sqrt(height * width))))
 
 
 def batch_of(image_size: tuple[int, int]) -> int:

@@ -26,7 +26,7 @@ from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.generators import can_be_resized_to
 from datafree.networks.normalized import bare
 from datafree.recipe.recipe import SOURCE
-from datafree.sources.auto import NARROWEST, Auto, batch_of
+from datafree.sources.auto import Auto, batch_of
 from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize, attach
 from datafree.sources.fast import Fast
 from datafree.sources.inversion import Inversion
@@ -109,8 +109,6 @@ def chosen(auto: Auto, context: SourceContext) -> ImageSource:
     if reached and not isinstance(source, Fast):  # too few to make images that teach; ranges need less
         source = auto.fast(context.task)
         why = f"source.method=auto: fast, as {norms} BatchNorm layers know how large activations were"
-    if isinstance(source, Fast):
-        source.width = min(source.width, NARROWEST)
     if isinstance(source, Fast) and not can_be_resized_to((height, width)):
         source = Inversion(batch_size=batch_of((height, width)), iterations=ITERATIONS, warmup=1)
         source.size_bank((height, width))
