@@ -14,8 +14,8 @@ Metrics: `relative`, the student's score over its teacher's on real test images;
 
 Methods: `auto` is `source.method: auto` with the student started from its teacher, `procedural` and `photos` (a folder
 of related ones) are single sources; `real` learns from real training images without their labels: the upper line. Each
-also from random weights, `-random`. Settings were chosen on training images of Fashion-MNIST, CIFAR-10 and CamVid, that no
-row of `auto` sees, and then held for all problems; no test label chooses anything.
+also from random weights, `-random`. Settings were chosen on images of Fashion-MNIST, CIFAR-10 and CamVid that no row of
+`auto` sees and none is scored on, and then held for all problems; no test label chooses anything.
 """
 
 from __future__ import annotations
