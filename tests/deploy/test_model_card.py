@@ -68,6 +68,15 @@ def test_card_without_scores_says_that_nothing_was_verified() -> None:
     assert "91.2 % of cases on images that the source made" in unverified
 
 
+def test_card_says_that_a_student_learned_little() -> None:
+    card = model_card(small(), record(agreement=0.44, training={"steps": 56, "batch_size": 8}), Export())
+    unverified = card.split("## Not verified")[1].split("## Intended use")[0]
+    assert "- The student gives another answer than the teacher in most cases." in unverified
+    assert "- It was given 56 steps, which teach next to nothing" in unverified
+    card = model_card(small(), record(agreement=0.6, training={"steps": 1001, "batch_size": 8}), Export())
+    assert "in most cases" not in card and "next to nothing" not in card
+
+
 def test_card_names_the_data_of_every_score() -> None:
     run = {"teacher": Scores(values={"miou": 0.7}), "student": Scores(values={"miou": 0.61234})}
     export = Export(

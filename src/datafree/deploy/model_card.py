@@ -17,6 +17,7 @@ from datafree.deploy.export_record import Export
 from datafree.deploy.format_table import format_table
 from datafree.deploy.snippets import load_snippet, onnx_snippet
 from datafree.evaluation.finished_run import Record, Student, mapping, number
+from datafree.health.verdict import ENOUGH_STEPS, FEW_STEPS, SELDOM, SELDOM_SAID, little
 from datafree.text import shown
 
 
@@ -166,6 +167,11 @@ def _not_verified(record: Record, export: Export) -> str:
             f"It gives its teacher's answer in {100 * record.agreement:.1f} % of cases on images that the source made "
             "and it did not learn from. This says little about real images."
         )
+        if record.agreement < SELDOM:
+            lines.append(f"{SELDOM_SAID[0].upper()}{SELDOM_SAID[1:]}.")
+    steps = number(record.training.get("steps"))
+    if steps is not None and steps < FEW_STEPS:
+        lines.append(f"It was given {little(int(steps))}: {ENOUGH_STEPS:,} are worth a look.")
     lines.append("Whether the teacher was any good, what it was trained on, and whether its mistakes and biases are "
                  "fewer or more in this student: not looked at.")  # fmt: skip
     lines.append("Robustness to noise, attacks, other cameras or other image sizes, and whether its probabilities can "
