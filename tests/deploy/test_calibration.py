@@ -23,9 +23,9 @@ import datafree
 from datafree.cli import main
 from datafree.data.images import to_image
 from datafree.deploy.calibration import int8, judgement, readers
-from datafree.deploy.calibration.folder import WRITTEN
 from datafree.deploy.calibration.layers import Activations, activations, distance, kept_range
 from datafree.deploy.calibration.measures import Measured
+from datafree.deploy.written_names import CALIBRATED, FOLDERS
 from datafree.errors import DatafreeError, NetworkError, RunError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
@@ -126,7 +126,7 @@ def test_the_description_is_sealed_and_names_every_file_and_how_it_is_to_be_fed(
     files = {f.relative_to(made.folder).as_posix(): f for f in made.folder.rglob("*") if f.is_file()}
     assert found["sha256"].keys() == files.keys() - {"calibration.json"}
     assert all(hashlib.sha256(files[name].read_bytes()).hexdigest() == sum_ for name, sum_ in found["sha256"].items())
-    assert {entry.name for entry in made.folder.iterdir()} == set(WRITTEN)
+    assert {entry.name for entry in made.folder.iterdir()} == set({*CALIBRATED, *FOLDERS})
     assert found["input"] == {
         "shape": ["batch", 3, 32, 32],
         "mean": list(MEAN),

@@ -11,9 +11,13 @@ from datafree.cli import teacher_options as options
 from datafree.cli.lines import remark, result, result_block
 from datafree.cli.parameters import AsJson, Device, Overrides, Quiet, Seed
 from datafree.config.duration import seconds_of
-from datafree.errors import RecipeError
+from datafree.deploy.written_names import require_calibration, require_count, require_int8
+from datafree.preflight.alike import require_known
+from datafree.preflight.option_values import require_there, require_time
+from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import NEEDS_PHOTOS, Wishes
-from datafree.text import percent, show, table
+from datafree.storage.places import is_run, require_student
+from datafree.text import percent, table
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from datafree.deploy.calibration.folder import Calibration
@@ -59,9 +63,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Make calibration images for INT8 from a network itself, and its INT8 form; say whether they are any good."""
-    seconds = seconds_of(time)
-    if seconds is None:
-        raise RecipeError([f"--time {show(time)} is not a time; write it as 90s, 10m or 1h30m"])
+    require_time(time)
     wishes = Wishes(
         weights=weights,
         args=tuple(args or ()),
@@ -77,10 +79,15 @@ def calibrate(
         device=device,
         seed=seed,
     )
-    if not Path(teacher).expanduser().is_dir():
-        from datafree.preflight.teacher_file import kind_of
-
-        kind_of(teacher)  # what can be no teacher is refused before torch is imported
+    require_count(images)
+    require_there("--data", data, "either")
+    require_calibration(out)
+    if int8:
+        require_int8()
+    if is_run(place := Path(teacher).expanduser()):
+        require_student(place)
+    elif kind_of(teacher) == "recipe":
+        require_known(teacher)
     from datafree.cli.display import display
     from datafree.deploy.calibration.folder import calibrate as make
     from datafree.engine.stopping import stopping
@@ -98,7 +105,7 @@ def calibrate(
             out,
             page=calibration_page,
             images=images,
-            seconds=seconds,
+            seconds=seconds_of(time) or 0,
             photos_of=None if source in NEEDS_PHOTOS else photos,
             data=data,
             int8=int8,

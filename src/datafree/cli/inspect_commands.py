@@ -14,9 +14,11 @@ from datafree.cli.teacher_options import Order
 from datafree.config.overrides import require_overrides, student_overrides
 from datafree.engine.stopping import stopping
 from datafree.errors import RecipeError
+from datafree.preflight.alike import require_known
 from datafree.preflight.option_values import parse_link
 from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import Wishes
+from datafree.recipe.files import require_recipe
 from datafree.storage import strict_json
 
 
@@ -51,8 +53,12 @@ def inspect(
         "std": std,
         "channel_order": channel_order,
     }
-    Wishes(weights=weights, args=tuple(args or ()), channels=channels, **said)  # nothing wrong gets as far as torch
-    if kind_of(teacher) == "weights":  # nor what is no teacher
+    Wishes(weights=weights, args=tuple(args or ()), channels=channels, device=device, **said)  # before torch
+    if recipe is not None:
+        require_recipe(recipe)
+    if (kind := kind_of(teacher)) == "recipe":
+        require_known(teacher)
+    elif kind == "weights":
         from datafree.preflight.identify import identify
 
         told = identify(Path(teacher))
@@ -93,6 +99,7 @@ def plan(
         raise RecipeError([f"--images {images} is about a data set; give --synthesize with it"])
     speed, changes = parse_link(link), [*(overrides or []), *student_overrides(student, compress)]
     require_overrides(changes)
+    require_recipe(recipe)
     from datafree.cli.display import display
     from datafree.cli.plan_text import plan_text
     from datafree.preflight.plan import plan as make

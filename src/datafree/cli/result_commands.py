@@ -11,8 +11,13 @@ import typer
 from datafree.cli.lines import remark, result, result_block
 from datafree.cli.parameters import Quiet, StudentCode, TaskCode
 from datafree.cli.score_table import print_outcome, score_table
+from datafree.deploy.format_facts import FACTS, wanted
+from datafree.deploy.written_names import require_export
 from datafree.errors import RecipeError
+from datafree.preflight.option_values import require_device, require_there
+from datafree.recipe.files import require_recipe
 from datafree.storage import strict_json
+from datafree.storage.places import require_run, require_student
 from datafree.text import percent, table
 
 
@@ -28,12 +33,21 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run's student on labelled data, or compare it with its teacher on images of any kind."""
+    if (images is None) != (teacher is None) or (data is None and images is None):
+        raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])
+    if run.suffix == ".onnx":
+        require_there("RUN", run, "file")
+    else:
+        require_student(run)
+    require_device(device)
+    require_there("--data", data, "either")
+    require_there("--images", images, "folder")
+    if teacher is not None:
+        require_recipe(teacher)
     from datafree.cli.display import display
     from datafree.evaluation.scoring import agreement_of_run, evaluate_run
     from datafree.recipe.recipe import load_recipe
 
-    if (images is None) != (teacher is None) or (data is None and images is None):
-        raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])
     with display(quiet=quiet) as shown:
         code: dict[str, Any] = {"device": device, "student": student, "task": task, "log": shown.log}
         scores = {} if data is None else evaluate_run(run, data, **code)
@@ -81,6 +95,11 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's student as files to ship: weights, ONNX and other formats, INT8, a description and a model card."""
+    wanted(to, FACTS, [], onnx=onnx, opset=opset, int8=int8)
+    require_student(run)
+    require_export(run / "export" if out is None else out)
+    require_there("--images", images, "folder")
+    require_there("--data", data, "either")
     from datafree.cli.display import display
     from datafree.deploy.export_run import export_run
     from datafree.deploy.format_table import against
@@ -128,6 +147,9 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Time a run's teacher and student on this machine, in torch and in each runtime that it was exported for."""
+    require_student(run)
+    if teacher is not None:
+        require_recipe(teacher)
     from datafree.cli.display import display
     from datafree.deploy.bench_run import bench_run
     from datafree.deploy.format_table import format_table
@@ -161,6 +183,7 @@ def push(
     quiet: Quiet = False,
 ) -> None:
     """Upload what `export` writes, made first where missing, to a Hugging Face repository."""
+    require_student(run)
     from datafree.cli.display import display
     from datafree.deploy.push import push_run
 
@@ -178,6 +201,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Instead of RUN/report.html or comparison.html.")] = None,
 ) -> None:
     """Write the page of a run, or one that compares several."""
+    for run in runs:
+        require_run(run)
     from datafree.report.page import write_report
 
     result(f"page: {write_report(runs, out)}")
@@ -188,6 +213,7 @@ def watch(
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 0,
 ) -> None:
     """Serve a run's page on this machine alone; it loads itself again as the run goes on. Ctrl-C ends it."""
+    require_run(run)
     from datafree.report.server import serve
 
     serve(run, port, tell=result, warn=remark)

@@ -13,6 +13,7 @@ from datafree.deploy.export_record import Export, Int8
 from datafree.deploy.formats import FORMATS
 from datafree.deploy.formats.check import Made
 from datafree.deploy.model_card import public
+from datafree.deploy.written_names import CONFIG
 from datafree.evaluation.finished_run import Record, Student, mapping, number
 from datafree.networks.instances import is_live
 from datafree.recipe.recipe import FAMILIES
@@ -21,7 +22,6 @@ from datafree.storage.environment import environment
 from datafree.storage.run_files import ConfigForm, known
 from datafree.tasks.base import Scores
 
-CONFIG = "config.json"
 _DISTRIBUTIONS = {  # of the modules that formats import, where their names differ
     "ai_edge_litert": "ai-edge-litert",
     "ai_edge_quantizer": "ai-edge-quantizer",
@@ -76,7 +76,7 @@ def versions_of(export: Export) -> dict[str, str]:
         name
         for kind in FORMATS.values()
         if kind.name in {made.format for made in export.made} | {"onnx"}
-        for name in kind.modules
+        for name in kind.facts.modules
     ]
     for name in dict.fromkeys(used):
         try:

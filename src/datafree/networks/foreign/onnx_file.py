@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datafree.config.extras import require
 from datafree.errors import WeightsError
 from datafree.networks.foreign.protobuf import count_fields
-from datafree.networks.onnx import require
 from datafree.text import one_line, show
 
 SUFFIX = ".onnx"
