@@ -326,7 +326,7 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(datafree: Dataf
     result = datafree("distill", "tiny.yaml", "training.steps=1000000")
     thread.join()
     assert result.code == 75
-    assert "stopping after this step and saving a checkpoint; interrupt again to exit at once" in result.err
+    assert "stopping after this step, with a checkpoint saved; interrupt again to exit at once" in result.err
     assert "(SIGINT)" in result.err
     stopped_at = result.err.splitlines()[-1].split()[3]
     again = datafree("distill", "tiny.yaml", "training.steps=1000000", "--max-time", "1s")

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module, reload
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,20 @@ def test_what_agrees_badly_is_warned_of_with_its_figure() -> None:
     assert "nothing is known" in line
     (line,) = judgement.judge(forged(made={"made": 0.95, "noise": 0.98}))
     assert "noise calibrates better" in line
+
+
+def test_agreement_on_few_images_is_no_news_and_is_called_so() -> None:
+    """Of n trials that all succeed, the share p of which so many would in 5 % of cases is p ** n = 0.05."""
+    few = Measured(rows=[], within={}, agreement={"made": {"made": 1.0, "noise": 1.0}}, compared={"made": 2})
+    (line,) = judgement.judge(few)
+    assert "on 2 held-out made images, too few to tell" in line
+    assert "may agree on 22.4 % of others; give --images 76 or more" in line
+    assert 0.85**18 > 0.05 > 0.85**19 and judgement.enough(0.85) == 19
+    assert judgement.judge(replace(few, compared={"made": 19})) == []
+    real = {"made": {"made": 1.0, "noise": 1.0}, "real": {"made": 1.0, "noise": 1.0}}
+    (line,) = judgement.judge(replace(few, agreement=real, compared={"made": 2, "real": 58}))
+    assert "on 58 real images, too few to tell" in line and "more images in --data" in line
+    assert judgement.judge(replace(few, agreement=real, compared={"made": 2, "real": 59})) == []
 
 
 # --- other teachers ---

@@ -12,7 +12,7 @@ from datafree.cli.lines import result_block
 from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Quiet, Student
 from datafree.cli.teacher_options import Order
 from datafree.config.overrides import require_overrides, student_overrides
-from datafree.engine.stopping import stopping
+from datafree.engine.stopping import ending
 from datafree.errors import RecipeError
 from datafree.preflight.alike import require_known
 from datafree.preflight.option_values import parse_link
@@ -63,21 +63,22 @@ def inspect(
 
         told = identify(Path(teacher))
         teacher, weights, channels = told.called, told.spec.weights, channels or told.spec.channels
-    from datafree.cli.display import display
-    from datafree.cli.inspect_text import inspection_text
-    from datafree.preflight.inspection import inspect_teacher
+    with ending("it writes nothing; run the same command to look again"):
+        from datafree.cli.display import display
+        from datafree.cli.inspect_text import inspection_text
+        from datafree.preflight.inspection import inspect_teacher
 
-    with stopping(None), display(quiet=quiet) as shown:
-        found = inspect_teacher(
-            teacher,
-            weights=weights,
-            args=args or [],
-            channels=channels,
-            **said,
-            recipe=recipe,
-            device=device,
-            log=shown.log,
-        )
+        with display(quiet=quiet) as shown:
+            found = inspect_teacher(
+                teacher,
+                weights=weights,
+                args=args or [],
+                channels=channels,
+                **said,
+                recipe=recipe,
+                device=device,
+                log=shown.log,
+            )
     result_block(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 
 
@@ -100,14 +101,15 @@ def plan(
     speed, changes = parse_link(link), [*(overrides or []), *student_overrides(student, compress)]
     require_overrides(changes)
     require_recipe(recipe)
-    from datafree.cli.display import display
-    from datafree.cli.plan_text import plan_text
-    from datafree.preflight.plan import plan as make
-    from datafree.recipe.recipe import load_recipe
+    with ending("it writes nothing; run the same command to plan again"):
+        from datafree.cli.display import display
+        from datafree.cli.plan_text import plan_text
+        from datafree.preflight.plan import plan as make
+        from datafree.recipe.recipe import load_recipe
 
-    loaded = load_recipe(recipe, changes)
-    with stopping(None), display(quiet=quiet) as shown:
-        made = make(loaded, images, speed, log=shown.log, say=shown.say)
+        loaded = load_recipe(recipe, changes)
+        with display(quiet=quiet) as shown:
+            made = make(loaded, images, speed, log=shown.log, say=shown.say)
     result_block(strict_json.render(asdict(made)) if as_json else plan_text(made))
 
 

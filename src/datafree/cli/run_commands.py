@@ -142,7 +142,8 @@ def synthesize(
     if isinstance(place := placed(out), Path):
         require_for_set(place)
     _share(processes, recipe, changes)
-    with stopping(None if max_time is None else parse_time(max_time)) as stop:
+    whole = "after this update, with all whole shards kept"
+    with stopping(None if max_time is None else parse_time(max_time), kept=whole) as stop:
         from datafree.cli.display import display
         from datafree.recipe.recipe import load_recipe
         from datafree.synthesis.synthesize import synthesize as make

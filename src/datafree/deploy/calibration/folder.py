@@ -88,6 +88,7 @@ class Calibration:
     seconds: float  # of the processor on a CPU, for the images alone
     within: dict[str, float]  # of the images made, of noise, of real ones: the share of BatchNorm layers that fit
     agreement: dict[str, dict[str, float | None]]  # compared on -> calibrated with -> INT8 with the float network
+    compared: dict[str, int]  # compared on -> of how many images
     warnings: list[str]  # a line each for what makes the images or the INT8 file doubtful
     notes: list[str]
 
@@ -176,6 +177,7 @@ def calibrate(
         seconds=made.seconds,
         within=measured.within,
         agreement=measured.agreement,
+        compared=measured.compared,
         warnings=warnings,
         notes=notes,
     )

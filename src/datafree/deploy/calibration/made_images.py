@@ -206,7 +206,7 @@ class _Work:
 
     def _say(self, done: int, last: int) -> None:
         rate = done / max(self.passed(), 1e-9)
-        self._log(Progress(phase="export", step=done, first=0, last=last, rate=rate, values={}, what="images"))
+        self._log(Progress(phase="calibrate", step=done, first=0, last=last, rate=rate, values={}, what="images"))
 
 
 def _bytes(images: Tensor) -> Tensor:
