@@ -269,7 +269,7 @@ def test_what_agrees_badly_is_warned_of_with_its_figure() -> None:
     assert judgement.judge(forged(made={"made": 0.851, "noise": 0.3})) == []
     assert judgement.judge(forged(made={"made": 0.7, "noise": 0.3}, real={"made": 0.951, "noise": 0.3})) == []
     (line,) = judgement.judge(forged(made={"made": 0.712, "noise": 0.3}))
-    assert "71.2 % of held-out made images" in line
+    assert "71.2 % of held-out images of the source" in line
     (line,) = judgement.judge(forged(made={"made": 0.99, "noise": 0.3}, real={"made": 0.8, "noise": 0.3}))
     assert "80.0 % of real images" in line
     (line,) = judgement.judge(forged(made={"made": None, "noise": None}))
@@ -282,7 +282,7 @@ def test_agreement_on_few_images_is_no_news_and_is_called_so() -> None:
     """Of n trials that all succeed, the share p of which so many would in 5 % of cases is p ** n = 0.05."""
     few = Measured(rows=[], within={}, agreement={"made": {"made": 1.0, "noise": 1.0}}, compared={"made": 2})
     (line,) = judgement.judge(few)
-    assert "on 2 held-out made images, too few to tell" in line
+    assert "on 2 held-out images of the source, too few to tell" in line
     assert "may agree on 22.4 % of others; give --images 76 or more" in line
     assert 0.85**18 > 0.05 > 0.85**19 and judgement.enough(0.85) == 19
     assert judgement.judge(replace(few, compared={"made": 19})) == []
@@ -402,7 +402,7 @@ def test_a_bad_int8_network_is_warned_of_in_output_page_and_description(
     )
     assert code == 0
     warning = next(line for line in err.splitlines() if line.startswith("warning: teacher.int8.onnx agrees"))
-    assert " % of held-out made images, less than 101.0 %" in warning
+    assert " % of held-out images of the source, less than 101.0 %" in warning
     text = warning.removeprefix("warning: ")
     assert text in content(tmp_path / "out")["warnings"]
     assert text in (tmp_path / "out" / "calibration.html").read_text()

@@ -26,6 +26,7 @@ from datafree.deploy.format_table import format_table
 from datafree.deploy.formats import FORMATS
 from datafree.deploy.formats.base import Format, Given, Runtime, operator_in
 from datafree.deploy.formats.check import Made, make, make_all
+from datafree.deploy.snippets import openvino_snippet
 from datafree.deploy.written_names import EXPORTED
 from datafree.errors import DatafreeError, NetworkError, RunError
 from datafree.evaluation.finished_run import load_student
@@ -114,6 +115,20 @@ def test_every_file_of_a_format_is_one_that_an_export_replaces() -> None:
 
 
 # What is written.
+
+
+@needs_openvino
+def test_the_cards_code_for_openvino_answers_as_torch(
+    exported: tuple[Path, Exported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, done = exported
+    monkeypatch.chdir(done.folder)
+    space: dict[str, Any] = {}
+    exec(openvino_snippet(load_student(run)), space)
+    images = torch.from_numpy(space["images"])
+    torch.testing.assert_close(
+        torch.from_numpy(space["logits"]), answers(load_student(run).network, images), rtol=1e-3, atol=1e-4
+    )
 
 
 @needs_openvino

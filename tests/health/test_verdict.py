@@ -72,7 +72,7 @@ def test_an_agreement_that_good_students_had_is_healthy() -> None:
 def test_the_worst_state_counts_and_its_reason_comes_first() -> None:
     verdict = judge({**GOOD, "agreement": 0.1, "held_out_pixel_diversity": 0.0})
     assert verdict.state == State.COLLAPSED and len(verdict.reasons) == 2
-    assert verdict.line.startswith("health: collapsed: the made images are all alike")
+    assert verdict.line.startswith("health: collapsed: the images are all alike")
 
 
 def test_figures_that_are_not_there_say_nothing() -> None:
@@ -110,8 +110,8 @@ def test_a_generator_forced_to_one_image_is_called_collapsed(tmp_path: Path, mon
 
     monkeypatch.setattr(ResizeGenerator, "forward", one_image)
     said, page = run(tmp_path, SOURCE)
-    assert any(line.startswith("warning: step 2: health: collapsed: the made images are all alike") for line in said)
-    assert "health: collapsed" in page and "the made images are all alike" in page
+    assert any(line.startswith("warning: step 2: health: collapsed: the images are all alike") for line in said)
+    assert "health: collapsed" in page and "the images are all alike" in page
     assert "health: healthy" not in page
 
 

@@ -43,7 +43,6 @@ TEACHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "yolo.weights": (lambda file: file.write_bytes(b"\0\0\0\0\2\0\0\0"), "weights"),
     "a.pt2": (program, "program"),
     "a.onnx": (lambda file: file.write_bytes(b"\x08\x08\x12\x07pytorch"), "onnx"),
-    "renamed": (lambda file: file.write_bytes(b"\x08\x0a\x12\x07pytorch"), "onnx"),
     "any.txt": (lambda file: file.write_text("task: {kind: detection}\n"), "recipe"),
     "broken.yaml": (lambda file: file.write_text(": : :"), "recipe"),  # whoever reads it says what is wrong
 }

@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
     from datafree.deploy.calibration.folder import Calibration
 
 _TIME = "10m"
-_WITH = {"made": "the images made", "noise": "noise", "real": "real images"}
-_ON = {"made": "held-out made images", "real": "real images"}
+_WITH = {"made": "these images", "noise": "noise", "real": "real images"}
+_ON = {"made": "held-out images of the source", "real": "real images"}
 
 
 def calibrate(

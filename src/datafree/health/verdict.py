@@ -57,20 +57,20 @@ class Signal:
 SIGNALS = {  # the names under which they are logged, in the order of the page
     "held_out_class_balance": Signal(
         title="Class balance",
-        meaning="how evenly the teacher's answers to made images spread over the classes: 1 all alike, 0 one class",
+        meaning="how evenly the teacher's answers to the images spread over the classes: 1 all alike, 0 one class",
     ),
     "statistics_distance": Signal(
         title="Statistics distance",
-        meaning="how far made images are, inside the teacher, from what its BatchNorm layers kept of its training "
+        meaning="how far the images are, inside the teacher, from what its BatchNorm layers kept of its training "
         "data, in standard deviations: 0 the same",
     ),
     "held_out_feature_diversity": Signal(
         title="Feature diversity",
-        meaning="how different made images are to the teacher (cosine distance in its deepest features): 0 all alike",
+        meaning="how different the images are to the teacher (cosine distance in its deepest features): 0 all alike",
     ),
     "held_out_pixel_diversity": Signal(
         title="Pixel diversity",
-        meaning="how different made images are, pixel by pixel (standard deviation): 0 all alike",
+        meaning="how different the images are, pixel by pixel (standard deviation): 0 all alike",
     ),
     "held_out_confidence": Signal(
         title="Teacher's confidence",
@@ -78,7 +78,9 @@ SIGNALS = {  # the names under which they are logged, in the order of the page
         percent=True,
     ),
     "agreement": Signal(
-        title="Agreement", meaning="student and teacher answer alike on made images that were held out", percent=True
+        title="Agreement",
+        meaning="student and teacher answer alike on the source's held-out images",
+        percent=True,
     ),
     "agreement_corrupted": Signal(
         title="Agreement, corrupted", meaning="the same on mild corruptions of those images", percent=True
@@ -126,7 +128,7 @@ def judge(values: Mapping[str, float], steps: int | None = None) -> Verdict:
         reasons = [reason for _, reason in found]
         return Verdict(
             state=State.WATCH if found else None,
-            reasons=[*reasons, "nothing was logged of the made images to judge by"],
+            reasons=[*reasons, "nothing was logged of the images to judge by"],
         )
 
     def below(name: str, least: float, state: State, reason: str) -> bool:
@@ -137,15 +139,23 @@ def judge(values: Mapping[str, float], steps: int | None = None) -> Verdict:
 
     if any(not math.isfinite(values[name]) for name in SIGNALS.keys() & values.keys()):
         found.append((State.COLLAPSED, "a signal is not finite"))
-    below("held_out_pixel_diversity", LEAST_PIXELS, State.COLLAPSED, "the made images are all alike")
-    below("held_out_feature_diversity", LEAST_FEATURES, State.COLLAPSED, "the made images are all alike to the teacher")
+    below("held_out_pixel_diversity", LEAST_PIXELS, State.COLLAPSED, "the images are all alike")
+    below(
+        "held_out_feature_diversity",
+        LEAST_FEATURES,
+        State.COLLAPSED,
+        "the images are all alike to the teacher",
+    )
     if not below("held_out_class_balance", LEAST_BALANCE, State.COLLAPSED, "the teacher sees one class only"):
         below(
-            "held_out_class_balance", FEW_CLASSES, State.WATCH, "the teacher sees few of its classes in the made images"
+            "held_out_class_balance",
+            FEW_CLASSES,
+            State.WATCH,
+            "the teacher sees few of its classes in the images",
         )
     distance = values.get("statistics_distance", math.nan)
     if distance > FAR:
-        reason = "the made images are unlike what the teacher was trained on"
+        reason = "the images are unlike what the teacher was trained on"
         found.append((State.WATCH, f"{reason} (statistics distance {distance:.2f})"))
     below("agreement", SELDOM, State.WATCH, SELDOM_SAID)
     worst = max((state for state, _ in found), default=State.HEALTHY)

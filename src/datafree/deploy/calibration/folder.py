@@ -26,11 +26,13 @@ import torch
 from torch import Tensor
 
 from datafree.config import schema
+from datafree.config.extras import versions
 from datafree.deploy.calibration.judgement import judge
 from datafree.deploy.calibration.made_images import Made, make_images
 from datafree.deploy.calibration.measures import Sets, measure
 from datafree.deploy.calibration.real_images import Real, photos, read_real
 from datafree.deploy.calibration.written_images import bytes_needed, write_images
+from datafree.deploy.format_facts import FACTS
 from datafree.deploy.written_names import (
     FOLDERS,
     JSON,
@@ -161,7 +163,7 @@ def calibrate(
             **measured.plain(),
             "warnings": warnings,
             "notes": notes,
-            "versions": environment()["versions"],
+            "versions": environment()["versions"] | (versions(FACTS["onnx"].modules) if int8 else {}),
         }
         write_whole(stage / PAGE, page(content, sets.made).encode())
         content["sha256"] = {

@@ -12,7 +12,7 @@ BETTER = 0.02  # of the images, by which noise has to agree more
 FEW = 0.5  # of the BatchNorm layers: with fewer of them within the limits the images are doubtful
 SURE = 0.95  # confidence in a share of agreement
 OF_EACH_COMPARED = 4  # images made, for one that is held out
-_ON = {"made": "held-out made images", "real": "real images"}
+_ON = {"made": "held-out images of the source", "real": "real images"}
 
 
 def judge(measured: Measured) -> list[str]:
@@ -68,7 +68,7 @@ def _of_layers(measured: Measured) -> list[str]:
     if share is None or share >= FEW or row is None:
         return []
     return [
-        f"in {percent(share)} of the BatchNorm layers the made images look like the training data's statistics, fewer "
+        f"in {percent(share)} of the BatchNorm layers these images look like the training data's statistics, fewer "
         f"than {percent(FEW)}; farthest is {row['layer']} (mean off by {row['made']['mean']:.2g} standard deviations, "
         f"spread {row['made']['spread']:.2g} times): give --time more, or --photos DIR"
     ]

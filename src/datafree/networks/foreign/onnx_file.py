@@ -82,7 +82,12 @@ def _read(path: Path) -> OnnxFile:
     import onnx
 
     content = path.read_bytes()
-    count_fields(content)
+    try:
+        count_fields(content)
+    except ValueError as error:  # of a message's inner form, which says nothing to a user
+        said = str(error)
+        known = said if "more than" in said or "not read" in said else "its bytes have another form"
+        raise _fault(path, f"damaged, or not an ONNX file ({known})") from error
     model: Any = onnx.ModelProto()
     model.ParseFromString(content)
     if not model.graph.node or not model.graph.output:
