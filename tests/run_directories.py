@@ -36,7 +36,7 @@ def write_run(folder: Path, kind: str = "segmentation", *, finished: bool = True
         "teacher": {"network": "timm/resnet18", "weights": "/home/someone/<b>teacher</b>.pt"},
         "student": network,
         "source": {"method": "cgdd", "warmup": 10},
-        "training": {"steps": 40, "batch_size": 8, "seed": 3},
+        "training": {"steps": 400, "batch_size": 8, "seed": 3},
     }
     (run / "recipe.yaml").write_text(yaml.render(recipe), encoding="utf-8")
     write_json(
@@ -81,7 +81,7 @@ def write_run(folder: Path, kind: str = "segmentation", *, finished: bool = True
 
 
 def lines() -> list[dict[str, Any]]:
-    """Of metrics.jsonl: a warm-up of 10 steps, 40 steps, a look every 10."""
+    """Of metrics.jsonl: a warm-up of 10 steps, the first 40 of 400 steps, a look every 10."""
     found: list[dict[str, Any]] = []
     for step in range(-10, 41, 2):
         loss = {} if step <= 0 else {"loss": math.exp(-step / 20)}

@@ -18,7 +18,8 @@ from datafree.config.paths import builtin_folder, expand
 from datafree.config.schema import plain
 from datafree.engine.stopping import parse_time
 from datafree.networks.load import NetworkSpec
-from datafree.recipe.recipe import FAMILIES, Recipe, dump, load_recipe, packaged_recipes
+from datafree.recipe.files import packaged_recipes
+from datafree.recipe.recipe import FAMILIES, Recipe, dump, load_recipe
 from datafree.recipe.training import Training
 from datafree.sources import SOURCES, ImageSource
 from datafree.storage.run_directory import FREE_KEYS

@@ -34,6 +34,7 @@ from datafree.config.schema import Invalid
 from datafree.deploy.calibration.folder import IMAGES, TIME, Calibration
 from datafree.deploy.calibration.folder import calibrate as make_calibration
 from datafree.deploy.export_run import Exported, export_run
+from datafree.deploy.written_names import require_calibration, require_count
 from datafree.engine.build_networks import Given, prepare
 from datafree.engine.progress import Progress
 from datafree.engine.stopping import Stop, parse_time
@@ -52,6 +53,7 @@ from datafree.recipe.training import TrainingOptions
 from datafree.report.calibration_page import calibration_page
 from datafree.run import run_recipe
 from datafree.sources.base import ImageSource
+from datafree.storage.places import require_for_run
 from datafree.tasks.base import Scores, Task, open_labelled
 from datafree.text import show
 
@@ -133,6 +135,8 @@ def distill(
         photos=photos,
         training={"time": time, "device": device, "seed": seed},
     )
+    if out is not None:
+        require_for_run(Path(out))
     given = Given(teacher=networks["teacher"][1], student=networks.get("student", ({}, None))[1])
     stop = Stop(_seconds(max_time))
     with _as_before(*(network for _, network in networks.values() if network is not None)):
@@ -217,6 +221,8 @@ def calibrate(
     options are the command's. Whether the images are any good is in the result's `within`, `agreement` and `warnings`.
     Raises DatafreeError, and then has written nothing.
     """
+    require_count(images)
+    require_calibration(Path(out))
     section, network = network_section(teacher, values=True)
     named = as_mapping(section)
     said = Said(weights=weights, size=size, classes=classes, compress=None, photos=photos)

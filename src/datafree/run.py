@@ -37,6 +37,7 @@ from datafree.report.live_writer import page_kept
 from datafree.report.profile import measure
 from datafree.report.run_reader import MEASURED
 from datafree.storage import strict_json, written
+from datafree.storage.places import require_for_run
 from datafree.storage.run_directory import NOTED
 from datafree.storage.run_files import ResultForm, known
 from datafree.storage.shared_run import RunDirectory, open_run
@@ -72,6 +73,7 @@ def run_recipe(
     Labelled data, where the recipe names some, only scores the teacher and the chosen student at the end.
     `drafted`: the text of a recipe that datafree has chosen, which is kept in the directory for whoever edits it.
     """
+    require_for_run(out)  # before any work; whoever opens the run looks again
     recipe, chosen = with_student(recipe, given.teacher)
     with contextlib.ExitStack() as held:
         device = modes.choose_device(held.enter_context(replicas.joined(recipe.training.device)))

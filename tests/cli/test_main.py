@@ -21,6 +21,7 @@ from datafree.cli import main, run_commands
 from datafree.evaluation import scoring
 from datafree.tasks.base import Scores
 from recipes import write_teacher
+from run_directories import write_run
 
 RECIPE = """\
 task: {kind: segmentation, num_classes: 3, image_size: [16, 16]}
@@ -188,7 +189,7 @@ def test_a_dry_run_checks_everything_and_writes_nothing(datafree: Datafree) -> N
     assert sound.endswith("nothing was written (--dry-run)")
     assert sorted(Path().rglob("*")) == before
     wrong = datafree("distill", "tiny.yaml", "--device", "cpu", "--seed", "-1", "--dry-run")
-    assert wrong.code == 2 and "training.seed: -1" in wrong.err
+    assert wrong.code == 2 and "--seed is -1" in wrong.err
     wrong = datafree("distill", "tiny.yaml", "teacher.args.width=8", "--dry-run")
     assert wrong.code == 2 and wrong.err.startswith("error: ")
 
@@ -203,7 +204,7 @@ def test_a_dry_run_of_a_data_set_says_its_size_and_takes_device_and_seed(datafre
     assert result.out.startswith("3 shards of tiny would be made in made: about ")
     assert not Path("made").exists()
     wrong = datafree("synthesize", "tiny.yaml", "--out", "made", "--images", "10", "--seed", "-1")
-    assert (wrong.code, wrong.err) == (2, "error: training.seed: -1 is too small; it must be 0 or more\n")
+    assert (wrong.code, wrong.err) == (2, "error: --seed is -1: give 0 or more\n")
 
 
 @pytest.mark.thorough
@@ -325,7 +326,7 @@ def test_an_interrupt_stops_cleanly_and_the_same_command_goes_on(datafree: Dataf
     result = datafree("distill", "tiny.yaml", "training.steps=1000000")
     thread.join()
     assert result.code == 75
-    assert "stopping after this step and saving a checkpoint; interrupt again to exit at once" in result.err
+    assert "stopping after this step, with a checkpoint saved; interrupt again to exit at once" in result.err
     assert "(SIGINT)" in result.err
     stopped_at = result.err.splitlines()[-1].split()[3]
     again = datafree("distill", "tiny.yaml", "training.steps=1000000", "--max-time", "1s")
@@ -337,7 +338,8 @@ def test_json_has_null_where_a_score_is_not_a_number(
 ) -> None:
     scores = {"student": Scores(values={"miou": math.nan}, per_class={"iou": {"sky": 0.25}})}
     monkeypatch.setattr(scoring, "evaluate_run", lambda *args, **options: scores)
-    result = datafree("evaluate", "x", "--data", str(labelled), "--json")
+    write_run(Path(), "segmentation")
+    result = datafree("evaluate", "my-segmentation", "--data", str(labelled), "--json")
     expected = {"values": {"miou": None}, "per_class": {"iou": {"sky": 0.25}}, "remarks": []}
     assert json.loads(result.out) == {"student": expected}
 

@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module, reload
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,9 @@ import datafree
 from datafree.cli import main
 from datafree.data.images import to_image
 from datafree.deploy.calibration import int8, judgement, readers
-from datafree.deploy.calibration.folder import WRITTEN
 from datafree.deploy.calibration.layers import Activations, activations, distance, kept_range
 from datafree.deploy.calibration.measures import Measured
+from datafree.deploy.written_names import CALIBRATED, FOLDERS
 from datafree.errors import DatafreeError, NetworkError, RunError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.normalized import Normalized
@@ -126,7 +127,7 @@ def test_the_description_is_sealed_and_names_every_file_and_how_it_is_to_be_fed(
     files = {f.relative_to(made.folder).as_posix(): f for f in made.folder.rglob("*") if f.is_file()}
     assert found["sha256"].keys() == files.keys() - {"calibration.json"}
     assert all(hashlib.sha256(files[name].read_bytes()).hexdigest() == sum_ for name, sum_ in found["sha256"].items())
-    assert {entry.name for entry in made.folder.iterdir()} == set(WRITTEN)
+    assert {entry.name for entry in made.folder.iterdir()} == set({*CALIBRATED, *FOLDERS})
     assert found["input"] == {
         "shape": ["batch", 3, 32, 32],
         "mean": list(MEAN),
@@ -268,13 +269,27 @@ def test_what_agrees_badly_is_warned_of_with_its_figure() -> None:
     assert judgement.judge(forged(made={"made": 0.851, "noise": 0.3})) == []
     assert judgement.judge(forged(made={"made": 0.7, "noise": 0.3}, real={"made": 0.951, "noise": 0.3})) == []
     (line,) = judgement.judge(forged(made={"made": 0.712, "noise": 0.3}))
-    assert "71.2 % of held-out made images" in line
+    assert "71.2 % of held-out images of the source" in line
     (line,) = judgement.judge(forged(made={"made": 0.99, "noise": 0.3}, real={"made": 0.8, "noise": 0.3}))
     assert "80.0 % of real images" in line
     (line,) = judgement.judge(forged(made={"made": None, "noise": None}))
     assert "nothing is known" in line
     (line,) = judgement.judge(forged(made={"made": 0.95, "noise": 0.98}))
     assert "noise calibrates better" in line
+
+
+def test_agreement_on_few_images_is_no_news_and_is_called_so() -> None:
+    """Of n trials that all succeed, the share p of which so many would in 5 % of cases is p ** n = 0.05."""
+    few = Measured(rows=[], within={}, agreement={"made": {"made": 1.0, "noise": 1.0}}, compared={"made": 2})
+    (line,) = judgement.judge(few)
+    assert "on 2 held-out images of the source, too few to tell" in line
+    assert "may agree on 22.4 % of others; give --images 76 or more" in line
+    assert 0.85**18 > 0.05 > 0.85**19 and judgement.enough(0.85) == 19
+    assert judgement.judge(replace(few, compared={"made": 19})) == []
+    real = {"made": {"made": 1.0, "noise": 1.0}, "real": {"made": 1.0, "noise": 1.0}}
+    (line,) = judgement.judge(replace(few, agreement=real, compared={"made": 2, "real": 58}))
+    assert "on 58 real images, too few to tell" in line and "more images in --data" in line
+    assert judgement.judge(replace(few, agreement=real, compared={"made": 2, "real": 59})) == []
 
 
 # --- other teachers ---
@@ -387,7 +402,7 @@ def test_a_bad_int8_network_is_warned_of_in_output_page_and_description(
     )
     assert code == 0
     warning = next(line for line in err.splitlines() if line.startswith("warning: teacher.int8.onnx agrees"))
-    assert " % of held-out made images, less than 101.0 %" in warning
+    assert " % of held-out images of the source, less than 101.0 %" in warning
     text = warning.removeprefix("warning: ")
     assert text in content(tmp_path / "out")["warnings"]
     assert text in (tmp_path / "out" / "calibration.html").read_text()

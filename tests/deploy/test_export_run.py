@@ -431,7 +431,7 @@ def test_graph_that_answers_otherwise_is_refused(tmp_path: Path, segmenter: tupl
 
 def test_missing_packages_are_named_with_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "run", UNET)
-    monkeypatch.setattr("datafree.networks.onnx.find_spec", lambda name: None)
+    monkeypatch.setattr("datafree.config.extras.find_spec", lambda name: None)
     calls: list[Callable[[], object]] = [
         lambda: load_onnx(tmp_path / "student.onnx"),
         lambda: export_run(run, int8=True),  # asked for
@@ -447,7 +447,7 @@ def test_without_onnx_an_export_is_all_but_its_file_and_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "run", UNET)
-    monkeypatch.setattr("datafree.networks.onnx.find_spec", lambda name: None)
+    monkeypatch.setattr("datafree.config.extras.find_spec", lambda name: None)
     done = export_run(run)
     assert set(done.sizes) == {"student.safetensors", "config.json", "README.md"}
     assert done.notes[0].startswith("student.onnx was not written: ")

@@ -20,11 +20,14 @@ from datafree.deploy.bench_file import BENCH, Bench, Timed, read_bench
 from datafree.deploy.bench_run import bench_run
 from datafree.deploy.export_config import read_export
 from datafree.deploy.export_record import Export
-from datafree.deploy.export_run import EXPORTED, Exported, export_run
+from datafree.deploy.export_run import Exported, export_run
+from datafree.deploy.format_facts import FACTS, Facts, choose
 from datafree.deploy.format_table import format_table
-from datafree.deploy.formats import FORMATS, choose
+from datafree.deploy.formats import FORMATS
 from datafree.deploy.formats.base import Format, Given, Runtime, operator_in
 from datafree.deploy.formats.check import Made, make, make_all
+from datafree.deploy.snippets import openvino_snippet
+from datafree.deploy.written_names import EXPORTED
 from datafree.errors import DatafreeError, NetworkError, RunError
 from datafree.evaluation.finished_run import load_student
 from datafree.networks.onnx import answer_of, relative_error
@@ -53,7 +56,7 @@ def has(*modules: str) -> bool:
 
 
 needs_openvino = pytest.mark.skipif(
-    not has(*FORMATS["openvino"].modules), reason="the packages of datafree[openvino] are not installed"
+    not has(*FACTS["openvino"].modules), reason="the packages of datafree[openvino] are not installed"
 )
 
 
@@ -82,15 +85,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
 )
 def test_formats_that_cannot_be_meant_are_refused_on_one_line(to: str, options: Any, said: str) -> None:
     with pytest.raises(NetworkError) as caught:
-        choose(to, **options)
+        choose(to, FORMATS, **options)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_formats_may_have_blanks_and_capitals_and_come_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datafree.networks.onnx.find_spec", lambda name: name)
-    assert [kind.name for kind in choose(" OpenVINO, onnx")] == ["onnx", "openvino"]  # which reads ONNX's INT8
-    assert [kind.name for kind in choose(["executorch", "litert"])] == ["litert", "executorch"]
+    monkeypatch.setattr("datafree.config.extras.find_spec", lambda name: name)
+    assert [kind.name for kind in choose(" OpenVINO, onnx", FORMATS)] == ["onnx", "openvino"]  # which reads ONNX's INT8
+    assert [kind.name for kind in choose(["executorch", "litert"], FORMATS)] == ["litert", "executorch"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -98,19 +101,34 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = write_run(tmp_path / "run", UNET)
-    monkeypatch.setattr("datafree.networks.onnx.find_spec", lambda module: None)
+    monkeypatch.setattr("datafree.config.extras.find_spec", lambda module: None)
     with pytest.raises(DatafreeError, match=rf"pip install 'datafree\[{name}\]'"):
         export_run(run, to=name)
     assert not (run / "export").exists()
 
 
 def test_every_file_of_a_format_is_one_that_an_export_replaces() -> None:
+    assert list(FORMATS) == list(FACTS)
     names = [name for kind in FORMATS.values() for int8 in (False, True) for name in kind.files(int8)]
     assert len(set(names)) == len(names)
     assert set(names) < set(EXPORTED)
 
 
 # What is written.
+
+
+@needs_openvino
+def test_the_cards_code_for_openvino_answers_as_torch(
+    exported: tuple[Path, Exported], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, done = exported
+    monkeypatch.chdir(done.folder)
+    space: dict[str, Any] = {}
+    exec(openvino_snippet(load_student(run)), space)
+    images = torch.from_numpy(space["images"])
+    torch.testing.assert_close(
+        torch.from_numpy(space["logits"]), answers(load_student(run).network, images), rtol=1e-3, atol=1e-4
+    )
 
 
 @needs_openvino
@@ -186,8 +204,7 @@ def test_a_detector_is_written_with_boxes_and_scores(tmp_path: Path) -> None:
 class Copy(Format):
     """A format whose file is a text, and whose network answers as it is told."""
 
-    name, runtime, extra, modules = "copy", "Copy", "copy", ()
-    suffixes = (".copy",)
+    facts = Facts(name="copy", runtime="Copy", modules=(), suffixes=(".copy",))
 
     def __init__(self, answer: Callable[[Tensor], Tensor], fault: Exception | None = None) -> None:
         self.answer, self.fault = answer, fault
@@ -233,7 +250,7 @@ def test_an_operator_that_a_format_cannot_take_is_named_with_the_formats_that_ca
     fault = RuntimeError("Missing out variants: {'aten::grid_sampler_2d'}")
     good = Copy(lambda images: answers(given.network, images))
     bad = Copy(good.answer, fault)
-    bad.suffixes = (".bad",)  # type: ignore[misc]
+    bad.facts = replace(Copy.facts, suffixes=(".bad",))  # type: ignore[misc]
     told: list[str] = []
     made, failed = make_all([bad, good], given, images_of(), told.append)
     assert [one.file for one in made] == ["student.copy"]
@@ -388,7 +405,7 @@ def silent() -> Iterator[None]:
 @pytest.mark.parametrize("kind", STUDENTS)
 @pytest.mark.parametrize("name", ["litert", "openvino", "executorch"])
 def test_a_student_of_each_task_answers_as_torch_does(name: str, kind: str, tmp_path: Path) -> None:
-    for module in FORMATS[name].modules:
+    for module in FACTS[name].modules:
         pytest.importorskip(module)
     network, task, code = STUDENTS[kind]
     done = export_run(write_run(tmp_path / "run", network, task), to=name, int8=True, student=code)

@@ -10,6 +10,7 @@ import torch
 
 from datafree.config import yaml
 from datafree.deploy.export_record import Export, Int8
+from datafree.deploy.formats.check import Made
 from datafree.deploy.model_card import model_card, public
 from datafree.deploy.snippets import load_snippet
 from datafree.errors import NetworkError
@@ -65,7 +66,16 @@ def test_card_without_scores_says_that_nothing_was_verified() -> None:
     assert "%" not in scores
     unverified = rest.split("## Intended use")[0]
     assert "How well this network does on real images is unknown" in unverified
-    assert "91.2 % of cases on images that the source made" in unverified
+    assert "91.2 % of cases on images of the source that" in unverified
+
+
+def test_card_says_that_a_student_learned_little() -> None:
+    card = model_card(small(), record(agreement=0.44, training={"steps": 56, "batch_size": 8}), Export())
+    unverified = card.split("## Not verified")[1].split("## Intended use")[0]
+    assert "- The student gives another answer than the teacher in most cases." in unverified
+    assert "- It was given 56 steps, which teach next to nothing" in unverified
+    card = model_card(small(), record(agreement=0.6, training={"steps": 1001, "batch_size": 8}), Export())
+    assert "in most cases" not in card and "next to nothing" not in card
 
 
 def test_card_names_the_data_of_every_score() -> None:
@@ -112,11 +122,30 @@ def test_card_counts_steps_images_and_updates_of_all_parts() -> None:
 
 
 def test_card_says_how_int8_was_made() -> None:
-    export = Export(int8=Int8(images=96, origin="that the run's source made", agreement=0.987, compared=32))
+    export = Export(int8=Int8(images=96, origin="of the run's source", agreement=0.987, compared=32))
     card = model_card(small(), record(), export)
-    assert "calibrated on 96 images that the run's source made" in card
+    assert "calibrated on 96 images of the run's source" in card
     assert "On 32 more of these it agrees with the float network in 98.7 % of cases" in card
     assert "compared with the float network only, not scored" in card
+
+
+def test_card_loads_openvino_and_names_what_was_not_verified_of_formats() -> None:
+    def made(name: str, kind: str, **found: Any) -> Made:
+        return Made(file=name, format=kind, int8=False, bytes=1, sha256="", **found)
+
+    export = Export(
+        made=[
+            made("student.xml", "openvino", compared=16),
+            made("student.mlpackage.zip", "coreml", unverified="on macOS"),
+        ],
+        compared_on="of the run's source",
+    )
+    card = model_card(small(), record(), export)
+    assert 'openvino.Core().compile_model("student.xml", "CPU")' in card
+    unverified = card.split("## Not verified")[1].split("## Intended use")[0]
+    assert "- `student.mlpackage.zip`: on macOS." in unverified
+    assert "- `student.xml`: compared with PyTorch on 16 images of the run's source, not scored." in unverified
+    assert "openvino" not in model_card(small(), record(), Export())
 
 
 def test_card_takes_no_text_for_markup_and_shows_no_folders() -> None:

@@ -130,7 +130,7 @@ def test_offline_it_says_what_it_would_upload(tmp_path: Path, monkeypatch: pytes
 
 
 def test_what_is_no_run_or_no_repository_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no finished student"):
+    with pytest.raises(RunError, match="holds no run"):
         push_run(tmp_path, "me/it", dry_run=True)
     with pytest.raises(DatafreeError, match="is no repository's name, such as me/my-student"):
         push_run(write_run(tmp_path / "run", UNET), "a/b/c", dry_run=True)

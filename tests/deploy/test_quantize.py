@@ -96,7 +96,7 @@ def test_score_change_is_reported_where_labelled_data_is_given(exported: tuple[P
     for file, scores in done.scores.items():
         assert f"| {file} | `.../" in card
         assert f"{100 * scores.values['top1']:.2f} %" in card
-    assert "calibrated on 30 images that the run's source made" in card
+    assert "calibrated on 30 images of the run's source" in card
 
 
 def test_quantising_without_images_is_one_line(exported: tuple[Path, Exported], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from datafree.engine.stopping import Stop, parse_time, stopping
+from datafree.engine.stopping import Stop, ending, parse_time, stopping
 from datafree.errors import Interrupted, RecipeError
 
 
@@ -46,6 +46,17 @@ def test_a_second_signal_leaves_at_once() -> None:
         assert process.stderr.readline().startswith("stopping after this step")
         process.terminate()
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
+
+
+def test_work_that_cannot_be_gone_on_with_ends_at_once_and_says_what_is_kept() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"^stopped \(SIGINT\): nothing was written$"), ending("nothing was written"):
+        try:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(60)
+        except Exception:  # as converters have it
+            pytest.fail("the signal was taken for a fault")
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_time_limit_allows_one_step_and_no_limit_allows_all() -> None:

@@ -102,7 +102,7 @@ def test_a_runs_student_is_compared_with_the_teacher_of_a_recipe(
     assert agreement_of_run(run, photos, load_recipe(recipe)).share == 1
     words = ["evaluate", str(run), "--images", str(photos)]
     app([*words, "--teacher", recipe], standalone_mode=False)
-    assert f"agreement with the teacher: 100.0 % on the images of {photos}" in capsys.readouterr().out
+    assert f"agreement with the teacher: 100.0 % on 3 images of {photos}" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="--images DIR and --teacher RECIPE"):
         app(words, standalone_mode=False)
 

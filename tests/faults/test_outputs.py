@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 import datafree
-from datafree.deploy.export_run import EXPORTED, export_run
+from datafree.deploy.export_run import export_run
+from datafree.deploy.written_names import EXPORTED
 from datafree.engine.artifacts import CALIBRATION, save_calibration
 from datafree.errors import RunError
 from datafree.networks.checkpoints.weights import save_weights

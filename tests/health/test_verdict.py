@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datafree.health.verdict import SIGNALS, State, VerdictTracker, judge
 from datafree.networks.generators import ResizeGenerator
+from datafree.preflight.cost.short_time import too_few
 from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
 from datafree.sources.dataset import Dataset
@@ -44,7 +45,7 @@ def test_good_figures_are_healthy_without_a_reason() -> None:
         ("held_out_class_balance", 0.0, State.COLLAPSED, "one class only"),
         ("held_out_class_balance", 0.2, State.WATCH, "few of its classes"),
         ("statistics_distance", 3.0, State.WATCH, "unlike what the teacher was trained on"),
-        ("agreement", 0.1, State.WATCH, "another answer than the teacher"),
+        ("agreement", 0.44, State.WATCH, "another answer than the teacher in most cases (agreement 44.0 %)"),
         ("agreement", math.nan, State.COLLAPSED, "not finite"),
     ],
 )
@@ -54,10 +55,24 @@ def test_a_figure_that_is_off_is_the_reason(name: str, value: float, state: Stat
     assert words in verdict.reasons[0] and len(verdict.reasons) == 1
 
 
+def test_few_steps_are_said_whatever_else_is_known() -> None:
+    for values, state in ((GOOD, State.HEALTHY), ({}, None)):
+        assert judge(values, 200).state == state
+        verdict = judge(values, 56)
+        assert verdict.state == State.WATCH
+        assert verdict.reasons[0].startswith("the student is given 56 steps, which teach next to nothing: 1,000")
+    assert "56 steps, which teach next to nothing: some 1,000" in too_few("30s", 56, 60.0)  # the command's words
+
+
+def test_an_agreement_that_good_students_had_is_healthy() -> None:
+    """0.546 is the lowest of a student in docs/results.md with four fifths of its teacher's score."""
+    assert judge({**GOOD, "agreement": 0.546}).state == State.HEALTHY
+
+
 def test_the_worst_state_counts_and_its_reason_comes_first() -> None:
     verdict = judge({**GOOD, "agreement": 0.1, "held_out_pixel_diversity": 0.0})
     assert verdict.state == State.COLLAPSED and len(verdict.reasons) == 2
-    assert verdict.line.startswith("health: collapsed: the made images are all alike")
+    assert verdict.line.startswith("health: collapsed: the images are all alike")
 
 
 def test_figures_that_are_not_there_say_nothing() -> None:
@@ -95,8 +110,8 @@ def test_a_generator_forced_to_one_image_is_called_collapsed(tmp_path: Path, mon
 
     monkeypatch.setattr(ResizeGenerator, "forward", one_image)
     said, page = run(tmp_path, SOURCE)
-    assert any(line.startswith("warning: step 2: health: collapsed: the made images are all alike") for line in said)
-    assert "health: collapsed" in page and "the made images are all alike" in page
+    assert any(line.startswith("warning: step 2: health: collapsed: the images are all alike") for line in said)
+    assert "health: collapsed" in page and "the images are all alike" in page
     assert "health: healthy" not in page
 
 

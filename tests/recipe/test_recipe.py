@@ -8,7 +8,8 @@ import yaml
 from datafree.config import paths
 from datafree.config.diff import differences
 from datafree.errors import RecipeError
-from datafree.recipe.recipe import dump, load_recipe, packaged_recipes
+from datafree.recipe.files import packaged_recipes
+from datafree.recipe.recipe import dump, load_recipe
 from datafree.sources import SOURCES
 from datafree.sources.degan import Degan
 from datafree.sources.folder import Folder

@@ -166,7 +166,7 @@ def test_the_live_page_loads_itself_again(tmp_path: Path, visit: Any) -> None:
         visited.tab.get_by_text("live: this page loads itself again").wait_for(timeout=10_000)
         with (run / "metrics.jsonl").open("a") as file:
             file.write('{"index": 51, "step": 41, "loss": 0.1}\n')
-        visited.tab.get_by_text("stopped at step 41 of 40").wait_for(timeout=10_000)
+        visited.tab.get_by_text("stopped at step 41 of 400").wait_for(timeout=10_000)
         assert visited.complaints == []
         assert {address.split("/")[2] for address in visited.asked if not address.startswith("data:")} == {
             f"127.0.0.1:{server.server_port}"

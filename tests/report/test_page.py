@@ -87,6 +87,21 @@ def test_a_student_that_nobody_scored_is_called_so(tmp_path: Path) -> None:
     assert "scored on real data" not in text
 
 
+def test_a_student_of_few_steps_or_seldom_of_its_teachers_mind_is_told_at_the_top(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    top = page_of(run).text.partition("Teacher and student")[0]
+    assert "health: healthy" in top and "Look closer" not in top
+    recipe = yaml.parse((run / "recipe.yaml").read_text(), "recipe")
+    recipe["training"]["steps"] = 56
+    (run / "recipe.yaml").write_text(yaml.render(recipe))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1000000, "agreement": 0.44}\n')
+    top = page_of(run).text.partition("Teacher and student")[0]
+    assert "health: watch" in top and "Look closer before relying on this student." in top
+    assert "56 steps, which teach next to nothing" in top
+    assert "another answer than the teacher in most cases (agreement 44.0 %)" in top
+
+
 def test_names_from_files_are_words_and_never_elements(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path))
     assert NAMES[1] in page.text and "<b>teacher</b>" in page.text and "photos of <i>mine</i>" in page.text
@@ -109,7 +124,7 @@ def test_the_code_that_loads_the_student_is_on_the_page_and_runs(
 
 def test_a_run_in_progress_has_a_page_that_says_where_it_is(tmp_path: Path) -> None:
     text = page_of(write_run(tmp_path, finished=False)).text
-    assert "in progress or stopped at step 40 of 40" in text
+    assert "in progress or stopped at step 40 of 400" in text
     assert "result.json: the run has not finished" in text
     assert "Use the student" not in text
 

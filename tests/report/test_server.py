@@ -44,12 +44,12 @@ def get(port: int, path: str, host: str = "127.0.0.1") -> tuple[int, str]:
 def test_the_page_and_its_version_change_with_the_run(served: tuple[Path, int]) -> None:
     run, port = served
     (code, page), (_, version) = get(port, "/"), get(port, "/version")
-    assert code == 200 and "step 40 of 40" in page and 'id="live"' in page and "connect-src 'self'" in page
+    assert code == 200 and "step 40 of 400" in page and 'id="live"' in page and "connect-src 'self'" in page
     assert get(port, "/version")[1] == version
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"index": 51, "step": 41, "loss": 0.1}) + "\n")
     assert get(port, "/version")[1] != version
-    assert "step 41 of 40" in get(port, "/")[1]
+    assert "step 41 of 400" in get(port, "/")[1]
 
 
 @pytest.mark.parametrize("path", ["/recipe.yaml", "/../run/recipe.yaml", "/report.html"])

@@ -11,16 +11,21 @@ from datafree.cli import teacher_options as options
 from datafree.cli.lines import remark, result, result_block
 from datafree.cli.parameters import AsJson, Device, Overrides, Quiet, Seed
 from datafree.config.duration import seconds_of
-from datafree.errors import RecipeError
+from datafree.deploy.written_names import require_calibration, require_count, require_int8
+from datafree.engine.stopping import ending
+from datafree.preflight.alike import require_known
+from datafree.preflight.option_values import require_there, require_time
+from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import NEEDS_PHOTOS, Wishes
-from datafree.text import percent, show, table
+from datafree.storage.places import is_run, require_student
+from datafree.text import percent, table
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from datafree.deploy.calibration.folder import Calibration
 
 _TIME = "10m"
-_WITH = {"made": "the images made", "noise": "noise", "real": "real images"}
-_ON = {"made": "held-out made images", "real": "real images"}
+_WITH = {"made": "these images", "noise": "noise", "real": "real images"}
+_ON = {"made": "held-out images of the source", "real": "real images"}
 
 
 def calibrate(
@@ -59,9 +64,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Make calibration images for INT8 from a network itself, and its INT8 form; say whether they are any good."""
-    seconds = seconds_of(time)
-    if seconds is None:
-        raise RecipeError([f"--time {show(time)} is not a time; write it as 90s, 10m or 1h30m"])
+    require_time(time)
     wishes = Wishes(
         weights=weights,
         args=tuple(args or ()),
@@ -77,37 +80,41 @@ def calibrate(
         device=device,
         seed=seed,
     )
-    if not Path(teacher).expanduser().is_dir():
-        from datafree.preflight.teacher_file import kind_of
+    require_count(images)
+    require_there("--data", data, "either")
+    require_calibration(out)
+    if int8:
+        require_int8()
+    if is_run(place := Path(teacher).expanduser()):
+        require_student(place)
+    elif kind_of(teacher) == "recipe":
+        require_known(teacher)
+    with ending(f"nothing was written, and what {out} held before is as it was; run the same command to begin again"):
+        from datafree.cli.display import display
+        from datafree.deploy.calibration.folder import calibrate as make
+        from datafree.ops import modes
+        from datafree.preflight.calibration_subject import calibration_subject
+        from datafree.report.calibration_page import calibration_page
 
-        kind_of(teacher)  # what can be no teacher is refused before torch is imported
-    from datafree.cli.display import display
-    from datafree.deploy.calibration.folder import calibrate as make
-    from datafree.engine.stopping import stopping
-    from datafree.ops import modes
-    from datafree.preflight.calibration_subject import calibration_subject
-    from datafree.report.calibration_page import calibration_page
-
-    with display(quiet=quiet) as shown, stopping(None) as stop:
-        wanted = calibration_subject(teacher, wishes, overrides or [])
-        if not quiet:
-            for line in wanted.lines:
-                remark(line)
-        done = make(
-            wanted,
-            out,
-            page=calibration_page,
-            images=images,
-            seconds=seconds,
-            photos_of=None if source in NEEDS_PHOTOS else photos,
-            data=data,
-            int8=int8,
-            device=modes.choose_device(device or "auto"),
-            seed=seed or 0,
-            stop=stop,
-            log=shown.log,
-            say=shown.say,
-        )
+        with display(quiet=quiet) as shown:
+            wanted = calibration_subject(teacher, wishes, overrides or [])
+            if not quiet:
+                for line in wanted.lines:
+                    remark(line)
+            done = make(
+                wanted,
+                out,
+                page=calibration_page,
+                images=images,
+                seconds=seconds_of(time) or 0,
+                photos_of=None if source in NEEDS_PHOTOS else photos,
+                data=data,
+                int8=int8,
+                device=modes.choose_device(device or "auto"),
+                seed=seed or 0,
+                log=shown.log,
+                say=shown.say,
+            )
     _print(done, as_json)
 
 
@@ -120,7 +127,7 @@ def _print(done: Calibration, as_json: bool) -> None:
             shares = ", ".join(f"{percent(share)} with {_WITH[name]}" for name, share in done.within.items())
             result(f"BatchNorm layers that see what their statistics say: {shares}")
         if done.agreement:
-            result_block(table(_rows(done.agreement)))
+            result_block(table(_rows(done)))
             result(f"INT8: {done.int8}")
         for note in done.notes:
             result(f"note: {note}")
@@ -129,9 +136,10 @@ def _print(done: Calibration, as_json: bool) -> None:
         remark(f"warning: {line}")
 
 
-def _rows(agreement: dict[str, dict[str, float | None]]) -> list[list[str]]:
-    found: list[list[Any]] = [["INT8 calibrated with", *(f"agreement on {_ON[on]}" for on in agreement)]]
-    for name in agreement["made"]:
-        shares = [agreement[on][name] for on in agreement]
+def _rows(done: Calibration) -> list[list[str]]:
+    heads = (f"agreement on {done.compared[on]} {_ON[on]}" for on in done.agreement)
+    found: list[list[Any]] = [["INT8 calibrated with", *heads]]
+    for name in done.agreement["made"]:
+        shares = [by[name] for by in done.agreement.values()]
         found.append([_WITH[name], *("nothing found" if share is None else percent(share) for share in shares)])
     return found

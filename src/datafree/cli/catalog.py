@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from datafree.config import options, yaml
 from datafree.networks.load import network_names
-from datafree.recipe.recipe import SOURCE, TASK, packaged_recipes
+from datafree.recipe.files import packaged_recipes
+from datafree.recipe.recipe import SOURCE, TASK
 from datafree.text import show
 
 

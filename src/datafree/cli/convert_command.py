@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from datafree.cli.lines import result
+from datafree.preflight.option_values import require_there
+from datafree.storage.places import require_new
 
 
 def convert(
@@ -15,6 +17,8 @@ def convert(
     new: Annotated[Path, typer.Argument(help="The file to write, NAME.safetensors.")],
 ) -> None:
     """Take the tensors out of a pickled module or checkpoint, without running it, and write them as safetensors."""
+    require_there("OLD", old, "file")
+    require_new(new, ".safetensors")
     from datafree.networks.checkpoints.convert import convert as write
 
     made = write(old, new)

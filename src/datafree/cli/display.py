@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 QUIET_FOR = 10.0  # seconds between lines, at first; later a twentieth of the time already spent
 SOON = 3.0  # seconds in which work other than a run and a data set is done without a word
-OTHER_WORK = ("scores", "plan", "inspect", "export", "bench")
+OTHER_WORK = ("scores", "plan", "inspect", "calibrate", "export", "bench")
 FIGURES = 4  # shown; a run's metrics.jsonl holds all that are logged, a data set's records all of their shards
 
 
@@ -135,7 +135,7 @@ def describe(progress: Progress, figures_shown: int = FIGURES) -> str:
     parts = [f"{progress.phase} {done}/{total}{f': {progress.what}' if progress.what else ''}"]
     if progress.rate > 0:
         unit = "image" if progress.phase in ("images", "scores") else "step"
-        if progress.phase not in ("plan", "inspect", "export", "bench"):  # whose parts are not alike
+        if progress.phase == "scores" or progress.phase not in OTHER_WORK:  # the parts of which are not alike
             parts.append(
                 f"{progress.rate:.3g} {unit}s/s" if progress.rate >= 1 else f"{1 / progress.rate:.3g} s/{unit}"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datafree.cli import teacher_options as options
 from datafree.cli.lines import remark, result_block
 from datafree.cli.parameters import Compress, Device, Overrides, Seed, Student
-from datafree.engine.stopping import stopping
+from datafree.engine.stopping import ending
 from datafree.errors import RecipeError
 from datafree.preflight.wishes import Wishes
 
@@ -51,7 +51,7 @@ def init(
         seed=seed,
         source=source,
     )
-    with stopping(None):
+    with ending("it writes nothing; run the same command to begin again"):
         made = options.chosen(teacher, overrides or [], wishes)
     if made.drafted is None:
         raise RecipeError([f"{teacher} is a recipe already: init writes one for a teacher"])

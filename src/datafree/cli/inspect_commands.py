@@ -12,11 +12,13 @@ from datafree.cli.lines import result_block
 from datafree.cli.parameters import AsJson, Compress, Named, Overrides, Quiet, Student
 from datafree.cli.teacher_options import Order
 from datafree.config.overrides import require_overrides, student_overrides
-from datafree.engine.stopping import stopping
+from datafree.engine.stopping import ending
 from datafree.errors import RecipeError
+from datafree.preflight.alike import require_known
 from datafree.preflight.option_values import parse_link
 from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import Wishes
+from datafree.recipe.files import require_recipe
 from datafree.storage import strict_json
 
 
@@ -51,27 +53,32 @@ def inspect(
         "std": std,
         "channel_order": channel_order,
     }
-    Wishes(weights=weights, args=tuple(args or ()), channels=channels, **said)  # nothing wrong gets as far as torch
-    if kind_of(teacher) == "weights":  # nor what is no teacher
+    Wishes(weights=weights, args=tuple(args or ()), channels=channels, device=device, **said)  # before torch
+    if recipe is not None:
+        require_recipe(recipe)
+    if (kind := kind_of(teacher)) == "recipe":
+        require_known(teacher)
+    elif kind == "weights":
         from datafree.preflight.identify import identify
 
         told = identify(Path(teacher))
         teacher, weights, channels = told.called, told.spec.weights, channels or told.spec.channels
-    from datafree.cli.display import display
-    from datafree.cli.inspect_text import inspection_text
-    from datafree.preflight.inspection import inspect_teacher
+    with ending("it writes nothing; run the same command to look again"):
+        from datafree.cli.display import display
+        from datafree.cli.inspect_text import inspection_text
+        from datafree.preflight.inspection import inspect_teacher
 
-    with stopping(None), display(quiet=quiet) as shown:
-        found = inspect_teacher(
-            teacher,
-            weights=weights,
-            args=args or [],
-            channels=channels,
-            **said,
-            recipe=recipe,
-            device=device,
-            log=shown.log,
-        )
+        with display(quiet=quiet) as shown:
+            found = inspect_teacher(
+                teacher,
+                weights=weights,
+                args=args or [],
+                channels=channels,
+                **said,
+                recipe=recipe,
+                device=device,
+                log=shown.log,
+            )
     result_block(strict_json.render(asdict(found)) if as_json else inspection_text(found))
 
 
@@ -93,14 +100,16 @@ def plan(
         raise RecipeError([f"--images {images} is about a data set; give --synthesize with it"])
     speed, changes = parse_link(link), [*(overrides or []), *student_overrides(student, compress)]
     require_overrides(changes)
-    from datafree.cli.display import display
-    from datafree.cli.plan_text import plan_text
-    from datafree.preflight.plan import plan as make
-    from datafree.recipe.recipe import load_recipe
+    require_recipe(recipe)
+    with ending("it writes nothing; run the same command to plan again"):
+        from datafree.cli.display import display
+        from datafree.cli.plan_text import plan_text
+        from datafree.preflight.plan import plan as make
+        from datafree.recipe.recipe import load_recipe
 
-    loaded = load_recipe(recipe, changes)
-    with stopping(None), display(quiet=quiet) as shown:
-        made = make(loaded, images, speed, log=shown.log, say=shown.say)
+        loaded = load_recipe(recipe, changes)
+        with display(quiet=quiet) as shown:
+            made = make(loaded, images, speed, log=shown.log, say=shown.say)
     result_block(strict_json.render(asdict(made)) if as_json else plan_text(made))
 
 

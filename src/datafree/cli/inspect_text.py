@@ -24,7 +24,7 @@ def inspection_text(found: Inspection) -> str:
         _row("classes", found.classes),
         ("output", found.output, ""),
         ("parameters", f"{found.parameters:,}", f"{size(found.bytes)} with its buffers"),
-        ("MACs", f"{found.macs:,}", f"an image of {height} x {width}"),
+        ("MACs", "not told" if found.macs is None else f"{found.macs:,}", f"an image of {height} x {width}"),
         ("BatchNorm", _layers(found.batchnorm), found.batchnorm.note),
     ]
     images: Rows = [

@@ -11,8 +11,14 @@ import typer
 from datafree.cli.lines import remark, result, result_block
 from datafree.cli.parameters import Quiet, StudentCode, TaskCode
 from datafree.cli.score_table import print_outcome, score_table
+from datafree.deploy.format_facts import FACTS, wanted
+from datafree.deploy.written_names import require_export
+from datafree.engine.stopping import ending
 from datafree.errors import RecipeError
+from datafree.preflight.option_values import require_device, require_there
+from datafree.recipe.files import require_recipe
 from datafree.storage import strict_json
+from datafree.storage.places import require_run, require_student
 from datafree.text import percent, table
 
 
@@ -28,18 +34,30 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a run's student on labelled data, or compare it with its teacher on images of any kind."""
-    from datafree.cli.display import display
-    from datafree.evaluation.scoring import agreement_of_run, evaluate_run
-    from datafree.recipe.recipe import load_recipe
-
     if (images is None) != (teacher is None) or (data is None and images is None):
         raise RecipeError(["evaluate needs --data DIR, or --images DIR and --teacher RECIPE, or all three"])
-    with display(quiet=quiet) as shown:
-        code: dict[str, Any] = {"device": device, "student": student, "task": task, "log": shown.log}
-        scores = {} if data is None else evaluate_run(run, data, **code)
-        all_agree = (
-            None if images is None or teacher is None else agreement_of_run(run, images, load_recipe(teacher), **code)
-        )
+    if run.suffix == ".onnx":
+        require_there("RUN", run, "file")
+    else:
+        require_student(run)
+    require_device(device)
+    require_there("--data", data, "either")
+    require_there("--images", images, "folder")
+    if teacher is not None:
+        require_recipe(teacher)
+    with ending("nothing was kept; run the same command to begin again"):
+        from datafree.cli.display import display
+        from datafree.evaluation.scoring import agreement_of_run, evaluate_run
+        from datafree.recipe.recipe import load_recipe
+
+        with display(quiet=quiet) as shown:
+            code: dict[str, Any] = {"device": device, "student": student, "task": task, "log": shown.log}
+            scores = {} if data is None else evaluate_run(run, data, **code)
+            all_agree = (
+                None
+                if images is None or teacher is None
+                else agreement_of_run(run, images, load_recipe(teacher), **code)
+            )
     if as_json:
         content: dict[str, Any] = {who: asdict(score) for who, score in scores.items()}
         if all_agree is not None:
@@ -57,7 +75,7 @@ def evaluate(
         result(f"note: {note}")
     if all_agree is not None:
         share = "nothing to compare" if all_agree.share is None else percent(all_agree.share)
-        result(f"agreement with the teacher: {share} on the images of {images}")
+        result(f"agreement with the teacher: {share} on {all_agree.compared:,} images of {images}")
         for note in all_agree.remarks:
             result(f"note: {note}")
 
@@ -81,26 +99,32 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's student as files to ship: weights, ONNX and other formats, INT8, a description and a model card."""
-    from datafree.cli.display import display
-    from datafree.deploy.export_run import export_run
-    from datafree.deploy.format_table import against
-    from datafree.report.page import refresh
+    wanted(to, FACTS, [], onnx=onnx, opset=opset, int8=int8)
+    require_student(run)
+    require_export(run / "export" if out is None else out)
+    require_there("--images", images, "folder")
+    require_there("--data", data, "either")
+    with ending("nothing was written, and an export that was there is as it was; run the same command to begin again"):
+        from datafree.cli.display import display
+        from datafree.deploy.export_run import export_run
+        from datafree.deploy.format_table import against
+        from datafree.report.page import refresh
 
-    with display(quiet=quiet) as shown:
-        done = export_run(
-            run,
-            out,
-            to=to,
-            onnx=onnx,
-            opset=opset,
-            int8=int8,
-            images=images,
-            data=data,
-            student=student,
-            task=task,
-            say=shown.say,
-            log=shown.log,
-        )
+        with display(quiet=quiet) as shown:
+            done = export_run(
+                run,
+                out,
+                to=to,
+                onnx=onnx,
+                opset=opset,
+                int8=int8,
+                images=images,
+                data=data,
+                student=student,
+                task=task,
+                say=shown.say,
+                log=shown.log,
+            )
     result(f"export: {done.folder}")
     result_block(table([[name, f"{size:,} bytes"] for name, size in done.sizes.items()]))
     for number, error in done.errors.items():
@@ -128,24 +152,28 @@ def bench(
     quiet: Quiet = False,
 ) -> None:
     """Time a run's teacher and student on this machine, in torch and in each runtime that it was exported for."""
-    from datafree.cli.display import display
-    from datafree.deploy.bench_run import bench_run
-    from datafree.deploy.format_table import format_table
-    from datafree.recipe.recipe import load_recipe
-    from datafree.report.page import refresh
+    require_student(run)
+    if teacher is not None:
+        require_recipe(teacher)
+    with ending(f"nothing was written, and what {run} held is as it was; run the same command to begin again"):
+        from datafree.cli.display import display
+        from datafree.deploy.bench_run import bench_run
+        from datafree.deploy.format_table import format_table
+        from datafree.recipe.recipe import load_recipe
+        from datafree.report.page import refresh
 
-    recipe = None if teacher is None else load_recipe(teacher)
-    with display(quiet=quiet) as shown:
-        done, exported = bench_run(
-            run,
-            threads=threads,
-            rounds=rounds,
-            teacher=recipe,
-            student=student,
-            task=task,
-            say=shown.say,
-            log=shown.log,
-        )
+        recipe = None if teacher is None else load_recipe(teacher)
+        with display(quiet=quiet) as shown:
+            done, exported = bench_run(
+                run,
+                threads=threads,
+                rounds=rounds,
+                teacher=recipe,
+                student=student,
+                task=task,
+                say=shown.say,
+                log=shown.log,
+            )
     found = format_table(exported, done)
     result_block(table([found.heads, *found.rows]))
     for note in found.notes:
@@ -161,11 +189,13 @@ def push(
     quiet: Quiet = False,
 ) -> None:
     """Upload what `export` writes, made first where missing, to a Hugging Face repository."""
-    from datafree.cli.display import display
-    from datafree.deploy.push import push_run
+    require_student(run)
+    with ending(f"what was uploaded stays in {repo}; run the same command to upload the rest"):
+        from datafree.cli.display import display
+        from datafree.deploy.push import push_run
 
-    with display(quiet=quiet) as shown:
-        done = push_run(run, repo, private=private, dry_run=dry_run, say=shown.say)
+        with display(quiet=quiet) as shown:
+            done = push_run(run, repo, private=private, dry_run=dry_run, say=shown.say)
     if done.files:
         result_block(table([[name, f"{size:,} bytes"] for name, size in done.files.items()]))
     for note in done.notes:
@@ -178,6 +208,8 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Instead of RUN/report.html or comparison.html.")] = None,
 ) -> None:
     """Write the page of a run, or one that compares several."""
+    for run in runs:
+        require_run(run)
     from datafree.report.page import write_report
 
     result(f"page: {write_report(runs, out)}")
@@ -188,6 +220,7 @@ def watch(
     port: Annotated[int, typer.Option(help="0: any that is free.", min=0, max=65535)] = 0,
 ) -> None:
     """Serve a run's page on this machine alone; it loads itself again as the run goes on. Ctrl-C ends it."""
+    require_run(run)
     from datafree.report.server import serve
 
     serve(run, port, tell=result, warn=remark)

@@ -25,11 +25,15 @@ from datafree.cli.parameters import (
     Verbose,
 )
 from datafree.cli.score_table import print_outcome
-from datafree.config.overrides import training_overrides
+from datafree.config.overrides import require_overrides, training_overrides
+from datafree.config.paths import placed
 from datafree.distributed.launch import launch, launched
 from datafree.engine.stopping import Stop, parse_time, stopping
 from datafree.errors import RecipeError
+from datafree.preflight.option_values import require_device, require_seed
 from datafree.preflight.wishes import Wishes
+from datafree.recipe.files import require_recipe
+from datafree.storage.places import require_for_run, require_for_set
 from datafree.text import did_you_mean, show
 
 if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
@@ -84,6 +88,8 @@ def distill(
         seed=seed,
         source=source,
     )
+    if out is not None:
+        require_for_run(out)
     if processes > 1 and not launched():
         options.chosen(teacher, overrides or [], wishes)  # what is wrong is said at once, and once
         raise typer.Exit(launch(processes, sys.argv[1:]))
@@ -127,25 +133,31 @@ def synthesize(
 ) -> None:
     """Make a data set from a recipe's source and teacher. The same command resumes; a larger N adds to it."""
     changes = [*(overrides or []), *training_overrides(device, seed)]
+    require_device(device)
+    require_seed(seed)
+    require_overrides(changes)
+    require_recipe(recipe)
+    if images is None and not verify:
+        raise RecipeError(["--images is missing; say how many, such as --images 1000"])
+    if isinstance(place := placed(out), Path):
+        require_for_set(place)
     _share(processes, recipe, changes)
-    with stopping(None if max_time is None else parse_time(max_time)) as stop:
+    whole = "after this update, with all whole shards kept"
+    with stopping(None if max_time is None else parse_time(max_time), kept=whole) as stop:
         from datafree.cli.display import display
-        from datafree.config.paths import placed
         from datafree.recipe.recipe import load_recipe
         from datafree.synthesis.synthesize import synthesize as make
         from datafree.synthesis.synthesize import verify as check
 
         loaded = load_recipe(recipe, changes)
         if verify:
-            made = check(loaded, placed(out), say=result)
-        elif images is None:
-            raise RecipeError(["--images is missing; say how many, such as --images 1000"])
+            made = check(loaded, place, say=result)
         elif dry_run:
             _rehearse(loaded, out, images)
             return
         else:
             with display(quiet=quiet, verbose=verbose) as shown:
-                made = make(loaded, placed(out), images, stop=stop, log=shown.log, say=shown.say)
+                made = make(loaded, place, images or 0, stop=stop, log=shown.log, say=shown.say)
     sound = ", every file as it was written" if verify else ""
     result(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
     for note in made.notes:
@@ -162,17 +174,20 @@ def demo(
     if task not in DEMOS:
         hint = f"{did_you_mean(task, DEMOS)}; one of: {', '.join(DEMOS)}"
         raise RecipeError([f"there is no demo for the task {show(task)}{hint}"])
+    places = [out / f"{Path(name).stem}{'-quick' if quick else ''}" for name in DEMOS[task]]
+    for place in places:
+        require_for_run(place)
     remark_block(DEMO_TEXT)
     with stopping(None) as stop:
         from datafree.recipe.recipe import load_recipe
 
         recipes = [load_recipe(name, short if quick else []) for name, short in DEMOS[task].items()]
         outcomes = []
-        for recipe in recipes:
+        for recipe, place in zip(recipes, places, strict=True):
             if not quiet:
                 remark("")
                 remark(f"{recipe.name}: distilling")
-            outcomes.append(_run(recipe, out / f"{recipe.name}{'-quick' if quick else ''}", stop, quiet))
+            outcomes.append(_run(recipe, place, stop, quiet))
     result_block(demo_table(recipes, outcomes))
     if quick:
         result("note: --quick trains for a few steps only; its scores say nothing about the method")

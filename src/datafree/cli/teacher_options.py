@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datafree.config.overrides import require_overrides
-from datafree.errors import RecipeError
+from datafree.preflight.alike import require_known
 from datafree.preflight.option_values import pixels
-from datafree.preflight.teacher_file import RECIPES, kind_of
+from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import Wishes, recipe_overrides
-from datafree.text import show
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from datafree.recipe.recipe import Recipe
@@ -63,12 +62,9 @@ def chosen(teacher: str, overrides: list[str], wishes: Wishes) -> Chosen:
     require_overrides(overrides)
     kind = kind_of(teacher)
     if kind == "recipe":
-        from datafree.preflight.subject import hint
-        from datafree.recipe.recipe import load_recipe, packaged_recipes
+        require_known(teacher)
+        from datafree.recipe.recipe import load_recipe
 
-        if not Path(teacher).exists() and teacher not in packaged_recipes() and not teacher.endswith(RECIPES):
-            listed = "; `datafree list` shows some"
-            raise RecipeError([f"there is no file, network or packaged recipe {show(teacher)}{hint(teacher)}{listed}"])
         size = None if wishes.size is None else pixels(wishes.size)
         return Chosen(recipe=load_recipe(teacher, [*recipe_overrides(wishes, size), *overrides]))
     from datafree.preflight.draft import draft

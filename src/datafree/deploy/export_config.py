@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from datafree.config import schema
+from datafree.config.extras import versions
 from datafree.deploy.export_record import Export, Int8
 from datafree.deploy.formats import FORMATS
 from datafree.deploy.formats.check import Made
 from datafree.deploy.model_card import public
+from datafree.deploy.written_names import CONFIG
 from datafree.evaluation.finished_run import Record, Student, mapping, number
 from datafree.networks.instances import is_live
 from datafree.recipe.recipe import FAMILIES
@@ -20,13 +21,6 @@ from datafree.storage import strict_json
 from datafree.storage.environment import environment
 from datafree.storage.run_files import ConfigForm, known
 from datafree.tasks.base import Scores
-
-CONFIG = "config.json"
-_DISTRIBUTIONS = {  # of the modules that formats import, where their names differ
-    "ai_edge_litert": "ai-edge-litert",
-    "ai_edge_quantizer": "ai-edge-quantizer",
-    "litert_torch": "litert-torch",
-}
 
 
 def config(student: Student, record: Record, export: Export, sums: Mapping[str, str]) -> dict[str, Any]:
@@ -76,14 +70,9 @@ def versions_of(export: Export) -> dict[str, str]:
         name
         for kind in FORMATS.values()
         if kind.name in {made.format for made in export.made} | {"onnx"}
-        for name in kind.modules
+        for name in kind.facts.modules
     ]
-    for name in dict.fromkeys(used):
-        try:
-            found[name] = metadata.version(_DISTRIBUTIONS.get(name, name))
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return found | versions(used)
 
 
 def read_export(folder: Path) -> Export | None:

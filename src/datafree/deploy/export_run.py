@@ -23,15 +23,17 @@ from torch import nn
 from datafree.config import schema
 from datafree.data.labelled import LabelledData
 from datafree.deploy.bench_file import read_bench
-from datafree.deploy.export_config import CONFIG, config, versions_of
+from datafree.deploy.export_config import config, versions_of
 from datafree.deploy.export_record import Export, Int8
-from datafree.deploy.formats import FORMATS, choose
-from datafree.deploy.formats.base import Format, Given
+from datafree.deploy.format_facts import wanted
+from datafree.deploy.formats import FORMATS
+from datafree.deploy.formats.base import Given
 from datafree.deploy.formats.check import Made, make_all
 from datafree.deploy.made_images import calibration_images, images_to_compare
 from datafree.deploy.model_card import model_card, public
+from datafree.deploy.written_names import CARD, CONFIG, WEIGHTS, require_export
 from datafree.engine.progress import Progress, Work
-from datafree.errors import DatafreeError, NetworkError, RunError
+from datafree.errors import RunError
 from datafree.evaluation.finished_run import load_student, read_record
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import save_weights
@@ -39,18 +41,10 @@ from datafree.networks.normalized import bare
 from datafree.networks.onnx import check_onnx, opset_of
 from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
-from datafree.storage.atomic import require_ordinary, sha256_of, write_whole
+from datafree.storage.atomic import sha256_of, write_whole
 from datafree.storage.whole_folder import made_whole
 from datafree.tasks.base import Scores, Task, open_labelled
 from datafree.text import one_line
-
-WEIGHTS = "student.safetensors"
-EXPORTED = (
-    WEIGHTS,
-    *(name for kind in FORMATS.values() for int8 in (False, True) for name in kind.files(int8)),
-    CONFIG,
-    "README.md",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +85,10 @@ def export_run(
     DatafreeError.
     """
     notes: list[str] = []
-    kinds = _wanted(to, notes, onnx=onnx, opset=opset, int8=int8)
+    kinds = wanted(to, FORMATS, notes, onnx=onnx, opset=opset, int8=int8)
     out = run / "export" if out is None else out if out.name else out.absolute()
+    require_export(out)
     loaded, record = load_student(run, student=student, task=task), read_record(run)
-    _check_out(out)
     labelled = open_labelled(loaded.task, data) if data is not None else None
     if labelled is not None and not loaded.class_names:
         loaded = replace(loaded, class_names=labelled.class_names)
@@ -109,7 +103,7 @@ def export_run(
     work = Work("export", parts, log)
 
     try:
-        with made_whole(out, lambda: _check_out(out)) as stage:
+        with made_whole(out, lambda: require_export(out)) as stage:
             given = Given(
                 network=loaded.network,
                 task=loaded.task,
@@ -157,31 +151,12 @@ def export_run(
             sums = {file.name: sha256_of(file) for file in sorted(stage.iterdir())}
             notes += record.faults
             write_whole(stage / CONFIG, strict_json.sealed(config(loaded, record, export, sums)))
-            write_whole(stage / "README.md", model_card(loaded, record, export, read_bench(run)).encode())
+            write_whole(stage / CARD, model_card(loaded, record, export, read_bench(run)).encode())
             sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
         work.at(parts)
     except OSError as error:
         raise RunError(f"cannot write {out}: {one_line(error)}; free some space, or choose another --out") from error
     return Exported(folder=out, sizes=sizes, errors=errors, scores=scores, notes=notes, made=made, failed=failed)
-
-
-def _wanted(
-    to: str | Sequence[str] | None, notes: list[str], *, onnx: bool, opset: int | None, int8: bool
-) -> list[Format]:
-    """The formats to write; `notes` is told of ONNX that nobody asked for and that cannot be."""
-    if to is not None:
-        return choose(to, onnx=onnx, opset=opset, int8=int8)
-    if not onnx:
-        if int8:
-            raise NetworkError("INT8 is made of the ONNX file: leave out --no-onnx, or --int8")
-        return []
-    try:
-        return choose("onnx", opset=opset, int8=int8)
-    except DatafreeError as error:
-        if int8 or opset is not None:
-            raise
-        notes.append(f"student.onnx was not written: {error}, and export again; --no-onnx: not wanted")
-        return []
 
 
 def _teller(work: Work, say: Callable[[str], None]) -> Callable[[str], None]:
@@ -192,20 +167,6 @@ def _teller(work: Work, say: Callable[[str], None]) -> Callable[[str], None]:
         say(f"writing {name}")
 
     return tell
-
-
-def _check_out(out: Path) -> None:
-    """Raise RunError if `out` holds anything that an export would not replace."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise RunError(f"{out} is not a folder; choose another --out")
-    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in EXPORTED) if out.exists() else []
-    if strange:
-        raise RunError(f"{out} holds {strange[0]!r}, which no export writes; move it away or choose another --out")
-    try:
-        for name in EXPORTED:
-            require_ordinary(out / name)
-    except OSError as error:
-        raise RunError(f"{out}: {error.strerror}; move it away or choose another --out") from error
 
 
 def _score(network: nn.Module, task: Task, labelled: LabelledData) -> Scores:

@@ -44,7 +44,7 @@ def calibration_images(run: Path, folder: Path | None, task: Task, notes: list[s
         if not file.is_file():
             raise DataError(f"{run} holds no images of its source ({CALIBRATION}); give a folder of some with --images")
         found = read_tensors(file).get("images", torch.empty(0))
-        origin = "that the run's source made"
+        origin = "of the run's source"
         if found.dtype != torch.uint8 or found.ndim != 4 or tuple(found.shape[1:]) != (3, *task.image_size):
             raise DataError(
                 f"{file} does not hold 8-bit images of the task's size; give a folder of some with --images"
@@ -55,7 +55,7 @@ def calibration_images(run: Path, folder: Path | None, task: Task, notes: list[s
 
 
 def images_to_compare(run: Path, task: Task) -> tuple[Tensor, str]:
-    """Images (N, 3, H, W) uint8 and what they are: some of those that the run's source made, else noise."""
+    """Images (N, 3, H, W) uint8 and what they are: some of the run's source, else noise."""
     try:
         found, origin = calibration_images(run, None, task, [])
     except DatafreeError:

@@ -15,8 +15,9 @@ from datafree.config import yaml
 from datafree.deploy.bench_file import Bench
 from datafree.deploy.export_record import Export
 from datafree.deploy.format_table import format_table
-from datafree.deploy.snippets import load_snippet, onnx_snippet
+from datafree.deploy.snippets import load_snippet, onnx_snippet, openvino_snippet
 from datafree.evaluation.finished_run import Record, Student, mapping, number
+from datafree.health.verdict import ENOUGH_STEPS, FEW_STEPS, SELDOM, SELDOM_SAID, little
 from datafree.text import shown
 
 
@@ -163,15 +164,26 @@ def _not_verified(record: Record, export: Export) -> str:
         lines.append("The scores above hold for the data they name; no other data was tried.")
     if record.agreement is not None:
         lines.append(
-            f"It gives its teacher's answer in {100 * record.agreement:.1f} % of cases on images that the source made "
-            "and it did not learn from. This says little about real images."
+            f"It gives its teacher's answer in {100 * record.agreement:.1f} % of cases on images of the source that "
+            "it did not learn from. This says little about real images."
         )
+        if record.agreement < SELDOM:
+            lines.append(f"{SELDOM_SAID[0].upper()}{SELDOM_SAID[1:]}.")
+    steps = number(record.training.get("steps"))
+    if steps is not None and steps < FEW_STEPS:
+        lines.append(f"It was given {little(int(steps))}: {ENOUGH_STEPS:,} are worth a look.")
     lines.append("Whether the teacher was any good, what it was trained on, and whether its mistakes and biases are "
                  "fewer or more in this student: not looked at.")  # fmt: skip
     lines.append("Robustness to noise, attacks, other cameras or other image sizes, and whether its probabilities can "
                  "be taken at their word: not measured.")  # fmt: skip
     if export.int8 is not None and not export.scores:
         lines.append(f"`{public(export.int8.file)}` was compared with the float network only, not scored.")
+    lines += [f"`{public(made.file)}`: {public(made.unverified)}." for made in export.made if made.unverified]
+    others = [made for made in export.made if not made.unverified and not made.int8 and made.file not in export.scores]
+    if others:
+        names = ", ".join(f"`{public(made.file)}`" for made in others)
+        known = f"compared with PyTorch on {others[0].compared} images {public(export.compared_on)}, not scored"
+        lines.append(f"{names}: {known}.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -195,11 +207,13 @@ def _loading(student: Student, export: Export) -> str:
             f"network to a relative error of {worst}. Mean, standard deviation and channel order are inside."
             f"\n\n```python\n{onnx_snippet(student)}```"
         )
-        if student.task.numpy_decoding():
-            parts.append(
-                "The network answers a box in pixels and the scores of all classes at each of its locations; "
-                "`detections` keeps the surest of those that overlap, as `datafree` does when it scores detectors."
-            )
+    if any(made.file == "student.xml" for made in export.made):
+        parts.append(f"In OpenVINO, with the same inside:\n\n```python\n{openvino_snippet(student)}```")
+    if (export.errors or export.made) and student.task.numpy_decoding():
+        parts.append(
+            "The network answers a box in pixels and the scores of all classes at each of its locations; "
+            "`detections` keeps the surest of those that overlap, as `datafree` does when it scores detectors."
+        )
     if export.int8 is not None:
         int8 = export.int8
         parts.append(

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from datafree.deploy.export_run import EXPORTED, export_run
-from datafree.errors import DatafreeError, RunError
+from datafree.deploy.written_names import EXPORTED
+from datafree.errors import DatafreeError
+from datafree.storage.places import require_student
 from datafree.text import one_line, show, size
 
 
@@ -23,6 +24,19 @@ class Pushed:
     files: dict[str, int]  # name -> bytes
     url: str | None  # of the repository; None: nothing was uploaded
     notes: list[str]
+
+
+def require_repository(repo: str) -> None:
+    """Raise DatafreeError for what is no repository's name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not listed
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise DatafreeError(
+            f"{show(repo)} is no repository's name, such as me/my-student: {one_line(error)}"
+        ) from error
 
 
 def push_run(
@@ -38,22 +52,16 @@ def push_run(
     The token is huggingface_hub's own (`hf auth login`, HF_TOKEN), the server HF_ENDPOINT. `dry_run` uploads and makes
     nothing. Raises DatafreeError.
     """
+    require_repository(repo)
+    require_student(run)
     from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not listed
 
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise DatafreeError(
-            f"{show(repo)} is no repository's name, such as me/my-student: {one_line(error)}"
-        ) from error
-    if not (run / "student.safetensors").is_file():
-        raise RunError(f"{run} holds no finished student; give a run directory that `datafree distill` has finished")
     folder, notes = run / "export", list[str]()
     if not (folder / "config.json").is_file():
         if dry_run:
             return Pushed(repo=repo, files={}, url=None, notes=[f"{run} holds no export: it would be made first"])
+        from datafree.deploy.export_run import export_run  # with torch, which nothing else here waits for
+
         notes += export_run(run, say=say).notes
     files = {name: (folder / name).stat().st_size for name in EXPORTED if (folder / name).is_file()}
     if dry_run:

@@ -22,9 +22,10 @@ from typing import Any
 
 from torch import Tensor
 
+from datafree.config.extras import require
 from datafree.deploy.bias_correction import InputMeans, correct_biases
 from datafree.errors import DataError, NetworkError
-from datafree.networks.onnx import require, silence
+from datafree.networks.onnx import silence
 from datafree.storage.scratch import Scratch
 from datafree.text import one_line
 

@@ -56,18 +56,27 @@ def load_snippet(student: Student) -> str:
 
 def onnx_snippet(student: Student) -> str:
     """Python that answers `images` with student.onnx in onnxruntime; for a detector with its post-process."""
+    opened = ["import onnxruntime", "", 'session = onnxruntime.InferenceSession("student.onnx")']
+    return _in_numpy(student, opened, 'session.run(None, {"images": images})')
+
+
+def openvino_snippet(student: Student) -> str:
+    """The same with student.xml in OpenVINO."""
+    opened = ["import openvino", "", 'network = openvino.Core().compile_model("student.xml", "CPU")']
+    return _in_numpy(student, opened, 'network({"images": images}).values()')
+
+
+def _in_numpy(student: Student, opened: list[str], answers: str) -> str:
     task = student.task
     height, width = task.image_size
     lines = [
         "import numpy as np",
-        "import onnxruntime",
-        "",
-        'session = onnxruntime.InferenceSession("student.onnx")',
+        *opened,
         f"images = np.random.rand(1, 3, {height}, {width}).astype(np.float32)  # yours: RGB in [0, 1]",
     ]
     if not isinstance(student.network.network, Detector):
-        return "\n".join([*lines, '(logits,) = session.run(None, {"images": images})']) + "\n"
-    lines.append('boxes, scores = session.run(None, {"images": images})  # (B, L, 4), (B, L, C)')
+        return "\n".join([*lines, f"(logits,) = {answers}"]) + "\n"
+    lines.append(f"boxes, scores = {answers}  # (B, L, 4), (B, L, C)")
     decoding = task.numpy_decoding()
     return "\n".join(lines) + "\n" + (f"\n\n{decoding}" if decoding else "")
 

@@ -15,7 +15,7 @@ class Progress:
     """Where a run is, for displays."""
 
     # images, scores: of a data set, counted in images and not in steps; plan and the like: in parts, each called `what`
-    phase: Literal["warm-up", "training", "images", "scores", "plan", "inspect", "export", "bench"]
+    phase: Literal["warm-up", "training", "images", "scores", "plan", "inspect", "calibrate", "export", "bench"]
     step: int
     first: int  # -warmup
     last: int  # steps

@@ -1,7 +1,7 @@
 """Stopping a command early: a time limit (`--max-time`), SIGINT or SIGTERM.
 
 Before a run's first step nothing has been learned that would be lost, so a signal ends planning and building at once.
-From then on it is asked for at every step.
+From then on it is asked for at every step. Work that cannot be gone on with ends at once, whenever it comes (`ending`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ def parse_time(text: str) -> float:
     return seconds
 
 
+CHECKPOINT = "after this step, with a checkpoint saved"  # or with the student's weights: then it is being scored
+
+
 class _AtOnce(BaseException):
     """Ends what no step is asked about; no `except Exception` on the way takes it for a fault."""
 
@@ -38,8 +41,8 @@ class Stop:
     `at_once`: a signal before the first question raises `_AtOnce` wherever the command is.
     """
 
-    def __init__(self, max_seconds: float | None, *, at_once: bool = False) -> None:
-        self._at_once = at_once
+    def __init__(self, max_seconds: float | None, *, at_once: bool = False, kept: str = CHECKPOINT) -> None:
+        self._at_once, self._kept = at_once, kept
         self._until = None if max_seconds is None else time.monotonic() + max_seconds
         self._signal: str | None = None
         self._asked = False  # one step at least: however short the time, repeating the command gets there
@@ -62,21 +65,39 @@ class Stop:
         self._signal = signal.Signals(number).name
         if self._at_once:
             raise _AtOnce(self._signal)
-        os.write(2, b"\nstopping after this step and saving a checkpoint; interrupt again to exit at once\n")
+        os.write(2, f"\nstopping {self._kept}; interrupt again to exit at once\n".encode())
 
 
 @contextmanager
-def stopping(max_seconds: float | None) -> Iterator[Stop]:
+def stopping(max_seconds: float | None, *, kept: str = CHECKPOINT) -> Iterator[Stop]:
     """Watch for SIGINT and SIGTERM while a command works; put the handlers back afterwards. Raises Interrupted.
 
-    Several processes stop together, so each waits for its first step.
+    Several processes stop together, so each waits for its first step. `kept`: what it waits for then, in words.
     """
-    stop = Stop(max_seconds, at_once=not launched())
+    stop = Stop(max_seconds, at_once=not launched(), kept=kept)
+    with _watched(stop):
+        try:
+            yield stop
+        except _AtOnce as reason:
+            again = "run the same command to begin again"
+            raise Interrupted(f"stopped before the first step ({reason}); {again}") from None
+
+
+@contextmanager
+def ending(kept: str) -> Iterator[None]:
+    """SIGINT and SIGTERM end what is done inside at once, with a line that says what is `kept`. Raises Interrupted."""
+    with _watched(Stop(None, at_once=True)):
+        try:
+            yield
+        except _AtOnce as reason:
+            raise Interrupted(f"stopped ({reason}): {kept}") from None
+
+
+@contextmanager
+def _watched(stop: Stop) -> Iterator[None]:
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
-    except _AtOnce as reason:
-        raise Interrupted(f"stopped before the first step ({reason}); run the same command to begin again") from None
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -23,6 +23,7 @@ from datafree.networks.onnx import OnnxNetwork
 from datafree.networks.pretrained import PRETRAINED
 from datafree.recipe.recipe import FAMILIES, TASK
 from datafree.storage import strict_json, written
+from datafree.storage.places import require_student
 from datafree.storage.run_files import EnvironmentForm, ResultForm, StudentForm
 from datafree.tasks import TASKS
 from datafree.tasks.base import Scores, Task, synthetic_batch
@@ -164,10 +165,7 @@ def number(value: object) -> float | None:
 def _read_description(run: Path) -> dict[str, Any]:
     """A run's student.json, its sections being sections. Raises RunError."""
     file = run / "student.json"
-    if not run.is_dir():
-        raise RunError(f"{run} is not a run directory; `datafree distill` makes one")
-    if not file.is_file():
-        raise RunError(f"{run} holds no finished student; run the same `datafree distill` again to finish it")
+    require_student(run)
     written.check(file)
     try:
         return strict_json.read(file, StudentForm)

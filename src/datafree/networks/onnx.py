@@ -12,14 +12,14 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from datafree.errors import DatafreeError, NetworkError, WeightsError
+from datafree.config.extras import require
+from datafree.errors import NetworkError, WeightsError
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled
@@ -32,13 +32,6 @@ WORST = 1e-3  # relative error of a file against torch that is let pass
 BATCHES = (1, 3)  # images at once in the check; the graph is traced with two
 
 _SMALLEST = 1e-7  # scores are kept this far from 0 and 1 where logits are made of them
-
-
-def require(what: str, *packages: str, extra: str = "onnx") -> None:
-    """Raise DatafreeError, saying that `what` needs it, if one of the extra's packages is not installed."""
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise DatafreeError(f"{what} needs the package {missing[0]}; install it: pip install 'datafree[{extra}]'")
 
 
 class OnnxNetwork(nn.Module):

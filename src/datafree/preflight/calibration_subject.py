@@ -18,18 +18,18 @@ from datafree.deploy.calibration.folder import Wanted
 from datafree.deploy.calibration.made_images import WARMUP
 from datafree.engine.artifacts import class_names
 from datafree.engine.build_networks import prepare
-from datafree.errors import RecipeError, RunError
+from datafree.errors import RecipeError
 from datafree.evaluation.finished_run import load_student
 from datafree.ops import modes
+from datafree.preflight.alike import require_known
 from datafree.preflight.draft import draft
 from datafree.preflight.option_values import pixels
-from datafree.preflight.subject import hint
-from datafree.preflight.teacher_file import RECIPES, kind_of
+from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import NEEDS_PHOTOS, Wishes, recipe_overrides, source_section
-from datafree.recipe.recipe import FAMILIES, SOURCE, load_recipe, make_task_and_teacher, packaged_recipes
+from datafree.recipe.recipe import FAMILIES, SOURCE, load_recipe, make_task_and_teacher
 from datafree.sources.auto import Auto
 from datafree.sources.base import ImageSource
-from datafree.text import show
+from datafree.storage.places import is_run
 
 _OF_IMAGES = ("source", "photos", "data", "time", "device", "seed")  # wishes that say nothing of the network
 
@@ -44,10 +44,8 @@ def calibration_subject(
     """
     asked = wishes if wishes.source in NEEDS_PHOTOS else replace(wishes, photos=None)
     path = Path(teacher).expanduser()
-    if given is None and path.is_dir() and (path / "student.json").is_file():
+    if given is None and is_run(path):
         return _of_run(path, asked, overrides)
-    if given is None and path.is_dir() and (path / "recipe.yaml").is_file():
-        raise RunError(f"{path} holds no finished student; give a run that `datafree distill` has finished")
     if given is None and kind_of(teacher) == "recipe":
         return _of_recipe(teacher, asked, overrides)
     made = draft(teacher, asked, overrides, given, chooses_student=False)
@@ -75,9 +73,7 @@ def calibration_subject(
 
 def _of_recipe(name: str, wishes: Wishes, overrides: Sequence[str]) -> Wanted:
     """A recipe's teacher. Its source is made for a student, and counts only where the options name it."""
-    if not Path(name).exists() and name not in packaged_recipes() and not name.endswith(RECIPES):
-        listed = "; `datafree list` shows some"
-        raise RecipeError([f"there is no file, network, run or packaged recipe {show(name)}{hint(name)}{listed}"])
+    require_known(name)
     size = None if wishes.size is None else pixels(wishes.size)
     changes = recipe_overrides(replace(wishes, time=None, data=None), size)
     recipe = load_recipe(name, [*changes, *overrides])

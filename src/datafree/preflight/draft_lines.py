@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from datafree.networks.foreign.file_teacher import count_parameters
 from datafree.networks.load import NetworkSpec
-from datafree.networks.normalized import bare
 from datafree.preflight.draft_text import Comments
 from datafree.preflight.examination import Examined
 from datafree.preflight.first_student import FirstStudent
@@ -24,7 +24,7 @@ def lines_of(
 ) -> list[str]:
     """Some five lines: teacher, task, student, source, and what is uncertain. `spec`: the teacher as it was named."""
     height, width = seen.input_size.value
-    weights = sum(parameter.numel() for parameter in bare(seen.network).parameters())
+    weights = count_parameters(seen.network)
     training = sections["training"]
     lines = [
         f"teacher: {seen.subject.spec.called}, {weights:,} parameters" + (f" ({origin})" if origin else ""),

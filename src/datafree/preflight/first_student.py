@@ -15,6 +15,7 @@ from datafree.engine.build_networks import prepare
 from datafree.engine.student_init import check_start, why_not
 from datafree.errors import NetworkError
 from datafree.networks.families import AUTO, choose_student, member, wish
+from datafree.networks.foreign.file_teacher import count_parameters
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.recipe.recipe import TASK
@@ -64,7 +65,8 @@ def first_student(
 def _common(images: NetworkSpec, network: Normalized, task: Task) -> tuple[NetworkSpec, str]:
     """The common network of the task whose parameters come nearest to the wanted share of the teacher's."""
     wanted, by = wish(images)
-    whole = sum(value.numel() for value in bare(network).state_dict().values() if value.is_floating_point())
+    held = sum(value.numel() for value in bare(network).state_dict().values() if value.is_floating_point())
+    whole = max(held, count_parameters(network))  # of an ONNX file none are held here
     found = [one for spec in _commons(images, task) if (one := member(spec, task, "parameters")) is not None]
     if by != "parameters" or not found:
         raise NetworkError("nothing is known of this teacher's family: name a student with --student NAME")

@@ -17,8 +17,8 @@ import torch
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, with_source, with_student
 from datafree.engine.progress import Progress, Work
 from datafree.errors import DatafreeError, NetworkError
-from datafree.networks.foreign.file_teacher import count_parameters
-from datafree.networks.normalized import Normalized, bare, size_of
+from datafree.networks.foreign.file_teacher import count_bytes, count_parameters, is_opaque
+from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.ops.predictions import raw_tensors
 from datafree.preflight.cost.batch_size import with_batch_size
@@ -54,7 +54,7 @@ class Inspection:
     output: str  # the form of its answers
     parameters: int
     bytes: int  # of parameters and buffers
-    macs: int  # multiplications with an addition, for one image of `input_size`
+    macs: int | None  # multiplications with an addition, for one image of `input_size`
     input_size: Fact  # [height, width]: an image of this size has passed
     mean: Fact
     std: Fact
@@ -133,8 +133,8 @@ def inspect_teacher(
         classes=seen.classes,
         output=seen.output,
         parameters=count_parameters(network),
-        bytes=size_of(bare(network)),
-        macs=seen.macs,
+        bytes=count_bytes(network),
+        macs=None if is_opaque(network) else seen.macs,
         input_size=seen.input_size,
         mean=seen.mean,
         std=seen.std,

@@ -16,10 +16,16 @@ from typing import Any, Literal
 from datafree.config import paths, yaml
 from datafree.config.duration import seconds_of
 from datafree.errors import DatafreeError, NetworkError, RecipeError
-from datafree.text import show
+from datafree.text import did_you_mean, show
 
 Three = tuple[float, float, float]  # R, G, B
 _ORDERS = ("rgb", "bgr")
+# Keys of TASKS and SOURCES, which bring torch with them.
+KINDS = ("classification", "detection", "multilabel", "segmentation")
+METHODS = (
+    *("auto", "cgdd", "cmi", "dafl", "dataset", "degan", "dfad", "diode", "fast", "folder", "inversion", "mixed"),
+    *("noise", "procedural", "zskt"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +102,37 @@ def require_classes(count: int | None) -> None:
         raise NetworkError(f"--classes is {count}: give a number of at least 1")
 
 
-def require_time(text: str | None) -> None:
+def require_time(text: str | None, option: str = "--time") -> None:
     """Raise RecipeError for what is no time."""
     if text is not None and seconds_of(text) is None:
-        raise RecipeError([f"--time {show(text)} is not a time; write it as 90s, 30m or 1h30m"])
+        raise RecipeError([f"{option} {show(text)} is not a time; write it as 90s, 30m or 1h30m"])
+
+
+def require_seed(seed: int | None) -> None:
+    """Raise RecipeError for a seed that no generator takes."""
+    if seed is not None and seed < 0:
+        raise RecipeError([f"--seed is {seed}: give 0 or more"])
+
+
+def require_kind(kind: str | None) -> None:
+    """Raise NetworkError for a task that is none; a user's own, "package.module:Class", is found out later."""
+    if kind is not None and kind not in KINDS and ":" not in kind:
+        raise NetworkError(f"there is no task {show(kind)}{did_you_mean(kind, KINDS)}; known: {', '.join(KINDS)}")
+
+
+def require_method(method: str | None) -> None:
+    """Raise RecipeError for a method that is none; a user's own, "package.module:Class", is found out later."""
+    if method is not None and method not in METHODS and ":" not in method:
+        own = "or your own as 'package.module:Class'"
+        raise RecipeError(
+            [f"--source {show(method)} is not one of: {', '.join(METHODS)}{did_you_mean(method, METHODS)}; {own}"]
+        )
+
+
+def require_device(name: str | None) -> None:
+    """Raise DatafreeError for a name that no device has; whether the machine has it is found out later."""
+    if name is not None and (not re.fullmatch(r"[a-z_][a-z_0-9]*(:\d{1,3})?", name) or name.startswith("gpu")):
+        raise DatafreeError(f"--device {show(name)} is no device; give auto, cpu, cuda, cuda:1 or another of torch's")
 
 
 def require_there(option: str, path: Path | None, kind: Literal["file", "folder", "either"]) -> None:

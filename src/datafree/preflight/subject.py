@@ -16,11 +16,13 @@ from datafree.networks.first_input import distance
 from datafree.networks.foreign.open_file import SUFFIXES
 from datafree.networks.huggingface.directory import PREFIX, open_directory
 from datafree.networks.instances import is_live
-from datafree.networks.load import NetworkSpec, network_names
+from datafree.networks.load import NetworkSpec
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
+from datafree.preflight.alike import hint
 from datafree.preflight.option_values import StatedImages, argument, pixels, require_classes
-from datafree.recipe.recipe import Recipe, load_recipe, packaged_recipes
-from datafree.text import did_you_mean, show
+from datafree.recipe.files import packaged_recipes
+from datafree.recipe.recipe import Recipe, load_recipe
+from datafree.text import show
 
 Provenance = Literal["known", "stated", "default", "suggested", "unknown"]
 
@@ -84,18 +86,6 @@ def find_subject(
         size=_size(spec, size, plan),
         images=images,
     )
-
-
-def hint(name: str) -> str:
-    """Where a name that stands alone may belong."""
-    import timm
-    import torchvision
-
-    models = {"torchvision": torchvision.models.list_models(), "timm": timm.list_models()}
-    alike = [f"{library}/{name}" for library, names in models.items() if name in names]
-    if alike:
-        return f" (did you mean {' or '.join(alike)}?)"
-    return did_you_mean(name, [*packaged_recipes(), *network_names()])
 
 
 def _size(spec: NetworkSpec, stated: str | None, plan: Recipe | None) -> Fact:

@@ -109,15 +109,21 @@ def _of_file(path: Path) -> Kind:
         raise NetworkError(f"{path} begins with nothing but zeros, so it is no weights file: fetch it again")
     if start.startswith(b"PK"):
         return _of_archive(path)
-    if path.name.endswith(".index.json") or path.suffix == ".weights":
+    if path.suffix in (".onnx", ".weights") and _is_text(start):
+        raise NetworkError(f"{path} is a text, and no {path.suffix} file: fetch it again; {_TEACHERS}")
+    if path.name.endswith(".index.json"):
+        return _of_index(path)
+    if path.suffix == ".weights":
         return "weights"
     if start[8:9] == b"{":
         _require_whole(path, int.from_bytes(start[:8], "little"))
         return "weights"
     if start[:1] == b"\x80":  # a pickle, as torch.save wrote before 1.6
         return "weights"
-    if path.suffix == ".onnx" or (start[0] == 0x08 and start[2:3] in (b"\x12", b":")):  # its version, a text
+    if path.suffix == ".onnx":
         return "onnx"
+    if start[0] == 0x08 and start[2:3] in (b"\x12", b":"):  # its version, a text
+        raise NetworkError(f"{path} is an ONNX file by its first bytes: name it {path.stem}.onnx, and give that")
     return _of_text(path)
 
 
@@ -136,6 +142,22 @@ def _require_whole(path: Path, length: int) -> None:
         return
     if missing > 0:
         raise NetworkError(f"{path} is cut short, its last {missing:,} bytes are missing: fetch it again")
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether a file begins as texts do; those of binary formats have other control characters early."""
+    return not any(byte < 9 or 13 < byte < 32 for byte in start)
+
+
+def _of_index(path: Path) -> Kind:
+    """The index of weights in several files, as Hugging Face has it."""
+    try:
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= _MOST_DIRECTORY else {"weight_map": {}}
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or "weight_map" not in content:
+        raise NetworkError(f"{path} is no index of weights: it needs `weight_map`, from tensors to files")
+    return "weights"
 
 
 def _of_archive(path: Path) -> Kind:

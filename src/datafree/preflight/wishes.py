@@ -14,6 +14,10 @@ from datafree.preflight.option_values import (
     argument,
     pixels,
     require_classes,
+    require_device,
+    require_kind,
+    require_method,
+    require_seed,
     require_there,
     require_time,
     three,
@@ -54,6 +58,10 @@ class Wishes:
         self.images()
         require_classes(self.classes)
         require_time(self.time)
+        require_kind(self.task)
+        require_method(self.source)
+        require_device(self.device)
+        require_seed(self.seed)
         student_overrides(self.student, self.compress)
         require_there("--weights", self.weights, "file")
         require_there("--photos", self.photos, "folder")

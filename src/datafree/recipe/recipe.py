@@ -14,33 +14,27 @@ Every fault is found before any work, all at once. `config/yaml.py` says which Y
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from datafree.config import schema, yaml
+from datafree.config import schema
 from datafree.config.options import ExistingPath
 from datafree.config.overrides import apply_override
 from datafree.config.schema import Families, Family, Fault, Invalid
 from datafree.errors import RecipeError
 from datafree.networks.load import NetworkSpec
+from datafree.recipe.files import NEEDED, NOT_IN_NAMES, SECTIONS, read_text, sections, unknown_section
 from datafree.recipe.sections import read_network, read_training
 from datafree.recipe.training import TrainingOptions
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
 from datafree.tasks import TASKS
 from datafree.tasks.base import Task
-from datafree.text import did_you_mean, show
+from datafree.text import show
 
-MAX_BYTES = 1_000_000  # of a recipe file
-_NEEDED = ("task", "teacher", "student", "source")  # sections
 _LONGEST_NAME = 240  # letters; of the 255 that the system takes, some are for what is beside it
-_NOT_IN_NAMES = re.compile(r"[^\w.-]+", re.ASCII)  # a name names a directory
 
 SOURCE = Family(base=ImageSource, label="method", members=SOURCES)
 TASK = Family(base=Task, label="kind", members=TASKS)
@@ -73,18 +67,12 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError with every fault. `overrides` says how overrides are read.
     """
-    return read_recipe(*_read(path_or_name), overrides)
+    return read_recipe(*read_text(path_or_name), overrides)
 
 
 def read_recipe(text: str, file_name: str, stem: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that is written in `text`, of a file called so in errors; `stem` names it unless it says otherwise."""
-    try:
-        given = yaml.parse(text, file_name)
-    except ValueError as error:
-        raise RecipeError(str(error).splitlines()) from error
-    given = {} if given is None else given
-    if not isinstance(given, dict):
-        raise RecipeError([f"{file_name} holds {show(given)}, not sections such as `task:` and `teacher:`"])
+    given = sections(text, file_name)
     problems: list[str] = []
     for override in overrides:
         try:
@@ -100,58 +88,10 @@ def read_recipe(text: str, file_name: str, stem: str, overrides: Sequence[str] =
     return recipe
 
 
-def _packaged() -> Traversable:
-    return resources.files("datafree") / "builtin" / "recipes"
-
-
-def packaged_recipes() -> dict[str, str]:
-    """The recipes that come with the package: name -> the first comment line."""
-    folder = _packaged()
-    found = {}
-    for file in sorted(folder.iterdir(), key=lambda file: file.name) if folder.is_dir() else []:
-        if file.name.endswith(".yaml"):
-            first = file.read_text(encoding="utf-8").partition("\n")[0]
-            found[file.name.removesuffix(".yaml")] = first.lstrip("# ") if first.startswith("#") else ""
-    return found
-
-
 def dump(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe: plain values, every default filled in; as YAML, it loads as an equal recipe."""
     values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     return {name: schema.plain(value, FAMILIES) for name, value in values.items()}
-
-
-def _read(path_or_name: str) -> tuple[str, str, str]:
-    """A recipe's text, what to call it in errors, and its default name."""
-    given = os.path.expanduser(path_or_name) if path_or_name.startswith("~/") else path_or_name  # noqa: PTH111
-    path = Path(given)  # as it is where nobody knows the user's home
-    if "\0" not in path_or_name and path.exists() and not path.is_dir():
-        try:
-            with path.open("rb") as file:
-                content = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise RecipeError([f"{path} cannot be read: {error.strerror}"]) from error
-        if len(content) > MAX_BYTES:
-            raise RecipeError([f"{path} is larger than {MAX_BYTES:,} bytes; is it a recipe?"])
-        try:
-            return (
-                content.decode("utf-8-sig"),
-                path.name,
-                _NOT_IN_NAMES.sub("-", path.stem).strip("-._")[:80] or "recipe",
-            )
-        except UnicodeDecodeError as error:
-            raise RecipeError([f"{path} is not text in UTF-8 (byte {error.start}); is it a recipe?"]) from error
-    known = packaged_recipes()
-    if path_or_name in known:
-        text = (_packaged() / f"{path_or_name}.yaml").read_text(encoding="utf-8")
-        return text, f"{path_or_name}.yaml", path_or_name
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        problem = f"{path} is a folder" if "\0" not in path_or_name and path.is_dir() else f"there is no file {path}"
-        raise RecipeError(
-            [f"{problem}; give a recipe file, or the name of a packaged recipe (`datafree list` shows them)"]
-        )
-    hint = did_you_mean(path_or_name, known)
-    raise RecipeError([f"there is no file or packaged recipe {show(path_or_name)}{hint}; `datafree list` shows them"])
 
 
 def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
@@ -159,12 +99,7 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
 
     A section is a mapping of options, as YAML has it, or the object that one would be made into.
     """
-    known = ("name", *_NEEDED, "training", "data")
-    faults = [
-        Fault((), f"{show(key)}: no such section{did_you_mean(key, known)}; a recipe has: {', '.join(known)}")
-        for key in given
-        if key not in known
-    ]
+    faults = [Fault((), unknown_section(key)) for key in given if key not in SECTIONS]
     task, teacher = _task_and_teacher(given, faults)
     student = _part(given, "student", NetworkSpec, lambda section: read_network(section, teacher, FAMILIES), faults)
     source = _part(given, "source", ImageSource, lambda section: schema.choose(SOURCE, section, FAMILIES), faults)
@@ -173,7 +108,7 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
     training = _part(given, "training", TrainingOptions, lambda section: read_training(section, FAMILIES), faults)
     try:
         outline = schema.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
-        if _NOT_IN_NAMES.search(outline.name) or outline.name[:1] in ("", "-", ".", "_"):
+        if NOT_IN_NAMES.search(outline.name) or outline.name[:1] in ("", "-", ".", "_"):
             problem = "cannot name a run directory: letters, digits, '.', '_', '-' only, a letter or digit first"
             faults.append(Fault(("name",), f"{show(outline.name)} {problem}"))
         elif len(outline.name) > _LONGEST_NAME:
@@ -227,8 +162,8 @@ def _task_and_teacher(given: Mapping[str, Any], faults: list[Fault]) -> tuple[An
 def _part(given: Mapping[str, Any], key: str, kind: type[Any], make: Callable[[Any], Any], faults: list[Fault]) -> Any:
     """The object of a section: as it was given, or made; None where that adds to `faults`."""
     section = given.get(key)
-    if section is None and key in _NEEDED:
-        faults.append(Fault((key,), f"is missing; a recipe needs {', '.join(_NEEDED[:-1])} and {_NEEDED[-1]}"))
+    if section is None and key in NEEDED:
+        faults.append(Fault((key,), f"is missing; a recipe needs {', '.join(NEEDED[:-1])} and {NEEDED[-1]}"))
         return None
     if isinstance(section, kind):
         return section

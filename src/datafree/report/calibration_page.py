@@ -21,7 +21,7 @@ SHOWN = 24  # images
 COLUMNS = 12
 WORST = 12  # layers in the table
 NAMES = {"made": "these images", "noise": "noise", "real": "real images"}
-ON = {"made": "held-out made images", "real": "real images"}
+ON = {"made": "held-out images of the source", "real": "real images"}
 
 WIDTH, HEIGHT, LEFT, TOP = 1000, 220, 34, 8  # of the chart of ranges
 MOST = 3.0  # half widths of the kept range that it shows

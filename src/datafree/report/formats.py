@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datafree.deploy.bench_file import read_bench
-from datafree.deploy.export_config import CONFIG, read_export
+from datafree.deploy.export_config import read_export
 from datafree.deploy.export_record import Export
 from datafree.deploy.format_table import FormatTable, format_table
+from datafree.deploy.written_names import CONFIG
 from datafree.errors import RunError
 from datafree.report.run_reader import Seen
 from datafree.storage.strict_json import Damaged

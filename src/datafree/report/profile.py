@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from datafree.health.signals import AT_ONCE
-from datafree.networks.foreign.file_teacher import count_parameters
-from datafree.networks.normalized import bare, device_of, size_of
+from datafree.networks.foreign.file_teacher import count_bytes, count_parameters, is_opaque
+from datafree.networks.normalized import device_of
 from datafree.ops import modes
 from datafree.storage.environment import hardware
 from datafree.tasks.base import Task, synthetic_batch
@@ -45,8 +45,9 @@ def measure(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) 
 def cost(network: nn.Module, task: Task) -> dict[str, float]:
     """A network's parameters, bytes of its weights, and for one image: multiply-adds and seconds.
 
-    Multiply-adds are those of convolutions and matrix products, as torch counts them; seconds are the fastest of a few
-    passes with the process's threads, preparation of the image included.
+    Multiply-adds are those of convolutions and matrix products, as torch counts them, and not there for a network that
+    nobody can look into; seconds are the fastest of a few passes with the process's threads, preparation of the image
+    included.
     """
     device = device_of(network)
     image = synthetic_batch(task.image_size, device)[:1]
@@ -61,7 +62,7 @@ def cost(network: nn.Module, task: Task) -> dict[str, float]:
             taken.append(time.perf_counter() - began)
     return {
         "parameters": count_parameters(network),
-        "bytes": size_of(bare(network)),
-        "multiply_adds": counter.get_total_flops() // 2,
+        "bytes": count_bytes(network),
+        **({} if is_opaque(network) else {"multiply_adds": counter.get_total_flops() // 2}),
         "seconds": min(taken),
     }

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from datafree.config import yaml
-from datafree.errors import RunError
 from datafree.evaluation.finished_run import mapping, number
 from datafree.storage import strict_json, written
+from datafree.storage.places import require_run
 from datafree.storage.run_files import EnvironmentForm, MeasuredForm, ResultForm, StudentForm
 from datafree.tasks import TASKS, Task
 
@@ -75,12 +75,8 @@ class Seen:
 
 def read_run(path: Path) -> Seen:
     """Read a run directory. Raises RunError if it is none: no directory, or one that holds none of a run's files."""
-    if not path.is_dir():
-        raise RunError(f"{path} is not a run directory; `datafree distill` makes one")
+    require_run(path)
     seen = Seen(path=path)
-    files = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json", "student.json")
-    if not any((path / name).is_file() for name in files):
-        raise RunError(f"{path} holds no run: none of {', '.join(files)} is there; `datafree distill` makes one")
     seen.recipe_text = _read_text(path / "recipe.yaml", seen.missing) or ""
     seen.recipe = _parsed_recipe(seen)
     seen.environment = _parsed(seen, "environment.json", EnvironmentForm)

@@ -69,6 +69,8 @@ class Auto(ImageSource):
                 self._procedural(),
                 f"procedural, as the statistics of {new} BatchNorm layers are as new: they say nothing",
             )
+        if not kernels:
+            return self._procedural(), "procedural, as nobody can look into the teacher: its layers are not told"
         if not norms or norms < ENOUGH * kernels:  # a program's layers are not seen at all
             return self._procedural(), f"procedural, as {norms} BatchNorm layers are too few for {kernels} layers"
         if not gives_gradients(task, teacher, device):

@@ -36,9 +36,9 @@ from datafree.errors import RunError
 from datafree.storage import checkpoint, strict_json, written
 from datafree.storage.atomic import Growing, remove_asides, require_ordinary_in, room_for, write_whole
 from datafree.storage.environment import environment
-from datafree.storage.lock import NAME as LOCK
 from datafree.storage.lock import Lock
 from datafree.storage.migrations import STATE_VERSION, migrated
+from datafree.storage.places import entries_of_run, require_for_run
 from datafree.storage.tensorboard import EventFile
 from datafree.storage.trackers import Trackers
 
@@ -86,9 +86,8 @@ class Run:
         self._failed = 0  # saves in a row that found no room
         self._mute: set[str] = set()  # what the user was told once
         self._began = False  # whether there was a run when it was looked at
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file; choose another --out")
-        if not path.is_dir() or not self._entries():
+        require_for_run(path)
+        if not entries_of_run(path):
             return
         self._check_same(recipe)
         self._began, self.finished = True, (path / "result.json").is_file()
@@ -101,24 +100,13 @@ class Run:
                 self.close()
                 raise
 
-    def _entries(self) -> list[str]:
-        """What lies in the directory, but for what a process left that was killed before its first file was whole."""
-        try:
-            names = [file.name for file in self.path.iterdir()]
-        except OSError as error:
-            raise RunError(f"cannot read {self.path}: {error.strerror}; choose another --out") from error
-        return [name for name in names if name != LOCK and not (name.startswith(".recipe.yaml.") and ".part" in name)]
-
     def _check_same(self, recipe: dict[str, Any]) -> None:
         from datafree.config.diff import check_same
 
-        file = self.path / "recipe.yaml"
-        if not file.is_file():
-            raise RunError(f"{self.path} is not empty and holds no run; choose another --out")
         free = set(FREE_KEYS)
         if recipe.get("training", {}).get("select") == "agreement":
             free.discard("training.save_every")  # it says which students compete
-        check_same(file, recipe, free.__contains__, "a run")
+        check_same(self.path / "recipe.yaml", recipe, free.__contains__, "a run")
 
     def _check_ordinary(self) -> None:
         """What a run writes over must be its own: no link to another file, no device."""

@@ -26,24 +26,33 @@ import torch
 from torch import Tensor
 
 from datafree.config import schema
+from datafree.config.extras import versions
 from datafree.deploy.calibration.judgement import judge
-from datafree.deploy.calibration.made_images import LEAST, Made, make_images
+from datafree.deploy.calibration.made_images import Made, make_images
 from datafree.deploy.calibration.measures import Sets, measure
 from datafree.deploy.calibration.real_images import Real, photos, read_real
-from datafree.deploy.calibration.written_images import FOLDERS, bytes_needed, write_images
+from datafree.deploy.calibration.written_images import bytes_needed, write_images
+from datafree.deploy.format_facts import FACTS
+from datafree.deploy.written_names import (
+    FOLDERS,
+    JSON,
+    PAGE,
+    require_calibration,
+    require_count,
+    require_int8,
+)
 from datafree.engine.artifacts import describe_teacher
 from datafree.engine.build_networks import prepare, require_weights
 from datafree.engine.progress import Progress
-from datafree.errors import DataError, RunError
+from datafree.errors import RunError
 from datafree.networks.foreign.file_teacher import FileTeacher
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare, size_of
-from datafree.networks.onnx import require
 from datafree.ops import modes
 from datafree.recipe.recipe import FAMILIES
 from datafree.sources.base import ImageSource, SourceContext
 from datafree.storage import strict_json
-from datafree.storage.atomic import NoFile, require_ordinary, room_for, sha256_of, sync, write_whole
+from datafree.storage.atomic import room_for, sha256_of, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.whole_folder import made_whole
 from datafree.tasks.base import Task, synthetic_batch
@@ -51,9 +60,8 @@ from datafree.text import one_line
 
 IMAGES = 256  # where nobody says how many
 TIME = "10m"
-JSON, PAGE = "calibration.json", "calibration.html"
-WRITTEN = (*FOLDERS, "images.txt", "images.npy", "data.yaml", "teacher.onnx", "teacher.int8.onnx", JSON, PAGE)
-MOST = 10_000  # images
+IMAGES = 256  # where nobody says how many
+TIME = "10m"
 _NOISE = 64  # images: noise is alike everywhere
 _HELD_OUT = 5  # of so many images made one is kept back, to compare on
 
@@ -82,6 +90,7 @@ class Calibration:
     seconds: float  # of the processor on a CPU, for the images alone
     within: dict[str, float]  # of the images made, of noise, of real ones: the share of BatchNorm layers that fit
     agreement: dict[str, dict[str, float | None]]  # compared on -> calibrated with -> INT8 with the float network
+    compared: dict[str, int]  # compared on -> of how many images
     warnings: list[str]  # a line each for what makes the images or the INT8 file doubtful
     notes: list[str]
 
@@ -114,12 +123,11 @@ def calibrate(
     compare with. `int8`: the network in INT8 too, and how it agrees with the float one. `page` makes the page of what
     calibration.json says and of some images. An older calibration in `out` is replaced. Raises DatafreeError.
     """
-    if not LEAST <= images <= MOST:
-        raise DataError(f"--images is {images}: give {LEAST} to {MOST:,}, 256 where nothing else is known")
+    require_count(images)
     out = out if out.name else out.absolute()
-    _check_out(out)
+    require_calibration(out)
     if int8:
-        require("INT8 (--no-int8 writes the images alone)", "onnx", "onnxscript", "onnxruntime")
+        require_int8()
     task = wanted.task
     network = _prepared(wanted, device, say)
     _check_room(out, network, task, images)
@@ -140,7 +148,7 @@ def calibrate(
     notes += made.notes
     say(f"{len(sets.made):,} images were made in {made.seconds:.0f} s; measuring what they are worth")
 
-    with _one_line(out), made_whole(out, lambda: _check_out(out)) as stage:
+    with _one_line(out), made_whole(out, lambda: require_calibration(out)) as stage:
         names = class_names(wanted, real)
         measured = measure(network, wanted.spec, task, sets, real, stage if int8 else None, names, say)
         write_images(stage, network, sets.made, names)
@@ -155,7 +163,7 @@ def calibrate(
             **measured.plain(),
             "warnings": warnings,
             "notes": notes,
-            "versions": environment()["versions"],
+            "versions": environment()["versions"] | (versions(FACTS["onnx"].modules) if int8 else {}),
         }
         write_whole(stage / PAGE, page(content, sets.made).encode())
         content["sha256"] = {
@@ -171,6 +179,7 @@ def calibrate(
         seconds=made.seconds,
         within=measured.within,
         agreement=measured.agreement,
+        compared=measured.compared,
         warnings=warnings,
         notes=notes,
     )
@@ -247,23 +256,6 @@ def _check_room(out: Path, network: Normalized, task: Task, count: int) -> None:
             f"there is no room for {out}: it {room_for(out.absolute(), needed)}; free some, choose another --out, or "
             "give fewer --images"
         )
-
-
-def _check_out(out: Path) -> None:
-    """Raise RunError if `out` holds anything that a calibration would not replace."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise RunError(f"{out} is not a folder; choose another --out")
-    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in WRITTEN) if out.exists() else []
-    if strange:
-        raise RunError(f"{out} holds {strange[0]!r}, which no calibration writes; move it away or choose another --out")
-    try:
-        for name in WRITTEN:
-            if name not in FOLDERS:
-                require_ordinary(out / name)
-            elif (out / name).is_symlink() or ((out / name).exists() and not (out / name).is_dir()):
-                raise RunError(f"{out / name} is not a folder; move it away or choose another --out")
-    except NoFile as error:
-        raise RunError(f"{out}: {error.strerror}; move it away or choose another --out") from error
 
 
 @contextmanager

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from datafree.config.extras import require
 from datafree.errors import NetworkError
-from datafree.networks.onnx import require, silence
+from datafree.networks.onnx import silence
 from datafree.text import one_line
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 from datafree.deploy.calibration import layers
 from datafree.deploy.calibration.measures import AGREES, INT8, Measured
 from datafree.text import percent
 
 BETTER = 0.02  # of the images, by which noise has to agree more
 FEW = 0.5  # of the BatchNorm layers: with fewer of them within the limits the images are doubtful
-_ON = {"made": "held-out made images", "real": "real images"}
+SURE = 0.95  # confidence in a share of agreement
+OF_EACH_COMPARED = 4  # images made, for one that is held out
+_ON = {"made": "held-out images of the source", "real": "real images"}
 
 
 def judge(measured: Measured) -> list[str]:
@@ -32,7 +36,23 @@ def _of_int8(measured: Measured) -> list[str]:
                 f"{INT8} agrees with the float network on {percent(share)} of {_ON[on]}, less than "
                 f"{percent(AGREES[on])}: do not ship it without scoring it on labelled images; the float file is safe"
             )
+        elif (count := measured.compared.get(on)) is not None and count < enough(AGREES[on]):
+            sure = percent((1 - SURE) ** (1 / count))
+            least = f"--images {OF_EACH_COMPARED * enough(AGREES[on])} or more"
+            way = "more images in --data" if on == "real" else least
+            found.append(
+                f"{INT8} was compared with the float network on {count} {_ON[on]}, too few to tell: one that agrees on "
+                f"all of so many may agree on {sure} of others; give {way}"
+            )
     return found
+
+
+def enough(share: float) -> int:
+    """Images that have to agree, all of them, to show with confidence SURE that more than `share` of all would.
+
+    Clopper and Pearson's bound where every trial succeeds: share ** n = 1 - SURE.
+    """
+    return math.ceil(math.log(1 - SURE) / math.log(share))
 
 
 def _of_noise(measured: Measured) -> list[str]:
@@ -48,7 +68,7 @@ def _of_layers(measured: Measured) -> list[str]:
     if share is None or share >= FEW or row is None:
         return []
     return [
-        f"in {percent(share)} of the BatchNorm layers the made images look like the training data's statistics, fewer "
+        f"in {percent(share)} of the BatchNorm layers these images look like the training data's statistics, fewer "
         f"than {percent(FEW)}; farthest is {row['layer']} (mean off by {row['made']['mean']:.2g} standard deviations, "
         f"spread {row['made']['spread']:.2g} times): give --time more, or --photos DIR"
     ]

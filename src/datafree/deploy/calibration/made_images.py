@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from datafree.config.duration import duration_of
+from datafree.deploy.written_names import LEAST
 from datafree.engine import out_of_memory
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.engine.progress import Progress
@@ -32,7 +33,6 @@ from datafree.sources.fast import Fast
 from datafree.sources.inversion import Inversion
 from datafree.sources.procedural.boundary import gives_gradients
 
-LEAST = 8  # images, below which nothing is calibrated
 SAMPLED = 32  # images asked for at once
 TRIED = 4  # times as many images are sampled as are wanted, where some come twice
 ITERATIONS = 500  # of images made from noise, as in ZeroQ (Cai et al., arXiv 2001.00281), where there is time for them
@@ -204,7 +204,7 @@ class _Work:
 
     def _say(self, done: int, last: int) -> None:
         rate = done / max(self.passed(), 1e-9)
-        self._log(Progress(phase="export", step=done, first=0, last=last, rate=rate, values={}, what="images"))
+        self._log(Progress(phase="calibrate", step=done, first=0, last=last, rate=rate, values={}, what="images"))
 
 
 def _bytes(images: Tensor) -> Tensor:

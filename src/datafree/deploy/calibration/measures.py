@@ -105,7 +105,7 @@ def measure(
         graph, measured.errors = float_graph(network, spec, task, stage, folder, names)
         if not rows:
             measured.rows = _of_graph(graph, sets)
-        say("quantising to INT8, with the images made" + ", with noise" + (" and with real ones" if real else ""))
+        say("quantising to INT8, with these images" + ", with noise" + (" and with real ones" if real else ""))
         files = {name: stage / INT8 if name == "made" else folder / f"{name}.onnx" for name in sets.named()}
         int8 = {name: calibrated(graph, images, files[name]) for name, images in sets.named().items()}
         measured.bytes = {"float": graph.file.stat().st_size, "int8": files["made"].stat().st_size}

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from datafree.data.images import to_image
 from datafree.deploy.calibration import readers
+from datafree.deploy.written_names import FOLDERS
 from datafree.networks.normalized import Normalized
 
-FOLDERS = ("images", "inputs", "readers")
 IN_A_FILE = 32  # images of inputs/
 
 

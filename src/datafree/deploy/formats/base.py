@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from datafree.deploy.format_facts import Facts
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.normalized import Normalized
-from datafree.networks.onnx import Answers, answer_of, names_of, noise, require, silence, why
+from datafree.networks.onnx import Answers, answer_of, names_of, noise, silence, why
 from datafree.ops import modes
 from datafree.tasks.base import Task
 from datafree.text import one_line
@@ -51,15 +52,29 @@ class Given:
 
 
 class Format(ABC):
-    """A format by name. Subclasses are final, and import their package where they use it."""
+    """A format. Subclasses are final, and import their package where they use it; `facts` are of `format_facts`."""
 
-    name: ClassVar[str]  # as `--to` has it
-    runtime: ClassVar[str]  # as its makers write it
-    extra: ClassVar[str]  # of datafree, that brings its packages
-    modules: ClassVar[tuple[str, ...]]  # those packages, as they are imported
-    suffixes: ClassVar[tuple[str, ...]]  # of its files; the first is the one that is opened
-    no_int8: ClassVar[str] = ""  # why it has no INT8; "": it has
-    unverified: ClassVar[str] = ""  # why a file cannot be computed here; "": it can
+    facts: ClassVar[Facts]
+
+    @property
+    def name(self) -> str:
+        """As `--to` has it."""
+        return self.facts.name
+
+    @property
+    def runtime(self) -> str:
+        """As its makers write it."""
+        return self.facts.runtime
+
+    @property
+    def no_int8(self) -> str:
+        """Why it has no INT8; "": it has."""
+        return self.facts.no_int8
+
+    @property
+    def unverified(self) -> str:
+        """Why a file cannot be computed here; "": it can."""
+        return self.facts.unverified
 
     @abstractmethod
     def write(self, given: Given, file: Path) -> None:
@@ -75,11 +90,11 @@ class Format(ABC):
 
     def files(self, int8: bool) -> list[str]:
         """The names of its files in an export; the first is the one that is opened."""
-        return [f"student{'.int8' if int8 else ''}{suffix}" for suffix in self.suffixes]
+        return self.facts.files(int8)
 
     def require(self) -> None:
         """Raise DatafreeError, with the command that installs it, if a package is missing."""
-        require(f"exporting to {self.runtime}", *self.modules, extra=self.extra)
+        self.facts.require()
 
 
 class Runtime(nn.Module):

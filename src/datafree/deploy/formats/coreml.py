@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any, final
@@ -10,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from datafree.deploy.format_facts import FACTS
 from datafree.deploy.formats.base import Format, Given, Runtime, output_names
 from datafree.networks.onnx import Answers, noise
 from datafree.ops import modes
@@ -18,13 +18,7 @@ from datafree.storage.scratch import Scratch
 
 @final
 class CoreMl(Format):
-    name = "coreml"
-    runtime = "Core ML"
-    extra = "coreml"
-    modules = ("coremltools",)
-    suffixes = (".mlpackage.zip",)
-    no_int8 = "Core ML finds the ranges of activations on macOS alone; coremltools.optimize makes it there"
-    unverified = "" if sys.platform == "darwin" else "Core ML computes on macOS alone"
+    facts = FACTS["coreml"]
 
     def write(self, given: Given, file: Path) -> None:
         import coremltools

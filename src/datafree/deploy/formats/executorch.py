@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from datafree.deploy.format_facts import FACTS
 from datafree.deploy.formats.base import Format, Given, Runtime, program_of
 
 _LAYERS = ("conv", "linear", "matmul", "addmm")  # in the names of torch's operators that have weights
@@ -19,11 +20,7 @@ _LAYERS = ("conv", "linear", "matmul", "addmm")  # in the names of torch's opera
 
 @final
 class ExecuTorch(Format):
-    name = "executorch"
-    runtime = "ExecuTorch"
-    extra = "executorch"
-    modules = ("executorch", "torchao")
-    suffixes = (".pte",)
+    facts = FACTS["executorch"]
 
     def write(self, given: Given, file: Path) -> None:
         _save(program_of(given, batch=False), file)

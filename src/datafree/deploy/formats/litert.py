@@ -14,6 +14,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from datafree.deploy.format_facts import FACTS
 from datafree.deploy.formats.base import Format, Given, Runtime
 from datafree.networks.onnx import Answers, noise
 from datafree.ops import modes
@@ -24,11 +25,7 @@ _LAYERS = ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", 
 
 @final
 class LiteRt(Format):
-    name = "litert"
-    runtime = "LiteRT"
-    extra = "litert"
-    modules = ("litert_torch", "ai_edge_litert", "ai_edge_quantizer")
-    suffixes = (".tflite",)
+    facts = FACTS["litert"]
 
     def write(self, given: Given, file: Path) -> None:
         import litert_torch

@@ -7,6 +7,7 @@ from typing import final
 
 from torch import nn
 
+from datafree.deploy.format_facts import FACTS
 from datafree.deploy.formats.base import Format, Given
 from datafree.deploy.quantize import quantize
 from datafree.networks.onnx import OnnxNetwork, write_onnx
@@ -14,11 +15,7 @@ from datafree.networks.onnx import OnnxNetwork, write_onnx
 
 @final
 class Onnx(Format):
-    name = "onnx"
-    runtime = "ONNX"
-    extra = "onnx"
-    modules = ("onnx", "onnxscript", "onnxruntime")
-    suffixes = (".onnx",)
+    facts = FACTS["onnx"]
 
     def write(self, given: Given, file: Path) -> None:
         write_onnx(given.network, file, given.size, given.description, opset=given.opset)

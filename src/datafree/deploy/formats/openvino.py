@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from datafree.deploy.format_facts import FACTS
 from datafree.deploy.formats.base import Format, Given, Runtime, output_names, program_of
 from datafree.deploy.formats.onnx import Onnx
 from datafree.storage.scratch import Scratch
@@ -20,11 +21,7 @@ from datafree.storage.scratch import Scratch
 
 @final
 class OpenVino(Format):
-    name = "openvino"
-    runtime = "OpenVINO"
-    extra = "openvino"
-    modules = ("openvino", *Onnx.modules)
-    suffixes = (".xml", ".bin")
+    facts = FACTS["openvino"]
 
     def write(self, given: Given, file: Path) -> None:
         import openvino

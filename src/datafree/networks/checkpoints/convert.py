@@ -14,6 +14,7 @@ from datafree.networks.checkpoints.torch_files import read_torch_file
 from datafree.networks.checkpoints.weights import weights_in
 from datafree.networks.checkpoints.whole_modules import read_module
 from datafree.storage.atomic import write_whole
+from datafree.storage.places import require_new
 from datafree.text import one_line
 
 
@@ -32,10 +33,7 @@ def convert(old: Path, new: Path) -> Converted:
 
     Raises WeightsError for a file without tensors, and where `new` is there or cannot be written.
     """
-    if new.suffix != ".safetensors":
-        raise WeightsError(f"{new} is to be safetensors: name it {new.stem}.safetensors")
-    if new.exists():
-        raise WeightsError(f"{new} is there already; remove it, or give another name")
+    require_new(new, ".safetensors")
     module = read_module(old)
     tensors = _plain(old) if module is None else module.tensors
     # A file of safetensors holds each tensor for itself.

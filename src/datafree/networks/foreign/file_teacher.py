@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
-from datafree.networks.normalized import bare
+from datafree.networks.normalized import bare, size_of
 from datafree.text import one_line
 
 
@@ -52,6 +52,17 @@ def count_parameters(network: nn.Module) -> int:
     if isinstance(inner, FileTeacher):
         return inner.parameter_count
     return sum(parameter.numel() for parameter in inner.parameters())
+
+
+def count_bytes(network: nn.Module) -> int:
+    """Bytes of a network's parameters and buffers; of a file's where its runtime holds them."""
+    inner = bare(network)
+    return sum(file.stat().st_size for file in inner.files) if isinstance(inner, AnswersOnly) else size_of(inner)
+
+
+def is_opaque(network: nn.Module) -> bool:
+    """Whether nobody can look inside: layers and multiplications are not told."""
+    return isinstance(bare(network), AnswersOnly)
 
 
 class AnswersOnly(FileTeacher):

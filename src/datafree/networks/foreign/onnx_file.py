@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datafree.config.extras import require
 from datafree.errors import WeightsError
 from datafree.networks.foreign.protobuf import count_fields
-from datafree.networks.onnx import require
 from datafree.text import one_line, show
 
 SUFFIX = ".onnx"
@@ -82,7 +82,12 @@ def _read(path: Path) -> OnnxFile:
     import onnx
 
     content = path.read_bytes()
-    count_fields(content)
+    try:
+        count_fields(content)
+    except ValueError as error:  # of a message's inner form, which says nothing to a user
+        said = str(error)
+        known = said if "more than" in said or "not read" in said else "its bytes have another form"
+        raise _fault(path, f"damaged, or not an ONNX file ({known})") from error
     model: Any = onnx.ModelProto()
     model.ParseFromString(content)
     if not model.graph.node or not model.graph.output:

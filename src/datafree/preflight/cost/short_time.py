@@ -7,21 +7,21 @@ import math
 import torch
 
 from datafree.config.duration import duration_of
+from datafree.health.verdict import ENOUGH_STEPS, FEW_STEPS, little
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.preflight.cost.calibration import clock_of
 from datafree.tasks.base import synthetic_batch
 
-FEW = 200  # steps, below which a student has hardly learned
-ENOUGH = 1000  # steps, about where the students of docs/results.md are worth a look
+FEW, ENOUGH = FEW_STEPS, ENOUGH_STEPS  # below the first a student has hardly learned
 _TIMED = 2  # images of an answer that is timed
 
 
 def too_few(time: str, steps: int, seconds: float) -> str:
     """What a time of so few steps is worth; `seconds`: of one of ENOUGH steps."""
     return (
-        f"{time} {'holds' if steps else 'is less than'} {max(1, steps):,} step{'' if steps <= 1 else 's'}, which teach"
-        f"{'es' if steps <= 1 else ''} next to nothing: some {ENOUGH:,} take {_rounded(seconds)} or more here (--time)"
+        f"{time} {'holds' if steps else 'is less than'} {little(max(1, steps))}: some {ENOUGH:,} take "
+        f"{_rounded(seconds)} or more here (--time)"
     )
 
 

@@ -1,0 +1,44 @@
+"""Names of what an export and a calibration write, and what may lie where they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datafree.config.extras import require
+from datafree.deploy.format_facts import FACTS
+from datafree.errors import DataError
+from datafree.storage.places import require_replaceable
+
+WEIGHTS, CONFIG, CARD = "student.safetensors", "config.json", "README.md"
+EXPORTED = (
+    WEIGHTS,
+    *(name for facts in FACTS.values() for int8 in (False, True) for name in facts.files(int8)),
+    CONFIG,
+    CARD,
+)
+
+JSON, PAGE = "calibration.json", "calibration.html"
+FOLDERS = ("images", "inputs", "readers")
+CALIBRATED = ("images.txt", "images.npy", "data.yaml", "teacher.onnx", "teacher.int8.onnx", JSON, PAGE)
+LEAST, MOST = 8, 10_000  # images: below the first nothing is calibrated
+
+
+def require_export(out: Path) -> None:
+    """Raise RunError if `out` holds anything that an export would not replace."""
+    require_replaceable(out, EXPORTED, what="export")
+
+
+def require_calibration(out: Path) -> None:
+    """Raise RunError if `out` holds anything that a calibration would not replace."""
+    require_replaceable(out, CALIBRATED, FOLDERS, what="calibration")
+
+
+def require_count(images: int) -> None:
+    """Raise DataError for a number of images that calibrates nothing, or is no longer a sample."""
+    if not LEAST <= images <= MOST:
+        raise DataError(f"--images is {images}: give {LEAST} to {MOST:,}, 256 where nothing else is known")
+
+
+def require_int8() -> None:
+    """Raise DatafreeError where the packages are missing that INT8 needs."""
+    require("INT8 (--no-int8 writes the images alone)", *FACTS["onnx"].modules)
