@@ -21,6 +21,7 @@ from datafree.storage import made_set
 from datafree.storage.run_directory import Run
 from datafree.synthesis.shards import Shards
 from datafree.tasks.detection import Detection
+from reliability_ends import end_of_a_run, end_of_a_set
 from reliability_kills import in_child, wait
 
 # Those that change a disk. An open makes an empty file at most, which is what a kill at the next write leaves, too.
@@ -31,19 +32,22 @@ TASK = Detection(num_classes=2, image_size=(16, 16))
 
 
 def saves(folder: Path) -> dict[str, Any]:
-    """Kill a save of a run, the beginning of a run and the writing of a shard at each of their calls."""
+    """Kill saves, the beginning and the end of a run, the writing of a shard and the end of a set at each call."""
     if shutil.which("strace") is None:
         return {"skipped": "strace is not installed"}
     import tensorboard.compat.proto.event_pb2  # here, not in every child
     import tensorboard.summary.writer.record_writer  # noqa: F401
     from torch.utils.tensorboard import summary  # noqa: F401
 
+    shutil.rmtree(folder, ignore_errors=True)
     broken: list[str] = []
     found: dict[str, Any] = {}
     for name, (before, work, check) in {
         "beginning of a run": (lambda out: None, _begin, _check_begun),
         "save of a run": (_begin, _save, _check_saved),
         "writing of a shard": (_begin_set, _shard, _check_set),
+        "end of a run": end_of_a_run(folder / "run"),
+        "end of a set": end_of_a_set(folder / "set"),
     }.items():
         found[name] = _each_call(folder / name.replace(" ", "-"), name, before, work, check, broken)
     return {"killed_calls": found, "broken": broken}
@@ -57,7 +61,6 @@ def _each_call(
     check: Callable[[Path], str | None],
     broken: list[str],
 ) -> dict[str, int]:
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     errors = folder / "error.txt"
     assert wait(in_child(lambda: before(folder / "base"), errors)) == 0, errors.read_text()

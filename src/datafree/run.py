@@ -33,7 +33,7 @@ from datafree.preflight.cost.forecast import foretold
 from datafree.preflight.cost.time_budget import with_time
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
-from datafree.report.live_writer import page_kept
+from datafree.report.live_writer import is_behind, page_kept
 from datafree.report.profile import measure
 from datafree.report.run_reader import MEASURED
 from datafree.storage import strict_json, written
@@ -82,7 +82,7 @@ def run_recipe(
         recipe, training, sized = with_batch_size(recipe, out, given, device, dtype)
         recipe, training, timed = with_time(recipe, training, out, given, device, dtype)
         run = held.enter_context(contextlib.closing(open_run(out, dump(recipe), drafted)))
-        if replicas.is_first() and not run.finished:
+        if replicas.is_first() and (not run.finished or is_behind(out)):
             log = held.enter_context(page_kept(out, log, say))
         elif not replicas.is_first():
             log, say = (lambda progress: None), (lambda line: None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import warnings
@@ -12,15 +13,18 @@ from typing import Any
 _DEATH = 77  # exit status
 
 
-def die_at(number: int, work: Callable[[], object]) -> bool:
-    """Do `work` in a forked process that dies at its call `number`, 0 = the first; whether it died before the end."""
+def die_at(number: int, work: Callable[[], object], *, writes: float = math.inf) -> bool:
+    """Do `work` in a forked process that dies at its call `number`, 0 = the first; whether it died before the end.
+
+    Of the many writes into one file, `writes` are counted at most.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of threads
         child = os.fork()
     if not child:
         status = 1
         try:
-            _count_down(number)
+            _count_down(number, writes)
             work()
             status = 0
         finally:
@@ -31,7 +35,7 @@ def die_at(number: int, work: Callable[[], object]) -> bool:
     return code == _DEATH
 
 
-def _count_down(number: int) -> None:
+def _count_down(number: int, most: float) -> None:
     left = [number]
 
     def called(name: str = "") -> bool:
@@ -46,8 +50,11 @@ def _count_down(number: int) -> None:
             os._exit(_DEATH)
 
     class Torn(io.FileIO):
+        written = 0
+
         def write(self, data: Any) -> int:
-            if called("write"):
+            self.written += 1
+            if self.written <= most and called("write"):
                 super().write(bytes(data)[: len(data) // 2])
                 os._exit(_DEATH)
             return super().write(data)

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from dying import die_at
 
+import set_recipes
 from datafree.deploy.export_run import export_run
+from datafree.errors import Interrupted
 from datafree.report.page import save
-from datafree.storage import scratch, whole_folder
+from datafree.run import run_recipe
+from datafree.storage import made_set, scratch, whole_folder
 from datafree.storage.atomic import write_whole
 from datafree.storage.scratch import Scratch
 from datafree.storage.whole_folder import exchanged, made_whole
+from datafree.synthesis.synthesize import synthesize, verify
 from run_directories import write_run
+from small_runs import assert_same, everything, labelled, recipe_for, stop_after
 from thorough import some
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+def files(folder: Path, *, whole: bool = False) -> dict[str, bytes]:
+    """Its files, or all below it, too."""
+    found = folder.rglob("*") if whole else folder.iterdir()
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in sorted(found) if file.is_file()}
 
 
 def fill(folder: Path, what: str) -> None:
@@ -151,3 +160,70 @@ def test_temporary_folders_of_killed_commands_are_cleared_by_the_next_and_no_oth
         work()
         assert files(alive.path) == {"a": b"alive", "b": b"alive"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["datafree-results"]
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What is aside or hidden, but for the lock and the claims of a set."""
+    hidden = {entry.name for entry in folder.rglob(".*")} - {".lock", ".claims"}
+    return sorted(hidden | {entry.name for entry in folder.rglob("*.part")})
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("every", some([(1,), (29,)], (29,)))
+def test_a_run_killed_at_its_end_is_finished_by_the_same_command(every: int, tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"}, steps=3, save_every=1, picture_every=3)
+    recipe = dataclasses.replace(recipe, data=labelled(tmp_path / "labelled"))
+    with pytest.raises(Interrupted):
+        run_recipe(recipe, tmp_path / "base", stop=stop_after(2))  # before the last step
+    shutil.copytree(tmp_path / "base", tmp_path / "unbroken")
+    run_recipe(recipe, tmp_path / "unbroken")
+    wanted = everything(tmp_path / "unbroken")
+
+    def names(run: Path) -> list[str]:  # TensorBoard begins a file with each piece of a run
+        return sorted(name for name in files(run, whole=True) if not name.startswith("tensorboard/"))
+
+    number = 0
+    while True:
+        out = tmp_path / f"killed-{number}"
+        shutil.copytree(tmp_path / "base", out)
+        died = die_at(number, lambda out=out: run_recipe(recipe, out), writes=2)
+        finished = (out / "result.json").exists()
+        assert finished or died
+        if finished:  # all that it names is there
+            assert_same(wanted, everything(out))
+        outcome = run_recipe(recipe, out)
+        assert outcome.already_finished == finished
+        assert_same(wanted, everything(out))
+        assert (leftovers(out), names(out)) == ([], names(tmp_path / "unbroken"))
+        assert (out / "report.html").stat().st_mtime_ns >= (out / "result.json").stat().st_mtime_ns
+        shutil.rmtree(out)
+        if not died:
+            break
+        number += every
+    assert number > 40, number
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("every", some([(1,), (29,)], (29,)))
+def test_a_set_killed_at_its_end_is_finished_by_the_same_command(every: int, tmp_path: Path) -> None:
+    recipe, images = set_recipes.recipe_for(tmp_path, set_recipes.INVERSION, "detection"), 10
+    with pytest.raises(Interrupted):
+        synthesize(recipe, tmp_path / "base", images, stop=set_recipes.stop_after(1))  # before the last shard
+    shutil.copytree(tmp_path / "base", tmp_path / "unbroken")
+    synthesize(recipe, tmp_path / "unbroken", images)
+    wanted = set_recipes.everything(tmp_path / "unbroken")
+    number = 0
+    while True:
+        out = tmp_path / f"killed-{number}"
+        shutil.copytree(tmp_path / "base", out)
+        died = die_at(number, lambda out=out: synthesize(recipe, out, images), writes=2)
+        assert died or made_set.is_finished(out)
+        assert list(made_set.damages(out)) == []  # the shards that are there are whole
+        synthesize(recipe, out, images)
+        verify(recipe, out)
+        assert (set_recipes.everything(out), leftovers(out)) == (wanted, [])
+        shutil.rmtree(out)
+        if not died:
+            break
+        number += every
+    assert number > 40, number

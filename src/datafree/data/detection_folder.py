@@ -258,7 +258,8 @@ def _item(
     """
     good = (rows[:, 3:] > rows[:, 1:3]).all(1)
     first = np.zeros(len(rows), bool)
-    first[np.unique(rows, axis=0, return_index=True)[1]] = True
+    places = reversed(list(enumerate(map(tuple, rows.tolist()))))  # not np.unique, which takes 0.1 ms of each image
+    first[list({row: place for place, row in places}.values())] = True
     return _Item(
         file=file,
         label=label,

@@ -18,6 +18,14 @@ PAUSE = 10.0  # seconds between two pages at least
 SHARE = 0.01  # of the time at most that pages may take
 
 
+def is_behind(run: Path) -> bool:
+    """Whether a finished run's page is missing or older than its result: whoever wrote that was killed before it."""
+    try:
+        return (run / "report.html").stat().st_mtime_ns < (run / "result.json").stat().st_mtime_ns
+    except OSError:
+        return True
+
+
 @contextmanager
 def page_kept(
     run: Path,

@@ -127,18 +127,18 @@ def set_of(path: Path) -> Path | None:
 def data_of(path: Path) -> Path:
     """Where the images of a data set are: `path`, or the data/ of a made one, which is looked at before.
 
-    Raises RunError for a set that is not finished, DataError for one whose data/ holds other files than were written,
-    or whose lists of all images were changed. Files are compared by name, and those about all images by content:
-    `datafree synthesize --verify` compares each.
+    Raises RunError for a set that is not finished, DataError for one whose data/ holds other files than were written.
+    Files are compared by name, those about all images by content, and of the others those by content that are younger
+    than the index: nobody has a reason to write there after it. `datafree synthesize --verify` compares each.
     """
     made = set_of(path)
     if made is None:
         return path
-    wanted: set[str] = set()
+    wanted: dict[str, str] = {}
     images = 0
     for record in records(made):
         images += record["images"]
-        wanted |= record["files"].keys()
+        wanted |= record["files"]
     if not is_finished(made):
         listed = f" and lists {read_record(made / INDEX)['images']:,}" if (made / INDEX).exists() else ""
         raise RunError(f"{made} is a data set that is not finished: it holds {images:,} images{listed}; {_FINISH}")
@@ -147,11 +147,21 @@ def data_of(path: Path) -> Path:
         if not (made / "data" / name).is_file() or sha256_of(made / "data" / name) != digest:
             raise DataError(f"{made / 'data' / name} is missing or has changed since it was written; {_AGAIN}")
     there = set(files_in(made / "data"))
-    wanted |= index["files"].keys()
-    for names, what in ((sorted(there - wanted), "that no shard has written"), (sorted(wanted - there), "too few")):
+    known = wanted.keys() | index["files"].keys()
+    for names, what in ((sorted(there - known), "that no shard has written"), (sorted(known - there), "too few")):
         if names:
             raise DataError(f"{made / 'data'} holds {len(names):,} files {what}, the first {show(names[0])}; {_AGAIN}")
+    written = (made / INDEX).stat().st_mtime_ns
+    changed = [name for name, digest in wanted.items() if _is_changed(made / "data" / name, written, digest)]
+    if changed:
+        line = f"{len(changed):,} files that have changed since they were written, the first {show(changed[0])}"
+        raise DataError(f"{made / 'data'} holds {line}; {_AGAIN}")
     return made / "data"
+
+
+def _is_changed(file: Path, written: int, digest: str) -> bool:
+    """Whether a file is another one than the digest says, if it is younger than `written`, in ns; files are small."""
+    return file.stat().st_mtime_ns > written and sha256_of(file) != digest
 
 
 _FINISH = "run the same `datafree synthesize` again to finish it"
