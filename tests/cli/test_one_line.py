@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,9 +181,9 @@ def seen_something(network: nn.Module, side: int) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # of which a minute or so is processor time
-@pytest.mark.parametrize("kind", ["torchvision", "timm", "program"])
+@pytest.mark.parametrize("kind", ["torchvision", "timm", "program", "onnx", "directory", "yolo"])
 def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Datafree) -> None:
-    """The whole line: source, student and schedule are chosen; agreement and the page are there."""
+    """The whole line: source, student and schedule are chosen; agreement and the page are there, and the ONNX file."""
     torch.manual_seed(0)
     if kind == "torchvision":
         save_weights(seen_something(torchvision.models.squeezenet1_1(num_classes=4), 32), Path("teacher.safetensors"))
@@ -190,6 +191,23 @@ def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Dataf
     elif kind == "timm":
         save_weights(seen_something(timm.create_model("test_resnet", num_classes=4), 32), Path("own.safetensors"))
         words = ["timm/test_resnet", "--weights", "own.safetensors", "--size", "32"]
+    elif kind == "onnx":
+        pytest.importorskip("onnxscript")
+        batch = ({0: torch.export.Dim("batch")},)
+        network = seen_something(resnet(4, depth=8, width=16), 32).eval()
+        torch.onnx.export(network, (torch.rand(2, 3, 32, 32),), "teacher.onnx", dynamo=True, dynamic_shapes=batch)
+        words = ["teacher.onnx"]
+    elif kind == "directory":
+        transformers = pytest.importorskip("transformers")
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+        config = transformers.ResNetConfig(num_labels=4, **sizes)
+        seen_something(transformers.ResNetForImageClassification(config), 32).save_pretrained("teacher")
+        words = ["teacher", "--size", "32"]
+    elif kind == "yolo":
+        ultralytics = pytest.importorskip("ultralytics")
+        model = ultralytics.nn.tasks.DetectionModel("yolov8s.yaml", nc=3, verbose=False)
+        torch.save({"model": model.half(), "train_args": {}}, "teacher.pt")
+        words = ["teacher.pt", "--size", "64", "training.batch_size=2"]
     else:
         network = seen_something(unet(3, width=4, depth=2), 32).eval()
         batch = ({0: torch.export.Dim("batch")},)
@@ -202,3 +220,7 @@ def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Dataf
     assert "training.time=20s: " in result.err
     assert json.loads(Path("run/result.json").read_text())["chosen"]["step"] > 0
     assert "not verified on real data" in Path("run/report.html").read_text()
+    if find_spec("onnxscript") is not None:
+        exported = datafree("export", "run")
+        assert exported.code == 0, exported.err
+        assert Path("run/export/student.onnx").is_file()

@@ -64,13 +64,15 @@ def build_networks(
     *,
     teacher: Normalized | None = None,
     learns: bool = True,
+    starts: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Networks:
     """The teacher, then the recipe's seed, then the student: so its first weights depend on the seed alone.
 
     `teacher`: where it stands ready already. `say` is told of a teacher's answers that may not be what they look like.
-    `learns`: whether the student is to learn here. Raises NetworkError for a network that does not serve (`prepare`,
-    `require_gradients`, `check_start`, `require_apart`, `rehearse`).
+    `learns`: whether the student is to learn here; `starts`: whether to try its start, which is not tried later. Raises
+    NetworkError for a network that does not serve (`prepare`, `require_gradients`, `check_start`, `require_apart`,
+    `rehearse`).
     """
     task, training = recipe.task, recipe.training
     if teacher is None:
@@ -79,16 +81,32 @@ def build_networks(
     modes.seed_everything(training.seed)
     spec = with_student(recipe, given.teacher)[0].student
     student = prepare(spec, task, "student", device, dtype, given.student, training.speed)
-    check_start(spec, teacher, student, task)
+    if starts:
+        check_start(spec, teacher, student, task)
     require_apart(teacher, student)
     if learns:
         rehearse(task, teacher, student, training, spec.network)
     return Networks(teacher=teacher, student=student)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sourced:
+    """A recipe whose source and start are chosen."""
+
+    recipe: Recipe
+    lines: list[str]
+    teacher: Normalized | None = None  # as it stands ready, where it was looked at
+
+
 def with_source(
     recipe: Recipe, device: torch.device, dtype: torch.dtype, given: Given = NOTHING_GIVEN
 ) -> tuple[Recipe, list[str]]:
+    """As `sourced`, without the teacher."""
+    found = sourced(recipe, device, dtype, given)
+    return found.recipe, found.lines
+
+
+def sourced(recipe: Recipe, device: torch.device, dtype: torch.dtype, given: Given = NOTHING_GIVEN) -> Sourced:
     """The recipe with the source and the start that `auto` stands for, and what is to be said of both.
 
     Whatever plans or records a run then sees what it is made of. The papers' methods start their students at random.
@@ -96,13 +114,14 @@ def with_source(
     """
     task, speed, spec = recipe.task, recipe.training.speed, recipe.student
     if not isinstance(recipe.source, Auto):
-        return (replace(recipe, student=replace(spec, init="random")) if spec.init == "auto" else recipe), []
+        started = replace(recipe, student=replace(spec, init="random")) if spec.init == "auto" else recipe
+        return Sourced(recipe=started, lines=[])
     require_weights(recipe.teacher, task)
     teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed)
     source, line = recipe.source.choose(task, teacher, device)
     recipe, lines = replace(recipe, source=source), [line]
     if spec.init != "auto":
-        return recipe, lines
+        return Sourced(recipe=recipe, lines=lines, teacher=teacher)
     init: Literal["random", "teacher"] = "random"
     if not has_weights(spec):  # the user's own stay as they come
         student = prepare(spec, task, "student", device, dtype, given.student, speed)
@@ -111,7 +130,7 @@ def with_source(
             init = "teacher"
         except NetworkError as error:
             lines.append(f"the student starts at random: {why_not(error)}")
-    return replace(recipe, student=replace(spec, init=init)), lines
+    return Sourced(recipe=replace(recipe, student=replace(spec, init=init)), lines=lines, teacher=teacher)
 
 
 def require_weights(spec: NetworkSpec, task: Task) -> None:

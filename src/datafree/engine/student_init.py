@@ -17,6 +17,7 @@ from datafree.distributed import replicas
 from datafree.errors import NetworkError
 from datafree.networks.load import NetworkSpec
 from datafree.networks.pruning.correspondence import WAY_OUT
+from datafree.networks.pruning.fixed_time import FixedTime
 from datafree.networks.pruning.start import StartOptions, start_from_teacher
 from datafree.ops import augment
 from datafree.sources.base import ImageSource
@@ -54,14 +55,21 @@ def images_of(task: Task) -> int:
 
 
 def start_student(
-    teacher: nn.Module, student: nn.Module, source: ImageSource, task: Task, batch: int, count: int | None = None
+    teacher: nn.Module,
+    student: nn.Module,
+    source: ImageSource,
+    task: Task,
+    batch: int,
+    count: int | None = None,
+    fixed: FixedTime | None = None,
 ) -> list[str]:
     """Start `student` from `teacher` on images that `source` has made, drawn `batch` at a time; lines that say how.
 
     Every process does all of it on the same images, so that replicas stay equal. `count`: images, if not `images_of`.
+    `fixed` is told the time that does not grow with them.
     """
     count = images_of(task) if count is None else count
     drawn = [source.sample(batch).images for _ in range(-(-count // batch))]
     images = augment.blend(torch.cat(drawn)[:count], 1.0)[0]
     with replicas.single_process():
-        return start_from_teacher(teacher, student, images, task=task).lines()
+        return start_from_teacher(teacher, student, images, task=task, fixed=fixed).lines()

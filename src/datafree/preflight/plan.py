@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from datafree.data.labelled import LabelledData
-from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_source, with_student
+from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, sourced, with_student
 from datafree.engine.progress import Progress, Work
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.calibration import Calibration, CostItem, clock_of
-from datafree.preflight.cost.estimate import RunCost, calibration, cost_of_teacher, run_cost
+from datafree.preflight.cost.estimate import SLOW, RunCost, calibration, cost_of_teacher, run_cost, seconds_of_passes
 from datafree.preflight.cost.forecast import STARTED, forecast, forgotten, outline, too_large
 from datafree.preflight.cost.pass_cost import Cost
 from datafree.preflight.cost.start_cost import start_of
@@ -31,6 +31,7 @@ from datafree.sources.base import Batch
 from datafree.storage.environment import hardware
 from datafree.synthesis.synthesize import require_number, trains_first
 from datafree.tasks.base import open_labelled
+from datafree.text import time as shown
 
 PARTS = 4  # of the work that a plan is
 DEVICES = (1, 8, 64)
@@ -107,19 +108,26 @@ def plan(
     task = recipe.task
     labelled = open_labelled(task, recipe.data) if recipe.data else None
     require_weights(recipe.teacher, task)
-    recipe, sourced = with_source(recipe, device, dtype)
+    clock = clock_of(device)
+    opened = clock()
+    chosen = sourced(recipe, device, dtype)
+    looked = clock() - opened
+    recipe = chosen.recipe
     recipe, training, found = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
     if images is None:
         recipe, training, timed = with_time(recipe, training, None, NOTHING_GIVEN, device, dtype)
         found += timed
         if training.time is not None:
             say(outline(recipe, None))
-    clock = clock_of(device)
-    opened = clock()
-    networks = build_networks(recipe, device, dtype, learns=images is None)
-    opening = CostItem(what="opening", often=1, each=Cost(seconds=clock() - opened))
+    opened, learns = clock(), images is None
+    networks = build_networks(recipe, device, dtype, teacher=chosen.teacher, learns=learns, starts=not learns)
+    # A run whose source is chosen builds its teacher for that, and once more; here it is the same.
+    looked *= 2 if chosen.teacher else 1
+    opening = CostItem(what="opening", often=1, each=Cost(seconds=clock() - opened + looked))
     work.next("timing the teacher")
     known = cost_of_teacher(networks.teacher, task.image_size, device, training.batch_size)
+    if learns and known.backward > SLOW:
+        say(f"at least {shown(seconds_of_passes(recipe.source, training, known))}, for the teacher's passes alone")
     finished: list[Batch] = []
     with calibration(
         task=task,
@@ -164,7 +172,7 @@ def plan(
             "time grows with the iterations of an update",
             *parts.assumed,
         ],
-        notes=[*notes, *sourced, *found, *parts.notes],
+        notes=[*notes, *chosen.lines, *found, *parts.notes],
     )
 
 

@@ -19,6 +19,7 @@ from datafree.engine.build_networks import NOTHING_GIVEN, Given, build_networks,
 from datafree.engine.student_init import images_of
 from datafree.engine.student_step import StudentStep
 from datafree.errors import DataError, Interrupted, RecipeError, RunError
+from datafree.networks.pruning.fixed_time import FixedTime
 from datafree.preflight.cost import start_cost, time_budget
 from datafree.preflight.cost.calibration import Calibration
 from datafree.preflight.cost.short_time import too_few
@@ -277,13 +278,16 @@ def test_what_is_cheap_is_timed_as_large_as_it_is(
     assert calibrated.step().each.seconds == pytest.approx(step)
 
 
-def test_a_start_from_the_teacher_is_counted_from_two_on_few_images(
+def test_a_start_from_the_teacher_is_counted_from_one_on_few_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
 
-    def started(teacher: Any, student: Any, source: Any, task: Any, batch: int, count: int) -> None:
-        now[0] += 5 + count / 10
+    def started(teacher: Any, student: Any, source: Any, task: Any, batch: int, count: int, fixed: FixedTime) -> None:
+        assert count == 64
+        with fixed.counted():
+            now[0] += 5
+        now[0] += count / 10
 
     monkeypatch.setattr(start_cost, "start_student", started)
     task = timed(tmp_path).task

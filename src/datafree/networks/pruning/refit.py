@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from datafree.networks.normalized import bare
 from datafree.networks.pruning import least_squares
+from datafree.networks.pruning.fixed_time import FixedTime
 from datafree.networks.pruning.least_squares import Layer, Moments
 from datafree.networks.pruning.sums import SumWatch
 from datafree.ops import modes
@@ -72,16 +73,22 @@ class _Reached(Exception):
 
 @torch.no_grad()
 def refit(
-    teacher: nn.Module, student: nn.Module, targets: list[Target], images: Tensor, options: RefitOptions
+    teacher: nn.Module,
+    student: nn.Module,
+    targets: list[Target],
+    images: Tensor,
+    options: RefitOptions,
+    fixed: FixedTime | None = None,
 ) -> Refitted:
     """Refit `targets` of `student`, whose channels are the teacher's, on `images` (B, 3, H, W), in its place.
 
     `images` come to the networks' device batch by batch. The teacher's answers at the sampled positions are kept for
     all layers: positions x outputs x 4 bytes each.
     """
-    device = next(bare(student).parameters()).device
+    device, fixed = next(bare(student).parameters()).device, fixed or FixedTime()
     with modes.frozen(teacher, student):
-        order, done, largest = _in_order(student, targets, images[:1].to(device))
+        with fixed.counted():
+            order, done, largest = _in_order(student, targets, images[:1].to(device))
         batches = list(torch.split(images, options.batch or max(1, int(options.memory * _GIB / (_LIVE * largest)))))
         sample = _Sample(student, order, options, len(images))
         with _Teacher(teacher, order, sample) as theirs:
@@ -89,7 +96,7 @@ def refit(
                 theirs.run(index, batch.to(device))
         rounds = [order] if len(batches) == 1 else [[target] for target in order]
         for wanted in rounds:
-            with _Student(student, wanted, sample, done, len(batches)) as ours:
+            with _Student(student, wanted, sample, done, len(batches), fixed) as ours:
                 for index, batch in enumerate(batches):
                     ours.run(index, batch.to(device))
     for target in order:
@@ -191,9 +198,15 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
     """Solves the layers wanted as the student's passes reach them, each once it has seen all batches."""
 
     def __init__(
-        self, student: nn.Module, targets: list[Target], sample: _Sample, done: Refitted, batches: int
+        self,
+        student: nn.Module,
+        targets: list[Target],
+        sample: _Sample,
+        done: Refitted,
+        batches: int,
+        fixed: FixedTime,
     ) -> None:
-        self.sample, self.done, self.batches, self.network = sample, done, batches, student
+        self.sample, self.done, self.batches, self.network, self.fixed = sample, done, batches, student, fixed
         self.targets = {target.layer: target for target in targets}
         super().__init__(student, {target.layer: target.norm or target.layer for target in targets})
         self.batch = 0
@@ -246,13 +259,20 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
             self.moments[target.layer] = Moments.empty(groups, inputs, wanted.shape[2], wanted.device)
         self.moments[target.layer].add(sampled, wanted)
         if self.batch == self.batches - 1:
-            offset = norm is not None or layer.bias is not None
-            prior = least_squares.folded(layer, norm)
-            solution = least_squares.solve(self.moments.pop(target.layer), prior, self.sample.options.ridge, offset)
-            if bool(torch.isfinite(solution.weight).all()):
-                least_squares.put(layer, norm, solution, (target.rows >= 0).to(layer.weight.device))
-                self.done.errors[target.layer] = solution.error
-            else:
-                self.done.skipped[target.layer] = "its equations have no finite solution"
+            self._solve(target, layer, norm, (groups, inputs, wanted.shape[2]))
         if self.batches > 1:
             raise _Reached
+
+    def _solve(self, target: Target, layer: Any, norm: Any, shape: tuple[int, int, int]) -> None:
+        """Solve for a layer, and put its weights into it; not where it is but timed, and one of its `shape` was."""
+        offset, moments = norm is not None or layer.bias is not None, self.moments.pop(target.layer)
+        if self.fixed.is_known((shape, offset)):
+            return
+        with self.fixed.counted((shape, offset)):
+            prior = least_squares.folded(layer, norm)
+            solution = least_squares.solve(moments, prior, self.sample.options.ridge, offset)
+        if bool(torch.isfinite(solution.weight).all()):
+            least_squares.put(layer, norm, solution, (target.rows >= 0).to(layer.weight.device))
+            self.done.errors[target.layer] = solution.error
+        else:
+            self.done.skipped[target.layer] = "its equations have no finite solution"

@@ -19,6 +19,7 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.copying import Copied, copy, cut_of, kept_rows
 from datafree.networks.pruning.correspondence import Correspondence, Drop, block_effects, correspond
+from datafree.networks.pruning.fixed_time import FixedTime
 from datafree.networks.pruning.follow import follow
 from datafree.networks.pruning.groups import Kept, keep
 from datafree.networks.pruning.importance import Importance, scores
@@ -92,6 +93,7 @@ def start_from_teacher(
     images: Tensor,
     options: StartOptions | None = None,
     task: Task | None = None,
+    fixed: FixedTime | None = None,
 ) -> Started:
     """Give `student` the weights of `teacher`, cut and refitted on `images` (B, 3, H, W) in [0, 1].
 
@@ -99,7 +101,7 @@ def start_from_teacher(
     teacher there than the copy is undone. Raises NetworkError, naming the first layer, where they do not correspond.
     """
     with _in_float32(teacher, student):
-        return _start(teacher, student, images, options or StartOptions(), task)
+        return _start(teacher, student, images, options or StartOptions(), task, fixed or FixedTime())
 
 
 @contextmanager
@@ -116,14 +118,24 @@ def _in_float32(*networks: nn.Module) -> Iterator[None]:
             network.dtype = dtype
 
 
-def _start(teacher: nn.Module, student: nn.Module, images: Tensor, options: StartOptions, task: Task | None) -> Started:
+def _start(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Tensor,
+    options: StartOptions,
+    task: Task | None,
+    fixed: FixedTime,
+) -> Started:
     device = next(bare(student).parameters()).device
     look = images[:_LOOK].to(device)
     effects = block_effects(teacher, look) if options.drop == "effect" else None
-    found = correspond(teacher, student, effects)
-    names = found.tensors(bare(student))
-    followed = (follow(teacher, look[:1]), follow(student, look[:1]))
-    kept = keep(*followed, names, scores(options.importance, teacher, followed[0], look))
+    with fixed.counted():
+        found = correspond(teacher, student, effects)
+        names = found.tensors(bare(student))
+        followed = (follow(teacher, look[:1]), follow(student, look[:1]))
+    important = scores(options.importance, teacher, followed[0], look)
+    with fixed.counted():
+        kept = keep(*followed, names, important)
     used, held = (images, images[:0]) if task is None or len(images) < _HELD else _split(images)
     agreement: dict[str, float] = {}
 
@@ -145,8 +157,9 @@ def _start(teacher: nn.Module, student: nn.Module, images: Tensor, options: Star
     if started.whole or options.refit is None:
         return started
     before = {name: value.detach().clone() for name, value in bare(student).state_dict().items()}
-    targets = refit_targets(teacher, student, followed, found, kept)
-    started.refitted, started.images = refit(teacher, student, targets, used, options.refit), len(used)
+    with fixed.counted():
+        targets = refit_targets(teacher, student, followed, found, kept)
+    started.refitted, started.images = refit(teacher, student, targets, used, options.refit, fixed), len(used)
     measure("refitted")
     if agreement.get("refitted", 1.0) < agreement.get("copied", 0.0):
         bare(student).load_state_dict(before)

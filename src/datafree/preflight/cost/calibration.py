@@ -33,7 +33,7 @@ from datafree.tasks.base import Task, synthetic_batch
 
 STUDENT = "the student"
 _SETTLED = 10  # updates after which a state holds all that it will, a guard's last healthy one too
-_FEW = 3  # updates of such as take long
+_FEW = 2  # updates of such as take long: the first sets things up, the second says what each adds
 _MORE = 4  # iterations by which a second timing of an update is longer than the first
 
 
@@ -200,12 +200,13 @@ class Calibration:
         for part, full in zip(fresh.updated_sources(), self.source.updated_sources(), strict=True):
             small, whole = part.update_size() or UpdateSize(images=1), full.update_size() or UpdateSize(images=0)
             made = kept = 0  # images of the whole run, and here, of updates that keep them: early ones may not
-            each = 0.0
+            each, few = 0.0, _FEW
             for step, often in reversed(_early_and_late(full, steps)):
                 sizes, began = [size_of(part.state_dict())], self.clock()
-                while often and len(sizes) <= _SETTLED and (len(sizes) <= _FEW or self.clock() - began < self.budget):
+                while often and len(sizes) <= _SETTLED and (len(sizes) <= few or self.clock() - began < self.budget):
                     part.update(self.student, step)
                     sizes.append(size_of(part.state_dict()))
+                few = 1 if often else few  # what is to be set up is
                 if often and sizes[-1] > sizes[-2]:  # the first ones set things up
                     each, kept = (sizes[-1] - sizes[-2]) / small.images, kept + (len(sizes) - 1) * small.images
                     made += often * whole.images

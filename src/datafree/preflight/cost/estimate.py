@@ -24,6 +24,7 @@ from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
 from datafree.tasks.base import Task, synthetic_batch
 
+SLOW = 0.05  # seconds an image of a teacher's pass forward and back, from which the rest of a plan takes a while
 PASS = 0.3  # seconds that a timed pass of the teacher may take, forward and backward
 
 
@@ -68,7 +69,7 @@ def cost_of_teacher(
     with modes.frozen(network):
         each = _timed(backward, device, times=1)  # the first pass also sets things up
         if each < 4 * seconds:
-            each = _timed(backward, device)
+            each = _timed(backward, device, times=2 if each < seconds / 2 else 1)
         count = max(1, min(batch_size, int(seconds / max(each, 1e-9))))
         with watched_memory([network]) as memory:
             backward()
@@ -78,6 +79,17 @@ def cost_of_teacher(
         with torch.no_grad():
             forward = _timed(lambda: network(images), device) / count
     return TeacherCost(images=count, forward=forward, backward=each, kept=math.ceil(memory.peak / count))
+
+
+def seconds_of_passes(source: ImageSource, training: Training, known: TeacherCost) -> float:
+    """What a run takes at least: the teacher's answers to all batches, its gradients in all updates."""
+    seconds = training.steps * training.batch_size * known.forward
+    for each in source.updated_sources():
+        size = each.update_size()
+        if size is not None:
+            often = each.count_due(range(-each.warmup, training.steps))
+            seconds += often * size.images * max(1, sum(size.iterations)) * known.backward
+    return seconds
 
 
 @contextmanager
