@@ -101,14 +101,22 @@ def test_a_push_uploads_the_files_of_the_export_and_nothing_else(tmp_path: Path,
     assert done.stdout.splitlines()[-1] == f"pushed: http://127.0.0.1:{hub.server_port}/me/it"
 
 
-def test_a_server_that_refuses_is_one_line_that_says_how_to_log_in(tmp_path: Path, hub: Any) -> None:
+def test_a_server_that_refuses_is_one_line_that_says_how_to_log_in(
+    tmp_path: Path, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = write_run(tmp_path / "run", UNET)
     export_run(run, onnx=False)
     hub.refuses = True
-    done = pushed(hub, run, "--quiet")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: cannot upload to me/it: ") and "hf auth login" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(DatafreeError) as caught:
+        push_run(run, "me/it")
+    assert hub.asked == ["/api/repos/create"]
+    line = str(caught.value)
+    assert line.startswith("cannot upload to me/it: ") and "hf auth login" in line and "\n" not in line
 
 
 def test_a_dry_run_says_what_would_be_uploaded_and_makes_nothing(tmp_path: Path) -> None:
