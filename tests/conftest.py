@@ -22,6 +22,14 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_images_compared() -> None:
+    """A run compares its networks on 16 images, not 64: tests make hundreds; those of metrics give their own."""
+    from datafree.engine import validation  # not in the process that hands out the tests
+
+    validation.COMPARED = 16
+
+
 @pytest.fixture(autouse=True)
 def short_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run's networks are timed by a single pass: tests make hundreds of runs, and none looks at the seconds."""

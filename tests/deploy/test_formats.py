@@ -185,6 +185,7 @@ def test_the_card_and_the_page_show_the_formats_side_by_side(exported: tuple[Pat
 
 
 @needs_openvino
+@pytest.mark.thorough
 def test_a_detector_is_written_with_boxes_and_scores(tmp_path: Path) -> None:
     network, task, code = STUDENTS["detection"]
     run = write_run(tmp_path / "run", network, task)

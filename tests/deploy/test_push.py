@@ -89,7 +89,31 @@ def pushed(hub: Any, run: Path, *arguments: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
-def test_a_push_uploads_the_files_of_the_export_and_nothing_else(tmp_path: Path, hub: Any) -> None:
+@pytest.fixture
+def here(hub: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The server, as this process's Hub."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    return hub
+
+
+def test_a_push_uploads_the_files_of_the_export_and_nothing_else(tmp_path: Path, here: Any) -> None:
+    run = write_run(tmp_path / "run", UNET)
+    export_run(run, onnx=False)
+    (run / "export" / "notes.txt").write_text("mine")
+    done = push_run(run, "me/it")
+    assert set(here.files) == {"student.safetensors", "config.json", "README.md"}
+    assert all((run / "export" / name).read_bytes() == content for name, content in here.files.items())
+    assert here.asked[0] == "/api/repos/create"
+    assert done.url == f"http://127.0.0.1:{here.server_port}/me/it"
+
+
+@pytest.mark.thorough
+def test_the_command_uploads_the_files_of_the_export_and_nothing_else(tmp_path: Path, hub: Any) -> None:
     run = write_run(tmp_path / "run", UNET)
     export_run(run, onnx=False)
     (run / "export" / "notes.txt").write_text("mine")
@@ -101,14 +125,15 @@ def test_a_push_uploads_the_files_of_the_export_and_nothing_else(tmp_path: Path,
     assert done.stdout.splitlines()[-1] == f"pushed: http://127.0.0.1:{hub.server_port}/me/it"
 
 
-def test_a_server_that_refuses_is_one_line_that_says_how_to_log_in(tmp_path: Path, hub: Any) -> None:
+def test_a_server_that_refuses_is_one_line_that_says_how_to_log_in(tmp_path: Path, here: Any) -> None:
     run = write_run(tmp_path / "run", UNET)
     export_run(run, onnx=False)
-    hub.refuses = True
-    done = pushed(hub, run, "--quiet")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: cannot upload to me/it: ") and "hf auth login" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    here.refuses = True
+    with pytest.raises(DatafreeError) as caught:
+        push_run(run, "me/it")
+    assert here.asked[0] == "/api/repos/create" and not here.files
+    line = str(caught.value)
+    assert line.startswith("cannot upload to me/it: ") and "hf auth login" in line and "\n" not in line
 
 
 def test_a_dry_run_says_what_would_be_uploaded_and_makes_nothing(tmp_path: Path) -> None:

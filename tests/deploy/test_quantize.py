@@ -157,9 +157,10 @@ def weights_of(file: Path) -> list[str]:
 
 
 def quantised(network: torch.nn.Module, folder: Path, images: list[Tensor], **options: bool) -> tuple[Tensor, Tensor]:
-    """The answers of the float file and of the INT8 file about the first images."""
+    """The answers of the float file, if need be written, and of the INT8 file about the first images."""
     height, width = images[0].shape[-2:]
-    write_onnx(Normalized(network.eval()), folder / "float.onnx", (height, width), {})
+    if not (folder / "float.onnx").exists():
+        write_onnx(Normalized(network.eval()), folder / "float.onnx", (height, width), {})
     quantize(folder / "float.onnx", folder / "int8.onnx", images, **options)
     exact, small = (OnnxNetwork(folder / name)(images[0]) for name in ("float.onnx", "int8.onnx"))
     assert isinstance(exact, Tensor)
@@ -167,15 +168,23 @@ def quantised(network: torch.nn.Module, folder: Path, images: list[Tensor], **op
     return exact, small
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a network of three convolutions, written once."""
+    folder = tmp_path_factory.mktemp("plain")
+    write_onnx(Normalized(layers(torch.nn.Conv2d(16, 2, 3)).eval()), folder / "float.onnx", (16, 16), {})
+    return folder
+
+
 @pytest.mark.parametrize(("exact_ends", "kinds"), [(False, ["UINT8"] * 3), (True, ["FLOAT", "UINT8", "UINT8"])])
-def test_detectors_ends_stay_exact(tmp_path: Path, exact_ends: bool, kinds: list[str]) -> None:
+def test_detectors_ends_stay_exact(plain: Path, tmp_path: Path, exact_ends: bool, kinds: list[str]) -> None:
     images = [torch.rand(4, 3, 16, 16) for _ in range(2)]
-    quantised(layers(torch.nn.Conv2d(16, 2, 3)), tmp_path, images, exact_ends=exact_ends)
+    quantize(plain / "float.onnx", tmp_path / "int8.onnx", images, exact_ends=exact_ends)
     assert weights_of(tmp_path / "int8.onnx") == kinds
 
 
-def test_answers_are_not_rounded_to_256_values(tmp_path: Path) -> None:
-    exact, small = quantised(layers(torch.nn.Conv2d(16, 2, 3)), tmp_path, [torch.rand(4, 3, 16, 16)])
+def test_answers_are_not_rounded_to_256_values(plain: Path) -> None:
+    exact, small = quantised(layers(), plain, [torch.rand(4, 3, 16, 16)])
     assert len(small.unique()) > 256
     assert 0 < float((exact - small).abs().max()) < 0.03 * float(exact.abs().max())
 

@@ -123,7 +123,13 @@ def weights_of(network: str, classes: int, folder: Path) -> Path:
     ("network", "task", "theirs", "way"),
     [
         # 91 columns: torchvision's detectors count background
-        ("torchvision/ssdlite320_mobilenet_v3_large", Detection(num_classes=80, image_size=(64, 64)), 90, "=90"),
+        pytest.param(
+            "torchvision/ssdlite320_mobilenet_v3_large",
+            Detection(num_classes=80, image_size=(64, 64)),
+            90,
+            "=90",
+            marks=pytest.mark.thorough,
+        ),
         ("timm/test_resnet", Classification(num_classes=3, image_size=(32, 32)), 5, "=5"),
         ("timm/test_resnet", Classification(num_classes=2, image_size=(32, 32)), 1, "give args.num_classes=1"),
     ],

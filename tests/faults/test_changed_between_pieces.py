@@ -30,6 +30,7 @@ from datafree.tasks.segmentation import Segmentation
 from set_recipes import INVERSION
 from set_recipes import recipe_for as set_recipe
 from small_runs import recipe_for, stop_after
+from thorough import some
 
 TASK = Segmentation(num_classes=3, image_size=(32, 32))
 
@@ -61,7 +62,7 @@ def swap_masks(folder: Path) -> None:
         Image.fromarray(2 - np.asarray(Image.open(file))).save(file)
 
 
-@pytest.mark.parametrize("change", [rewrite, swap_masks])
+@pytest.mark.parametrize("change", [rewrite, pytest.param(swap_masks, marks=pytest.mark.thorough)])
 def test_a_data_set_replaced_by_as_many_other_files_is_said(tmp_path: Path, change: Callable[[Path], None]) -> None:
     data = masks(tmp_path / "photos")
     recipe = recipe_for(tmp_path, {"method": "dataset", "path": str(data)}, label_weight=1.0)
@@ -186,18 +187,20 @@ def changed_origin(monkeypatch: pytest.MonkeyPatch, **values: object) -> None:
     monkeypatch.setattr(origin, "hardware", lambda: {**real(), **values})
 
 
-@pytest.mark.parametrize("values", [{"threads": 17}, {"processor": "Another 9000"}, {"accelerator": "H200"}])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    some([("threads", 17), ("processor", "Another 9000"), ("accelerator", "H200")], ("threads", 17)),
+)
 def test_another_machine_or_number_of_threads_is_said_when_a_run_is_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, object]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
 ) -> None:
     recipe = recipe_for(tmp_path, {"method": "noise"})
     begun(recipe, tmp_path / "run")
     with monkeypatch.context() as patched:
-        changed_origin(patched, **values)
+        changed_origin(patched, **{name: value})
         lines: list[str] = []
         with pytest.raises(Interrupted):
             run_recipe(recipe, tmp_path / "run", say=lines.append, stop=stop_after(2))
-    (name, value) = next(iter(values.items()))
     told = [line for line in lines if line.startswith("warning: the run goes on under other conditions")]
     assert len(told) == 1 and f"{name} {value!r}, " in told[0]
     outcome = run_recipe(recipe, tmp_path / "run")

@@ -168,8 +168,8 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(hidden | {entry.name for entry in folder.rglob("*.part")})
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("every", some([(1,), (29,)], (29,)))
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("every", some([(5,), (61,)], (61,)))
 def test_a_run_killed_at_its_end_is_finished_by_the_same_command(every: int, tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "noise"}, steps=3, save_every=1, picture_every=3)
     recipe = dataclasses.replace(recipe, data=labelled(tmp_path / "labelled"))
@@ -203,8 +203,8 @@ def test_a_run_killed_at_its_end_is_finished_by_the_same_command(every: int, tmp
     assert number > 40, number
 
 
-@pytest.mark.timeout(1200)
-@pytest.mark.parametrize("every", some([(1,), (29,)], (29,)))
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("every", some([(5,), (61,)], (61,)))
 def test_a_set_killed_at_its_end_is_finished_by_the_same_command(every: int, tmp_path: Path) -> None:
     recipe, images = set_recipes.recipe_for(tmp_path, set_recipes.INVERSION, "detection"), 10
     with pytest.raises(Interrupted):
