@@ -21,7 +21,8 @@ from torch import Tensor
 
 from datafree.distributed import divided, own_state, replicas
 from datafree.engine.nonfinite import NotFinite, Watch
-from datafree.engine.recovery import Recovery
+from datafree.engine.out_of_memory import OutOfMemory
+from datafree.engine.recovery import STUDENT_STEP, Recovery
 from datafree.engine.shared_batches import part_of, require_alike
 from datafree.engine.student_step import StudentStep
 from datafree.errors import DatafreeError, Interrupted, TrainingError
@@ -173,6 +174,7 @@ def sampled(source: ImageSource) -> Tensor:
 
 
 UPDATES: dict[str, dict[str, Any]] = {
+    "degan": {"entropy_weight": 1.0},
     "cgdd": {"balance_weight": 1.0, "bn_weight": 1.0, "student_mode": "train"},
     "dafl": {},
     "dfad": {"objective": "log"},
@@ -332,7 +334,7 @@ def test_a_guard_decides_alike_on_all_by_the_mean_of_their_signals(tmp_path: Pat
 def small_recipe(folder: Path) -> Recipe:
     recipe = recipe_for(folder, {"method": "cgdd"}, batch_size=4, steps=6, data_parallel="divided", track=[])
     recipe.source.resize_updates(UpdateSize(images=4))
-    return recipe
+    return replace(recipe, student=replace(recipe.student, init="teacher"))  # refitted on images, which differ
 
 
 def pieces(recipe: Recipe, out: Path, stops: list[int]) -> dict[str, Tensor]:
@@ -426,6 +428,19 @@ def test_processes_that_were_started_differently_are_refused(tmp_path: Path) -> 
     on_processes(tmp_path, act)
 
 
+def test_memory_that_runs_out_on_one_process_ends_the_run_since_the_others_wait(tmp_path: Path) -> None:
+    def act(rank: int) -> dict[str, Tensor]:
+        network, source = torch.nn.Linear(1, 1), make_source("noise", tmp_path, make_task("classification"))
+        wanted = (
+            f"out of memory in the student's step at step 7, on process {rank} of 2; the checkpoint of step 4"
+        )
+        with sharing(), pytest.raises(TrainingError, match=wanted):
+            Recovery().with_memory(OutOfMemory(STUDENT_STEP), Training(), 4, source, network, 7)
+        return {}
+
+    on_processes(tmp_path, act)
+
+
 def test_weights_that_come_apart_are_noticed_by_all(tmp_path: Path) -> None:
     def act(rank: int) -> dict[str, Tensor]:
         network = torch.nn.Linear(1, 1)
@@ -440,7 +455,7 @@ def test_weights_that_come_apart_are_noticed_by_all(tmp_path: Path) -> None:
 
 def _joined(rank: int, port: int, folder: Path, hangs: bool) -> None:
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    replicas.PATIENCE = timedelta(seconds=2)
+    replicas.PATIENCE, replicas.LAST_WORDS = timedelta(seconds=2), 0.0
     try:
         with replicas.joined("cpu"):
             replicas.all_agree(None)

@@ -14,6 +14,7 @@ B images of a batch, P processes, K channels.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -37,6 +38,7 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
 
 PATIENCE = timedelta(minutes=30)  # that a process waits for the others; longer than the first one plans or writes
+LAST_WORDS = 8.0  # seconds for another process to say why it ends; longer than it leaves the first to speak
 _LOST = ("closed by peer", "connection reset", "timed out", "timeout", "broken pipe", "connection was")  # a peer's end
 
 _passes: list[list[int]] = []  # of the shared pass under way: images of each part; none where parts stay by themselves
@@ -87,6 +89,7 @@ def joined(device: str) -> Iterator[str]:
     except RuntimeError as error:
         if not any(text in str(error).lower() for text in _LOST):
             raise
+        time.sleep(LAST_WORDS)
         raise DatafreeError(
             f"process {dist.get_rank()} of {wanted} has lost the others, or waited for one longer than {PATIENCE} "
             f"({one_line(error)}); see what that one says, and run the same command again to resume"
