@@ -1,6 +1,7 @@
 """Batches shared out among processes: what of it is one process's to the last figures, and that all stay together."""
 
 import copy
+import json
 import os
 import shutil
 import socket
@@ -37,7 +38,7 @@ from datafree.run import run_recipe
 from datafree.sources.base import ImageSource, SourceContext, UpdateSize
 from datafree.sources.parts.memory_bank import Bank
 from datafree.tasks.classification import Classification
-from small_runs import recipe_for, stop_after
+from small_runs import labelled, recipe_for, stop_after
 from test_contract import make_network, make_source, make_task
 from thorough import some
 
@@ -334,7 +335,8 @@ def test_a_guard_decides_alike_on_all_by_the_mean_of_their_signals(tmp_path: Pat
 def small_recipe(folder: Path) -> Recipe:
     recipe = recipe_for(folder, {"method": "cgdd"}, batch_size=4, steps=6, data_parallel="divided", track=[])
     recipe.source.resize_updates(UpdateSize(images=4))
-    return replace(recipe, student=replace(recipe.student, init="teacher"))  # refitted on images, which differ
+    student = replace(recipe.student, init="teacher")  # refitted on images, which differ
+    return replace(recipe, student=student, data=labelled(folder / "labelled"))
 
 
 def pieces(recipe: Recipe, out: Path, stops: list[int]) -> dict[str, Tensor]:
@@ -359,6 +361,8 @@ def test_a_run_stopped_and_gone_on_with_ends_with_the_same_bits(tmp_path: Path) 
     assert on_two(tmp_path, lambda rank: pieces(recipe, broken, [9, 99])) == [[-1, 6], [-1, 6]]
     students = [load_file(run / "student.safetensors") for run in (whole, broken)]
     assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
+    scores = [json.loads((run / "result.json").read_text())["scores"] for run in (whole, broken)]
+    assert scores[0] == scores[1] and scores[0]["student"]["values"]["pixel_accuracy"] > 0
     state = torch.load(broken / "state" / "state.pt", weights_only=True)
     (other,) = state[own_state.OTHERS]
     paths = {"/".join(map(str, path)) for path, _ in other["leaves"]}
@@ -421,8 +425,8 @@ def test_processes_that_were_started_differently_are_refused(tmp_path: Path) -> 
         with pytest.raises(DatafreeError, match=r"another number of threads than process 0 \('2', '1'\)"):
             require_alike({"training": {"steps": 3}})
         with pytest.raises(DatafreeError, match="another fingerprint of its source than process 0"):
-            own_state.require_same_start({"fingerprint": str(rank), "files": {"stamps": str(rank)}})
-        own_state.require_same_start({"files": {"stamps": str(rank)}})
+            own_state.require_same_start(lambda: {"fingerprint": str(rank), "files": {"stamps": str(rank)}})
+        own_state.require_same_start(lambda: {"files": {"stamps": str(rank)}})
         return {}
 
     on_processes(tmp_path, act)
@@ -431,9 +435,7 @@ def test_processes_that_were_started_differently_are_refused(tmp_path: Path) -> 
 def test_memory_that_runs_out_on_one_process_ends_the_run_since_the_others_wait(tmp_path: Path) -> None:
     def act(rank: int) -> dict[str, Tensor]:
         network, source = torch.nn.Linear(1, 1), make_source("noise", tmp_path, make_task("classification"))
-        wanted = (
-            f"out of memory in the student's step at step 7, on process {rank} of 2; the checkpoint of step 4"
-        )
+        wanted = f"out of memory in the student's step at step 7, on process {rank} of 2; the checkpoint of step 4"
         with sharing(), pytest.raises(TrainingError, match=wanted):
             Recovery().with_memory(OutOfMemory(STUDENT_STEP), Training(), 4, source, network, 7)
         return {}

@@ -7,7 +7,7 @@ process's are gathered, so that networks and optimisers, the same on all, are sa
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -120,8 +120,8 @@ def require_equal(networks: Mapping[str, nn.Module]) -> None:
             )
 
 
-def require_same_start(state: Mapping[str, Any]) -> None:
+def require_same_start(state: Callable[[], dict[str, Any]]) -> None:
     """Raise DatafreeError if processes begin with other networks or other lists of files; times of files may differ."""
     if replicas.count() > 1:
-        facts = {"/".join(map(str, path)): digest(leaf) for path, leaf in leaves(dict(state))}
+        facts = {"/".join(map(str, path)): digest(leaf) for path, leaf in leaves(state())}
         divided.require_alike({f"{name} of its source": facts[name] for name in facts if "files/" not in name})

@@ -69,7 +69,7 @@ def distill(
     recovery, watch = Recovery(), Watch(device)
     with modes.frozen(teacher), watch.answers_of(teacher):
         attach(source, training.source_context(task, teacher, device, dtype, say, lr_scale=lambda: recovery.pace))
-        own_state.require_same_start(source.state_dict())
+        own_state.require_same_start(source.state_dict)
         divided.seed(training.seed)
         student_step = StudentStep(
             task=task,
