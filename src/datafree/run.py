@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from datafree.distributed import replicas
-from datafree.engine import validation
+from datafree.distributed import divided, replicas
+from datafree.engine import shared_batches, validation
 from datafree.engine.artifacts import CALIBRATION, class_names, describe_teacher, save_artefacts, save_calibration
 from datafree.engine.build_networks import (
     NOTHING_GIVEN,
@@ -78,10 +78,15 @@ def run_recipe(
     with contextlib.ExitStack() as held:
         device = modes.choose_device(held.enter_context(replicas.joined(recipe.training.device)))
         dtype = modes.choose_precision(recipe.training.precision, device)
+        shared_batches.require_alike(dump(recipe))
         recipe, sourced = with_source(recipe, device, dtype, given)
         recipe, training, sized = with_batch_size(recipe, out, given, device, dtype)
         recipe, training, timed = with_time(recipe, training, out, given, device, dtype)
-        run = held.enter_context(contextlib.closing(open_run(out, dump(recipe), drafted)))
+        whole = dump(recipe)
+        held.enter_context(divided.sharing(training.data_parallel == "divided"))
+        training, source = shared_batches.part_of(training, recipe.source)
+        recipe = replace(recipe, source=source)
+        run = held.enter_context(contextlib.closing(open_run(out, whole, drafted)))
         if replicas.is_first() and (not run.finished or is_behind(out)):
             log = held.enter_context(page_kept(out, log, say))
         elif not replicas.is_first():
@@ -179,10 +184,11 @@ def _carry_out(
         *recipe.source.notes(),
     ]
     if labelled is not None:
-        scores = {
-            who: evaluate(network, task, labelled, device=device, stop=stop, log=log)
-            for who, network in (("teacher", teacher), ("student", student))
-        }
+        with divided.sharing(False):  # all have the same data: passes are divided, answers collected
+            scores = {
+                who: evaluate(network, task, labelled, device=device, stop=stop, log=log)
+                for who, network in (("teacher", teacher), ("student", student))
+            }
         notes += dict.fromkeys(line for score in scores.values() for line in score.remarks)
     else:
         notes.append("not verified on real data: no labelled data was given (data: DIR scores it)")

@@ -1,7 +1,9 @@
-"""What replicas really send to one another, in bytes: the formula of docs/scale.md, and what a plan counts."""
+"""What processes really send to one another, in bytes: the formulas of docs/scale.md, and what a plan counts."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch.distributed as dist
 from test_replicas import P, on_processes
 from torch import Tensor, nn
 
-from datafree.distributed import replicas
+from datafree.distributed import divided, replicas
 from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Recovery
 from datafree.engine.student_step import StudentStep
@@ -99,6 +101,63 @@ def test_a_step_of_the_student_sends_what_the_formula_says(tmp_path: Path) -> No
         assert int(found["exchanges"]) == 2 + 1 + 4 * len(norms)
         sent = int(found["gathered"]) * (P - 1) / P + int(found["summed"]) * 2 * (P - 1) / P  # around a ring
         assert sent <= 2.2 * gradients  # of a classifier; a detector's answers are larger than its weights
+
+
+# --- batches shared out: sums alone ---
+
+
+def sent(found: dict[str, Tensor]) -> float:
+    """Bytes over a link, around a ring."""
+    return int(found["gathered"]) * (P - 1) / P + int(found["summed"]) * 2 * (P - 1) / P
+
+
+def test_a_step_of_a_shared_out_batch_sums_gradients_and_moments(tmp_path: Path) -> None:
+    """Each parameter and whether it has a gradient, once; of a BatchNorm layer two moments, forward and back."""
+    student = make_network(make_task("segmentation"), 2)
+    count, parameters = sum(p.numel() for p in student.parameters()), len(list(student.parameters()))
+    channels = [layer.num_features for layer in student.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+    def act(rank: int) -> dict[str, Tensor]:
+        with divided.sharing(True):
+            return together(Rig("noise", "segmentation", tmp_path).learn)
+
+    for found in on_processes(tmp_path, act):
+        flag = 8  # of the look for numbers that are not finite
+        assert int(found["gathered"]) == 0
+        assert int(found["summed"]) == 4 * (count + parameters) + sum(16 * each for each in channels) + flag
+        assert sent(found) <= 2.2 * 4 * count  # however large the answers are
+
+
+UPDATES = [(method, "segmentation") for method in ("cgdd", "dafl", "dfad", "zskt", "fast", "cmi", "degan", "inversion")]
+UPDATES += [("diode", "detection"), ("procedural", "segmentation")]
+
+
+@pytest.mark.parametrize(("method", "kind"), some(UPDATES, ("cgdd", "segmentation"), ("inversion", "segmentation")))
+def test_an_update_of_a_shared_out_batch_sums_and_gathers_nothing(
+    method: str, kind: str, tmp_path: Path, photos: Callable[..., Path]
+) -> None:
+    """Twice as many images are not one byte more."""
+    folder = photos()
+
+    def act(rank: int) -> dict[str, Tensor]:
+        bytes_of = []
+        with divided.sharing(True):
+            for images in (2, 4):
+                rig = Rig(method, kind, shutil.copytree(folder, tmp_path / f"{rank}-{images}"))
+                size = rig.source.update_size()
+                assert size is not None
+                rig.source.resize_updates(replace(size, images=images))
+                found = together(rig.update)
+                assert int(found["gathered"]) == 0
+                bytes_of.append(int(found["summed"]))
+        return {"summed": torch.tensor(bytes_of)}
+
+    for mine in on_processes(tmp_path, act):
+        fewer, more = mine["summed"].tolist()
+        assert fewer == more and (more > 0) == (method != "procedural")
+
+
+# --- exact: whole answers ---
 
 
 CASES = [(method, kind) for method in ("cgdd", "dfad", "fast", "zskt") for kind in ("classification", "segmentation")]

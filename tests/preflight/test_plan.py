@@ -62,6 +62,12 @@ def test_devices_divide_passes_and_nothing_else() -> None:
     assert seconds == pytest.approx(0.2 + 0.8 * 2 / 12 + 5250 / 1e3 + 10 * WAIT)
 
 
+def test_devices_that_share_out_batches_divide_all_of_it_and_gather_nothing() -> None:
+    seconds, exchanged = divided(STEP.shared_out(), 4, link=1e3)
+    assert exchanged == pytest.approx(3 / 4 * 2 * 1000)
+    assert seconds == pytest.approx(1.0 / 4 + 1500 / 1e3 + 10 * WAIT)
+
+
 def test_one_device_exchanges_nothing_and_a_batch_below_the_devices_is_computed_whole() -> None:
     assert divided(STEP, 1, link=1e3) == (1.0, 0.0)
     assert divided(STEP, 16, link=1e3) == (1.0, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -82,3 +82,26 @@ class Total(torch.autograd.Function):
         total = grad.contiguous().clone()
         dist.all_reduce(total)
         return total
+
+
+class _Mean(torch.autograd.Function):
+    """The mean over all processes. Of a loss that is the mean of theirs, the gradient is the mean of theirs, too."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return _averaged(part)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _averaged(grad)
+
+
+def mean_of_all(part: Tensor) -> Tensor:
+    """The mean over all processes of a tensor of the same shape on each, with gradient."""
+    return cast("Tensor", _Mean.apply(part))
+
+
+def _averaged(part: Tensor) -> Tensor:
+    whole = part.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(whole)
+    return whole.div_(dist.get_world_size())

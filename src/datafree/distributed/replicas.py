@@ -14,21 +14,22 @@ B images of a batch, P processes, K channels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from types import MethodType
 from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from datafree.distributed import collectives
+from datafree.distributed.whole_batchnorm import TrainedBatchNorm, of_equal_parts
 from datafree.errors import DatafreeError
-from datafree.ops import modes
+from datafree.ops import modes, whole_batch
 from datafree.ops.predictions import map_answer
 from datafree.ops.upload import uploaded
 from datafree.text import one_line
@@ -36,7 +37,11 @@ from datafree.text import one_line
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 ResultT = TypeVar("ResultT")
 
-_passes: list[list[int]] = []  # of the shared pass that is under way: images of each process's part
+PATIENCE = timedelta(minutes=30)  # that a process waits for the others; longer than the first one plans or writes
+LAST_WORDS = 8.0  # seconds for another process to say why it ends; longer than it leaves the first to speak
+_LOST = ("closed by peer", "connection reset", "timed out", "timeout", "broken pipe", "connection was")  # a peer's end
+
+_passes: list[list[int]] = []  # of the shared pass under way: images of each part; none where parts stay by themselves
 _endings: list[Callable[[], None]] = []  # what is to be done when it ends
 _alone: list[bool] = []  # not empty: this process works as if there were no others
 _shared: WeakSet[nn.Module] = WeakSet()  # networks that were given to `share`
@@ -73,7 +78,7 @@ def joined(device: str) -> Iterator[str]:
     if gpu:
         torch.cuda.set_device(mine)
     try:
-        dist.init_process_group("nccl" if gpu else "gloo")
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         number = os.environ.get("RANK")
         raise DatafreeError(
@@ -81,6 +86,14 @@ def joined(device: str) -> Iterator[str]:
         ) from error
     try:
         yield mine
+    except RuntimeError as error:
+        if not any(text in str(error).lower() for text in _LOST):
+            raise
+        time.sleep(LAST_WORDS)
+        raise DatafreeError(
+            f"process {dist.get_rank()} of {wanted} has lost the others, or waited for one longer than {PATIENCE} "
+            f"({one_line(error)}); see what that one says, and run the same command again to resume"
+        ) from error
     finally:
         dist.destroy_process_group()
 
@@ -128,6 +141,9 @@ def single_process() -> Iterator[None]:
 def share(network: NetworkT) -> NetworkT:
     """Divide this network's passes among the processes from now on; returns it. Nothing happens with one process.
 
+    While batches are shared out (`distributed.divided`) each process passes its own; BatchNorm in train mode takes the
+    statistics of all of them.
+
     Its arguments are tensors with the batch first, its answer a tensor of that kind or `Predictions`. A batch of fewer
     than P images is computed whole by each. Random numbers drawn inside a pass (dropout) are the same for every part.
     """
@@ -150,23 +166,28 @@ def at_end(act: Callable[[], None]) -> None:
         act()
 
 
+def _collects() -> bool:
+    """Whether a shared pass is under way whose parts are brought together."""
+    return bool(_passes and _passes[-1])
+
+
 def images(part: int) -> int:
     """How many images the whole batch has, inside a shared pass; else `part`, those that are here."""
-    return sum(_passes[-1]) if _passes else part
+    return sum(_passes[-1]) if _collects() else part
 
 
 def collected(part: Tensor) -> Tensor:
     """The whole batch's tensor (B, ...) of this process's part, inside a shared pass; else the tensor itself."""
     for tell in listeners:
         tell(part, True)
-    return cast("Tensor", collectives.Collect.apply(part, _passes[-1])) if _passes else part
+    return cast("Tensor", collectives.Collect.apply(part, _passes[-1])) if _collects() else part
 
 
 def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     """(K,) mean and biased variance of the whole batch, inside a shared pass, from those of this process's part."""
     for tell in listeners:
         tell(torch.stack([mean, var]), False)
-    if not _passes:
+    if not _collects():
         return mean, var
     sizes = uploaded(_passes[-1], mean.device, mean.dtype)
     shares = (sizes / sizes.sum())[:, None, None]  # every image has as many values
@@ -179,7 +200,11 @@ def pooled(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
 def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     forward: Callable[..., Any] = type(network).forward
     batch = len(inputs[0])
-    if _passes or batch < count():
+    if _passes or count() == 1:
+        return forward(network, *inputs, **options)
+    if whole_batch.parts() > 1:
+        return _own_pass(network, *inputs, **options)
+    if batch < count():
         return forward(network, *inputs, **options)
     sizes = [len(part) for part in torch.arange(batch).tensor_split(count())]
     places = {torch.device("cpu"), inputs[0].device}  # where a pass may draw
@@ -188,7 +213,7 @@ def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
     _passes.append(sizes)
     try:
-        with _WholeBatchNorm():
+        with TrainedBatchNorm(_batch_norm):
             if names and torch.is_grad_enabled():
                 held = dict(network.named_parameters())
                 summed = dict(zip(names, collectives.Summed.apply(*(held[name] for name in names)), strict=True))
@@ -207,16 +232,19 @@ def _shared_forward(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
         _endings.clear()
 
 
-class _WholeBatchNorm(TorchFunctionMode):
-    """Within it, BatchNorm in train mode takes the statistics of the whole batch, whatever library it is of."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = kwargs or {}
-        if func is F.batch_norm and (given["training"] if "training" in given else args[5:6] == (True,)):
-            return _batch_norm(*args, **given)
-        return func(*args, **given)
+def _own_pass(network: nn.Module, *inputs: Tensor, **options: Any) -> Any:
+    """This process's own images, whose answers stay here."""
+    forward: Callable[..., Any] = type(network).forward
+    _passes.append([])
+    try:
+        with of_equal_parts(len(inputs[0])) if network.training else nullcontext():
+            answer = forward(network, *inputs, **options)
+        for act in _endings:
+            act()
+        return answer
+    finally:
+        _passes.pop()
+        _endings.clear()
 
 
 def _batch_norm(

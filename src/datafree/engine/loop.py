@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from datafree.distributed import replicas
+from datafree.distributed import divided, own_state, replicas
 from datafree.engine import out_of_memory, validation
 from datafree.engine.nonfinite import NotFinite, Watch
-from datafree.engine.origin import origin_of
+from datafree.engine.origin import TEACHER, origin_of
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.engine.progress import Progress, StepRate, place
 from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Recovery
@@ -69,6 +69,8 @@ def distill(
     recovery, watch = Recovery(), Watch(device)
     with modes.frozen(teacher), watch.answers_of(teacher):
         attach(source, training.source_context(task, teacher, device, dtype, say, lr_scale=lambda: recovery.pace))
+        own_state.require_same_start(source.state_dict)
+        divided.seed(training.seed)
         student_step = StudentStep(
             task=task,
             teacher=teacher,
@@ -91,6 +93,7 @@ def distill(
             average=WeightAverage(momentum=training.ema),
             origin=origin_of(teacher),
         )
+        divided.require_alike({TEACHER: state.origin[TEACHER]})
 
         # Resume from the last checkpoint; there is always one, so that a faulty step can be rolled back.
         if run.saved is not None:
@@ -122,6 +125,7 @@ def distill(
                 if state.step == 0 and init == "teacher":
                     with out_of_memory.noticed("the student's start from its teacher"):
                         state.start = start_student(teacher, student, source, task, training.batch_size)
+                        divided.take_the_first(student)
                     for line in state.start:
                         say(line)
                 if state.step >= 0:
@@ -203,7 +207,7 @@ def _update_source(state: TrainState) -> dict[str, Tensor]:
 
 def _logged(state: TrainState, steps: int, rate: StepRate) -> Progress:
     """The metrics since the last line, written into the run's log; and where the run is."""
-    values = {name: float(value) for name, value in state.latest.items()}
+    values = divided.mean_values({name: float(value) for name, value in state.latest.items()})
     state.latest = {}
     state.run.log(state.index, state.step, values)
     return Progress(
@@ -220,7 +224,7 @@ def _validate(
     state: TrainState, task: Task, teacher: nn.Module, training: Training, say: Callable[[str], None]
 ) -> None:
     """Compare the student with the teacher on validation images: a line of the log, the verdict, the best student."""
-    metrics = validation.signals(task, teacher, state.student, state.source)
+    metrics = divided.mean_values(validation.signals(task, teacher, state.student, state.source))
     if metrics:
         state.run.log(state.index, state.step, metrics)
         if line := state.verdict.line(state.step, metrics):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datafree.distributed import replicas
+from datafree.distributed import divided, replicas
 from datafree.ops import modes
 from datafree.ops.predictions import answer_tensors
 
@@ -99,30 +99,39 @@ class Watch:
                 _Look(names=self._names, totals=totals, arrived=arrived, step=self._step, evidence=self._evidence)
             )
             self._names, self._totals = [], []
-        while self._sent and (wait or self._sent[0].arrived is None or self._sent[0].arrived.query()):
+        found: NotFinite | None = None
+        while not found and self._sent and (wait or self._sent[0].arrived is None or self._sent[0].arrived.query()):
             look = self._sent.popleft()
             if wait and look.arrived is not None:
                 look.arrived.synchronize()
             good = torch.isfinite(look.totals).tolist()
             if not all(good):
-                self.forget()
-                raise NotFinite(look.names[good.index(False)], look.step, look.evidence)
+                found = NotFinite(look.names[good.index(False)], look.step, look.evidence)
+        self._raise(found)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Look at every number of a state that is about to be written. Raises NotFinite."""
-        for where, value in _numbers(state):
-            if isinstance(value, float):
-                bad = not math.isfinite(value)
-            else:  # the sum is the faster look; it can overflow
-                bad = not math.isfinite(float(value.sum())) and not torch.isfinite(value).all()
-            if bad:
-                self.forget()
-                raise NotFinite(f"the state's {where}", self._step, self._evidence)
+        bad = next((where for where, value in _numbers(state) if not _is_finite(value)), None)
+        self._raise(None if bad is None else NotFinite(f"the state's {bad}", self._step, self._evidence))
+
+    def _raise(self, found: NotFinite | None) -> None:
+        """Raise what was found; where each process looks at its own part of a batch, on all if on one."""
+        if divided.is_on() and (what := replicas.all_agree(None if found is None else found.what)):
+            found = found or NotFinite(what, self._step, self._evidence)
+        if found is not None:
+            self.forget()
+            raise found
 
     def forget(self) -> None:
         """Drop what was seen: the run goes back."""
         self._names, self._totals = [], []
         self._sent.clear()
+
+
+def _is_finite(value: Tensor | float) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return math.isfinite(float(value.sum())) or bool(torch.isfinite(value).all())  # a sum is faster, but can overflow
 
 
 def _total(floats: list[Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from datafree.distributed import divided, replicas
 from datafree.engine import out_of_memory
 from datafree.engine.nonfinite import ANSWERED, NotFinite
 from datafree.engine.out_of_memory import OutOfMemory
@@ -56,6 +57,12 @@ class Recovery:
         batch (diversity, BatchNorm statistics), so there the run ends with the size that fits.
         """
         where = str(fault)
+        if divided.is_on():  # the others are in the midst of an exchange
+            raise TrainingError(
+                f"out of memory in {where} at step {step}, on process {replicas.rank()} of {replicas.count()}; the "
+                f"checkpoint of step {good} is kept: lower training.batch_size or source.batch_size with another "
+                "--out, or start more processes"
+            )
         if where == SOURCE_UPDATE:
             raise too_large(source, student, step)
         if where != STUDENT_STEP or self.parts >= training.batch_size:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from datafree.distributed import divided
 from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Recovery
 from datafree.networks import features
@@ -48,6 +49,7 @@ class StudentStep:
             torch.autograd.backward(part["loss"])
             for name, value in part.items():
                 figures[name] = figures[name] + value.detach() if name in figures else value.detach()
+        divided.average_gradients(self.student.parameters())
         watch.see("the loss", [figures["loss"]])
         watch.see("the student's gradients", [p.grad for p in self.student.parameters() if p.grad is not None])
         watch.look()
@@ -81,7 +83,7 @@ class StudentStep:
             if len(here):
                 label_loss = self.task.target_loss(outputs[here - first], targets[here])
                 loss = loss + training.label_weight * (len(here) / len(whole)) * label_loss
-        return {**found, "loss": loss}
+        return {**found, "loss": divided.anchored(loss, outputs)}
 
 
 def _edges(n: int, parts: int) -> list[tuple[int, int]]:

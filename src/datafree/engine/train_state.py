@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from datafree.distributed import divided, own_state
 from datafree.engine.nonfinite import Watch
 from datafree.engine.origin import compare
 from datafree.engine.progress import SAVED_WITHIN
@@ -86,6 +87,9 @@ class TrainState:
         if self.average.values:
             state["average"] = self.average.values
         self.watch.check_state(state)
+        if divided.is_on():
+            own_state.require_equal({"student": self.student, **self.source.artefacts()})
+            state[own_state.OTHERS] = own_state.others({"source": state["source"], "random": state["random"]})
         self.saved_at = time.monotonic()
         if self.run.save_state(state, must=must):
             self.good_step = self.step
@@ -110,5 +114,8 @@ class TrainState:
         self.student.load_state_dict(state["student"])
         self.average.load(state.get("average", {}), self.student)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.source.load_state_dict(state["source"])
-        modes.set_random_state(state["random"])  # last: nothing may draw after it
+        own = own_state.of_this_process(state)
+        self.source.load_state_dict(own["source"])
+        modes.set_random_state(own["random"])  # last: nothing may draw after it
+        if not own_state.is_saved_of(state):
+            divided.seed(state["step"])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from datafree.errors import TrainingError
 from datafree.health.signals import signals
+from datafree.ops.whole_batch import whole_mean
 from datafree.tasks.base import Task
 
 
@@ -72,7 +73,8 @@ class Guard:
 
     def _look(self, step: int, task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
         found = signals(task, images, outputs)
-        values = dict(zip(found, torch.stack([value.double() for value in found.values()]).tolist(), strict=True))
+        both = whole_mean(torch.stack([value.double() for value in found.values()]))  # all processes decide alike
+        values = dict(zip(found, both.tolist(), strict=True))
         reason = self._fault(values)
         if reason is None:
             self._bad = 0

@@ -21,6 +21,7 @@ from datafree.distributed import replicas
 from datafree.errors import NetworkError
 from datafree.networks.normalized import bare
 from datafree.ops.moments import is_line, moments, normalised
+from datafree.ops.whole_batch import parts, whole_mean
 
 # What a teacher without any can use.
 WITHOUT_BATCHNORM = ("dfad", "zskt", "dafl", "cgdd, and diode for detection (their BatchNorm terms off)")
@@ -134,10 +135,28 @@ class StatisticsMatch:
             else:
                 mean, var = moments(x, fused=self.fused)
                 answer = forward(x, *rest, **options)
+            if not self._now:
+                replicas.at_end(self._brought_together)
             self._now[name] = replicas.pooled(mean, var)
             return answer
 
         return recorded
+
+    def _brought_together(self) -> None:
+        """Of a pass whose batch is shared out: the whole batch's moments of all layers, in one exchange.
+
+        About the kept means, so that the difference of squares loses no figures.
+        """
+        if parts() == 1:
+            return
+        layers: list[Any] = [self.layers[name] for name in self._now]
+        kept = torch.cat([layer.running_mean for layer in layers])
+        apart = torch.cat([mean for mean, _ in self._now.values()]) - kept
+        squares = torch.cat([var for _, var in self._now.values()]) + apart.square()
+        apart, squares = whole_mean(torch.stack([apart, squares])).unbind()
+        sizes = [len(layer.running_mean) for layer in layers]
+        means, variances = torch.split(apart + kept, sizes), torch.split(squares - apart.square(), sizes)
+        self._now = dict(zip(self._now, zip(means, variances, strict=True), strict=True))
 
     def terms(self) -> dict[str, Tensor]:
         """Layer -> its scalar distance in the pass just watched, clipped but not weighted, in the order of the pass."""

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datafree.ops.whole_batch import parts, whole_mean, whole_norm
+
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """L_D = -E_x log D(x) - E_z log(1 - D(G(z))), eq. 1. `real`, `fake`: D's logits, any shape."""
@@ -35,7 +37,7 @@ def diversity_loss(probs: Tensor) -> Tensor:
 
     `probs`: (N, C). Lowest, -log C, when all classes are equally frequent.
     """
-    q = probs.mean(0)
+    q = whole_mean(probs.mean(0))
     return (q * q.clamp_min(1e-8).log()).sum()
 
 
@@ -47,7 +49,7 @@ def weighted_diversity_loss(probs: Tensor, floor: float = 1e-3) -> Tensor:
     unbounded as a class vanishes. The public code has no guard; here q is kept above `floor`, below which
     the slope stays that at `floor` (clamping would give a vanished class no gradient at all).
     """
-    q = probs.mean(0)
+    q = whole_mean(probs.mean(0))
     uniform = 1.0 / q.numel()
     safe = q.clamp_min(floor)
     slope = (1 - (uniform / floor) ** 2) * (q - safe)  # the tangent at `floor`: zero where q >= floor
@@ -131,7 +133,7 @@ def dfad_generator_loss(disagreement: Tensor) -> Tensor:
     The logarithm is the one of the public segmentation code: it flattens the reward as
     the disagreement grows, so that the generator does not run away.
     """
-    return -torch.log1p(disagreement)
+    return -torch.log1p(whole_mean(disagreement))
 
 
 def js_divergence(first: Tensor, second: Tensor) -> Tensor:
@@ -215,8 +217,8 @@ class _VariationL2(_Variation):
         gradient, norms = torch.zeros_like(images), []
         for (one, other), (to_one, to_other) in zip(_neighbours(images), _neighbours(gradient), strict=True):
             step = one - other
-            norm = torch.linalg.vector_norm(step)
-            step *= torch.where(norm > 0, 1 / norm, 0.0)
+            norm = whole_norm(torch.linalg.vector_norm(step))
+            step *= torch.where(norm > 0, parts() / norm, 0.0)
             to_one += step
             to_other -= step
             norms.append(norm)

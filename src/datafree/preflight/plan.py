@@ -199,7 +199,9 @@ def _run(
     devices: Sequence[int],
 ) -> _Parts:
     around = of_run(calibrated, labelled, cost.seconds)
-    work, step = [*cost.work, *around.work, *once], cost.work[-1].each
+    shared = calibrated.training.data_parallel == "divided"
+    own = [replace(item, each=item.each.shared_out()) if shared else item for item in cost.work]
+    work, step = [*own, *around.work, *once], own[-1].each
     batch = calibrated.training.batch_size
     few = [count for count in devices if count > 1 and batch / count < _FEW]
     doubt = (
@@ -213,7 +215,9 @@ def _run(
         disk=around.disk,
         on=[on_devices(count, together(work, count, link), divided(step, count, link)) for count in devices],
         assumed=[
-            "passes through networks are divided among devices, all else is done by each of them alike",
+            "each device makes and learns its own part of every batch"
+            if shared
+            else "passes through networks are divided among devices, all else is done by each of them alike",
             f"a link moves {link / 1e9:.3g} GB a second; each exchange takes {1e6 * WAIT:.0f} microseconds more",
             "a page of the run takes a second to write, and half a megabyte",
         ],

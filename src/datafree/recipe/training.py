@@ -65,6 +65,10 @@ class TrainingOptions(ABC):
     ] = "last"
     seed: Count = 0
     device: str = "auto"
+    data_parallel: Annotated[
+        Literal["exact", "divided"],
+        Doc("of several processes; exact: one process's results; divided: each has its own part of a batch, faster"),
+    ] = "exact"
     precision: Annotated[modes.Precision, Doc("auto: bf16 where the hardware computes it")] = "auto"
     speed: Annotated[Speed, Doc("what makes it faster on one device, each of which can be turned off")] = ALL_ON
     log_every: Annotated[PositiveInt, Doc("steps")] = 20

@@ -27,6 +27,7 @@ from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import losses, modes
+from datafree.ops.whole_batch import part_of
 from datafree.sources.base import Batch, Paper, SourceContext
 from datafree.sources.parts.generator_source import GeneratorSource
 from datafree.sources.parts.memory_bank import Bank, default_capacity
@@ -84,7 +85,7 @@ class Cgdd(GeneratorSource):
         generator = ResizeGenerator(task.image_size, self.latent, self.width, task.num_classes)
         self.attach_generator(context, generator, self.beta1)
         self.size_bank(task.image_size)
-        self._bank = Bank(capacity=self.bank_images())
+        self._bank = Bank(capacity=part_of(self.bank_images()))
         fused = context.speed.fused_statistics
         self._match = StatisticsMatch(network=teacher, momentum=self.bn_momentum, fused=fused)
         self._trainer.guard.parts = {**self._trainer.guard.parts, "match": self._match}

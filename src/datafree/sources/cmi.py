@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from datafree.config.options import Count, Momentum, Positive, PositiveInt, Temperature, Weight
-from datafree.distributed import replicas
+from datafree.distributed import divided, replicas
 from datafree.networks import features
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.networks.normalized import bare
 from datafree.ops import augment, losses, modes
+from datafree.ops.whole_batch import scale_own_gradients
 from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts.pixel_optimizer import BestSoFar
 from datafree.sources.parts.pool_source import PoolSource
@@ -89,6 +90,7 @@ class Cmi(PoolSource):
         task, teacher, device = self._context.task, self._context.teacher, self._context.device
         targets = task.sample_targets(self.batch_size, device)
         reinitialise(self._generator)
+        divided.take_the_first(self._generator)
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
         lr = self.lr * self._context.lr_scale()
         self._head_optimizer.param_groups[0]["lr"] = lr
@@ -126,6 +128,8 @@ class Cmi(PoolSource):
             optimizer.zero_grad()
             self._head_optimizer.zero_grad()
             torch.autograd.backward(loss)
+            divided.average_gradients([*self._generator.parameters(), *self._head.parameters()])
+            scale_own_gradients([z])
             optimizer.step()
             self._head_optimizer.step()
         images, described = best.values

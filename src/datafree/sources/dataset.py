@@ -17,6 +17,7 @@ from typing_extensions import Doc
 from datafree.config.options import Count, ExistingFolder
 from datafree.data.images import UnreadableImage
 from datafree.data.labelled import LabelledData, NamesFiles, NothingToScore
+from datafree.distributed import divided
 from datafree.errors import DataError
 from datafree.ops.upload import uploaded
 from datafree.sources.base import Batch, ImageSource, SourceContext
@@ -52,6 +53,7 @@ class Dataset(ImageSource):
         self._reader = Reader(
             keys=learnt,
             seed=context.seed,
+            turn=divided.turn(),
             read=lambda index, place: self._read(index),
             fault=self._fault,
             none_left=lambda index, fault: (

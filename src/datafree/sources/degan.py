@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from datafree.config.options import Count, ExistingFile, Momentum, Positive, PositiveInt, Weight
-from datafree.distributed import replicas
+from datafree.distributed import divided, replicas
 from datafree.networks.checkpoints.weights import load_weights
 from datafree.networks.generators import Discriminator, Generator
 from datafree.ops import losses, modes
@@ -93,6 +93,7 @@ class Degan(ImageSource):
         d_loss = losses.discriminator_loss(real_logits, fake_logits)
         self._d_optimizer.zero_grad()
         torch.autograd.backward(d_loss)
+        divided.average_gradients(self._discriminator.parameters())
         self._d_optimizer.step()
 
         # The generator deceives it while the teacher is sure of what it sees and sees every class, eq. 6.
@@ -112,6 +113,7 @@ class Degan(ImageSource):
             logs |= {"entropy": entropy, "diversity": plain, "weighted_diversity": weighted}
         self._g_optimizer.zero_grad()
         torch.autograd.backward(g_loss)
+        divided.average_gradients(self._generator.parameters())
         self._g_optimizer.step()
         return {name: value.detach() for name, value in logs.items()}
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from datafree.config.options import Count, Momentum, Positive, PositiveInt, Share, Weight
-from datafree.distributed import replicas
+from datafree.distributed import divided, replicas
 from datafree.health.guard import Guard
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.networks.generators import ResizeGenerator
 from datafree.ops import augment, losses, modes
+from datafree.ops.whole_batch import scale_own_gradients
 from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts.pixel_optimizer import BestSoFar
 from datafree.sources.parts.pool_source import PoolSource
@@ -93,6 +94,7 @@ class Fast(PoolSource):
         task, teacher, device = self._context.task, self._context.teacher, self._context.device
         if self._resets(step):
             reset_first_layers(self._generator)
+            divided.take_the_first(self._generator)
         targets = task.sample_targets(self.batch_size, device)
         z = self._generator.draw_latents(self.batch_size, device).requires_grad_()
         copied = copy.deepcopy(self._generator).train()
@@ -125,6 +127,8 @@ class Fast(PoolSource):
             best.offer(loss, images, outputs)
             optimizer.zero_grad()
             torch.autograd.backward(loss)
+            divided.average_gradients(copied.parameters())
+            scale_own_gradients([z])
             for total, parameter in zip(gradients, copied.parameters(), strict=True):
                 assert parameter.grad is not None
                 total += parameter.grad

@@ -21,6 +21,7 @@ from typing_extensions import Doc
 from datafree.config.options import Count, ExistingFolder, PositiveInt
 from datafree.data import images
 from datafree.data.images import UnreadableImage
+from datafree.distributed import divided
 from datafree.ops.upload import uploaded
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
 from datafree.sources.parts.multiscale import multiscale
@@ -66,6 +67,7 @@ class Folder(ImageSource):
         self._reader = Reader(
             keys=names,
             seed=context.seed,
+            turn=divided.turn(),
             read=lambda name, place: (name, *self._read(name, place)),
             fault=lambda error: error.reason,
             none_left=lambda name, reason: (

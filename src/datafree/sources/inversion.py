@@ -20,6 +20,7 @@ from typing_extensions import Doc
 from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Temperature, Weight
 from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
 from datafree.ops import augment, losses, modes
+from datafree.ops.whole_batch import whole_norm
 from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts import pixel_optimizer
 from datafree.sources.parts.pool_source import PoolSource
@@ -89,7 +90,7 @@ class Inversion(PoolSource):
                 terms["tv_l2"] = losses.total_variation_l2(moved)
                 total = total + self.tv_l2_weight * terms["tv_l2"]
             if self.l2_weight:
-                terms["l2"] = torch.linalg.vector_norm(moved - 0.5)
+                terms["l2"] = whole_norm(torch.linalg.vector_norm(moved - 0.5))
                 total = total + self.l2_weight * terms["l2"]
             if self.adversarial_weight and step >= 0:
                 with modes.looked_through(student, "eval"):

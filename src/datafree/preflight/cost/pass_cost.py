@@ -43,6 +43,10 @@ class Cost:
         """So often."""
         return _each(lambda name: getattr(self, name) * factor, self.images)
 
+    def shared_out(self) -> Cost:
+        """The same under training.data_parallel=divided: all is about a process's own images, nothing is gathered."""
+        return replace(self, passes=self.seconds, gathered=0.0)
+
     def of_images(self, images: int) -> Cost:
         """The same with batches of `images`: time and what is gathered grow in proportion."""
         more = images / self.images

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from datafree.distributed import replicas
+from datafree.distributed import divided, replicas
 from datafree.health.guard import Guard
 from datafree.networks.generators import Generator, ResizeGenerator
 from datafree.sources.base import SourceContext
@@ -74,6 +74,7 @@ class GeneratorTrainer:
             group["lr"] = lr * self.context.lr_scale()
         self.optimizer.zero_grad()
         torch.autograd.backward(loss)
+        divided.average_gradients(self.generator.parameters())
         if clip:
             nn.utils.clip_grad_norm_(self.generator.parameters(), clip)
         self.optimizer.step()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from datafree.ops import augment
+from datafree.ops.whole_batch import part_of
 from datafree.sources.base import Batch, SourceContext
 from datafree.sources.parts.memory_bank import Bank
 
@@ -29,7 +30,7 @@ class ImagePool:
     shift: int  # pixels at most; 0 = images come as they were made
 
     def __post_init__(self) -> None:
-        self._bank = Bank(capacity=self.capacity)
+        self._bank = Bank(capacity=part_of(self.capacity))
 
     def add(self, images: Tensor, targets: Tensor) -> None:
         """Keep images (B, 3, H, W) in [0, 1] and their targets (B, ...), or hand them to `on_finished_batch`."""

@@ -127,6 +127,10 @@ class _Ring:
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.count = self.cursor = 0
-        targets = state["targets"]
-        self.add(state["images"].to(device), None if targets is None else targets.to(device))
-        self.cursor = state["cursor"]
+        images, targets, cursor = state["images"].to(device), state["targets"], state["cursor"]
+        targets = None if targets is None else targets.to(device)
+        if len(images) == self.capacity or cursor == len(images):
+            self.add(images, targets)
+            self.cursor = cursor
+        else:  # another number of processes shared it: by age, the latest have room
+            self.add(images.roll(-cursor, 0), None if targets is None else targets.roll(-cursor, 0))

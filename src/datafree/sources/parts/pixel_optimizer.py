@@ -15,6 +15,7 @@ from torch import Tensor
 
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.ops.predictions import where_answer
+from datafree.ops.whole_batch import scale_own_gradients, whole_mean
 
 
 def optimise(
@@ -46,6 +47,7 @@ def optimise(
             best.offer(value, pixels)
         optimizer.zero_grad()
         torch.autograd.backward(value)
+        scale_own_gradients([pixels])
         optimizer.step()
         with torch.no_grad():
             pixels.clamp_(0, 1)
@@ -71,7 +73,7 @@ class BestSoFar:
 
     def offer(self, loss: Tensor, *made: Any) -> None:
         """A try: its scalar loss, and what it made, of the same shapes each time. A loss that is NaN is no lower."""
-        loss, made = loss.detach(), tuple(each.detach() for each in made)
+        loss, made = whole_mean(loss.detach()), tuple(each.detach() for each in made)
         if not self.values:
             self._least, self.values = loss, made
         lower = loss < self._least  # never at first; but then it is copied, too, before anyone changes it

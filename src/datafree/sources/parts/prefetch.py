@@ -48,6 +48,7 @@ class Reader(Generic[KeyT, ItemT]):
     read: Callable[[KeyT, Place], ItemT]  # runs in a reader's thread; raises UnreadableImage
     fault: Callable[[UnreadableImage], str]  # what is remembered of an item that cannot be read
     none_left: Callable[[KeyT, str], str]  # the line when nothing can be read: the first key, and its fault
+    turn: tuple[int, int] = (0, 1)  # (r, P): of the sequence every P-th item, from the r-th on; others read the rest
     skipped: dict[KeyT, str] = field(default_factory=dict, init=False)
     next: Place = field(default=Place(0, 0), init=False)  # of the first item not handed out
 
@@ -91,7 +92,8 @@ class Reader(Generic[KeyT, ItemT]):
             if place.position >= len(self.keys):
                 place = Place(place.epoch + 1, 0)
             key = self._order_of(place.epoch)[place.position]
-            if key not in self.skipped:
+            rank, parts = self.turn
+            if key not in self.skipped and (place.epoch * len(self.keys) + place.position) % parts == rank:
                 self._ahead.append(_Ahead(place, key, self._threads.submit(self.read, key, place)))
             self._ahead_next = Place(place.epoch, place.position + 1)
 

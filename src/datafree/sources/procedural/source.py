@@ -21,6 +21,7 @@ from datafree.config.options import Count, NonNegative, PositiveInt, Share
 from datafree.errors import DataError
 from datafree.ops import augment, modes
 from datafree.ops.upload import uploaded
+from datafree.ops.whole_batch import part_of
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext, UpdateSize
 from datafree.sources.parts.memory_bank import VALIDATION_EVERY, default_capacity
 from datafree.sources.procedural.balance import BalancedBank, class_shares, entropy, keys_of, ranks
@@ -119,7 +120,7 @@ class Procedural(ImageSource):
             plain=self.plain,
         )
         self.size_bank(context.task.image_size)
-        self._bank, self._held = BalancedBank(self.bank_images()), BalancedBank(_HELD)
+        self._bank, self._held = BalancedBank(part_of(self.bank_images())), BalancedBank(_HELD)
         self._note = ""
         self._walks = self.boundary > 0 and self._can_walk()
 

@@ -1,0 +1,232 @@
+"""What two processes make of two cores: updates of sources and steps of the student, batches shared out.
+
+    python benchmarks/wide.py                     # every row, those that are done left out; the machine must be idle
+    python benchmarks/wide.py --rows fastestdet   # rows, by any part of their names
+    python benchmarks/wide.py --max-time 9m       # stops cleanly between rows; the same command resumes
+
+PAIR/METHOD/step and PAIR/METHOD/update, with networks as in speed.py, each process on one thread. In each round the
+first process works alone on whole batches, while the other waits, then both on half of each batch
+(training.data_parallel=divided); a round of either is some two seconds. `efficiency` is the median over rounds of the
+seconds alone, over those together, over 2 (`_low`, `_high`: quartiles); `processor_efficiency` the processor's seconds
+alone over those of both together, which leaves out what they wait, and holds on a busy machine. A step is what the loop
+does: images of the source, their answers, the loss, the optimiser, looks for numbers that are not finite, the question
+whether to stop.
+
+Each row leaves a file in the work folder; results/wide-cpu.json and the table in docs/scale.md are written when all are
+there, and by --collect-only of those that are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+import cells
+from datafree.distributed import divided, replicas
+from datafree.engine.nonfinite import Watch
+from datafree.engine.recovery import Recovery
+from datafree.engine.shared_batches import part_of
+from datafree.engine.student_step import StudentStep
+from datafree.ops import modes
+from results import commit, write_results, write_table
+from speed import make_photos, peak, processor_flags
+from speed_rigs import PAIRS, QUICK, make_rig
+from speed_timing import over
+
+ROWS = (
+    "resnet34-18/cgdd/step",
+    "resnet34-18/cgdd/update",
+    "deeplabv3/degan/step",
+    "deeplabv3/degan/update",
+    "yolov3-tiny/cgdd/step",
+    "yolov3-tiny/cgdd/update",
+    "fastestdet/diode/step",
+    "fastestdet/diode/update",
+)
+CHANGES: dict[str, dict[str, Any]] = {  # of speed.py's pairs
+    "resnet34-18": {"image_size": (64, 64)},
+    "deeplabv3": {"batch_size": {"cpu": 8}},
+    "yolov3-tiny": {"batch_size": {"cpu": 8}},
+    "fastestdet": {"batch_size": {"cpu": 16}},
+}
+ROUND = 2.0  # seconds of the first process alone
+CPU = torch.device("cpu")
+
+
+# One process.
+
+
+def make_work(row: str, photos: Path, *, quick: bool) -> Callable[[], object]:
+    """An update or a step of this process's part of each batch, of all of it outside `divided.sharing`."""
+    name, method, what = row.split("/")
+    pair = QUICK[name] if quick else replace(PAIRS[name], **CHANGES[name])
+    rig = make_rig(pair, method, photos, CPU)
+    training, source = part_of(rig.training, rig.source)
+    rig.training, rig.source = training, source
+    for network in rig.networks.values():
+        replicas.share(network)
+    rig.networks["teacher"].eval().requires_grad_(False)
+    rig.attach()
+    divided.seed(0)
+    student, watch, recovery = rig.networks["student"], Watch(CPU), Recovery()
+    if what == "update":
+        return lambda: source.update(student, 0)
+    step = StudentStep(
+        task=rig.task,
+        teacher=rig.networks["teacher"],
+        student=student,
+        training=training,
+        pairs={},
+        optimizer=training.make_optimizer(student),
+        watch=watch,
+        recovery=recovery,
+    )
+    source.update(student, 0)  # a bank has something in it
+
+    def learn() -> None:
+        replicas.all_agree(None)
+        watch.begin(0)
+        step.learn(source.sample(training.batch_size), 0)
+        watch.look()
+        replicas.all_agree(None)
+
+    return learn
+
+
+def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None:
+    """One of the two processes; the first writes the row's metrics into `folder`."""
+    torch.set_num_threads(1)
+    modes.seed_everything(0)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    photos = make_photos(folder / f"photos-{rank}")
+    with divided.sharing(True):
+        shared = make_work(row, photos, quick=quick)
+    alone: Callable[[], object] = lambda: None  # noqa: E731
+    if rank == 0:
+        with replicas.single_process():
+            alone = make_work(row, photos, quick=quick)
+    seconds: dict[str, list[tuple[float, float]]] = {"alone": [], "together": []}  # by the clock, of the processor
+    often = 1
+    for number in range(rounds + 1):  # the first warms up
+        dist.barrier()
+        if rank == 0:
+            with replicas.single_process():
+                seconds["alone"].append(timed(alone, often))
+        dist.barrier()
+        with divided.sharing(True):
+            seconds["together"].append(timed(shared, often))
+        if number == 0:
+            told = [max(1, round(ROUND / seconds["alone"][0][1])) if rank == 0 and not quick else 1]
+            dist.broadcast_object_list(told, src=0)
+            often = told[0]
+    every = divided.gathered_objects(seconds["together"])
+    if rank == 0:
+        alone_s, together_s = ([clock for clock, _ in seconds[name][1:]] for name in ("alone", "together"))
+        processor = [sum(one[number][1] for one in every) for number in range(1, rounds + 1)]
+        metrics = over("efficiency", alone_s, [2 * value for value in together_s])
+        metrics |= over("processor_efficiency", [used for _, used in seconds["alone"][1:]], processor)
+        metrics |= {"seconds_alone": statistics.median(alone_s) / often}
+        metrics |= {"seconds_together": statistics.median(together_s) / often}
+        (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "peak_memory_mib": peak(CPU)}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def timed(work: Callable[[], object], often: int) -> tuple[float, float]:
+    """Seconds by the clock and of this process's processor. Of two, the first to end has waited in each exchange."""
+    began, used = time.perf_counter(), time.process_time()
+    for _ in range(often):
+        work()
+    return time.perf_counter() - began, time.process_time() - used
+
+
+# All rows.
+
+
+def run_row(row: str, work: Path, rounds: int, *, quick: bool = False) -> None:
+    """Measure a row in two processes and leave it in the work folder."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        start_processes(  # type: ignore[no-untyped-call]
+            measure, (row, Path(folder), rounds, quick), nprocs=2, start_method="spawn"
+        )
+        found = json.loads((Path(folder) / "metrics.json").read_text())
+    cell = {**found, "seconds": time.perf_counter() - began, "commit": commit()}
+    file = _file_of(work, row)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".part")
+    aside.write_text(json.dumps(cell))
+    aside.replace(file)
+    print(row, {key: round(value, 3) for key, value in found["metrics"].items()}, flush=True)
+
+
+def _file_of(work: Path, row: str) -> Path:
+    return work / f"{row.replace('/', '-')}.json"
+
+
+def chosen_rows(asked: Sequence[str]) -> list[str]:
+    """The rows asked for by any part of their names, in order; all if none is. Raises ValueError for another."""
+    wrong = [word for word in asked if not any(word in (row, *row.split("/")) for row in ROWS)]
+    if wrong:
+        raise ValueError(f"there is no row {wrong[0]!r}; known: {', '.join(ROWS)}")
+    return [row for row in ROWS if not asked or {row, *row.split("/")} & set(asked)]
+
+
+def collect(work: Path, command: str) -> None:
+    """Write the results and the table from the rows that are there."""
+    rows = {row: [json.loads(file.read_text())] for row in ROWS if (file := _file_of(work, row)).exists()}
+    write_results("wide", "cpu", rows, command=command, hardware={"flags": processor_flags()})
+    write_table("scale.md", "wide", table(rows))
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a line for each row."""
+    lines = ["| networks / method | one process, s | two, s | efficiency | by the processor |", "|---|--:|--:|---|---|"]
+    for name, (cell,) in rows.items():
+        found = cell["metrics"]
+        times = f"{found['seconds_alone']:.3g} | {found['seconds_together']:.3g}"
+        spread = f"({found['efficiency_low']:.2f}–{found['efficiency_high']:.2f})"
+        lines.append(f"| {name} | {times} | {found['efficiency']:.2f} {spread} | {found['processor_efficiency']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=[], metavar="ROW", help=f"of {', '.join(ROWS)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-time", default="1000h", help="stop cleanly after this long (9m, 90s, 2h)")
+    parser.add_argument("--work", type=Path, default=Path("work") / "wide-cpu")
+    parser.add_argument("--collect-only", action="store_true", help="only write results and table of finished rows")
+    given = parser.parse_args(words)
+    try:
+        rows, limit = chosen_rows(given.rows), cells.seconds(given.max_time)
+    except ValueError as error:
+        parser.error(str(error))
+    until = time.monotonic() + limit
+    for row in [] if given.collect_only else rows:
+        if _file_of(given.work, row).exists():
+            continue
+        if time.monotonic() > until:
+            print("--max-time reached; the same command resumes", flush=True)
+            return cells.TIME_UP
+        run_row(row, given.work, given.rounds)
+    if given.collect_only or all(_file_of(given.work, row).exists() for row in ROWS):
+        collect(given.work, shlex.join(["python", "benchmarks/wide.py", *words]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
