@@ -27,9 +27,10 @@ from datafree.networks.resnet import resnet
 from datafree.preflight.cost import estimate
 from datafree.preflight.cost.calibration import CostItem, banks_of
 from datafree.preflight.cost.forecast import outline
+from datafree.preflight.cost.many_devices import WAIT, divided, rounds, together
 from datafree.preflight.cost.pass_cost import Cost, cost_of, watched_passes
 from datafree.preflight.option_values import parse_link
-from datafree.preflight.plan import WAIT, Plan, divided, plan, rounds, together
+from datafree.preflight.plan import Plan, plan
 from datafree.recipe.recipe import Recipe, dump, load_recipe
 from datafree.recipe.training import Training
 from datafree.run import run_recipe

@@ -1,9 +1,9 @@
 """What a run or a data set will cost in time, memory, disk and device-hours: the answers of `datafree plan`.
 
 A short calibration on this machine is extrapolated (`calibration`); what several devices divide and what they exchange
-is counted in it (`passes`), and put together here for devices that are all like this one.
+is counted in it (`pass_cost`), and put together (`many_devices`) for devices that are all like this one.
 
-P devices, B images of a batch.
+B images of a batch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.calibration import Calibration, CostItem, clock_of
 from datafree.preflight.cost.estimate import SLOW, RunCost, calibration, cost_of_teacher, run_cost, seconds_of_passes
 from datafree.preflight.cost.forecast import STARTED, forecast, forgotten, outline, too_large
+from datafree.preflight.cost.many_devices import WAIT, On, divided, on_devices, rounds, together
 from datafree.preflight.cost.pass_cost import Cost
 from datafree.preflight.cost.start_cost import start_of
 from datafree.preflight.cost.time_budget import with_time
@@ -36,19 +37,7 @@ from datafree.text import time as shown
 PARTS = 4  # of the work that a plan is
 DEVICES = (1, 8, 64)
 LINK = 10e9  # bytes a second of each device, to and from the others
-WAIT = 50e-6  # seconds that an exchange takes however small it is
 _FEW = 8  # images of a device's part of a batch, below which it is hardly made use of
-
-
-@dataclass(frozen=True, kw_only=True)
-class On:
-    """So many devices like this one."""
-
-    devices: int
-    seconds: float
-    device_hours: float
-    step: float  # seconds of a step of the student; of a shard
-    exchanged: float  # bytes that each device sends and receives for a step of the student, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,37 +252,6 @@ def _set(
         shards=shards.often,
         files=shards.often * shard.files,
     )
-
-
-def rounds(shards: int, devices: int, carries: bool) -> int:
-    """How often P devices make a shard each until all are made; one after the other where each `carries` on."""
-    return shards if carries else -(-shards // devices)
-
-
-def divided(each: Cost, devices: int, link: float) -> tuple[float, float]:
-    """Seconds of some work on P devices, and the bytes that each of them exchanges for it.
-
-    Passes are divided: a device computes ceil(B / P) of B images; all else is done by each alike. What is gathered
-    goes around a ring, (P - 1) / P of it over each link, what is summed twice. A batch of fewer than P images is
-    computed whole by each.
-    """
-    if devices == 1 or each.images < devices:
-        return each.seconds, 0.0
-    around = (devices - 1) / devices
-    exchanged = around * (each.gathered + 2 * each.summed)
-    part = -(-each.images // devices) / each.images
-    return each.seconds - (1 - part) * each.passes + exchanged / link + WAIT * each.exchanges, exchanged
-
-
-def together(work: list[CostItem], devices: int, link: float) -> float:
-    """Seconds of all work of a run on P devices."""
-    return sum(part.often * divided(part.each, devices, link)[0] for part in work)
-
-
-def on_devices(devices: int, seconds: float, step: tuple[float, float]) -> On:
-    """A line of a plan, from its seconds and from what `divided` says of a step."""
-    hours = devices * seconds / 3600
-    return On(devices=devices, seconds=seconds, device_hours=hours, step=step[0], exchanged=step[1])
 
 
 def _row(work: CostItem, is_set: bool) -> Row:
