@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -181,7 +182,7 @@ def seen_something(network: nn.Module, side: int) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # of which a minute or so is processor time
-@pytest.mark.parametrize("kind", ["torchvision", "timm", "program", "onnx", "directory", "yolo"])
+@pytest.mark.parametrize("kind", ["torchvision", "timm", "program", "onnx"])
 def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Datafree) -> None:
     """The whole line: source, student and schedule are chosen; agreement and the page are there, and the ONNX file."""
     torch.manual_seed(0)
@@ -195,19 +196,10 @@ def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Dataf
         pytest.importorskip("onnxscript")
         batch = ({0: torch.export.Dim("batch")},)
         network = seen_something(resnet(4, depth=8, width=16), 32).eval()
-        torch.onnx.export(network, (torch.rand(2, 3, 32, 32),), "teacher.onnx", dynamo=True, dynamic_shapes=batch)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own
+            torch.onnx.export(network, (torch.rand(2, 3, 32, 32),), "teacher.onnx", dynamo=True, dynamic_shapes=batch)
         words = ["teacher.onnx"]
-    elif kind == "directory":
-        transformers = pytest.importorskip("transformers")
-        sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
-        config = transformers.ResNetConfig(num_labels=4, **sizes)
-        seen_something(transformers.ResNetForImageClassification(config), 32).save_pretrained("teacher")
-        words = ["teacher", "--size", "32"]
-    elif kind == "yolo":
-        ultralytics = pytest.importorskip("ultralytics")
-        model = ultralytics.nn.tasks.DetectionModel("yolov8s.yaml", nc=3, verbose=False)
-        torch.save({"model": model.half(), "train_args": {}}, "teacher.pt")
-        words = ["teacher.pt", "--size", "64", "training.batch_size=2"]
     else:
         network = seen_something(unet(3, width=4, depth=2), 32).eval()
         batch = ({0: torch.export.Dim("batch")},)
