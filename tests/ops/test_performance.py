@@ -4,6 +4,9 @@ In float64 rounding has no time to grow, so that the switches alone are seen; wh
 tolerance that docs/scale.md states.
 """
 
+import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -186,6 +189,44 @@ def test_networks_of_a_run_are_laid_out_as_asked() -> None:
 
 
 # In a recipe.
+
+
+def narrow_shortcut() -> nn.Sequential:
+    """A strided 1 x 1 convolution of few channels between others, as a narrow ResNet's shortcut is."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1, stride=2, bias=False), nn.Conv2d(4, 8, 3))
+
+
+def test_a_layer_whose_kernel_corrupts_memory_computes_in_the_plain_layout() -> None:
+    torch.manual_seed(0)
+    plain = narrow_shortcut()
+    laid = Speed().laid_out(copy.deepcopy(plain))
+    seen: list[Tensor] = []
+    laid[1].register_forward_hook(lambda layer, inputs, output: seen.append(inputs[0]))
+    images = torch.rand(2, 3, 8, 8)
+    expected, answers = plain(images), laid(images.to(memory_format=torch.channels_last))
+    assert seen[0].is_contiguous() and laid[1].weight.is_contiguous()
+    assert laid[2].weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(answers, expected)
+    answers.square().mean().backward()
+    expected.square().mean().backward()
+    for ours, theirs in zip(laid.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.thorough
+def test_steps_of_a_narrow_network_leave_the_memory_of_others_alone() -> None:
+    """In a process of its own, whose heap glibc finds corrupted where that kernel runs with channels last."""
+    steps = (
+        "import torch; from torch import nn; from datafree.ops.performance import Speed\n"
+        "layer = Speed().laid_out(nn.Sequential(nn.Conv2d(4, 4, 1, stride=2, bias=False)))\n"
+        "kept = []\n"
+        "for _ in range(60):\n"
+        "    images = torch.rand(8, 4, 8, 8).to(memory_format=torch.channels_last)\n"
+        "    layer(images).square().mean().backward()\n"
+        "    kept.append([torch.rand(size) for size in range(1, 200, 7)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", steps], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_each_is_an_option_of_a_recipe(tmp_path: Path) -> None:
