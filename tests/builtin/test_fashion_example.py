@@ -94,7 +94,10 @@ def test_recipes_differ_in_the_source_and_what_needs_it() -> None:
     assert (demo["source"]["method"], cgdd["source"]["method"]) == ("fast", "cgdd")
     assert noise["source"] == {"method": "noise"}
     for key in ("task", "teacher", "student", "data"):
-        assert demo[key] == cgdd[key] == noise[key]
+        assert demo[key] == noise[key]
+    assert demo["student"] == {**cgdd["student"], "init": "teacher"}  # the paper's starts from random weights
+    for key in ("task", "teacher", "data"):
+        assert demo[key] == cgdd[key]
     assert demo["training"] == noise["training"]  # the baseline has as many steps
     of_cgdd = {"steps", "label_weight", "attention_weight"}
     same = {key: value for key, value in noise["training"].items() if key != "steps"}
