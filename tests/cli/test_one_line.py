@@ -182,7 +182,7 @@ def seen_something(network: nn.Module, side: int) -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # of which a minute or so is processor time
-@pytest.mark.parametrize("kind", ["torchvision", "timm", "program", "onnx"])
+@pytest.mark.parametrize("kind", ["torchvision", "timm", "program", "onnx", "directory"])
 def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Datafree) -> None:
     """The whole line: source, student and schedule are chosen; agreement and the page are there, and the ONNX file."""
     torch.manual_seed(0)
@@ -200,6 +200,12 @@ def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Dataf
             warnings.simplefilter("ignore")  # of the exporter's own
             torch.onnx.export(network, (torch.rand(2, 3, 32, 32),), "teacher.onnx", dynamo=True, dynamic_shapes=batch)
         words = ["teacher.onnx"]
+    elif kind == "directory":
+        transformers = pytest.importorskip("transformers")
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 8, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+        config = transformers.ResNetConfig(num_labels=4, **sizes)
+        seen_something(transformers.ResNetForImageClassification(config), 32).save_pretrained("teacher")
+        words = ["teacher", "--size", "32"]
     else:
         network = seen_something(unet(3, width=4, depth=2), 32).eval()
         batch = ({0: torch.export.Dim("batch")},)
@@ -213,6 +219,9 @@ def test_twenty_seconds_make_a_student_of_any_teacher(kind: str, datafree: Dataf
     assert json.loads(Path("run/result.json").read_text())["chosen"]["step"] > 0
     assert "not verified on real data" in Path("run/report.html").read_text()
     if find_spec("onnxscript") is not None:
-        exported = datafree("export", "run")
+        place = (
+            ["--student", f"hf/{Path('teacher').absolute()}"] if kind == "directory" else []
+        )  # read if the user says so
+        exported = datafree("export", "run", *place)
         assert exported.code == 0, exported.err
         assert Path("run/export/student.onnx").is_file()

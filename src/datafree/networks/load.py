@@ -6,6 +6,7 @@ only, when the user writes "package.module:callable" themselves.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from datafree.networks.libraries import build_from_library, library_names
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.own_code import import_network
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
-from datafree.text import show
+from datafree.text import show, shown
 
 
 @dataclass(kw_only=True)
@@ -264,7 +265,7 @@ def adapted(network: nn.Module) -> nn.Module:
 def _no_place(spec: NetworkSpec) -> NetworkError:
     return NetworkError(
         f"{show(spec.network)} is a place to read, which is never done for a name found in a file; "
-        "name a network with --student"
+        f"if you trust that place, name it yourself: --student {shlex.quote(shown(spec.network))}"
     )
 
 

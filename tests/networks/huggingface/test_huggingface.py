@@ -308,7 +308,7 @@ def test_a_directory_teaches_another_and_its_classes_names_are_kept(
     again = load_student(tmp_path / "run", student=f"{name}?num_hidden_layers=1").network.eval()
     with torch.no_grad():
         torch.testing.assert_close(again(images(32)), result.network.eval()(images(32)))
-    with pytest.raises(NetworkError, match="place to read"):
+    with pytest.raises(NetworkError, match=r"place to read.*--student hf/"):
         load_student(tmp_path / "run")
     snippet = load_snippet(load_student(tmp_path / "run", student=f"{name}?num_hidden_layers=1"))
     monkeypatch.chdir(tmp_path / "run")
