@@ -84,6 +84,19 @@ def test_rounding_shifts_the_mean_of_answers_less(
     assert corrected < 0.5 * shift("plain.onnx")
 
 
+def test_layers_need_no_names_in_a_file(network: Normalized, tmp_path: Path) -> None:
+    named, images = written(network, tmp_path), torch.rand(8, 3, 12, 12)
+    model = onnx.load(str(named))
+    for node in model.graph.node:
+        node.name = ""
+    onnx.save(model, str(tmp_path / "unnamed.onnx"))
+    answers = []
+    for file in (named, tmp_path / "unnamed.onnx"):
+        quantizing.quantize(file, tmp_path / f"int8-{file.name}", [images])
+        answers.append(OnnxNetwork(tmp_path / f"int8-{file.name}")(images))
+    assert torch.equal(answers[0], answers[1])
+
+
 def test_a_grouped_layers_bias_takes_what_the_formula_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """(W' - W) E[x] of Nagel et al., section 4.2, for a layer of two groups, from what the two files hold."""
     torch.manual_seed(1)

@@ -143,3 +143,11 @@ def test_the_command_refuses_without_importing_torch(tmp_path: Path) -> None:
     assert done.stdout == "2 False\n"
     assert done.stderr.startswith("error: zeros.bin begins with nothing but zeros")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"PK\x05\x06abc", b"PK\x05\x06" + bytes(17)])
+def test_the_beginning_of_an_archives_end_is_refused_in_a_line(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "short.pt"
+    file.write_bytes(content)
+    with pytest.raises(NetworkError, match="damaged zip archive"):
+        kind_of(str(file))

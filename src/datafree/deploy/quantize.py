@@ -50,6 +50,9 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor], *, exact_ends: boo
         try:
             quant_pre_process(str(file), str(prepared), skip_symbolic_shape=True)  # gives up on box arithmetic
             exact = onnx.load(str(prepared))
+            for number, node in enumerate(exact.graph.node):  # a file need not name them; here they are told by name
+                node.name = f"{number} {node.name}"
+            onnx.save(exact, str(prepared))
             means = InputMeans(exact)
             quantization.quantize_static(
                 str(prepared),

@@ -176,7 +176,8 @@ def _members(path: Path) -> list[str]:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 22))  # the record that ends an archive without a comment
             end = file.read()
-        if end.startswith(b"PK\x05\x06") and struct.unpack("<I", end[12:16])[0] not in range(_MOST_DIRECTORY):
+        whole = len(end) == 22 and end.startswith(b"PK\x05\x06")
+        if whole and struct.unpack("<I", end[12:16])[0] not in range(_MOST_DIRECTORY):
             return ["/data.pkl"]  # beyond 4 GiB, or forged: whoever reads it as weights looks closer
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
