@@ -1,6 +1,8 @@
 """Training for INT8: the rounded network comes nearer to the float one, which stays as it is."""
 
 import copy
+import math
+import re
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from datafree.deploy.fake_quantize import fake_quantized, find_places, find_ranges, rounded_weight
 from datafree.deploy.qat import train_for_int8
+from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized
 from datafree.tasks.classification import Classification
 
@@ -68,5 +71,20 @@ def test_weights_that_were_trained_are_whole_numbers_of_steps(spoilt: Normalized
 
 
 def test_the_same_seed_gives_the_same_network(spoilt: Normalized) -> None:
+    before = torch.get_rng_state()
     first, second = (train_for_int8(spoilt, TASK, images(20, 0), 2).network.state_dict() for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_training_that_did_not_help_is_told_and_not_used(spoilt: Normalized) -> None:
+    done = train_for_int8(spoilt, TASK, images(20, 0), 3, lr=1.0)
+    assert not done.helped
+    assert done.line.endswith("; INT8 is made of the weights as they were")
+    assert re.search(r"^3 steps of training for INT8: .* went from [\d.e-]+ to [\d.e+]+;", done.line)
+
+
+def test_a_loss_that_is_no_number_is_one_line(spoilt: Normalized, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classification, "distill_loss", lambda task, ours, theirs: (ours - theirs).sum() * math.nan)
+    with pytest.raises(NetworkError, match="leave --qat-steps out"):
+        train_for_int8(spoilt, TASK, images(20, 0), 2)

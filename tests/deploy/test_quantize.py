@@ -105,7 +105,7 @@ def test_weights_trained_for_int8_are_the_int8_files_alone(exported: tuple[Path,
     config = json.loads((done.folder / "config.json").read_text())
     assert (config["int8"]["qat_steps"], config["int8"]["images"]) == (3, 30)
     assert "trained for that in 3 steps" in (done.folder / "README.md").read_text()
-    assert any(line.startswith("trained for INT8 in 3 steps") for line in done.notes)
+    assert any(line.startswith("3 steps of training for INT8") for line in done.notes)
     images = coloured(24, 300)[0]
 
     def answer(folder: Path, name: str) -> Tensor:

@@ -124,9 +124,15 @@ def export_run(
             if learnt is not None and qat_steps:
                 work.next("training for INT8")
                 say(f"training for INT8, {qat_steps:,} steps with {len(learnt)} images: {origin}")
-                trained = train_for_int8(loaded.network, loaded.task, learnt, qat_steps)
+                trained = train_for_int8(
+                    loaded.network,
+                    loaded.task,
+                    learnt,
+                    qat_steps,
+                    log=lambda step: work.at(1, f"training for INT8, step {step:,} of {qat_steps:,}"),
+                )
                 notes.append(trained.line)
-                given = replace(given, trained=trained.network)
+                given = replace(given, trained=trained.network if trained.helped else None)
             if learnt is not None:
                 say(f"quantising, with {len(learnt)} images: {origin}")
             made, failed = make_all(kinds, given, fresh, _teller(work, say))
