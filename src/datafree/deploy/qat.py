@@ -80,7 +80,7 @@ def train_for_int8(
             student.eval().requires_grad_(True)
             places = find_places(student, _floats(learnt[:2]), exact_ends=task.exact_ends)
             find_ranges(student, map(_floats, torch.split(images, at_once)), places)
-            before = _loss(network, student, task, held_out.split(at_once), places)
+            before = _loss(network, student, task, torch.split(held_out, at_once), places)
             optimizer = torch.optim.Adam(student.parameters(), lr=lr)
             rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
             for step in range(steps):
@@ -93,7 +93,7 @@ def train_for_int8(
                 optimizer.step()
                 rate.step()
                 log(step + 1)
-            after = _loss(network, student, task, held_out.split(at_once), places)
+            after = _loss(network, student, task, torch.split(held_out, at_once), places)
     finally:
         modes.set_random_state(random)
     if not math.isfinite(after):
