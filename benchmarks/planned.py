@@ -1,7 +1,7 @@
 """Is `datafree plan` true? Examples, shortened, are planned and then made, in turn; the ratios are written.
 
     python benchmarks/planned.py                  # three rounds, a quarter of an hour of one thread
-    python benchmarks/planned.py --rounds 1 --only boxes
+    python benchmarks/planned.py --rounds 1 --only boxes      # the other rows stay as they were measured
 
 Writes benchmarks/results/planned-cpu.json and the table in docs/scale.md. Ratios: planned by real, of time (opening the
 networks to the last file; the libraries' own start left out) and of bytes on the disk. Time is that of the processor
@@ -36,7 +36,8 @@ from datafree.preflight.wishes import Wishes
 from datafree.recipe.recipe import load_recipe
 from datafree.run import run_recipe
 from datafree.synthesis.synthesize import synthesize
-from results import write_results, write_table
+from measured import with_earlier
+from results import commit, write_results, write_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +61,8 @@ EXAMPLES = {
 }
 
 
-def compare(name: str, folder: Path) -> dict[str, Any]:
-    """One round: planned, then made in `folder`, which is empty."""
+def compare(name: str, folder: Path, number: int) -> dict[str, Any]:
+    """A round: planned, then made in `folder`, which is empty."""
     example, out = EXAMPLES[name], folder / "out"
     file = _recipe_file(example, folder)
     with mock.patch.object(time, "perf_counter", time.process_time):  # what everything is timed by
@@ -74,6 +75,8 @@ def compare(name: str, folder: Path) -> dict[str, Any]:
     taken = time.process_time() - began
     there = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return {
+        "seed": number,  # by which rounds are told apart; the recipes' own is the same in all
+        "commit": commit(),
         "metrics": {
             "planned_seconds": planned.on[0].seconds,
             "real_seconds": taken,
@@ -128,19 +131,20 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description="Is `datafree plan` true?")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="of the examples whose name begins so; writes nothing")
+    parser.add_argument("--only", default="", help="of the examples whose name begins so")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in EXAMPLES if name.startswith(chosen.only)}
     for number in range(chosen.rounds):
         for name, cells in rows.items():
             with tempfile.TemporaryDirectory() as folder:
-                cells.append(compare(name, Path(folder)))
+                cells.append(compare(name, Path(folder), number))
             figures = {key: round(value, 2) for key, value in cells[-1]["metrics"].items()}
             print(f"round {number}: {name} {figures}", flush=True)
-    if not chosen.only:
-        write_results("planned", "cpu", rows, command=" ".join(["python benchmarks/planned.py", *arguments]))
-        write_table("scale.md", "planned", table(rows))
+    known = with_earlier("planned", "cpu", rows)
+    rows = {name: known[name] for name in EXAMPLES if name in known}
+    write_results("planned", "cpu", rows, command=" ".join(["python benchmarks/planned.py", *arguments]))
+    write_table("scale.md", "planned", table(rows))
 
 
 if __name__ == "__main__":

@@ -354,7 +354,7 @@ def test_json_has_the_whole_plan(tmp_path: Path, untimed: None) -> None:
     assert content["on"][0]["seconds"] == pytest.approx(sum(row["often"] * row["each"] for row in content["work"]))
 
 
-@pytest.mark.parametrize("method", some(["fast", "cmi", "procedural"]))
+@pytest.mark.parametrize("method", some(["fast", "cmi", "cgdd", "procedural"]))
 def test_updates_that_are_slow_tell_the_same_of_a_full_bank_as_quick_ones(tmp_path: Path, method: str) -> None:
     """Of a new source a few updates are made; slow ones have been made already, and are not made again."""
     recipe = recipe_for(tmp_path, {"method": method}, device="cpu", precision="fp32")

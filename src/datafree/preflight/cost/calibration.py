@@ -9,7 +9,9 @@ B images, H x W pixels.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -57,6 +59,12 @@ class _Growth:
 
     each: float  # bytes an image that was made
     made: int  # images
+
+    @classmethod
+    def of(cls, sizes: list[int], images: int, made: int) -> _Growth:
+        """From bytes before and after updates of so many `images`: now and then one keeps more, as a guard does."""
+        added = [after - before for before, after in itertools.pairwise(sizes)]
+        return cls(each=statistics.median_low(added) / images, made=made)
 
 
 @dataclass(kw_only=True)
@@ -181,18 +189,18 @@ class Calibration:
     def update(self, part: ImageSource, full: ImageSource, step: int) -> Cost:
         """An update with all iterations and images of `full`, by `part`, which is attached and has few."""
         unknown = UpdateSize(images=self.timed)
-        small, whole, made = part.update_size() or unknown, full.update_size() or unknown, 0
+        small, whole = part.update_size() or unknown, full.update_size() or unknown
+        sizes: list[int] | None = None
 
         def update() -> None:
-            nonlocal made
             part.update(self.student, step)
-            made += small.images
+            if sizes is not None:
+                sizes.append(size_of(part.state_dict()))
 
         kept, least = self._first(update)
         self._note_peak(type(full).__name__, kept, small.images, whole.images)
-        before, had = 0 if least else size_of(part.state_dict()), made
+        sizes = None if least else [size_of(part.state_dict())]
         once = cost_of(update, self.device, small.images, self.budget, least, self.clock)
-        grows = 0.0 if least else (size_of(part.state_dict()) - before) / (made - had)
         total, longer_by = once, _MORE if least else 1
         for stage, iterations in enumerate(whole.iterations):
             counts = tuple(1 + longer_by * (stage == other) for other in range(len(small.iterations)))
@@ -201,8 +209,8 @@ class Calibration:
             part.resize_updates(small)
             more = longer + once.times(-1)
             total = total + more.times((iterations - 1) / longer_by if more.seconds > 0 else 0.0)
-        if not least:
-            self.grown[id(full), step] = _Growth(each=grows, made=made)
+        if sizes is not None:
+            self.grown[id(full), step] = _Growth.of(sizes, small.images, len(sizes) * small.images)
         total = total.of_images(whole.images)
         if small.images < whole.images and total.seconds <= self.whole:
             part.resize_updates(whole)
@@ -242,8 +250,9 @@ class Calibration:
             while len(sizes) <= _SETTLED and (len(sizes) <= few or self.clock() - began < self.budget):
                 part.update(self.student, step)
                 sizes.append(size_of(part.state_dict()))
-            few = 1  # what is to be set up is
-            grown.append(_Growth(each=(sizes[-1] - sizes[-2]) / images, made=(len(sizes) - 1) * images))
+            # What is to be set up is, by the first.
+            grown.append(_Growth.of(sizes if few == 1 else sizes[1:], images, (len(sizes) - 1) * images))
+            few = 1
         return grown[::-1]
 
     def _attached(self, most: int, on_finished_batch: Callable[[Batch], None] | None) -> ImageSource:
