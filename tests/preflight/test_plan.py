@@ -27,7 +27,7 @@ from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.ops import modes
 from datafree.preflight.cost import estimate
-from datafree.preflight.cost.calibration import Calibration, CostItem, banks_of
+from datafree.preflight.cost.calibration import Calibration, CostItem, Growth, banks_of
 from datafree.preflight.cost.forecast import outline
 from datafree.preflight.cost.many_devices import WAIT, divided, rounds, together
 from datafree.preflight.cost.pass_cost import Cost, cost_of, watched_passes
@@ -352,6 +352,11 @@ def test_json_has_the_whole_plan(tmp_path: Path, untimed: None) -> None:
     assert set(content) == {field.name for field in dataclasses.fields(Plan)}
     assert [on["devices"] for on in content["on"]] == [1, 8, 64]
     assert content["on"][0]["seconds"] == pytest.approx(sum(row["often"] * row["each"] for row in content["work"]))
+
+
+def test_what_a_source_keeps_now_and_then_is_no_growth_of_its_bank() -> None:
+    """Two images of 30 bytes an update, and once a guard's copy of 680."""
+    assert Growth.of([100, 160, 220, 960, 1020], 2, 8) == Growth(each=30.0, made=8)
 
 
 @pytest.mark.parametrize("method", some(["fast", "cmi", "cgdd", "procedural"]))

@@ -54,14 +54,14 @@ class CostItem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Growth:
+class Growth:
     """How a source's state grows by its updates at a step."""
 
     each: float  # bytes an image that was made
     made: int  # images
 
     @classmethod
-    def of(cls, sizes: list[int], images: int, made: int) -> _Growth:
+    def of(cls, sizes: list[int], images: int, made: int) -> Growth:
         """From bytes before and after updates of so many `images`: now and then one keeps more, as a guard does."""
         added = [after - before for before, after in itertools.pairwise(sizes)]
         return cls(each=statistics.median_low(added) / images, made=made)
@@ -89,7 +89,7 @@ class Calibration:
     optimizer: torch.optim.Optimizer = field(init=False)
     timed: int = field(init=False)  # images of the student's step
     # What slow updates added to their source's state while they were timed, by source and step.
-    grown: dict[tuple[int, int], _Growth] = field(default_factory=dict, init=False)
+    grown: dict[tuple[int, int], Growth] = field(default_factory=dict, init=False)
     # Bytes that the backward passes of each source's updates and of the student's step keep, of whole batches.
     peaks: dict[str, int] = field(default_factory=dict, init=False)
 
@@ -210,7 +210,7 @@ class Calibration:
             more = longer + once.times(-1)
             total = total + more.times((iterations - 1) / longer_by if more.seconds > 0 else 0.0)
         if sizes is not None:
-            self.grown[id(full), step] = _Growth.of(sizes, small.images, len(sizes) * small.images)
+            self.grown[id(full), step] = Growth.of(sizes, small.images, len(sizes) * small.images)
         total = total.of_images(whole.images)
         if small.images < whole.images and total.seconds <= self.whole:
             part.resize_updates(whole)
@@ -242,16 +242,16 @@ class Calibration:
             total += size_of(part.state_dict())
         return round(total)
 
-    def _grown_by_a_few(self, part: ImageSource, steps: list[int]) -> list[_Growth]:
+    def _grown_by_a_few(self, part: ImageSource, steps: list[int]) -> list[Growth]:
         """How the state of a new source grows at each of `steps`; the last first, as it sets most up."""
-        few, grown, images = _FEW, list[_Growth](), (part.update_size() or UpdateSize(images=1)).images
+        few, grown, images = _FEW, list[Growth](), (part.update_size() or UpdateSize(images=1)).images
         for step in reversed(steps):
             sizes, began = [size_of(part.state_dict())], self.clock()
             while len(sizes) <= _SETTLED and (len(sizes) <= few or self.clock() - began < self.budget):
                 part.update(self.student, step)
                 sizes.append(size_of(part.state_dict()))
             # What is to be set up is, by the first.
-            grown.append(_Growth.of(sizes if few == 1 else sizes[1:], images, (len(sizes) - 1) * images))
+            grown.append(Growth.of(sizes if few == 1 else sizes[1:], images, (len(sizes) - 1) * images))
             few = 1
         return grown[::-1]
 
