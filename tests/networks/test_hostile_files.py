@@ -486,7 +486,9 @@ def test_nothing_is_written_whatever_the_members_are_called(tmp_path: Path, name
 
 def test_an_archive_that_is_no_weights_file_is_told(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", a=np.ones(3))
-    assert "not one of torch.save" in refused(tmp_path / "w.npz")
+    assert "arrays of NumPy" in refused(tmp_path / "w.npz")
+    (tmp_path / "w.npz").rename(tmp_path / "w.pt")
+    assert "not one of torch.save" in refused(tmp_path / "w.pt")
 
 
 def test_weights_of_a_big_endian_machine_are_refused(tmp_path: Path) -> None:

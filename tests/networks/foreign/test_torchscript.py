@@ -12,6 +12,7 @@ from torch import nn
 from datafree.errors import NetworkError, WeightsError
 from datafree.networks.batchnorm import require_batchnorm
 from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.pruning.start import start_from_teacher
 from datafree.preflight.inspection import inspect_teacher
 
 IMAGES = torch.rand(3, 3, 8, 8)
@@ -54,6 +55,13 @@ def test_a_trusted_program_answers_as_its_network_with_gradients_and_no_layers(
     assert found.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert found.sources["dafl"].applies
     assert not found.sources["inversion"].applies
+
+
+def test_a_student_cannot_start_from_it_and_is_told_why(script: tuple[nn.Module, Path]) -> None:
+    teacher = build_network(NetworkSpec(network=str(script[1]), args={"trusted": True}), num_classes=5)
+    student = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 36, 5))
+    with pytest.raises(NetworkError, match="a TorchScript program, whose layers cannot be watched"):
+        start_from_teacher(teacher, student, IMAGES)
 
 
 def test_what_is_no_program_is_one_line(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def open_torchscript(path: Path, args: Mapping[str, Any]) -> ScriptTeacher:
         raise WeightsError(f"network {path}: {'not a file' if path.exists() else 'no such file'}")
     if args.get("trusted") is not True:
         raise NetworkError(
-            f"{path} is a TorchScript program, which is code: if you trust its maker, give args: {{trusted: true}}; "
-            "else have it exported by torch.export (.pt2) or to ONNX"
+            f"{path} is a TorchScript program, which is code: if you trust its maker, give args: {{trusted: true}} "
+            "(--args trusted=true); else have it exported by torch.export (.pt2) or to ONNX"
         )
     return ScriptTeacher(path)
