@@ -155,8 +155,8 @@ def _size_hint(subject: Subject) -> str:
         return ""
     height, width = metadata.input_size
     return (
-        f"; it was made for {height} x {width}: leave --size out, or have images brought to that by a recipe's "
-        f"teacher.input_size=[{height}, {width}]"
+        f"; it was made for {height} x {width}: leave --size out, or have images brought to that by "
+        f"teacher.input_size=[{height},{width}]"
     )
 
 

@@ -66,7 +66,8 @@ def identify(file: Path) -> Identified:
     if file.suffix in PICKLES and (module := read_module(file)) is not None:  # which says itself what it is
         why = f"a whole module, {show(module.kind)}"
         return Identified(spec=NetworkSpec(network=str(file)), why=why, doubt=None)
-    given = counted(read_shapes(file))
+    stored = read_shapes(file)
+    given = counted(stored)
     if not given:
         raise WeightsError(f"weights {file}: holds no tensors")
     told = _hints(file)
@@ -83,7 +84,8 @@ def identify(file: Path) -> Identified:
             f"weights {file}: {len(given)} tensors (first: {first}) of no network that is known here; say which: "
             f"datafree distill NETWORK --weights {file}, NETWORK being {hint}"
         )
-    part = f"{len(shapes)} tensors under {show(lead)}" if len(shapes) < len(given) else f"{len(given)} tensors"
+    inside = sum(name.startswith(lead) for name in stored)
+    part = f"{inside} tensors" + (f" under {show(lead)}" if inside < len(stored) else "")
     return _decided(file, [_spec(*one, file) for one in fitting], told, part)
 
 
