@@ -146,6 +146,14 @@ def test_a_run_of_objects_is_complete(tmp_path: Path) -> None:
     save_file(student.state_dict(), tmp_path / "mine.safetensors")  # refuses tensors that are not contiguous
 
 
+def test_a_network_trained_in_bf16_answers_in_full_precision_as_its_file_does(tmp_path: Path) -> None:
+    result = distil(tmp_path, training={**SHORT, "precision": "bf16"})
+    images = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(LOOK[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.equal(result.network(images), result.student((images - mean) / std))
+
+
 def test_python_and_command_do_the_same(tmp_path: Path) -> None:
     teacher = tmp_path / "teacher.safetensors"
     torch.manual_seed(0)

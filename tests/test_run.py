@@ -54,7 +54,7 @@ def test_broken_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
     assert_same(everything(tmp_path / "unbroken"), everything(tmp_path / "broken"))
 
 
-@pytest.mark.parametrize("method", some(["noise", "degan", "dfad"], "noise"))
+@pytest.mark.parametrize("method", some(["noise", "degan", "dfad"]))
 def test_bf16_run_learns_nearly_what_an_fp32_run_learns(
     method: str, tmp_path: Path, photos: Callable[..., Path]
 ) -> None:
@@ -73,6 +73,7 @@ def test_bf16_run_learns_nearly_what_an_fp32_run_learns(
     assert losses["bf16"][0] == pytest.approx(losses["fp32"][0], rel=0.1)
 
 
+@pytest.mark.thorough
 def test_work_after_the_last_save_is_done_again_to_the_same_bits(tmp_path: Path, noise_home: Path) -> None:
     def die(progress: Progress) -> None:
         if progress.step == 8:
@@ -100,12 +101,14 @@ def test_student_learns_what_the_teacher_says(tmp_path: Path, photos: Callable[.
     assert outcome.chosen.agreement > 0.9
 
 
+@pytest.mark.thorough
 def test_figures_of_a_source_that_works_now_and_then_are_logged(tmp_path: Path) -> None:
     run = run_recipe(recipe_for(tmp_path, {"method": "dfad"}), tmp_path / "run").run
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "disagreement" in line] == [2, 6, 12]  # updates at steps 0, 5 and 10
 
 
+@pytest.mark.thorough
 def test_agreement_keeps_the_best_student_not_the_last(tmp_path: Path, photos: Callable[..., Path]) -> None:
     source = {"method": "folder", "path": str(photos())}
     recipe = recipe_for(tmp_path, source, steps=30, save_every=5, lr=0.05, lr_schedule="none", select="agreement")

@@ -150,6 +150,7 @@ def distill(
         if given.student is None:
             outcome.student.to("cpu").to(memory_format=torch.contiguous_format)
     outcome.student.eval()
+    outcome.student.dtype = torch.float32  # answers as those of its file, whatever it was trained in
     return Result(
         run=outcome.run,
         student=bare(outcome.student),

@@ -314,6 +314,7 @@ class Grey(nn.Module):
         return answer
 
 
+@pytest.mark.thorough
 def test_an_onnx_file_is_quantised_itself_and_takes_what_it_took(tmp_path: Path) -> None:
     network = Grey()
     file = onnx_of(network, tmp_path / "grey.onnx", torch.rand(1, 3, 16, 16))

@@ -358,6 +358,7 @@ def test_bench_says_what_it_could_not_time(tmp_path: Path) -> None:
     assert any("datafree export --to" in note for note in bench.notes)
 
 
+@pytest.mark.thorough
 def test_bench_opens_no_file_but_the_one_that_was_exported(tmp_path: Path, given: Given) -> None:
     run = given.folder.parent / "run"
     export_run(run, to="onnx")
@@ -367,6 +368,7 @@ def test_bench_opens_no_file_but_the_one_that_was_exported(tmp_path: Path, given
     assert any("it is not the file that was exported" in note for note in bench.notes)
 
 
+@pytest.mark.thorough
 def test_signals_have_a_stack_after_two_networks_of_openvino_are_gone(exported: tuple[Path, Exported]) -> None:
     """The first word of C's stack_t is the place of the stack that signals are handled on."""
     before, after = (ctypes.create_string_buffer(24) for _ in range(2))

@@ -79,6 +79,7 @@ def test_where_the_time_is_over_there_are_fewer_and_a_note_says_how_long_all_tak
         make_images(source, context, 40, 1.0)
 
 
+@pytest.mark.thorough
 def test_a_method_that_starts_from_noise_takes_the_iterations_that_the_time_allows(
     context: SourceContext, seconds: list[float]
 ) -> None:

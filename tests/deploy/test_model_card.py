@@ -141,7 +141,7 @@ def test_card_loads_openvino_and_names_what_was_not_verified_of_formats() -> Non
         compared_on="of the run's source",
     )
     card = model_card(small(), record(), export)
-    assert 'openvino.Core().compile_model("student.xml", "CPU")' in card
+    assert 'openvino.Core().compile_model("student.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})' in card
     unverified = card.split("## Not verified")[1].split("## Intended use")[0]
     assert "- `student.mlpackage.zip`: on macOS." in unverified
     assert "- `student.xml`: compared with PyTorch on 16 images of the run's source, not scored." in unverified

@@ -208,6 +208,7 @@ class Sum(torch.nn.Module):
         return torch.nn.functional.elu(self.one(images) + self.other(images))
 
 
+@pytest.mark.thorough
 def test_what_has_no_weights_is_computed_in_float(tmp_path: Path) -> None:
     """Sum and exponential linear unit read floats, and what they answer is not rounded again."""
     import onnx

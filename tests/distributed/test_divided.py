@@ -370,6 +370,7 @@ def test_a_run_stopped_and_gone_on_with_ends_with_the_same_bits(tmp_path: Path) 
     assert not any("generator" in path or "optimizer" in path for path in paths)  # the same on all: saved once
 
 
+@pytest.mark.thorough
 def test_a_run_of_two_processes_goes_on_with_one_and_a_run_of_one_with_two(tmp_path: Path) -> None:
     recipe, fewer, more = small_recipe(tmp_path), tmp_path / "fewer", tmp_path / "more"
     assert on_two(tmp_path, lambda rank: pieces(recipe, fewer, [9])) == [[-1], [-1]]

@@ -161,6 +161,7 @@ def test_targets_are_learnt_with_a_label_weight_and_only_with_it(tmp_path: Path)
     assert right[20.0] > 0.8
 
 
+@pytest.mark.thorough
 def test_matching_brings_the_students_attention_to_the_teachers(tmp_path: Path) -> None:
     distance = {}
     for weight in (0.0, 1000.0):

@@ -79,6 +79,7 @@ def test_a_narrower_student_starts_nearer_to_its_teacher_than_at_random(tmp_path
     assert distances["teacher"] < 0.5 * distances["random"]
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_that_started_from_its_teacher_resumes_to_the_same_bits_and_notes(tmp_path: Path) -> None:
     whole = run_recipe(started(tmp_path), tmp_path / "unbroken")
     for pieces in (1, 4):

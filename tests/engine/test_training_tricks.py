@@ -90,6 +90,7 @@ def test_the_kept_student_is_the_average_of_all_steps(tmp_path: Path, history: l
     assert any(not torch.equal(value, last[name]) for name, value in kept.items())
 
 
+@pytest.mark.thorough
 def test_agreement_compares_the_average_and_training_goes_on_from_the_student(
     tmp_path: Path, history: list[dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +129,7 @@ def test_looking_at_the_average_leaves_the_student_to_the_bit() -> None:
     assert_same(dict(student.state_dict()), before)
 
 
+@pytest.mark.thorough
 def test_with_all_of_them_a_resumed_run_is_the_same_to_the_bit(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "dafl"}, **ALL)
     run_recipe(recipe, tmp_path / "straight")

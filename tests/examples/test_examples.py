@@ -97,6 +97,7 @@ def test_smp(example: Callable[[str], ModuleType], tmp_path: Path, photos: Calla
     check(result, 3, (32, 32))
 
 
+@pytest.mark.thorough
 def test_own_method_is_a_source_like_any_other(example: Callable[[str], ModuleType], tmp_path: Path) -> None:
     result = example("own_method").main(tmp_path / "run", **TINY)
     check(result, 10, (28, 28) if result.network.channels == 1 else (32, 32))

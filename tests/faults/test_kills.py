@@ -125,6 +125,7 @@ def test_an_export_is_the_old_or_the_new_one_after_each_death(tmp_path: Path) ->
     assert not list(run.glob(".*"))
 
 
+@pytest.mark.thorough
 def test_a_page_is_the_old_or_the_new_one_after_each_death_and_leftovers_are_cleared(tmp_path: Path) -> None:
     place = tmp_path / "page.html"
     save("old", place)
@@ -144,6 +145,7 @@ def test_leftovers_of_others_are_not_cleared(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".notes.part", ".page.html.orig", "page.html"]
 
 
+@pytest.mark.thorough
 def test_temporary_folders_of_killed_commands_are_cleared_by_the_next_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +206,7 @@ def test_a_run_killed_at_its_end_is_finished_by_the_same_command(every: int, tmp
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("every", some([(5,), (61,)], (61,)))
+@pytest.mark.parametrize("every", some([(5,), (61,)]))
 def test_a_set_killed_at_its_end_is_finished_by_the_same_command(every: int, tmp_path: Path) -> None:
     recipe, images = set_recipes.recipe_for(tmp_path, set_recipes.INVERSION, "detection"), 10
     with pytest.raises(Interrupted):

@@ -128,6 +128,7 @@ def test_an_average_of_the_source_gone_bad_is_found(tmp_path: Path) -> None:
     assert injected.bad_numbers(tmp_path / "run") == []
 
 
+@pytest.mark.thorough
 def test_a_run_that_goes_back_without_a_lower_rate_ends_as_if_nothing_had_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def test_a_home_that_nobody_knows_stays_a_tilde(monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.thorough
 def test_a_clock_that_jumps_changes_no_bit_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "even")
     jumps, real = iter([10**9, -(10**9), 0, 3600, -3600] * 1000), time.time

@@ -115,6 +115,7 @@ def test_a_generator_forced_to_one_image_is_called_collapsed(tmp_path: Path, mon
     assert "health: healthy" not in page
 
 
+@pytest.mark.thorough
 def test_varied_images_that_the_teacher_knows_are_not_called_collapsed(tmp_path: Path) -> None:
     recipe = load_recipe(
         "fashion-demo",

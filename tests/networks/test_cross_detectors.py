@@ -85,6 +85,7 @@ training: {{steps: 2, batch_size: 4, log_every: 1, device: cpu}}
 """
 
 
+@pytest.mark.thorough
 def test_a_student_of_other_anchors_learns_boxes_and_never_raw_heads(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

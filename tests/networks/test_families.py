@@ -85,6 +85,7 @@ def test_multiplications_are_those_of_the_tasks_images() -> None:
     assert f"{counts[0] / counts[1]:.3g} times fewer MACs" in line
 
 
+@pytest.mark.thorough
 def test_the_student_sees_images_as_it_says_and_begins_without_weights() -> None:
     auto = NetworkSpec(network="auto", mean=(0.5, 0.4, 0.3), channel_order="bgr")
     teacher = NetworkSpec(network="timm/resnet18?pretrained=true", licence="MIT", input_size=(64, 64))

@@ -311,6 +311,7 @@ def test_a_pixel_range_of_255_is_a_mean_and_std_of_images_in_0_to_1() -> None:
     torch.testing.assert_close(plain(x), 255 * x)
 
 
+@pytest.mark.thorough
 def test_a_file_that_datafree_exported_takes_images_as_they_are_and_another_says_nothing(tmp_path: Path) -> None:
     network = Normalized(nn.Conv2d(3, 2, 3), mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2))
     write_onnx(network, tmp_path / "ours.onnx", (8, 8), {"task": {"kind": "classification"}})

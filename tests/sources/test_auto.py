@@ -108,6 +108,7 @@ def test_a_choice_draws_no_random_number() -> None:
     assert torch.equal(modes.random_state()["torch"], before)
 
 
+@pytest.mark.thorough
 def test_a_runs_recipe_names_the_source_and_the_run_resumes(tmp_path: Path) -> None:
     recipe = recipe_for(tmp_path, {"method": "auto"}, steps=2)
     recipe.source.warmup = 1

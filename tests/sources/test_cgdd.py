@@ -181,6 +181,7 @@ def test_the_rate_falls_to_0_along_a_cosine_and_is_whole_in_the_warm_up() -> Non
     assert moved == pytest.approx(expected, rel=1e-2, abs=1e-6)
 
 
+@pytest.mark.thorough
 def test_the_teacher_comes_to_see_the_preset_labels_in_what_the_generator_makes() -> None:
     rig = Rig(lr=3e-3, target_weight=1.0, bn_weight=0.0, balance_weight=0.0)
     first = rig.source.update(rig.student, -1)["target"]
@@ -271,6 +272,7 @@ def test_a_generator_that_collapses_is_put_back_and_the_user_is_told() -> None:
     assert_one_update_is(rig, 40, ["target", "balance", "bn", "activation", "adversarial"], scale=0.5)
 
 
+@pytest.mark.thorough
 def test_where_no_adversarial_term_is_at_work_the_rate_is_lowered_and_named() -> None:
     rig = Rig(**WEIGHTS)
     for step in range(-40, -30):

@@ -50,6 +50,7 @@ def test_weighted_diversity_brings_every_class_into_the_images(photos: Callable[
     assert frequencies(steered, teacher).min() > 1.2 * frequencies(plain, teacher).min()
 
 
+@pytest.mark.thorough
 def test_entropy_term_makes_the_teacher_surer(photos: Callable[..., Path]) -> None:
     folder = photos()
 

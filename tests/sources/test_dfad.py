@@ -17,6 +17,7 @@ from datafree.tasks.segmentation import Segmentation
 SIZE = (32, 32)
 
 
+@pytest.mark.thorough
 def test_generator_climbs_the_disagreement_of_student_and_teacher() -> None:
     modes.seed_everything(0)
     teacher, student = (Normalized(unet(4, width=4, depth=2)) for _ in range(2))

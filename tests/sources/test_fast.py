@@ -138,6 +138,7 @@ def test_what_an_update_learns_by_is_the_papers_loss(
         learnt.clear()
 
 
+@pytest.mark.thorough
 def test_a_batch_from_the_learnt_start_costs_less_than_one_from_the_first_start() -> None:
     teacher = classifier(0)
     source = attached(small(adversarial_weight=0.0, iterations=3, bn_momentum=0.0), teacher)

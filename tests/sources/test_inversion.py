@@ -172,6 +172,7 @@ def test_the_first_layer_weighs_more_by_what_is_added_to_its_share_of_one(classi
     assert torch.allclose(found[9.0], found[0.0] + 9 * first)
 
 
+@pytest.mark.thorough
 def test_masks_are_shown_where_they_were_asked_for_though_pixels_move(segmenter: nn.Module) -> None:
     modes.seed_everything(0)
     task = Segmentation(num_classes=CLASSES, image_size=SIZE)

@@ -39,6 +39,7 @@ def test_defaults_are_the_published_ones() -> None:
     assert [step for step in range(-5, 31) if source.due(step)] == [0, 10, 20, 30]
 
 
+@pytest.mark.thorough
 def test_generator_climbs_the_divergence_of_a_student_that_stands_still() -> None:
     source, _, student = made(lr=3e-3, batch_size=16)
     seen = [source.update(student, 0)["divergence"] for _ in range(21)]

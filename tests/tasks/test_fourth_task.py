@@ -222,6 +222,7 @@ def test_its_student_is_exported_with_a_card_onnx_and_int8(home: Path, run: Path
     assert "A network of" in card and "pipeline_tag" not in card and "(logits,) = session.run" in card
 
 
+@pytest.mark.thorough
 def test_it_is_inspected_by_the_recipe_that_names_it(home: Path) -> None:
     found = inspect_teacher(recipe_of(home, "look", training={"steps": 2, "batch_size": 2}))
     assert (found.task.value, found.task.provenance) == ("mypkg.mytask:MultiLabel", "stated")

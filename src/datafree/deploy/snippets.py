@@ -62,7 +62,9 @@ def onnx_snippet(student: Student) -> str:
 
 def openvino_snippet(student: Student) -> str:
     """The same with student.xml in OpenVINO."""
-    opened = ["import openvino", "", 'network = openvino.Core().compile_model("student.xml", "CPU")']
+    settings = '{"INFERENCE_PRECISION_HINT": "f32"}'  # else bfloat16 where the processor computes it
+    compiled = f'network = openvino.Core().compile_model("student.xml", "CPU", {settings})'
+    opened = ["import openvino", "", compiled]
     return _in_numpy(student, opened, 'network({"images": images}).values()')
 
 

@@ -26,8 +26,6 @@ from datafree.ops.augment import Move
 from datafree.tasks.base import Scores, Task, check_logits, unseen
 from datafree.text import show
 
-UNIT = 5e-3  # by which lengths of 1 may be off: bfloat16 keeps three digits
-
 
 @final
 @dataclass(kw_only=True)
@@ -51,7 +49,7 @@ class Classification(Task[Tensor]):
             raise NetworkError(f"the {what} answers {tuple(outputs.shape)}; flatten it to logits {wanted}")
         checked = check_logits(outputs, what, dims=2, wanted=wanted, num_classes=self.num_classes)
         lengths = checked.float().norm(dim=1)
-        if self.num_classes > 2 and torch.allclose(lengths, torch.ones_like(lengths), atol=UNIT):
+        if self.num_classes > 2 and torch.allclose(lengths, torch.ones_like(lengths), atol=2**-8):  # bfloat16's step
             raise NetworkError(
                 f"the {what} answers vectors of length 1, an embedding, but logits {wanted} are needed; give it with "
                 "its classifier"

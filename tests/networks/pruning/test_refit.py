@@ -82,6 +82,7 @@ def test_a_refit_brings_a_narrow_student_nearer_to_its_teacher(family: str) -> N
     assert distance(teacher, student) < 0.7 * copied
 
 
+@pytest.mark.thorough
 def test_batches_give_the_student_that_one_pass_gives() -> None:
     """All positions taken, so that the samples are the same; sums and solutions must be, too."""
     teacher, _ = made(SHALLOW)

@@ -172,6 +172,7 @@ def test_sources_have_the_keys_of_their_sections(tmp_path: Path) -> None:
     assert found[0][1] == "source"
 
 
+@pytest.mark.thorough
 def test_a_forecast_says_that_it_is_without_the_students_start_and_a_rehearsal_times_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

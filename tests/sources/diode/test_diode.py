@@ -487,6 +487,7 @@ def test_a_layer_that_explodes_is_seen_in_the_log_and_by_default_clipped(teacher
     assert "above source.bn_clip=100 times the median, and clipped: body.4 (" in source.notes()[-1]
 
 
+@pytest.mark.thorough
 def test_images_that_stay_noise_are_told_of_once_and_others_not(trained: Normalized) -> None:
     def variation(images: Tensor) -> float:
         """Mean absolute differences to the neighbours right, below and in both diagonals."""
@@ -717,6 +718,7 @@ def test_boxes_of_held_out_images_are_those_they_were_made_for(
     assert found is not None and torch.equal(found, torch.cat(drawn)[[15, 31]])
 
 
+@pytest.mark.thorough
 def test_nothing_is_kept_from_one_iteration_to_the_next(teacher: Normalized) -> None:
     alive: list[int] = []
 
