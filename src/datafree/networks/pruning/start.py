@@ -127,7 +127,7 @@ def _start(
     task: Task | None,
     fixed: FixedTime,
 ) -> Started:
-    if any(isinstance(module, torch.jit.ScriptModule) for module in bare(teacher).modules()):
+    if any(isinstance(module, torch.jit.ScriptModule) for module in bare(teacher).children()):
         raise NetworkError(f"the teacher is a TorchScript program, whose layers cannot be watched: {WAY_OUT}")
     device = next(bare(student).parameters()).device
     look = images[:_LOOK].to(device)
