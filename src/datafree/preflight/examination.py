@@ -145,6 +145,7 @@ def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[
             return outputs, size, counter.get_total_flops() // 2
     height, width = tried[0]
     hint = channels_hint(network, subject.spec.channels) or _size_hint(subject)
+    reason = reason.rstrip(".")
     raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}{hint}")
 
 
