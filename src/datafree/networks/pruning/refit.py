@@ -90,7 +90,7 @@ def refit(
         with fixed.counted():
             order, done, largest = _in_order(student, targets, images[:1].to(device))
         batches = list(torch.split(images, options.batch or max(1, int(options.memory * _GIB / (_LIVE * largest)))))
-        sample = _Sample(student, order, options, len(images))
+        sample = Sample(student, order, options, len(images))
         with _Teacher(teacher, order, sample) as theirs:
             for index, batch in enumerate(batches):
                 theirs.run(index, batch.to(device))
@@ -136,7 +136,7 @@ def _in_order(student: nn.Module, targets: list[Target], images: Tensor) -> tupl
     return [named[name] for name in dict.fromkeys(calls) if name not in done.skipped], done, largest
 
 
-class _Sample:
+class Sample:
     """Positions of each layer's answers, and what is to be answered there."""
 
     def __init__(self, student: nn.Module, targets: list[Target], options: RefitOptions, images: int) -> None:
@@ -151,22 +151,34 @@ class _Sample:
         self.values: dict[tuple[str, int], Tensor] = {}  # (P, O)
         self.sums: dict[tuple[str, int], Tensor] = {}  # of the sum that the answer goes into, where it does
 
-    def choose(self, layer: str, batch: int, images: int, answer: Tensor) -> Tensor:
-        size = (len(answer), *answer.shape[2:]) if answer.ndim == 4 else (answer.numel() // answer.shape[-1],)
+    def choose(self, layer: str, batch: int, images: int, answer: Tensor, linear: bool) -> Tensor:
+        """Positions of an answer, which a `linear` layer may give as (B, H, W, O)."""
+        rows = linear or answer.ndim != 4
+        size = (answer.numel() // answer.shape[-1],) if rows else (len(answer), *answer.shape[2:])
         total = math.prod(size)
-        wanted = max(self.options.positions, self.options.per_input * self.inputs[layer])
-        wanted = math.ceil(min(wanted, self.most) * images / self.images)
+        wanted = math.ceil(self._wanted(layer) * images / self.images)
         seed = (self.options.seed * 1009 + self.index[layer]) * 100_003 + batch
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randint(total, (wanted,), generator=generator) if total > wanted else torch.arange(total)
         self.sizes[layer, batch], self.positions[layer, batch] = size, chosen.to(answer.device)
         return self.positions[layer, batch]
 
+    def grows(self, layer: str, share: float) -> float:
+        """How many times as many positions would be sampled if the images here were but this share of all.
+
+        Early layers, of large maps, have all that are wanted in a few images already.
+        """
+        there = sum(math.prod(size) for (name, _), size in self.sizes.items() if name == layer)
+        return min(self._wanted(layer), there / share) / max(1, min(self._wanted(layer), there))
+
+    def _wanted(self, layer: str) -> int:
+        return min(self.most, max(self.options.positions, self.options.per_input * self.inputs[layer]))
+
 
 class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
     """Samples what the teacher answers."""
 
-    def __init__(self, teacher: nn.Module, targets: list[Target], sample: _Sample) -> None:
+    def __init__(self, teacher: nn.Module, targets: list[Target], sample: Sample) -> None:
         self.targets, self.sample, self.network = targets, sample, teacher
         answers = {target.theirs: target.their_norm or target.theirs for target in targets}
         super().__init__(teacher, answers | {target.sum_of: target.sum_norm or target.sum_of for target in targets})
@@ -179,8 +191,9 @@ class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
     def answered(self, layer: str, answer: Tensor) -> None:
         for target in self.targets:
             if target.theirs == layer:
-                positions = self.sample.choose(target.layer, self.batch, self.images, answer)
-                values = least_squares.at(answer, positions)
+                linear = isinstance(self.modules[layer], nn.Linear)
+                positions = self.sample.choose(target.layer, self.batch, self.images, answer, linear)
+                values = least_squares.at(answer, positions, self.sample.sizes[target.layer, self.batch])
                 self.sample.values[target.layer, self.batch] = values[:, target.rows.clamp_min(0)]
 
     def added(self, known: Mapping[str, int], func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
@@ -189,7 +202,7 @@ class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
         for target in self.targets:
             key = (target.layer, self.batch)
             if target.sum_of == layer and self.sample.options.sums and key in self.sample.positions:
-                values = least_squares.at(total, self.sample.positions[key])
+                values = least_squares.at(total, self.sample.positions[key], self.sample.sizes[key])
                 self.sample.sums[key] = values[:, target.rows.clamp_min(0)]
         return total
 
@@ -201,7 +214,7 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
         self,
         student: nn.Module,
         targets: list[Target],
-        sample: _Sample,
+        sample: Sample,
         done: Refitted,
         batches: int,
         fixed: FixedTime,
@@ -228,7 +241,8 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
             if least_squares.answer_size(layer, x) != self.sample.sizes.get(key):
                 self.done.skipped[target.layer] = "its teacher's has maps of another size"
                 return
-            sampled = least_squares.patches(layer, x, self.sample.positions[key], self.sample.sizes[key])
+            with self.fixed.counted(more=self.sample.grows(target.layer, self.fixed.share)):
+                sampled = least_squares.patches(layer, x, self.sample.positions[key], self.sample.sizes[key])
             if key in self.sample.sums:
                 self.taken[target.layer] = (x, sampled)
             else:
@@ -241,7 +255,7 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
         for layer, turn in [(layer, turn) for layer, turn in known.items() if layer in self.taken][-1:]:
             target, key = self.targets[layer], (layer, self.batch)
             x, sampled = self.taken.pop(layer)
-            other = least_squares.at(args[1 - turn], self.sample.positions[key])
+            other = least_squares.at(args[1 - turn], self.sample.positions[key], self.sample.sizes[key])
             self._seen(target, sampled, self.sample.sums[key] - other)
             with self.apart():
                 answer = self.modules[layer](x)
@@ -257,7 +271,8 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
         wanted = wanted.view(len(wanted), groups, -1).transpose(0, 1)
         if target.layer not in self.moments:
             self.moments[target.layer] = Moments.empty(groups, inputs, wanted.shape[2], wanted.device)
-        self.moments[target.layer].add(sampled, wanted)
+        with self.fixed.counted(more=self.sample.grows(target.layer, self.fixed.share)):
+            self.moments[target.layer].add(sampled, wanted)
         if self.batch == self.batches - 1:
             self._solve(target, layer, norm, (groups, inputs, wanted.shape[2]))
         if self.batches > 1:
