@@ -67,12 +67,11 @@ SOURCES: dict[str, dict[str, Any]] = {
     "photos": {"method": "folder", "crop": "random", "flip": True},
     "real": {"method": "folder", "cache_mib": 1024},
 }
-STARTS = ("", "-random")
 ROWS = [
     f"{name}/{method}{start}/{minutes}"
     for name, problem in PROBLEMS.items()
     for method in problem.methods
-    for start in STARTS
+    for start in problem.starts
     for minutes in MINUTES
 ]
 

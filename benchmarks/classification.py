@@ -132,7 +132,8 @@ def learn_labels(work: Work[Pair], fashion: Path) -> tuple[Normalized, dict[str,
     steps = max(1, seen // pair.batch_size)
     train_classifier(
         network, work.task, data,
-        steps=steps, batch_size=pair.batch_size, lr=pair.lr, weight_decay=5e-4, seed=work.seed, shift=pair.shift,
+        steps=steps, batch_size=pair.batch_size, lr=pair.lr, optimizer=pair.optimizer,
+        weight_decay=5e-4 if pair.optimizer == "sgd" else 0.0, seed=work.seed, shift=pair.shift,
         device=work.device, dtype=work.dtype, stop=lambda: work.stop() is not None,
         state_path=work.state_path, save_every=500,
     )  # fmt: skip

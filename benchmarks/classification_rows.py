@@ -14,6 +14,7 @@ from torch import nn
 from datafree.networks.load import NetworkSpec
 from datafree.sources import SOURCES
 from pairs import Row, Size, without
+from supervised import Optimizer
 
 CLASSES = 10  # of Fashion-MNIST and of CIFAR-10
 
@@ -29,6 +30,7 @@ class Pair:
     epochs: int = 0  # of the teacher's training
     batch_size: int = 128  # of training with labels
     lr: float = 0.1  # of training with labels
+    optimizer: Optimizer = "sgd"  # of training with labels
     shift: int = 2  # pixels, of training with labels
     training: dict[str, Any]  # of every student
     task: dict[str, Any] = field(default_factory=dict)

@@ -148,6 +148,7 @@ def train_classifier(
     lr: float,
     weight_decay: float,
     seed: int,
+    optimizer: Optimizer = "sgd",
     shift: int = 2,  # pixels, at most; what moves in is black
     device: torch.device | None = None,  # default: the CPU
     dtype: torch.dtype = torch.float32,  # of forward passes
@@ -158,17 +159,17 @@ def train_classifier(
 ) -> None:
     """Train `network` in place with `task.target_loss`; it is left on `device`, in eval mode.
 
-    SGD with Nesterov's momentum of 0.9; `lr` rises over the first 100 steps and falls to zero along a cosine. Each
+    "sgd" has Nesterov's momentum of 0.9; `lr` rises over the first 100 steps and falls to zero along a cosine. Each
     image comes once an epoch, an epoch's last batch goes on into the next. A batch is shifted as one, by whole
     pixels; each image is mirrored with probability 0.5. Stops, resumes and raises as `train_supervised` does.
     """
     device = device or torch.device("cpu")
     modes.seed_everything(seed)
     network.to(device).to(memory_format=torch.channels_last).train()
-    updates = _optimizer("sgd", network, lr, weight_decay, device, nesterov=True)
+    updates = _optimizer(optimizer, network, lr, weight_decay, device, nesterov=True)
     setting = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
-        "shift": shift, "images": len(data),
+        "optimizer": optimizer, "shift": shift, "images": len(data),
     }  # fmt: skip
 
     def draw(step: int) -> tuple[Tensor, Tensor]:

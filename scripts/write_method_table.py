@@ -41,7 +41,7 @@ def row(name: str, source: ImageSource) -> list[str]:
     line = (inspect.getdoc(type(source)) or "").partition("\n")[0].rstrip(".").replace("|", "\\|")
     facts = [
         "yes" if source.needs_images else "no",
-        "required" if source.needs_batchnorm else "helps" if source.uses_batchnorm else "not used",
+        batchnorm(source),
         "yes" if source.bank_images() else "no",
         cost(source),
         rhythm(source),
@@ -52,6 +52,13 @@ def row(name: str, source: ImageSource) -> list[str]:
         *(["its parts'"] * 5 if source.forwards_updates else facts),
         paper(source),
     ]
+
+
+def batchnorm(source: ImageSource) -> str:
+    """What BatchNorm in the teacher is to a method."""
+    if source.needs_batchnorm:
+        return "required, or attention" if source.or_attention else "required"
+    return "helps" if source.uses_batchnorm else "not used"
 
 
 def cost(source: ImageSource) -> str:

@@ -55,7 +55,7 @@ def test_a_row_says_what_a_method_needs_and_costs(script: ModuleType) -> None:
         "1,000 before, then one every 5 steps",
         "Yu et al., [2112.15358](https://arxiv.org/abs/2112.15358) (its abstracts; the rest is inferred)",
     ]
-    assert script.row("inversion", Inversion(iterations=1500))[3:6] == ["required", "yes", "1,500 T"]
+    assert script.row("inversion", Inversion(iterations=1500))[3:6] == ["required, or attention", "yes", "1,500 T"]
     assert script.row("noise", Noise())[2:] == ["no", "not used", "no", "nothing", "none", "–"]
     assert script.cost(SOURCES["cmi"](iterations=3)) == "3 × (1 G, 2 T, 1 S)"  # type: ignore[call-arg]
     assert script.cost(SOURCES["diode"]()) == "4,000 T"  # the published stages: 2,500 and 1,500 iterations

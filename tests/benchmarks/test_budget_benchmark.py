@@ -38,6 +38,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("row", "init"),
     [
+        *(("fashion-groupnorm/auto/20", "teacher"), ("fashion-vit/auto/20", "teacher")),
+        ("fashion-onnx/auto-random/20", "random"),
         *(("fashion/auto/20", "teacher"), ("fashion/auto-random/20", "random"), ("cifar10/procedural/20", "teacher")),
         *(("fashion-nobn/procedural/20", "teacher"), ("camvid/auto/20", "teacher"), ("bccd/auto/20", "teacher")),
         ("coco/auto/20", "teacher"),
@@ -64,13 +66,14 @@ def test_the_upper_line_learns_from_the_training_split(
 def test_rows_are_every_problem_method_start_and_budget_once(budget: ModuleType) -> None:
     assert len(set(budget.ROWS)) == len(budget.ROWS)
     three = {"auto", "procedural", "real"}
-    expected = dict.fromkeys(("fashion", "fashion-nobn", "cifar10", "cifar10-deep", "camvid", "bccd"), three)
+    fashion = ("fashion", "fashion-nobn", "fashion-groupnorm", "fashion-vit", "fashion-onnx")
+    expected = dict.fromkeys((*fashion, "cifar10", "cifar10-deep", "camvid", "bccd"), three)
     expected |= {"camvid-photos": {"auto", "photos"}, "coco": {"auto", "procedural"}}  # of COCO no other images are had
     rows = {
         f"{n}/{m}{start}/{t}"
         for n, ms in expected.items()
         for m in ms
-        for start in ("", "-random")
+        for start in (("-random",) if n == "fashion-onnx" else ("", "-random"))  # a file has no weights to start from
         for t in (5, 20, 60)
     }
     assert set(budget.ROWS) == rows
@@ -88,6 +91,34 @@ def test_a_teacher_is_trained_once_and_kept_in_the_work_folder(budget: ModuleTyp
     specs = [budget.trained(problem, "camvid", tmp_path, lambda: None) for _ in range(2)]
     assert trained == [tmp_path / "teachers" / "camvid"]
     assert specs[0] == specs[1] == replace(problem.teacher, weights=trained[0] / "teacher" / "teacher.safetensors")
+
+
+@pytest.mark.thorough
+def test_the_file_that_only_answers_is_the_fashion_teacher_with_batchnorm_folded(
+    budget: ModuleType, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    task = budget.PROBLEMS["fashion"].task
+    file = budget.trained(budget.PROBLEMS["fashion-onnx"], "fashion-onnx", tmp_path, lambda: None)
+    assert file.network == str(tmp_path / "teachers" / "fashion-onnx" / "teacher" / "teacher.onnx")
+    specs = (file, budget.trained(budget.PROBLEMS["fashion"], "fashion", tmp_path, lambda: None))
+    answers, network = (
+        budget.prepare(spec, task, "teacher", torch.device("cpu"), torch.float32).eval() for spec in specs
+    )
+    images = torch.rand(3, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(answers(images), network(images), atol=1e-4, rtol=0)
+    assert not answers(images.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("name", ["fashion-groupnorm", "fashion-vit"])
+def test_teachers_without_batchnorm_have_none_and_their_students_start_from_them(budget: ModuleType, name: str) -> None:
+    from datafree.networks.load import build_network
+    from datafree.networks.pruning.start import StartOptions, start_from_teacher
+
+    problem = budget.PROBLEMS[name]
+    teacher, student = (build_network(spec, num_classes=10).eval() for spec in (problem.teacher, problem.student))
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in teacher.modules())
+    assert start_from_teacher(teacher, student, torch.rand(2, 1, 28, 28), StartOptions(refit=None)).copied.new == 0
 
 
 class Answers(nn.Module):

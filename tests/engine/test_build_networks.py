@@ -131,7 +131,7 @@ def weights_of(network: str, classes: int, folder: Path) -> Path:
             marks=pytest.mark.thorough,
         ),
         ("timm/test_resnet", Classification(num_classes=3, image_size=(32, 32)), 5, "=5"),
-        ("timm/test_resnet", Classification(num_classes=2, image_size=(32, 32)), 1, "give args.num_classes=1"),
+        ("timm/test_resnet", Classification(num_classes=3, image_size=(32, 32)), 1, "=1"),
     ],
 )
 def test_weights_of_another_number_of_classes_say_which(
@@ -141,6 +141,17 @@ def test_weights_of_another_number_of_classes_say_which(
     with pytest.raises(WeightsError, match=f"of {theirs} classes: .*{way}") as caught:
         prepare(spec, task, "teacher", torch.device("cpu"), torch.float32)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_one_output_are_those_of_two_classes(tmp_path: Path) -> None:
+    file = weights_of("timm/test_resnet", 1, tmp_path)
+    said: list[str] = []
+    task = Classification(num_classes=2, image_size=(32, 32))
+    spec = NetworkSpec(network="timm/test_resnet", weights=file)
+    teacher = prepare(spec, task, "teacher", torch.device("cpu"), torch.float32, say=said.append).eval()
+    logit = build_network(spec, num_classes=1).eval()(images := torch.rand(2, 3, 32, 32))
+    torch.testing.assert_close(teacher(images).softmax(1)[:, 1:], logit.sigmoid())
+    assert any("it has one output, a logit" in line for line in said)
 
 
 def test_weights_without_torchvisions_second_head_say_so(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_librarys_network_of_one_output_goes_from_inspect_to_a_finished_studen
         student=network,
         task={"kind": "segmentation", "num_classes": 2, "image_size": (16, 16)},
         source="noise",
-        training={"steps": 2, "batch_size": 2, "device": "cpu"},
+        training={"steps": 2, "batch_size": 2, "device": "cpu", "precision": "fp32"},
         out=tmp_path / "run",
         say=said.append,
     )

@@ -235,3 +235,24 @@ def test_photos_go_where_the_method_takes_them() -> None:
     assert source_section("degan", photos)["proxy"]["path"] == "photos"
     with pytest.raises(DatafreeError, match="takes no photos"):
         source_section("cgdd", photos)
+
+
+def test_answers_of_a_lower_resolution_are_enlarged_where_the_user_says_so(here: Path) -> None:
+    (here / "df_coarse.py").write_text(
+        "from torch import nn\n\n\ndef teacher():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 5, 1))\n"
+    )
+    assert "set teacher.upsample=true" in refusal("df_coarse:teacher", **{**SEEN, "mean": "0", "std": "1"})
+    made = draft("df_coarse:teacher", Wishes(size="32", mean="0", std="1"), ["teacher.upsample=true"])
+    recipe = recipe_of(made)
+    assert recipe.teacher.upsample
+    assert (recipe.task.num_classes, recipe.task.image_size) == (5, (32, 32))
+
+
+def test_a_size_that_a_network_does_not_take_is_one_that_images_can_be_brought_to(here: Path) -> None:
+    vit = "timm/vit_tiny_patch16_224"
+    save_weights(timm.create_model("vit_tiny_patch16_224", num_classes=3, depth=1), here / "vit.safetensors")
+    said: dict[str, Any] = {"weights": here / "vit.safetensors", "size": "48", "args": ("depth=1",)}
+    assert "teacher.input_size=[224,224]" in refusal(vit, **said)
+    sections = draft(vit, Wishes(**said), ["teacher.input_size=[224,224]"], chooses_student=False).sections
+    assert (sections["teacher"]["input_size"], sections["task"]["image_size"]) == ([224, 224], [48, 48])

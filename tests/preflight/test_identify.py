@@ -60,6 +60,18 @@ def test_a_decoder_of_smp_is_told_with_its_encoder(tmp_path: Path) -> None:
     assert (found.spec.network, found.spec.args) == ("smp/unet", {"encoder": "mobilenet_v2"})
 
 
+def test_a_checkpoint_with_a_few_tensors_of_something_else_is_told_by_the_others(tmp_path: Path) -> None:
+    network = timm.create_model("mobilenetv3_small_050", num_classes=7)
+    state = {f"net.body.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"state_dict": {**state, "criterion.weight": torch.ones(7)}}, tmp_path / "last.ckpt")
+    found = identify(tmp_path / "last.ckpt")
+    assert found.spec.network == "timm/mobilenetv3_small_050"
+    assert "tensors under 'net.body.' have the names" in found.why
+    more = {f"head.{index}": torch.ones(1) for index in range(len(state) // 4)}
+    torch.save({**state, **more}, tmp_path / "more.pt")  # a part of a larger network is not taken for the whole
+    assert "of no network that is known" in refusal(tmp_path / "more.pt")
+
+
 def test_a_checkpoint_of_a_wrapped_network_is_told_too(tmp_path: Path) -> None:
     state = {f"module.model.{name}": value for name, value in resnet(10, 8, 4).state_dict().items()}
     torch.save({"epoch": 3, "state_dict": state}, tmp_path / "checkpoint.pth")

@@ -159,7 +159,7 @@ def test_a_network_of_ones_own_is_looked_at(own: Path) -> None:
     assert found.parameters == 16 * 27 + 2 * 16 + 16 * 5 + 5
     assert found.bytes == 4 * (found.parameters + 2 * 16) + 8  # running statistics, and the counter of int64
     assert found.macs == 24 * 16 * 16 * 27 + 16 * 5
-    assert found.batchnorm == BatchNorm(live=1, frozen=0, without_statistics=0, as_new=0, note="")
+    assert found.batchnorm == BatchNorm(live=1, frozen=0, without_statistics=0, as_new=0, attention=0, note="")
     assert (found.mean.value, found.mean.provenance) == ((0.0, 0.0, 0.0), "suggested")
     assert (found.channel_order.value, found.channel_order.provenance) == ("rgb", "suggested")
     assert found.cost.forward > 0
@@ -445,6 +445,11 @@ def test_what_a_recipe_states_is_compared_with_the_first_batchnorm(
         ("df_seen:tokens", {"size": "8"}, "the form of no task"),
         ("df_seen:four", {"size": "8"}, "takes 4 channels, but images here have 3 (RGB), or 1 (grey)"),
         ("df_seen:volume", {"size": "8"}, "has 3-D convolutions"),
+        (
+            "timm/vit_tiny_patch16_224",
+            {"size": "64", "classes": 3},
+            "it was made for 224 x 224: leave --size out, or have images brought to that",
+        ),
         ("timm/test_resnet?in_chans=1", {"size": "32", "classes": 3}, "grey images: set channels to 1"),
         ("df_seen:embedding", {"size": "8", "task": "classification"}, "length 1, an embedding"),
         ("df_seen:nosuch", {}, "no name in df_seen 'nosuch'"),

@@ -6,6 +6,7 @@ import gzip
 import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,12 @@ def program(file: Path) -> None:
     torch.export.save(torch.export.export(nn.ReLU(), (torch.rand(1, 3, 4, 4),)), file)
 
 
+def script(file: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.jit
+        torch.jit.script(nn.ReLU()).save(file)
+
+
 TEACHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a.safetensors": (lambda file: save_weights(nn.Linear(2, 2), file), "weights"),
     "a.pth": (lambda file: torch.save(nn.Linear(2, 2).state_dict(), file), "weights"),
@@ -42,6 +49,7 @@ TEACHERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "model.safetensors.index.json": (lambda file: file.write_text('{"weight_map": {}}'), "weights"),
     "yolo.weights": (lambda file: file.write_bytes(b"\0\0\0\0\2\0\0\0"), "weights"),
     "a.pt2": (program, "program"),
+    "script.pt": (script, "program"),
     "a.onnx": (lambda file: file.write_bytes(b"\x08\x08\x12\x07pytorch"), "onnx"),
     "any.txt": (lambda file: file.write_text("task: {kind: detection}\n"), "recipe"),
     "broken.yaml": (lambda file: file.write_text(": : :"), "recipe"),  # whoever reads it says what is wrong
@@ -87,6 +95,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing.pt": (lambda file: file.touch(), "is empty"),
     "page.pth": (lambda file: file.write_text("<!DOCTYPE html><html>404"), "is a web page"),
     "a.pth.gz": (lambda file: file.write_bytes(gzip.compress(b"x")), "is compressed by gzip"),
+    "net.tflite": (lambda file: file.write_bytes(b"\x1c\0\0\0TFL3" + bytes(60)), r"is TFLite's; .*tf2onnx.*--tflite"),
+    "net.rknn": (lambda file: file.write_bytes(b"RKNN" + bytes(60)), "is compiled for a Rockchip NPU"),
+    "net.h5": (lambda file: file.write_bytes(b"\x89HDF\r\n\x1a\n"), r"is Keras's; .*tf2onnx"),
+    "net.keras": (zipped, r"is Keras's; .*tf2onnx"),
+    "net.pb": (lambda file: file.write_bytes(b"\x08\x01\x12\x97\x01"), r"is TensorFlow's; .*--graphdef"),  # as ONNX's
+    "net.mlpackage": (lambda path: path.mkdir(), "is Core ML's"),
+    "net.npz": (zipped, "holds arrays of NumPy"),
+    "script.bin": (script, "is a TorchScript program: name it script.torchscript"),
     "noise": (lambda file: file.write_bytes(b"\xde\xad\xbe\xef" * 200), "is no file of a kind that is known"),
 }
 
@@ -113,6 +129,18 @@ def test_folders_are_told_by_what_is_in_them(tmp_path: Path) -> None:
     (tmp_path / "a.png").rename(tmp_path / "a.pth")
     with pytest.raises(NetworkError, match=r"give a file in it, such as .*a.pth"):
         kind_of(str(tmp_path))
+
+
+def test_a_saved_model_of_tensorflow_is_told_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(NetworkError, match=r"is TensorFlow's; .*--saved-model"):
+        kind_of(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["mine.tflite", "net.torchscript"])
+def test_a_missing_file_of_another_kind_is_said_to_be_missing(name: str) -> None:
+    with pytest.raises(NetworkError, match=f"there is no file {name}"):
+        kind_of(name)
 
 
 def test_a_missing_file_is_not_taken_for_a_name() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -243,3 +244,35 @@ def test_a_competition_that_could_never_act_is_told(classifier: nn.Module) -> No
     Inversion(adversarial_weight=1.0).attach(context)
     assert len(said) == 1
     assert "adversarial_weight is off" in said[0]
+
+
+# --- a teacher with attention in place of BatchNorm ---
+
+
+def transformer() -> nn.Module:
+    network = timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=CLASSES
+    )
+    return taught(network, Classification(num_classes=CLASSES, image_size=SIZE))
+
+
+def test_patches_of_a_transformer_become_more_varied_the_more_their_entropy_weighs() -> None:
+    modes.seed_everything(0)
+    teacher = transformer()
+    logged = {}
+    for weight in (1e-6, 10.0):
+        modes.seed_everything(1)
+        source = Inversion(entropy_weight=weight, iterations=25, batch_size=8, lr=0.05, lr_end=0.05, warmup=1)
+        logged[weight] = attached(source, teacher).update(nn.Linear(1, 1), -1)
+    assert set(logged[10.0]) == {"target", "entropy", "tv_l2"}
+    assert logged[10.0]["entropy"] > logged[1e-6]["entropy"] + 0.1
+
+
+def test_without_batchnorm_or_attention_that_counts_it_is_refused() -> None:
+    modes.seed_everything(0)
+    teacher = transformer()
+    with pytest.raises(NetworkError, match="no BatchNorm statistics"):
+        attached(Inversion(entropy_weight=0.0), teacher)
+    plain = Normalized(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES)))
+    with pytest.raises(NetworkError, match="no BatchNorm statistics"):
+        attached(Inversion(), plain)

@@ -223,16 +223,24 @@ def prepare(
 
 
 def _built(spec: NetworkSpec, task: Task, say: Callable[[str], None]) -> nn.Module:
-    """By name; weights that do not fit because they are of another number of classes say so. Raises DatafreeError."""
+    """By name; with one output for two classes where its weights have one (`settle_one_output`).
+
+    Weights that do not fit because they are of another number of classes say so. Raises DatafreeError.
+    """
+
+    def build(classes: int) -> nn.Module:
+        return build_network(spec, num_classes=classes, say=lambda line: say(f"note: {line}"))
+
     try:
-        return build_network(spec, num_classes=task.num_classes, say=lambda line: say(f"note: {line}"))
+        return build(task.num_classes)
     except WeightsError as error:
         library = spec.weights is not None and not (spec.is_own_code or spec.is_directory)
         count = classes_of(spec) if library else None
         if count in (None, task.num_classes):
             raise
-        way = f"set task.num_classes={count}" if count != 1 else "give args.num_classes=1 (smp's: args.classes=1)"
-        raise WeightsError(f"{error}; its last layers are of {count} classes: {way}") from error
+        if count == 1 and task.num_classes == 2:
+            return build(1)
+        raise WeightsError(f"{error}; its last layers are of {count} classes: set task.num_classes={count}") from error
 
 
 def _size_hint(spec: NetworkSpec, task: Task, what: str) -> str:

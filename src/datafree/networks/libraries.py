@@ -84,7 +84,8 @@ def build_from_library(network: str, args: dict[str, Any], *, num_classes: int, 
         if given == 1 and wanted == 2:  # one output, for yes and no
             num_classes = 1
         elif given != wanted:
-            raise NetworkError(f"{network} is given {key}={given!r}, but the task has {wanted}: leave {key} out")
+            what = ", which leaves its classifier out: what it answers then is an embedding" if given == 0 else ""
+            raise NetworkError(f"{network} is given {key}={given!r}{what}, but the task has {wanted}: leave {key} out")
     if channels != 3:
         if library not in _CHANNELS_ARG:
             raise NetworkError(f"{network} takes colour images only; choose another network, or channels: 3")

@@ -42,6 +42,7 @@ from datafree.text import did_you_mean, show
 LEARNING: dict[str, Any] = {"batch_size": 64, "lr": 1e-2, "weight_decay": 0.0, "lr_warmup": 50, "mixup": 0.5}
 TEMPERATURE = 4.0
 SHIFT = 8  # the share of an image's side that it is shifted by at most, as a divisor
+_FORM = ("input_size", "upsample")  # of the teacher's section
 LARGE, LARGE_BATCH = 128, 16  # pixels of a side, from which batches and with them steps are a fourth as large
 
 
@@ -79,7 +80,7 @@ def draft(
     modes.choose_device(wishes.device or "auto")  # what is wrong is said before the network is built
     _require_names(wishes)
     spec, origin, doubts = _named(teacher, wishes)
-    seen = _look(spec, wishes, given)
+    seen = _look(spec, wishes, given, _form_said(overrides))
     _ask(seen, spec)
     taught = _as_drafted(seen)
     student = None
@@ -171,8 +172,21 @@ def _name(teacher: str, spec: NetworkSpec) -> str:
 # --- what it is ---
 
 
-def _look(spec: NetworkSpec, wishes: Wishes, given: nn.Module | None) -> Examined:
-    """The network, built and run once on an image."""
+def _form_said(overrides: Sequence[str]) -> dict[str, Any]:
+    """What overrides say of the teacher without which its first answer may be none that is wanted."""
+    said: dict[str, Any] = {}
+    for override in overrides:
+        if override.startswith(tuple(f"teacher.{key}=" for key in _FORM)):
+            try:
+                apply_override(said, override)
+            except ValueError as error:
+                raise RecipeError(str(error).splitlines()) from error
+    form: dict[str, Any] = said.get("teacher", {})
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in form.items()}
+
+
+def _look(spec: NetworkSpec, wishes: Wishes, given: nn.Module | None, form: dict[str, Any]) -> Examined:
+    """The network, built and run once on an image; `form`: options of its section."""
     found = find_subject(
         spec.network,
         weights=spec.weights,
@@ -182,6 +196,7 @@ def _look(spec: NetworkSpec, wishes: Wishes, given: nn.Module | None) -> Examine
         recipe=None,
         images=replace(wishes, channels=wishes.channels or spec.channels).images(),
     )
+    found = replace(found, spec=replace(found.spec, **form))
     return examine(found, wishes.task, modes.choose_device(wishes.device or "auto"), torch.float32, given)
 
 

@@ -144,8 +144,21 @@ def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[
                 size = Fact(value=(height, width), provenance="unknown", why="nobody says; this one passes")
             return outputs, size, counter.get_total_flops() // 2
     height, width = tried[0]
-    hint = channels_hint(network, subject.spec.channels)
+    hint = channels_hint(network, subject.spec.channels) or _size_hint(subject)
+    reason = reason.rstrip(".")
     raise NetworkError(f"{subject.spec.network} cannot take images of {height} x {width} pixels: {reason}{hint}")
+
+
+def _size_hint(subject: Subject) -> str:
+    """The size that the network was made for, as an error about a stated one says it."""
+    metadata = known(subject.spec)
+    if metadata is None or metadata.input_size in (None, subject.size.value):
+        return ""
+    height, width = metadata.input_size
+    return (
+        f"; it was made for {height} x {width}: leave --size out, or have images brought to that by "
+        f"teacher.input_size=[{height},{width}]"
+    )
 
 
 def _task(outputs: Any, subject: Subject, stated: str | None, size: tuple[int, int]) -> tuple[Task, Fact, str | None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -33,6 +34,7 @@ from datafree.text import show
 
 _COMPARED = 6  # networks whose answers are compared, at most
 _SHOWN = 4  # networks in an error
+_MOST = 0.9  # of a file's tensors that have to be the network's
 _SIDE = 64  # pixels of images that they answer, where the networks do not say
 _ENCODERS = (  # of smp, that are tried besides those in the file's name
     *("resnet34", "resnet18", "resnet50", "resnet101", "mobilenet_v2", "efficientnet-b0", "efficientnet-b1"),
@@ -64,21 +66,33 @@ def identify(file: Path) -> Identified:
     if file.suffix in PICKLES and (module := read_module(file)) is not None:  # which says itself what it is
         why = f"a whole module, {show(module.kind)}"
         return Identified(spec=NetworkSpec(network=str(file)), why=why, doubt=None)
-    given = counted(read_shapes(file))
+    stored = read_shapes(file)
+    given = counted(stored)
     if not given:
         raise WeightsError(f"weights {file}: holds no tensors")
-    cut = len(held_prefix(given))
-    shapes = {name[cut:]: shape for name, shape in given.items()}
     told = _hints(file)
-    fitting = [spec for spec in dict.fromkeys(_candidates(file, given, shapes, told)) if _fits(spec, shapes)]
+    fitting: list[_Candidate] = []
+    for lead in (held_prefix(given), *_main_prefixes(given)):
+        shapes = {name.removeprefix(lead): shape for name, shape in given.items() if name.startswith(lead)}
+        tried = dict.fromkeys(_candidates(file, given, shapes, told))
+        if fitting := [candidate for candidate in tried if _fits(candidate, shapes)]:
+            break
     if not fitting:
-        first = ", ".join(show(name) for name in list(shapes)[:2])
+        first = ", ".join(show(name) for name in list(given)[:2])
         hint = "timm/NAME, torchvision/NAME or your own module:callable, and its number with --classes"
         raise WeightsError(
-            f"weights {file}: {len(shapes)} tensors (first: {first}) of no network that is known here; say which: "
+            f"weights {file}: {len(given)} tensors (first: {first}) of no network that is known here; say which: "
             f"datafree distill NETWORK --weights {file}, NETWORK being {hint}"
         )
-    return _decided(file, [_spec(*one, file) for one in fitting], told)
+    inside = sum(name.startswith(lead) for name in stored)
+    part = f"{inside} tensors" + (f" under {show(lead)}" if inside < len(stored) else "")
+    return _decided(file, [_spec(*one, file) for one in fitting], told, part)
+
+
+def _main_prefixes(given: Mapping[str, Shape]) -> list[str]:
+    """What nearly all names of a file begin with: the network, where a few belong to something else; longest last."""
+    counts = Counter(name[: dot.end()] for name in given for dot in re.finditer(r"\.", name))
+    return sorted((lead for lead, count in counts.items() if _MOST * len(given) < count < len(given)), key=len)
 
 
 _Candidate = tuple[str, tuple[tuple[str, Any], ...], int]  # network, args, channels
@@ -180,10 +194,10 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", text.lower())
 
 
-def _decided(file: Path, fitting: list[NetworkSpec], told: str) -> Identified:
+def _decided(file: Path, fitting: list[NetworkSpec], told: str, part: str) -> Identified:
     """The one that the file's name says, or any of those that answer alike; else torchvision's, the others in doubt.
 
-    Raises NetworkError where none of that decides.
+    `part`: which of its tensors are the network's. Raises NetworkError where none of that decides.
     """
     named = sorted(
         (spec for spec in fitting if _plain(_short(spec)) in told), key=lambda spec: len(_short(spec)), reverse=True
@@ -196,7 +210,7 @@ def _decided(file: Path, fitting: list[NetworkSpec], told: str) -> Identified:
         others = ", ".join(_name(spec) for spec in left if spec not in plain)
         doubt = f"{others} would have the same tensors (give the network, and --weights)" if others else None
         left = plain
-    why = f"its {len(read_shapes(file))} tensors have the names and shapes of {_name(left[0])}"
+    why = f"its {part} have the names and shapes of {_name(left[0])}"
     if len(left) > 1 and not _alike(left):
         others = ", ".join(map(_name, left[:_SHOWN])) + (
             f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from datafree.networks.batchnorm import batchnorm_layers, is_as_new
+from datafree.networks.patches import attention_layers
 from datafree.recipe.recipe import TASK
 from datafree.sources import SOURCES
 from datafree.sources.base import ImageSource
@@ -24,6 +25,7 @@ class BatchNorm:
     frozen: int  # with statistics, and scales that no training changes, as in torchvision's FrozenBatchNorm2d
     without_statistics: int  # that use each batch's own
     as_new: int  # of the first two: those whose statistics no image has moved yet
+    attention: int  # attention layers, of which some methods take a prior where there is no BatchNorm
     note: str
 
 
@@ -47,6 +49,7 @@ def count_batchnorm(network: nn.Module) -> BatchNorm:
         frozen=len(frozen),
         without_statistics=len(batch),
         as_new=len(new),
+        attention=len(attention_layers(network)),
         note="" if kept or batch else _instead(network),
     )
 
@@ -84,7 +87,8 @@ def applies(
     if not issubclass(type(task), source.serves):
         return Applies(applies=False, note=f"makes images for {TASK.name_of(source.serves)} only")
     statistics = norms.live + norms.frozen
-    if source.needs_batchnorm and not statistics:
+    attends = source.or_attention and norms.attention > 0
+    if source.needs_batchnorm and not (statistics or attends):
         return Applies(applies=False, note="is built on BatchNorm statistics, and there are none")
     if source.needs_gradients and _updates(source) and not gradients:
         return Applies(applies=False, note="learns through the teacher, and no gradient comes back through this one")
@@ -93,7 +97,9 @@ def applies(
         for field in dataclasses.fields(source)
         if field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     ]
-    if source.uses_batchnorm and not statistics:
+    if attends and not statistics:
+        notes.append("by the entropy of the patches in its attention layers, in place of BatchNorm statistics")
+    elif source.uses_batchnorm and not statistics:
         notes.append("source.bn_weight is off without BatchNorm statistics")
     elif source.uses_batchnorm and trained and norms.as_new == statistics:
         notes.append("the BatchNorm statistics are as new and say nothing")

@@ -14,12 +14,15 @@ from typing import Literal
 
 from datafree.config import yaml
 from datafree.errors import NetworkError
+from datafree.networks.checkpoints.other_files import OTHER_FILES, SAVED_MODEL
 from datafree.text import show
 
 Kind = Literal["recipe", "weights", "program", "onnx", "directory", "name"]
 
 RECIPES = (".yaml", ".yml")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".index.json")
+_PROGRAMS = (".pt2", ".torchscript", ".ts")
+_SCRIPTS = (".pt", ".pth", ".torchscript", ".ts")  # how archives of TorchScript are called
 PHOTOS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _TEACHERS = (
     "a teacher is a network's name (timm/resnet18), a weights file, a .pt2, an ONNX file, a Hugging Face "
@@ -61,13 +64,15 @@ def kind_of(teacher: str) -> Kind:
     path = Path(teacher).expanduser()
     if "\0" in teacher:
         raise NetworkError(f"{show(teacher)} is no name; {_TEACHERS}")
+    if path.suffix in OTHER_FILES and path.exists():
+        raise NetworkError(f"{path} {OTHER_FILES[path.suffix]}")
     if path.is_dir():
         return _of_folder(path)
     if path.exists():
         return _of_file(path)
     if path.suffix in RECIPES:
         return "recipe"
-    if path.name.endswith((*WEIGHTS, ".pt2", ".onnx", ".weights", *PHOTOS, ".zip", ".txt", ".json")):
+    if path.name.endswith((*WEIGHTS, *_PROGRAMS, ".onnx", ".weights", *OTHER_FILES, *PHOTOS, ".zip", ".txt", ".json")):
         raise NetworkError(f"there is no file {teacher}; {_TEACHERS}")
     return "name" if "/" in teacher or ":" in teacher else "recipe"
 
@@ -81,6 +86,8 @@ def _of_folder(path: Path) -> Kind:
         raise NetworkError(f"{path} is an empty folder; {_TEACHERS}")
     if "config.json" in names:
         return "directory"
+    if SAVED_MODEL in names:
+        raise NetworkError(f"{path} {OTHER_FILES['.pb']}")
     if "recipe.yaml" in names:
         raise NetworkError(f"{path} is a run; to run its recipe again, give {path / 'recipe.yaml'}")
     if files := [name for name in names if name.endswith((*WEIGHTS, ".pt2", ".onnx"))]:
@@ -163,8 +170,12 @@ def _of_index(path: Path) -> Kind:
 def _of_archive(path: Path) -> Kind:
     """torch.save and torch.export write zip archives, and so do others."""
     names = _members(path)
+    if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+        if path.suffix not in _SCRIPTS:
+            raise NetworkError(f"{path} is a TorchScript program: name it {path.stem}.torchscript, and give that")
+        return "program"
     if any(name.endswith(("/data.pkl", "/archive_format", "serialized_exported_program.json")) for name in names):
-        return "program" if path.suffix in (".pt2", ".torchscript", ".ts") else "weights"
+        return "program" if path.suffix in _PROGRAMS else "weights"
     inside = [name for name in names if name.endswith((*WEIGHTS, ".onnx"))]
     held = f" and give {inside[0][:80]}" if inside else ""
     raise NetworkError(f"{path} is a zip archive, and none of torch's: unpack it{held}; {_TEACHERS}")

@@ -86,6 +86,7 @@ class ImageSource(ABC):
     serves: ClassVar[type[Any]] = Task  # the tasks it makes images for: this one, or all
     finishes: ClassVar[bool] = False  # whether each update finishes a batch, for `on_finished_batch` or a bank
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
+    or_attention: ClassVar[bool] = False  # whether attention layers serve it where there is no BatchNorm
     uses_batchnorm: ClassVar[bool] = False  # whether `bn_weight` is of a term on these statistics
     needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
     needs_images: ClassVar[bool] = False  # whether it needs images of the user's own: photos, proxies, a data set

@@ -4,6 +4,9 @@ Hongxu Yin et al., "Dreaming to Distill: Data-free Knowledge Transfer via DeepIn
 Defaults are those its authors published for CIFAR-10; for ImageNet they have bn_weight 0.01, first_bn_weight 9,
 3,000 iterations at lr 0.25 (0.06 in our units) after 100 of warm-up, beta1 0.5 and beta2 0.9, jitter 30.
 
+A transformer has no such statistics: the patch-similarity entropy of PSAQ-ViT, Li et al., ECCV 2022, arXiv 2203.02250,
+takes the place of their term.
+
 B images, C classes, H x W pixels, N rows (an image or a pixel each).
 """
 
@@ -18,18 +21,22 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Temperature, Weight
-from datafree.networks.batchnorm import StatisticsMatch, require_batchnorm
+from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers, require_batchnorm
+from datafree.networks.patches import PatchEntropy
 from datafree.ops import augment, losses, modes
 from datafree.ops.whole_batch import whole_norm
 from datafree.sources.base import Paper, SourceContext
 from datafree.sources.parts import pixel_optimizer
 from datafree.sources.parts.pool_source import PoolSource
+from datafree.tasks.base import synthetic_batch
 
 
 @final
 @dataclass(kw_only=True)
 class Inversion(PoolSource):
     """Pixels are optimised until the teacher recognises preset targets in images with its BatchNorm statistics.
+
+    Of a teacher with attention layers and no BatchNorm: in images whose patches differ as those of photographs do.
 
     One update makes one batch, with all its iterations, and adds it to a bank that the student draws from. As
     published, a data set is made before the student learns. Adaptive DeepInversion also makes what the student does
@@ -39,11 +46,15 @@ class Inversion(PoolSource):
     paper: ClassVar[Paper | None] = Paper("Yin et al.", "1912.08795")
     needs_batchnorm: ClassVar[bool] = True
     uses_batchnorm: ClassVar[bool] = True
+    or_attention: ClassVar[bool] = True
     passes: ClassVar[Mapping[str, int]] = {"teacher": 1}
 
     target_weight: Annotated[Weight, Doc("of the teacher's loss on the preset targets (cross-entropy), eq. 1")] = 1.0
     bn_weight: Annotated[Weight, Doc("alpha_f: of the distance to the teacher's BatchNorm statistics, eq. 4")] = 10.0
     first_bn_weight: Annotated[Weight, Doc("added to the first BatchNorm layer's share of 1; 9 for ImageNet")] = 0.0
+    entropy_weight: Annotated[
+        Weight, Doc("of the patches' entropy in attention layers, PSAQ-ViT's eq. 7; of a teacher without BatchNorm")
+    ] = 1.0
     tv_l1_weight: Annotated[Weight, Doc("of the mean differences of neighbouring pixels")] = 0.0
     tv_l2_weight: Annotated[Weight, Doc("alpha_tv: of their norm, eq. 2; 2.5e-5 in units of their std")] = 1e-4
     l2_weight: Annotated[Weight, Doc("alpha_l2: of the distance to mid-grey, eq. 2")] = 0.0
@@ -63,12 +74,23 @@ class Inversion(PoolSource):
     update_every: Annotated[Count, Doc("student steps per batch; 0 = none")] = 0
 
     def attach(self, context: SourceContext) -> None:
-        require_batchnorm(context.teacher, "inversion")
+        self._patches = self._look_at_patches(context)
+        if self._patches is None:
+            require_batchnorm(context.teacher, "inversion")
         self.attach_pool(context)
         fused = context.speed.fused_statistics
         self._match = StatisticsMatch(network=context.teacher, first=self.first_bn_weight, fused=fused)
         if self.adversarial_weight and not self.update_every:
             context.say("note: source.adversarial_weight is off: no image is made once the student learns")
+
+    def _look_at_patches(self, context: SourceContext) -> PatchEntropy | None:
+        """The watch over a teacher's attention layers, where these have to stand in for BatchNorm and can."""
+        if batchnorm_layers(context.teacher) or not self.entropy_weight:
+            return None
+        patches = PatchEntropy(network=context.teacher)
+        with torch.no_grad(), patches.watching():
+            context.teacher(synthetic_batch(context.task.image_size, context.device))
+        return patches if patches.count else None
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         task, teacher, device = self._context.task, self._context.teacher, self._context.device
@@ -78,11 +100,15 @@ class Inversion(PoolSource):
         def loss(images: Tensor, iteration: int) -> Tensor:
             moved, move = augment.roll_and_flip(images, self.jitter)
             moved_targets = task.move_targets(targets, move)
-            with self._match.watching():
+            with (self._patches or self._match).watching():
                 outputs = teacher(moved)
             terms["target"] = task.target_loss(outputs, moved_targets)
-            terms["bn"] = self._match.distance()
-            total = self.target_weight * terms["target"] + self.bn_weight * terms["bn"]
+            if self._patches is None:
+                terms["bn"] = self._match.distance()
+                total = self.target_weight * terms["target"] + self.bn_weight * terms["bn"]
+            else:
+                terms["entropy"] = self._patches.entropy()
+                total = self.target_weight * terms["target"] - self.entropy_weight * terms["entropy"]
             if self.tv_l1_weight:
                 terms["tv_l1"] = losses.total_variation_l1(moved)
                 total = total + self.tv_l1_weight * terms["tv_l1"]

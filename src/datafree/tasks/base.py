@@ -86,12 +86,19 @@ class Task(ABC, Generic[OutputsT]):
 
     def warning(self, outputs: OutputsT, what: str) -> str:
         """What to tell of outputs that pass `check` but may not be what they look like; "" if nothing."""
-        if isinstance(outputs, Tensor) and outputs.min() >= 0 and outputs.max() <= 1 and outputs.min() < outputs.max():
+        if not isinstance(outputs, Tensor) or outputs.min() < 0 or outputs.min() == outputs.max():
+            return ""
+        if outputs.max() <= 1:
             return (
                 f"what the {what} answers to a first image lies all between 0 and 1; if its last layer is a sigmoid, "
-                "take it off: logits are needed"
+                "take it off, as logits are needed; if each class is a yes or no by itself, set task.kind=multilabel"
             )
-        return ""
+        if outputs.ndim != 2 or outputs.shape[1] < FEATURES:  # few logits may all be above 0 by chance
+            return ""
+        return (
+            f"nothing that the {what} answers to a first image is below 0; if these are features, an embedding, give "
+            "it with its classifier, as logits are needed"
+        )
 
     def probe_student(self, outputs: OutputsT, what: str) -> None:
         """Raise NetworkError if a student that answers this about two images in train mode cannot learn; most can."""
@@ -217,6 +224,9 @@ def unseen(class_names: Sequence[str], seen: Sequence[bool], what: str) -> list[
 def open_labelled(task: Task, path: Path) -> LabelledData:
     """The labelled data at `path`; of a made data set what it holds, if it is finished. Raises DataError, RunError."""
     return task.open_dataset(made_set.data_of(path))
+
+
+FEATURES = 16  # numbers from which on none below 0 is a sign of features behind a ReLU
 
 
 def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_classes: int) -> Tensor:

@@ -57,7 +57,8 @@ class Segmentation(Task[Tensor]):
             height, width = self.image_size
             raise NetworkError(
                 f"the {what} answers {checked.shape[2]} x {checked.shape[3]} pixels for images of {height} x {width}; "
-                "choose a task.image_size that it keeps, or wrap it so that it upsamples its logits"
+                f"set {what.partition(' ')[0]}.upsample=true to have them enlarged, or choose a task.image_size that "
+                "it keeps"
             )
         return checked
 

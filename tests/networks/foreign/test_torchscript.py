@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+import datafree
 from datafree.errors import NetworkError, WeightsError
 from datafree.networks.batchnorm import require_batchnorm
 from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.pruning.start import start_from_teacher
 from datafree.preflight.inspection import inspect_teacher
 
 IMAGES = torch.rand(3, 3, 8, 8)
@@ -54,6 +56,25 @@ def test_a_trusted_program_answers_as_its_network_with_gradients_and_no_layers(
     assert found.parameters == sum(parameter.numel() for parameter in network.parameters())
     assert found.sources["dafl"].applies
     assert not found.sources["inversion"].applies
+
+
+def test_a_student_cannot_start_from_it_and_is_told_why(script: tuple[nn.Module, Path]) -> None:
+    teacher = build_network(NetworkSpec(network=str(script[1]), args={"trusted": True}), num_classes=5)
+    student = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 36, 5))
+    with pytest.raises(NetworkError, match="a TorchScript program, whose layers cannot be watched"):
+        start_from_teacher(teacher, student, IMAGES)
+
+
+def test_it_teaches_a_student_to_the_end(script: tuple[nn.Module, Path], tmp_path: Path) -> None:
+    made = datafree.distill(
+        {"network": str(script[1]), "args": {"trusted": True}},
+        {"network": "datafree/resnet?depth=8&width=4"},
+        task={"kind": "classification", "num_classes": 5, "image_size": (8, 8)},
+        source={"method": "procedural", "batch_size": 4, "warmup": 1},
+        training={"steps": 2, "batch_size": 4, "device": "cpu", "precision": "fp32"},
+        out=tmp_path / "run",
+    )
+    assert made.network(IMAGES).shape == (3, 5)
 
 
 def test_what_is_no_program_is_one_line(tmp_path: Path) -> None:

@@ -429,6 +429,10 @@ def test_pickled_weights_are_read_as_tensors_only(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"architectures": ["BertModel"], "model_type": "bert"}, "holds a 'BertModel'"),
+        (
+            {"architectures": ["Mask2FormerForUniversalSegmentation"], "model_type": "mask2former"},
+            "which is not done here: take a SomethingForSemanticSegmentation",
+        ),
         ({"architectures": ["os.system"]}, "holds a 'os.system'"),
         ({"architectures": None}, "holds a None"),
         ({"model_type": "resnet"}, "not vit"),

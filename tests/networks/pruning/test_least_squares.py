@@ -71,7 +71,7 @@ def test_patches_times_the_weight_are_the_convolutions_answer(form: str) -> None
     assert size == (3, *answer.shape[2:])
     positions = torch.randperm(answer[:, 0].numel())[:50]
     made = least_squares.patches(layer, x, positions, size) @ least_squares.as_matrix(layer)  # (G, P, O)
-    torch.testing.assert_close(made.transpose(0, 1).flatten(1), least_squares.at(answer, positions))
+    torch.testing.assert_close(made.transpose(0, 1).flatten(1), least_squares.at(answer, positions, size))
 
 
 @pytest.mark.parametrize("form", CONVOLUTIONS)
@@ -90,7 +90,7 @@ def test_a_layer_and_its_norm_are_set_to_answer_what_another_layer_does(form: st
     taken = least_squares.patches(layer, x, positions, size)
     groups, _, inputs = taken.shape
     sums = Moments.empty(groups, inputs, wanted.shape[1] // groups, x.device)
-    sums.add(taken, least_squares.at(wanted, positions).view(len(positions), groups, -1).transpose(0, 1))
+    sums.add(taken, least_squares.at(wanted, positions, size).view(len(positions), groups, -1).transpose(0, 1))
     solution = least_squares.solve(sums, least_squares.folded(layer, norm), ridge=1e-9)
     least_squares.put(layer, norm, solution, torch.ones(wanted.shape[1], dtype=torch.bool))
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_a_layer_and_its_norm_are_set_to_answer_what_another_layer_does(form: st
 
 def test_a_linear_layers_patches_are_its_rows() -> None:
     layer, x = nn.Linear(5, 3), torch.rand(2, 4, 5)
-    positions = torch.tensor([7, 0])
-    made = least_squares.patches(layer, x, positions, least_squares.answer_size(layer, x))
+    positions, size = torch.tensor([7, 0]), least_squares.answer_size(layer, x)
+    made = least_squares.patches(layer, x, positions, size)
     assert torch.equal(made[0], torch.stack([x[1, 3], x[0, 0]]))
-    torch.testing.assert_close(least_squares.at(layer(x), positions), F.linear(made[0], layer.weight, layer.bias))
+    torch.testing.assert_close(least_squares.at(layer(x), positions, size), F.linear(made[0], layer.weight, layer.bias))

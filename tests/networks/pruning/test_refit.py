@@ -289,3 +289,38 @@ def test_networks_that_run_in_bfloat16_start_as_in_float32() -> None:
         answers.append(answer(student, IMAGES))
         assert wrapped.dtype == dtype
     assert torch.equal(*answers)
+
+
+class LastChannels(nn.Module):
+    """A linear layer applied to (B, H, W, channels), as ConvNeXt's blocks have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, 2, 1)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        rows = x.permute(0, 2, 3, 1)
+        rows = rows + self.down(self.up(rows).relu())
+        answer: Tensor = self.head(rows.mean((1, 2)))
+        return answer
+
+
+def test_linear_layers_of_maps_with_channels_last_are_refitted_as_rows() -> None:
+    torch.manual_seed(0)
+    student = LastChannels(8)
+    teacher, wide = LastChannels(16), student.state_dict()
+    doubled_rows = {  # every channel twice, and half of each read
+        name: (value.repeat_interleave(2, 0) if value.shape[0] > 3 else value) for name, value in wide.items()
+    }
+    for name, value in doubled_rows.items():
+        if name.endswith("weight") and value.ndim == 2:
+            doubled_rows[name] = value.repeat_interleave(2, 1) / 2
+    teacher.load_state_dict(doubled_rows)
+    nets = Normalized(teacher.eval()), Normalized(LastChannels(8).eval())
+    copied = distance(*nets)
+    started = start_from_teacher(*nets, IMAGES)
+    assert {"up", "down"} <= set(started.refitted.errors)
+    assert distance(*nets) < 1e-3 < copied

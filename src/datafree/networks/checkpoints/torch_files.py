@@ -102,7 +102,8 @@ def open_archive(what: str, path: Path, file: BinaryIO) -> tuple[zipfile.ZipFile
     members = {member.filename: member for member in archive.infolist()}
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
         raise WeightsError(
-            f"{what} {path}: a TorchScript program, which is code; save torch.jit.load(...).state_dict()"
+            f"{what} {path}: a TorchScript program, which is code; save torch.jit.load(...).state_dict(), or give the "
+            "file as the network, with args: {trusted: true}, if you trust its maker"
         )
     # torch stores its members one after the other, so they cannot be larger than the file.
     if any(m.compress_type != zipfile.ZIP_STORED for m in members.values()):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from datafree.errors import DatafreeError, WeightsError
 from datafree.networks.checkpoints.index import MAX_BYTES, read_indexed, unique
 from datafree.networks.checkpoints.naming import WRAPPED, correspondence, is_counter, shared_prefix
+from datafree.networks.checkpoints.other_files import OTHER_FILES
 from datafree.networks.checkpoints.stored_tensors import StoredTensor
 from datafree.networks.checkpoints.torch_files import read_torch_file
 from datafree.networks.checkpoints.unpickler import kind_of
@@ -34,16 +35,7 @@ _WRAPPERS = (
     *("state_dict_ema", "ema_state_dict", "model_ema", "ema"),
 )
 _AS_TRAINED = "give the network and args it was trained with (`datafree inspect FILE` tells which a file fits)"
-_KERAS = "is Keras's; write the whole network as ONNX (tf2onnx: python -m tf2onnx.convert) and name that as the network"
-_OTHER_FILES = {  # what people hold that is no file of tensors under names, and what to do
-    ".h5": _KERAS,
-    ".keras": _KERAS,
-    ".tflite": "is TFLite's; write it as ONNX (python -m tf2onnx.convert --tflite) and name that as the network",
-    ".rknn": "is compiled for a Rockchip NPU and cannot be read back; name the ONNX file that it was made from",
-    ".engine": "is compiled for one GPU by TensorRT and cannot be read back; name the ONNX file that it was made from",
-    ".onnx": "is a whole network, not weights alone: name it as the network itself, and leave weights out",
-    ".mlmodel": "is Core ML's; name the network that it was made from, with its own weights",
-}
+_PROGRAM = "is a whole network, not weights alone: name it as the network itself, and leave weights out"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -68,8 +60,8 @@ def _read(path: Path, read_file: Callable[[Path], dict[str, Tensor]]) -> dict[st
     try:
         if not path.is_file():  # also keeps from waiting on a pipe
             raise WeightsError(f"weights {path}: {'not a file' if path.exists() else 'no such file'}")
-        if path.suffix in _OTHER_FILES:
-            raise WeightsError(f"weights {path}: {_OTHER_FILES[path.suffix]}")
+        if (what := {**OTHER_FILES, ".onnx": _PROGRAM}.get(path.suffix)) is not None:
+            raise WeightsError(f"weights {path}: {what}")
         written.check(path)
         found = read_indexed(path, read_file) if path.name.endswith(".index.json") else read_file(path)
     except DatafreeError:

@@ -57,7 +57,8 @@ def count_parameters(network: nn.Module) -> int:
 def count_bytes(network: nn.Module) -> int:
     """Bytes of a network's parameters and buffers; of a file's where its runtime holds them."""
     inner = bare(network)
-    return sum(file.stat().st_size for file in inner.files) if isinstance(inner, AnswersOnly) else size_of(inner)
+    held = size_of(inner)
+    return sum(file.stat().st_size for file in inner.files) if isinstance(inner, FileTeacher) and not held else held
 
 
 def is_opaque(network: nn.Module) -> bool:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datafree.errors import NetworkError, WeightsError
 from datafree.networks.foreign.file_teacher import FileTeacher
@@ -24,7 +24,10 @@ SUFFIXES = (".torchscript", ".ts")
 
 
 class ScriptTeacher(FileTeacher):
-    """The network in a TorchScript archive: images (B, channels, H, W) -> its answer, with gradients to the images."""
+    """The network in a TorchScript archive: images (B, channels, H, W) -> its answer, with gradients to the images.
+
+    It is one layer to whoever looks: the program's own layers take no hooks.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -34,7 +37,15 @@ class ScriptTeacher(FileTeacher):
                 self.program = torch.jit.load(path, map_location="cpu").eval()  # type: ignore[no-untyped-call]
         except Exception as error:  # of torch's classes, for damaged archives and operators that it lacks
             raise WeightsError(f"network {path}: torch.jit.load does not take it ({one_line(error)})") from error
-        self.parameter_count = sum(parameter.numel() for parameter in self.parameters())
+        for parameter in self.program.parameters():
+            parameter.requires_grad_(False)
+            self.parameter_count += parameter.numel()
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Itself alone."""
+        yield from ((prefix, self) for _ in range(memo is None or self not in memo))
 
     def forward(self, images: Tensor) -> Any:
         """Raises whatever the program does."""
@@ -57,7 +68,7 @@ def open_torchscript(path: Path, args: Mapping[str, Any]) -> ScriptTeacher:
         raise WeightsError(f"network {path}: {'not a file' if path.exists() else 'no such file'}")
     if args.get("trusted") is not True:
         raise NetworkError(
-            f"{path} is a TorchScript program, which is code: if you trust its maker, give args: {{trusted: true}}; "
-            "else have it exported by torch.export (.pt2) or to ONNX"
+            f"{path} is a TorchScript program, which is code: if you trust its maker, give args: {{trusted: true}} "
+            "(--args trusted=true); else have it exported by torch.export (.pt2) or to ONNX"
         )
     return ScriptTeacher(path)

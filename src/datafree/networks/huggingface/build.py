@@ -21,6 +21,7 @@ from datafree.networks.pretrained import hub_offline
 from datafree.text import one_line, show
 
 _TASKS = ("IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION")
+_OF_MASKS = ("ForUniversalSegmentation", "ForInstanceSegmentation")  # Mask2Former, OneFormer, MaskFormer
 _SAID_BY_US = (  # how it answers and where its parts come from is not the file's to say
     *("return_dict", "output_attentions", "output_hidden_states", "torchscript", "auxiliary_loss"),
     *("use_pretrained_backbone", "dtype", "torch_dtype", "attn_implementation", "experts_implementation"),
@@ -139,6 +140,12 @@ def _class_of(network: str, transformers: Any, config: dict[str, Any]) -> Any:
     for task in _TASKS:
         for kind, made in getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").items():
             known |= dict.fromkeys([made] if isinstance(made, str) else made, kind)
+    if isinstance(name, str) and name.endswith(_OF_MASKS):
+        raise NetworkError(
+            f"{network} holds a {show(name)}, whose class maps have to be put together from masks and their classes, "
+            "which is not done here: take a SomethingForSemanticSegmentation, or name code of yours (module:callable) "
+            "that answers logits (B, classes, H, W) by it"
+        )
     if name not in known:
         raise NetworkError(
             f"{network} holds a {show(name)} ({show(model)}); image classification, semantic segmentation and object "

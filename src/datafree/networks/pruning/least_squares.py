@@ -120,9 +120,9 @@ def answer_size(layer: Layer, x: Tensor) -> tuple[int, ...]:
     return (len(x), *sides)
 
 
-def at(answer: Tensor, positions: Tensor) -> Tensor:
-    """(P, O) of a map (B, O, h, w) or of rows (..., O)."""
-    if answer.ndim != 4:
+def at(answer: Tensor, positions: Tensor, size: tuple[int, ...]) -> Tensor:
+    """(P, O) of a convolution's map (B, O, h, w), or of a linear layer's rows (..., O); `size` as in `patches`."""
+    if len(size) == 1:
         return answer.reshape(-1, answer.shape[-1])[positions]
     height, width = answer.shape[2:]
     return answer[positions // (height * width), :, positions // width % height, positions % width]

@@ -151,8 +151,10 @@ class Sample:
         self.values: dict[tuple[str, int], Tensor] = {}  # (P, O)
         self.sums: dict[tuple[str, int], Tensor] = {}  # of the sum that the answer goes into, where it does
 
-    def choose(self, layer: str, batch: int, images: int, answer: Tensor) -> Tensor:
-        size = (len(answer), *answer.shape[2:]) if answer.ndim == 4 else (answer.numel() // answer.shape[-1],)
+    def choose(self, layer: str, batch: int, images: int, answer: Tensor, linear: bool) -> Tensor:
+        """Positions of an answer, which a `linear` layer may give as (B, H, W, O)."""
+        rows = linear or answer.ndim != 4
+        size = (answer.numel() // answer.shape[-1],) if rows else (len(answer), *answer.shape[2:])
         total = math.prod(size)
         wanted = math.ceil(self._wanted(layer) * images / self.images)
         seed = (self.options.seed * 1009 + self.index[layer]) * 100_003 + batch
@@ -189,8 +191,9 @@ class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
     def answered(self, layer: str, answer: Tensor) -> None:
         for target in self.targets:
             if target.theirs == layer:
-                positions = self.sample.choose(target.layer, self.batch, self.images, answer)
-                values = least_squares.at(answer, positions)
+                linear = isinstance(self.modules[layer], nn.Linear)
+                positions = self.sample.choose(target.layer, self.batch, self.images, answer, linear)
+                values = least_squares.at(answer, positions, self.sample.sizes[target.layer, self.batch])
                 self.sample.values[target.layer, self.batch] = values[:, target.rows.clamp_min(0)]
 
     def added(self, known: Mapping[str, int], func: Any, args: tuple[Tensor, Tensor]) -> Tensor:
@@ -199,7 +202,7 @@ class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
         for target in self.targets:
             key = (target.layer, self.batch)
             if target.sum_of == layer and self.sample.options.sums and key in self.sample.positions:
-                values = least_squares.at(total, self.sample.positions[key])
+                values = least_squares.at(total, self.sample.positions[key], self.sample.sizes[key])
                 self.sample.sums[key] = values[:, target.rows.clamp_min(0)]
         return total
 
@@ -252,7 +255,7 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
         for layer, turn in [(layer, turn) for layer, turn in known.items() if layer in self.taken][-1:]:
             target, key = self.targets[layer], (layer, self.batch)
             x, sampled = self.taken.pop(layer)
-            other = least_squares.at(args[1 - turn], self.sample.positions[key])
+            other = least_squares.at(args[1 - turn], self.sample.positions[key], self.sample.sizes[key])
             self._seen(target, sampled, self.sample.sums[key] - other)
             with self.apart():
                 answer = self.modules[layer](x)

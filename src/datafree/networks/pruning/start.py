@@ -15,10 +15,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.copying import Copied, copy, cut_of, kept_rows
-from datafree.networks.pruning.correspondence import Correspondence, Drop, block_effects, correspond
+from datafree.networks.pruning.correspondence import WAY_OUT, Correspondence, Drop, block_effects, correspond
 from datafree.networks.pruning.fixed_time import FixedTime
 from datafree.networks.pruning.follow import follow
 from datafree.networks.pruning.groups import Kept, keep
@@ -126,6 +127,8 @@ def _start(
     task: Task | None,
     fixed: FixedTime,
 ) -> Started:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in bare(teacher).children()):
+        raise NetworkError(f"the teacher is a TorchScript program, whose layers cannot be watched: {WAY_OUT}")
     device = next(bare(student).parameters()).device
     look = images[:_LOOK].to(device)
     with fixed.counted():
