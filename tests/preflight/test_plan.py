@@ -392,9 +392,9 @@ def test_updates_that_are_slow_tell_the_same_of_a_full_bank_as_quick_ones(tmp_pa
 )
 def test_a_plan_comes_true_within_a_factor_of_two(tmp_path: Path, name: str, overrides: list[str]) -> None:
     said = plan(load_recipe(name, overrides))
-    began = time.perf_counter()
+    began = time.thread_time()  # as plans on a CPU count: other work on the machine is neither's
     run_recipe(load_recipe(name, overrides), tmp_path / "run")
-    taken = time.perf_counter() - began
+    taken = time.thread_time() - began
     there = sum(file.stat().st_size for file in (tmp_path / "run").rglob("*") if file.is_file())
     assert 0.5 < said.on[0].seconds / taken < 2
     assert 0.5 < sum(said.disk.values()) / there < 2.5  # it counts a third state, and a bank that is full
