@@ -27,7 +27,8 @@ from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
 from datafree.ops import modes
 from datafree.preflight.cost import estimate
-from datafree.preflight.cost.calibration import Calibration, CostItem, Growth, banks_of
+from datafree.preflight.cost.banks import Growth, banks_of
+from datafree.preflight.cost.calibration import Calibration, CostItem
 from datafree.preflight.cost.forecast import outline
 from datafree.preflight.cost.many_devices import WAIT, divided, rounds, together
 from datafree.preflight.cost.pass_cost import Cost, cost_of, watched_passes

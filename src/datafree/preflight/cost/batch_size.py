@@ -28,7 +28,8 @@ from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import RecipeError
 from datafree.networks.normalized import size_of
 from datafree.ops import modes
-from datafree.preflight.cost.calibration import Calibration, banks_of
+from datafree.preflight.cost.banks import banks_of
+from datafree.preflight.cost.calibration import Calibration
 from datafree.preflight.cost.free_memory import free_memory
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training

@@ -9,9 +9,7 @@ B images, H x W pixels.
 from __future__ import annotations
 
 import copy
-import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +24,7 @@ from datafree.engine.student_step import StudentStep
 from datafree.networks import features
 from datafree.networks.normalized import device_of
 from datafree.preflight.cost.activation_memory import watched_memory
+from datafree.preflight.cost.banks import Growth, early_and_late
 from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource, UpdateSize, attach
@@ -51,20 +50,6 @@ class CostItem:
     def seconds(self) -> float:
         """Of all of it, by one process."""
         return self.often * self.each.seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Growth:
-    """How a source's state grows by its updates at a step."""
-
-    each: float  # bytes an image that was made
-    made: int  # images
-
-    @classmethod
-    def of(cls, sizes: list[int], images: int, made: int) -> Growth:
-        """From bytes before and after updates of so many `images`: now and then one keeps more, as a guard does."""
-        added = [after - before for before, after in itertools.pairwise(sizes)]
-        return cls(each=statistics.median_low(added) / images, made=made)
 
 
 @dataclass(kw_only=True)
@@ -112,7 +97,7 @@ class Calibration:
         """The source's updates at `steps`, those before the student's first step apart."""
         work = []
         for part, full in zip(self.small.updated_sources(), self.source.updated_sources(), strict=True):
-            for step, often in _early_and_late(full, steps):
+            for step, often in early_and_late(full, steps):
                 if often:
                     name = type(full).__name__.lower()
                     what = f"{name}, {'before the student' if step < 0 else 'updates'}"
@@ -225,7 +210,7 @@ class Calibration:
         """
         total, fresh = 0.0, list[ImageSource]()
         for index, full in enumerate(self.source.updated_sources()):
-            due = [(step, often) for step, often in _early_and_late(full, steps) if often]
+            due = [(step, often) for step, often in early_and_late(full, steps) if often]
             part, noted = self.small.updated_sources()[index], [self.grown.get((id(full), step)) for step, _ in due]
             grown = [growth for growth in noted if growth is not None]
             if len(grown) < len(due) or not due:
@@ -275,28 +260,6 @@ def clock_of(device: torch.device) -> Callable[[], float]:
     does not change; wall time elsewhere.
     """
     return time.thread_time if device.type == "cpu" else time.perf_counter
-
-
-def _early_and_late(source: ImageSource, steps: range) -> list[tuple[int, int]]:
-    """A step before the student's first, and that one, each with how often an update like its own is due."""
-    return [
-        (-1, source.count_due(range(steps.start, min(steps.stop, 0)))),
-        (0, source.count_due(range(max(steps.start, 0), steps.stop))),
-    ]
-
-
-def banks_of(source: ImageSource, training: Training, image_size: tuple[int, int], device: torch.device) -> int:
-    """Bytes of the images in a source's banks at the end, 8 bits a channel.
-
-    They are asked for whole with the first image (`memory_bank.Bank`). A GPU gives them then; a host, page by page,
-    what is written: no more than is made.
-    """
-    steps, held = range(-source.warmup, training.steps), 0
-    for each in source.all_sources():
-        due, size = each.count_due(steps), each.update_size()
-        most = due * size.images if each.finishes and size is not None and device.type == "cpu" else math.inf
-        held += int(min(each.bank_images(), most)) if due else 0
-    return held * 3 * math.prod(image_size)
 
 
 def shrink(source: ImageSource, most: int) -> None:

@@ -19,7 +19,8 @@ from datafree.networks.normalized import size_of
 from datafree.ops import modes
 from datafree.ops.predictions import raw_tensors
 from datafree.preflight.cost.activation_memory import watched_memory
-from datafree.preflight.cost.calibration import Calibration, CostItem, banks_of, clock_of
+from datafree.preflight.cost.banks import banks_of
+from datafree.preflight.cost.calibration import Calibration, CostItem, clock_of
 from datafree.recipe.training import Training
 from datafree.sources.base import Batch, ImageSource
 from datafree.tasks.base import Task, synthetic_batch

@@ -16,8 +16,9 @@ from datafree.data.labelled import LabelledData
 from datafree.distributed import replicas
 from datafree.engine.build_networks import Networks
 from datafree.ops import modes
+from datafree.preflight.cost.banks import banks_of
 from datafree.preflight.cost.beside import beside, both_networks
-from datafree.preflight.cost.calibration import STUDENT, Calibration, banks_of, clock_of
+from datafree.preflight.cost.calibration import STUDENT, Calibration, clock_of
 from datafree.preflight.cost.estimate import calibration, cost_of_teacher, memory_of, run_cost
 from datafree.preflight.cost.free_memory import free_memory
 from datafree.preflight.cost.start_cost import start_of
