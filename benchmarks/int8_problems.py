@@ -26,12 +26,15 @@ from datafree.config.paths import expand
 from datafree.data.images import list_images
 from datafree.data.labelled import LabelledData
 from datafree.data.unlabelled import read_fitted
+from datafree.deploy.calibration.made_images import WARMUP
+from datafree.deploy.calibration.made_images import make_images as calibration_images
 from datafree.engine.build_networks import prepare
 from datafree.networks.checkpoints.weights import read_tensors
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.sources import SOURCES
+from datafree.sources.auto import Auto
 from datafree.sources.base import SourceContext, attach
 from datafree.storage.atomic import write_whole
 from datafree.tasks.base import Task
@@ -54,7 +57,6 @@ class Problem:
     headline: str | None  # of the task's metric; None: nothing is labelled, the test images only compare
     real: Callable[[int], Tensor] | None  # seed -> images (N, 3, H, W) uint8 of the training data, none of the test's
     images: int = 256  # to calibrate with, at most
-    batch_size: int = 64  # of the sources that change pixels or adapt generators
 
     def network(self) -> Normalized:
         spec = self.teacher
@@ -164,7 +166,6 @@ PROBLEMS = {
         headline="miou",
         real=lambda seed: chosen(street_train(), 64, seed),
         images=64,
-        batch_size=16,
     ),
     "fastestdet": Problem(
         task=COCO_TASK,
@@ -173,7 +174,6 @@ PROBLEMS = {
         headline="ap50",
         real=lambda seed: coco_half(slice(64)).images,
         images=64,
-        batch_size=16,
     ),
     "efficientnet-lite0": Problem(
         task=IMAGENET,
@@ -184,25 +184,16 @@ PROBLEMS = {
         headline=None,
         real=None,
         images=64,
-        batch_size=16,
     ),
 }
 
-# Where calibration images come from. Nothing is learnt from them, so that some minutes are enough.
+# Where calibration images come from, beside what `calibrate` makes by itself (AUTO) and real images.
+AUTO = "auto"
+TIME = 600.0  # processor seconds that `calibrate` gives itself
 IMAGES: dict[str, dict[str, Any]] = {
     "noise": {"method": "noise"},
-    "procedural": {"method": "procedural", "warmup": 1, "update_every": 0},
     "photos": {"method": "folder", "path": "$DATAFREE_DATA/road-proxy/images", "crop": "random", "flip": True},
-    "fast": {
-        "method": "fast",
-        "iterations": 5,
-        "generator_lr": 3e-3,
-        "width": 16,
-        "adversarial_weight": 0.0,
-        "warmup": 16,
-        "bank_size": 4096,
-    },
-    "inversion": {"method": "inversion", "iterations": 30, "lr": 0.1},
+    "procedural": {"method": "procedural", "warmup": 1, "update_every": 0},
 }
 
 
@@ -223,21 +214,21 @@ def _made(problem: Problem, name: str, seed: int) -> Tensor:
     if name == "real":
         assert problem.real is not None, "a problem has the row only where there are real images"
         return problem.real(seed)
-    options = dict(IMAGES[name])
-    kind = SOURCES[options.pop("method")]
-    if "path" in options:
-        options["path"] = expand(options["path"])
-    if name in ("fast", "inversion"):
-        options["batch_size"] = problem.batch_size
-        options["shift"] = 0
-    if name == "fast" and not problem.task.localizes:  # as `auto` has it
-        options |= {"targets": "seen", "target_weight": 2.0}
-    if name == "inversion":
-        options["warmup"] = -(-problem.images // problem.batch_size)
-    if name == "procedural":
-        options["batch_size"] = problem.images
-    source, teacher = kind(**options), problem.network()
+    teacher = problem.network()
     with modes.frozen(teacher):
+        if name == AUTO:
+            at_once = min(32, problem.images)  # as `calibrate` has it
+            context = SourceContext(
+                task=problem.task, teacher=teacher, steps=1, batch_size=at_once, seed=seed, say=print
+            )
+            return calibration_images(Auto(warmup=WARMUP), context, problem.images, TIME).images
+        options = dict(IMAGES[name])
+        kind = SOURCES[options.pop("method")]
+        if "path" in options:
+            options["path"] = expand(options["path"])
+        if name == "procedural":
+            options["batch_size"] = problem.images
+        source = kind(**options)
         attach(source, SourceContext(task=problem.task, teacher=teacher, steps=1, batch_size=64, seed=seed))
         for step in range(-source.warmup, 0):
             source.update(teacher, step)

@@ -257,8 +257,8 @@ def calibrate(
 def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Exported:
     """Write the student of a finished run as files to ship, into `out` or RUN/export.
 
-    `options` are those of `export_run`: to, onnx, opset, int8, images, data, student, task, say. `student` may be
-    the network itself, where it was given as an object. Raises DatafreeError.
+    `options` are those of `export_run`: to, onnx, opset, int8, qat_steps, images, data, student, task, say. `student`
+    may be the network itself, where it was given as an object. Raises DatafreeError.
     """
     paths = {name: Path(options[name]) for name in ("images", "data") if options.get(name) is not None}
     return export_run(Path(run), None if out is None else Path(out), **{**options, **paths})

@@ -99,6 +99,27 @@ def test_score_change_is_reported_where_labelled_data_is_given(exported: tuple[P
     assert "calibrated on 30 images of the run's source" in card
 
 
+def test_weights_trained_for_int8_are_the_int8_files_alone(exported: tuple[Path, Exported], tmp_path: Path) -> None:
+    run, before = exported
+    done = export_run(run, tmp_path / "out", int8=True, qat_steps=3)
+    config = json.loads((done.folder / "config.json").read_text())
+    assert (config["int8"]["qat_steps"], config["int8"]["images"]) == (3, 30)
+    assert "trained for that in 3 steps" in (done.folder / "README.md").read_text()
+    assert any(line.startswith("3 steps of training for INT8") for line in done.notes)
+    images = coloured(24, 300)[0]
+
+    def answer(folder: Path, name: str) -> Tensor:
+        found = OnnxNetwork(folder / name)(images)
+        assert isinstance(found, Tensor)
+        return found
+
+    exact, small = (
+        [answer(one.folder, file) for one in (before, done)] for file in ("student.onnx", "student.int8.onnx")
+    )
+    assert torch.equal(*exact)
+    assert not torch.equal(*small)
+
+
 def test_quantising_without_images_is_one_line(exported: tuple[Path, Exported], tmp_path: Path) -> None:
     out = tmp_path / "int8.onnx"
     with pytest.raises(DataError, match="--images"):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -18,14 +18,16 @@ from typer.testing import CliRunner
 from datafree.cli import main
 from datafree.cli.plan_text import plan_text
 from datafree.distributed import replicas
+from datafree.engine.build_networks import build_networks
 from datafree.errors import RecipeError
 from datafree.networks import features
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
+from datafree.ops import modes
 from datafree.preflight.cost import estimate
-from datafree.preflight.cost.calibration import CostItem, banks_of
+from datafree.preflight.cost.calibration import Calibration, CostItem, Growth, banks_of
 from datafree.preflight.cost.forecast import outline
 from datafree.preflight.cost.many_devices import WAIT, divided, rounds, together
 from datafree.preflight.cost.pass_cost import Cost, cost_of, watched_passes
@@ -350,6 +352,31 @@ def test_json_has_the_whole_plan(tmp_path: Path, untimed: None) -> None:
     assert set(content) == {field.name for field in dataclasses.fields(Plan)}
     assert [on["devices"] for on in content["on"]] == [1, 8, 64]
     assert content["on"][0]["seconds"] == pytest.approx(sum(row["often"] * row["each"] for row in content["work"]))
+
+
+def test_what_a_source_keeps_now_and_then_is_no_growth_of_its_bank() -> None:
+    """Two images of 30 bytes an update, and once a guard's copy of 680."""
+    assert Growth.of([100, 160, 220, 960, 1020], 2, 8) == Growth(each=30.0, made=8)
+
+
+@pytest.mark.parametrize("method", some(["fast", "cmi", "cgdd", "procedural"]))
+def test_updates_that_are_slow_tell_the_same_of_a_full_bank_as_quick_ones(tmp_path: Path, method: str) -> None:
+    """Of a new source a few updates are made; slow ones have been made already, and are not made again."""
+    recipe = recipe_for(tmp_path, {"method": method}, device="cpu", precision="fp32")
+    training = cast("Training", recipe.training)
+    said = []
+    for budget in (0.0, 0.5):
+        torch.manual_seed(0)
+        networks = build_networks(recipe, CPU, torch.float32)
+        with modes.frozen(networks.teacher):
+            calibrated = Calibration(
+                task=recipe.task, teacher=networks.teacher, student=networks.student, source=recipe.source,
+                training=training, dtype=torch.float32, most=2, budget=budget, clock=time.thread_time,
+            )  # fmt: skip
+            calibrated.updates(range(-recipe.source.warmup, training.steps))
+            assert bool(calibrated.grown) == (budget == 0.0)
+            said.append(calibrated.state_bytes(range(-recipe.source.warmup, training.steps)))
+    assert said[0] == pytest.approx(said[1], rel=0.02)
 
 
 # --- the truth ---

@@ -12,7 +12,7 @@ from datafree.cli.lines import remark, result, result_block
 from datafree.cli.parameters import Quiet, StudentCode, TaskCode
 from datafree.cli.score_table import print_outcome, score_table
 from datafree.deploy.format_facts import FACTS, wanted
-from datafree.deploy.written_names import require_export
+from datafree.deploy.written_names import require_export, require_qat_steps
 from datafree.engine.stopping import ending
 from datafree.errors import RecipeError
 from datafree.preflight.option_values import require_device, require_there
@@ -90,6 +90,9 @@ def export(
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Write student.onnx too.")] = True,
     opset: Annotated[int | None, typer.Option(help="Of ONNX.", show_default="torch's")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Write each format in 8-bit integers too.")] = False,
+    qat_steps: Annotated[
+        int, typer.Option(metavar="STEPS", help="Train the weights for INT8 first (QAT), on the images of INT8.")
+    ] = 0,
     images: Annotated[
         Path | None, typer.Option(help="A folder of images to calibrate INT8 with.", show_default="the run's own")
     ] = None,
@@ -99,6 +102,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's student as files to ship: weights, ONNX and other formats, INT8, a description and a model card."""
+    require_qat_steps(qat_steps, int8)
     wanted(to, FACTS, [], onnx=onnx, opset=opset, int8=int8)
     require_student(run)
     require_export(run / "export" if out is None else out)
@@ -118,6 +122,7 @@ def export(
                 onnx=onnx,
                 opset=opset,
                 int8=int8,
+                qat_steps=qat_steps,
                 images=images,
                 data=data,
                 student=student,

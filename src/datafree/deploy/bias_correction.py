@@ -68,7 +68,7 @@ def correct_biases(rounded: Any, exact: Any, means: InputMeans) -> None:
         shift = _mean_error(
             weights.astype(np.float32) - numpy_helper.to_array(before[layer.input[1]]),
             means.of(layer.input[0]),
-            transposed=node.op_type == "Gemm" and not _attribute(node, "transB"),
+            transposed=node.op_type == "Gemm" and not attribute(node, "transB"),
         )
         name, scale = bias
         steps = numpy_helper.to_array(held[name]) - np.rint(shift / scale)
@@ -99,10 +99,11 @@ def _rounded_layers(graph: Any, held: Mapping[str, Any]) -> Iterator[tuple[Any, 
             continue
         kernel, bias = pairs
         weights, scale, zero = (numpy_helper.to_array(held[name]).astype(np.float32) for name in kernel.input)
-        view = [-1 if place == _attribute(kernel, "axis") else 1 for place in range(weights.ndim)]
+        view = [-1 if place == attribute(kernel, "axis") else 1 for place in range(weights.ndim)]
         used = (weights - zero.reshape(view)) * scale.reshape(view)
         yield node, (used, (bias.input[0], numpy_helper.to_array(held[bias.input[1]])))
 
 
-def _attribute(node: Any, name: str) -> int:
+def attribute(node: Any, name: str) -> int:
+    """A whole number among a node's attributes; 0 where it is not said."""
     return next((attribute.i for attribute in node.attribute if attribute.name == name), 0)

@@ -17,6 +17,7 @@ class Int8:
     origin: str  # of these, in words
     agreement: float | None  # of `file` with the float network on further such images; None: nothing is seen
     compared: int  # of these
+    qat_steps: int = 0  # of quantisation-aware training
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,8 @@ from datafree.deploy.formats.base import Given
 from datafree.deploy.formats.check import Made, make_all
 from datafree.deploy.made_images import calibration_images, images_to_compare
 from datafree.deploy.model_card import model_card, public
-from datafree.deploy.written_names import CARD, CONFIG, WEIGHTS, require_export
+from datafree.deploy.qat import train_for_int8
+from datafree.deploy.written_names import CARD, CONFIG, WEIGHTS, require_export, require_qat_steps
 from datafree.engine.progress import Progress, Work
 from datafree.errors import RunError
 from datafree.evaluation.finished_run import load_student, read_record
@@ -68,6 +69,7 @@ def export_run(
     onnx: bool = True,
     opset: int | None = None,
     int8: bool = False,
+    qat_steps: int = 0,
     images: Path | None = None,
     data: Path | None = None,
     student: str | nn.Module | None = None,
@@ -80,11 +82,13 @@ def export_run(
     `to` names formats ("onnx,litert", or a list); by default ONNX, where its packages are installed. Each file is
     opened again and compared with torch. Of several formats those that cannot be written are named in `failed`; a
     single one raises. `opset` is ONNX's, torch's choice by default. `int8` adds each format in 8-bit integers,
-    calibrated on the images the run has kept of its source's, or on those in the folder `images`. `data`, labelled,
-    scores what was exported. `student` and `task` as in `load_student`. An older export in `out` is replaced. Raises
+    calibrated on the images the run has kept of its source's, or on those in the folder `images`, and trained for it
+    in `qat_steps` steps on the same (`train_for_int8`). `data`, labelled, scores what was exported. `student` and
+    `task` as in `load_student`. An older export in `out` is replaced. Raises
     DatafreeError.
     """
     notes: list[str] = []
+    require_qat_steps(qat_steps, int8)
     kinds = wanted(to, FORMATS, notes, onnx=onnx, opset=opset, int8=int8)
     out = run / "export" if out is None else out if out.name else out.absolute()
     require_export(out)
@@ -99,7 +103,7 @@ def export_run(
     else:
         learnt, (fresh, origin) = None, images_to_compare(run, loaded.task)
     scores: dict[str, Scores] = {}
-    parts = 2 + sum(1 + (int8 and not kind.no_int8) for kind in kinds)
+    parts = 2 + (qat_steps > 0) + sum(1 + (int8 and not kind.no_int8) for kind in kinds)
     work = Work("export", parts, log)
 
     try:
@@ -117,6 +121,18 @@ def export_run(
             if labelled is not None:
                 say(f"scoring on {data}")
                 scores[WEIGHTS] = _score(loaded.network, loaded.task, labelled)
+            if learnt is not None and qat_steps:
+                work.next("training for INT8")
+                say(f"training for INT8, {qat_steps:,} steps with {len(learnt)} images: {origin}")
+                trained = train_for_int8(
+                    loaded.network,
+                    loaded.task,
+                    learnt,
+                    qat_steps,
+                    log=lambda step: work.at(1, f"training for INT8, step {step:,} of {qat_steps:,}"),
+                )
+                notes.append(trained.line)
+                given = replace(given, trained=trained.network if trained.helped else None)
             if learnt is not None:
                 say(f"quantising, with {len(learnt)} images: {origin}")
             made, failed = make_all(kinds, given, fresh, _teller(work, say))
@@ -139,7 +155,12 @@ def export_run(
                 int8=None
                 if small is None or learnt is None
                 else Int8(
-                    file=small.file, images=len(learnt), origin=origin, agreement=small.agreement, compared=len(fresh)
+                    file=small.file,
+                    images=len(learnt),
+                    origin=origin,
+                    agreement=small.agreement,
+                    compared=len(fresh),
+                    qat_steps=0 if given.trained is None else qat_steps,
                 ),
                 scores=scores,
                 scored_on=None if data is None else public(str(data.absolute())),

@@ -218,6 +218,7 @@ def _loading(student: Student, export: Export) -> str:
         int8 = export.int8
         parts.append(
             f"`{int8.file}` is the same in 8-bit integers, calibrated on {int8.images} images {int8.origin}. "
+            + (f"Its weights were trained for that in {int8.qat_steps:,} steps. " if int8.qat_steps else "")
             + (
                 f"On {int8.compared} more of these neither it nor the float network finds anything: nothing to compare."
                 if int8.agreement is None

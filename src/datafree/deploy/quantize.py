@@ -23,13 +23,15 @@ from typing import Any
 from torch import Tensor
 
 from datafree.config.extras import require
-from datafree.deploy.bias_correction import InputMeans, correct_biases
+from datafree.deploy.bias_correction import InputMeans, attribute, correct_biases
+from datafree.deploy.last_layers import Step, last_steps
 from datafree.errors import DataError, NetworkError
 from datafree.networks.onnx import silence
 from datafree.storage.scratch import Scratch
 from datafree.text import one_line
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what has weights
+_WHOLE = 0.01  # steps: what folding a BatchNorm into a rounded weight changes is smaller
 _ACTIVATIONS = ("Relu", "Clip")  # what a layer's integer kernel computes on the way, by where its range ends
 
 
@@ -65,7 +67,7 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor], *, exact_ends: boo
                 activation_type=quantization.QuantType.QUInt8,
                 calibrate_method=quantization.CalibrationMethod.MinMax,
                 nodes_to_exclude=_ends(exact.graph) if exact_ends else [],
-                extra_options={"WeightSymmetric": True},
+                extra_options={"WeightSymmetric": True, "TensorQuantOverrides": _kept_scales(exact.graph)},
             )
             made = onnx.load(str(out))
             correct_biases(made, exact, means)
@@ -100,15 +102,34 @@ class _Batches:
 
 def _ends(graph: Any) -> list[str]:
     """Names of the nodes that no layer with weights is computed from, or only through others: the last ones."""
-    feeds: set[str] = set()  # tensors that a layer with weights is computed from
-    ends = []
-    for node in reversed(graph.node):  # in an order in which each can be computed
-        last = feeds.isdisjoint(node.output)
-        if last:
-            ends.append(node.name)
-        if not last or node.op_type in _LAYERS:
-            feeds.update(node.input)
-    return ends
+    steps = [Step(node.input, node.output, layer=node.op_type in _LAYERS) for node in graph.node]
+    return [graph.node[index].name for index in last_steps(steps)]
+
+
+def _kept_scales(graph: Any) -> dict[str, list[dict[str, Any]]]:
+    """onnxruntime's TensorQuantOverrides: weights that were trained for INT8 keep the values that they have.
+
+    Those are whole numbers of 127ths of a channel's largest (`rounded_weight`); onnxruntime, which takes 127.5 steps,
+    would round them once more.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    weights = {each.name: each for each in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type not in _LAYERS or node.input[1] not in weights:
+            continue
+        values = numpy_helper.to_array(weights[node.input[1]])
+        axis = 0 if node.op_type == "Conv" or (node.op_type == "Gemm" and attribute(node, "transB")) else 1
+        if values.ndim <= axis:
+            continue
+        others = tuple(index for index in range(values.ndim) if index != axis)
+        step = np.abs(values).max(others, keepdims=True) / 127
+        steps = values / np.where(step, step, 1)
+        if np.abs(steps - np.rint(steps)).max() < _WHOLE:
+            found[node.input[1]] = [{"axis": axis, "rmin": -limit, "rmax": limit} for limit in 127.5 * step.ravel()]
+    return found
 
 
 def _free_answers(graph: Any) -> None:

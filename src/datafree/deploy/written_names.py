@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datafree.config.extras import require
 from datafree.deploy.format_facts import FACTS
-from datafree.errors import DataError
+from datafree.errors import DataError, NetworkError
 from datafree.storage.places import require_replaceable
 
 WEIGHTS, CONFIG, CARD = "student.safetensors", "config.json", "README.md"
@@ -21,6 +21,7 @@ JSON, PAGE = "calibration.json", "calibration.html"
 FOLDERS = ("images", "inputs", "readers")
 CALIBRATED = ("images.txt", "images.npy", "data.yaml", "teacher.onnx", "teacher.int8.onnx", JSON, PAGE)
 LEAST, MOST = 8, 10_000  # images: below the first nothing is calibrated
+MOST_STEPS = 1_000_000  # of training for INT8
 
 
 def require_export(out: Path) -> None:
@@ -37,6 +38,14 @@ def require_count(images: int) -> None:
     """Raise DataError for a number of images that calibrates nothing, or is no longer a sample."""
     if not LEAST <= images <= MOST:
         raise DataError(f"--images is {images}: give {LEAST} to {MOST:,}, 256 where nothing else is known")
+
+
+def require_qat_steps(steps: int, int8: bool) -> None:
+    """Raise NetworkError for a number of steps of training for INT8 that is none, or where INT8 is not wanted."""
+    if not 0 <= steps <= MOST_STEPS:
+        raise NetworkError(f"--qat-steps is {steps}: give 1 to {MOST_STEPS:,}, or 0 to quantise without training")
+    if steps and not int8:
+        raise NetworkError(f"--qat-steps {steps} trains for INT8, which is not wanted: add --int8, or leave it out")
 
 
 def require_int8() -> None:

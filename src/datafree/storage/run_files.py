@@ -121,6 +121,7 @@ class Int8Form(Form):
     origin: str
     agreement: Number | None
     compared: Whole
+    qat_steps: Whole = 0
 
 
 class FileForm(Form):

@@ -105,7 +105,9 @@ def test_a_file_teaches_a_smaller_one_of_its_kind(tmp_path: Path) -> None:
     assert (run_recipe(load(tmp_path, content), tmp_path / "run").run / "student.safetensors").exists()
 
 
-def test_one_line_makes_a_smaller_scale_of_a_file(
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_one_line_makes_a_smaller_scale_of_a_file_its_page_and_its_onnx_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -129,6 +131,16 @@ def test_one_line_makes_a_smaller_scale_of_a_file(
     recipe = yaml.parse((tmp_path / "runs/best/recipe.yaml").read_text(), "recipe")
     assert recipe["student"]["network"] == "ultralytics/yolov8n"
     assert "times fewer (of the teacher's family); it starts from the teacher's weights" in said
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(sys, "argv", ["datafree", "export", "runs/best"])
+    with contextlib.suppress(SystemExit):
+        main()
+    file = tmp_path / "runs/best/export/student.onnx"
+    assert file.is_file(), capfd.readouterr().err
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    answers = session.run(None, {session.get_inputs()[0].name: IMAGES[:, :, :SIDE, :SIDE].numpy()})
+    assert {answer.shape[1] for answer in answers} == {84}  # locations of 64 x 64 pixels: 8 x 8 + 4 x 4 + 2 x 2
 
 
 def test_the_size_of_its_training_is_known(tmp_path: Path) -> None:

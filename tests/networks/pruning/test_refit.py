@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized, bare
+from datafree.networks.pruning import correspondence, start
 from datafree.networks.pruning.follow import follow
-from datafree.networks.pruning.refit import RefitOptions
+from datafree.networks.pruning.refit import RefitOptions, Sample, Target
 from datafree.networks.pruning.start import Started, StartOptions, start_from_teacher
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
@@ -92,6 +93,31 @@ def test_batches_give_the_student_that_one_pass_gives() -> None:
         options = StartOptions(refit=RefitOptions(positions=10**6, batch=batch))
         start_from_teacher(teacher, student, IMAGES, options)
     torch.testing.assert_close(answer(students[0], IMAGES), answer(students[1], IMAGES), rtol=1e-3, atol=1e-3)
+
+
+def test_effects_of_blocks_are_looked_at_only_where_some_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    look = correspondence.block_effects
+    monkeypatch.setattr(start, "block_effects", lambda *given: looked.append(given) or look(*given))
+    for depth, often in ((14, 0), (8, 1)):
+        started = start_from_teacher(resnet(3, 14, 8).eval(), resnet(3, depth, 4).eval(), IMAGES, StartOptions())
+        assert (len(looked), bool(started.correspondence.dropped)) == (often, bool(often))
+
+
+def test_of_a_sample_it_is_known_how_it_grows_with_the_images() -> None:
+    """5 images of an eighth of the whole: a map of 24 x 24 has 2,880 places, 23,040 in all; one of 6 x 6 has 180."""
+    student = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 3))
+    rows = torch.arange(4)
+    targets = [
+        Target(layer=name, norm=None, theirs=name, their_norm=None, rows=rows, sum_of=name, sum_norm=None)
+        for name in ("0", "1")
+    ]
+    sample = Sample(student, targets, RefitOptions(positions=5760), 5)
+    sample.choose("0", 0, 5, torch.zeros(5, 4, 24, 24))
+    sample.choose("1", 0, 5, torch.zeros(5, 2, 6, 6))
+    assert sample.grows("0", 1 / 8) == 2.0  # 5,760 of 23,040 are wanted, of which 2,880 are here
+    assert sample.grows("1", 1 / 8) == 8.0
+    assert sample.grows("0", 1.0) == sample.grows("1", 1.0) == 1.0
 
 
 def test_the_same_seed_gives_the_same_student_and_another_seed_another() -> None:

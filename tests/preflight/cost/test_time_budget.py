@@ -284,9 +284,11 @@ def test_a_start_from_the_teacher_is_counted_from_one_on_few_images(
     now = [0.0]
 
     def started(teacher: Any, student: Any, source: Any, task: Any, batch: int, count: int, fixed: FixedTime) -> None:
-        assert count == 64
+        assert (count, fixed.share) == (51, 51 / 512)
         with fixed.counted():
             now[0] += 5
+        with fixed.counted(more=3):
+            now[0] += 2
         now[0] += count / 10
 
     monkeypatch.setattr(start_cost, "start_student", started)
@@ -295,7 +297,7 @@ def test_a_start_from_the_teacher_is_counted_from_one_on_few_images(
         clock=lambda: now[0], student=torch.nn.Linear(1, 1), teacher=None, small=None, task=task, timed=3
     )
     assert images_of(task) == 512
-    assert start_cost.seconds_of_start(calibrated) == pytest.approx(5 + 51.2)
+    assert start_cost.seconds_of_start(calibrated) == pytest.approx(5 + 3 * 2 + 51.2)
 
 
 def test_a_run_that_starts_from_its_teacher_is_planned(tmp_path: Path) -> None:

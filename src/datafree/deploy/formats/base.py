@@ -12,7 +12,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +24,7 @@ from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import Answers, answer_of, names_of, noise, silence, why
 from datafree.ops import modes
+from datafree.storage.scratch import Scratch
 from datafree.tasks.base import Task
 from datafree.text import one_line
 
@@ -38,6 +39,7 @@ class Given:
     folder: Path  # of the export: what other formats have written is there
     opset: int | None = None  # of ONNX; None: torch's choice
     calibration: Tensor | None = None  # (N, 3, H, W) uint8; None: nothing is quantised
+    trained: Normalized | None = None  # for INT8, whose files are made of it; None: of `network`
 
     @property
     def size(self) -> tuple[int, int]:
@@ -137,7 +139,13 @@ def convert(kind: Format, given: Given, *, int8: bool = False) -> None:
     file = given.folder / kind.files(int8)[0]
     try:
         with silence():
-            (kind.write_int8 if int8 else kind.write)(given, file)
+            if int8 and given.trained is not None:
+                with Scratch() as scratch:
+                    aside = replace(given, network=given.trained, trained=None, folder=scratch.path)
+                    kind.write(aside, aside.folder / kind.files(int8=False)[0])
+                    kind.write_int8(aside, file)
+            else:
+                (kind.write_int8 if int8 else kind.write)(given, file)
     except (OSError, DatafreeError):
         raise
     except Exception as error:  # tracing runs the network's own code, converters raise anything

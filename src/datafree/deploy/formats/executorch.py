@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from datafree.deploy.format_facts import FACTS
 from datafree.deploy.formats.base import Format, Given, Runtime, program_of
+from datafree.deploy.last_layers import Step, last_steps
 
 _LAYERS = ("conv", "linear", "matmul", "addmm")  # in the names of torch's operators that have weights
 
@@ -75,12 +76,8 @@ def _save(program: torch.export.ExportedProgram, file: Path) -> None:
 
 def _ends(graph: torch.fx.Graph) -> set[str]:
     """Names of the nodes that no layer with weights is computed from, or only through others: the last ones."""
-    feeds: set[torch.fx.Node] = set()  # what a layer with weights is computed from
-    ends = set()
-    for node in reversed(graph.nodes):  # in an order in which each can be computed
-        last = node not in feeds
-        if last:
-            ends.add(node.name)
-        if not last or any(layer in str(node.target) for layer in _LAYERS):
-            feeds.update(node.all_input_nodes)
-    return ends
+    nodes = list(graph.nodes)
+    steps = [
+        Step(node.all_input_nodes, [node], layer=any(layer in str(node.target) for layer in _LAYERS)) for node in nodes
+    ]
+    return {nodes[index].name for index in last_steps(steps)}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from datafree.deploy.format_facts import FACTS
 from datafree.deploy.formats.base import Format, Given, Runtime
+from datafree.deploy.last_layers import Step, last_steps
 from datafree.networks.onnx import Answers, noise
 from datafree.ops import modes
 
@@ -80,10 +81,13 @@ def _ends(file: Path) -> Iterator[str]:
     model = tfl_flatbuffer_utils.read_model(str(file))
     kinds = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
     graph = model.subgraphs[0]
-    feeds: set[int] = set()  # tensors that a layer with weights is computed from
-    for operator in reversed(graph.operators):  # in an order in which each can be computed
-        last = feeds.isdisjoint(operator.outputs)
-        if last:
-            yield tfl_flatbuffer_utils.get_op_scope(operator, graph.tensors)
-        if not last or kinds[model.operatorCodes[operator.opcodeIndex].builtinCode] in _LAYERS:
-            feeds.update(operator.inputs)
+    steps = [
+        Step(
+            [*operator.inputs],
+            [*operator.outputs],
+            layer=kinds[model.operatorCodes[operator.opcodeIndex].builtinCode] in _LAYERS,
+        )
+        for operator in graph.operators
+    ]
+    for index in last_steps(steps):
+        yield tfl_flatbuffer_utils.get_op_scope(graph.operators[index], graph.tensors)

@@ -58,12 +58,13 @@ class UltralyticsDetector(Detector):
         network: Any = self.network
         kept: list[Any] = []
         current: Any = images
-        for layer in network.model:
+        last = len(network.model) - 1  # by its place: an exporter's stand-ins for layers are not the same object
+        for index, layer in enumerate(network.model):
             if layer.f != -1:
                 places = [layer.f] if isinstance(layer.f, int) else layer.f
                 given = [current if place == -1 else kept[place] for place in places]
                 current = given[0] if isinstance(layer.f, int) else given
-            if layer is network.model[-1]:
+            if index == last:
                 break
             current = layer(current)
             kept.append(current if layer.i in network.save else None)

@@ -90,7 +90,7 @@ def refit(
         with fixed.counted():
             order, done, largest = _in_order(student, targets, images[:1].to(device))
         batches = list(torch.split(images, options.batch or max(1, int(options.memory * _GIB / (_LIVE * largest)))))
-        sample = _Sample(student, order, options, len(images))
+        sample = Sample(student, order, options, len(images))
         with _Teacher(teacher, order, sample) as theirs:
             for index, batch in enumerate(batches):
                 theirs.run(index, batch.to(device))
@@ -136,7 +136,7 @@ def _in_order(student: nn.Module, targets: list[Target], images: Tensor) -> tupl
     return [named[name] for name in dict.fromkeys(calls) if name not in done.skipped], done, largest
 
 
-class _Sample:
+class Sample:
     """Positions of each layer's answers, and what is to be answered there."""
 
     def __init__(self, student: nn.Module, targets: list[Target], options: RefitOptions, images: int) -> None:
@@ -156,19 +156,29 @@ class _Sample:
         rows = linear or answer.ndim != 4
         size = (answer.numel() // answer.shape[-1],) if rows else (len(answer), *answer.shape[2:])
         total = math.prod(size)
-        wanted = max(self.options.positions, self.options.per_input * self.inputs[layer])
-        wanted = math.ceil(min(wanted, self.most) * images / self.images)
+        wanted = math.ceil(self._wanted(layer) * images / self.images)
         seed = (self.options.seed * 1009 + self.index[layer]) * 100_003 + batch
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randint(total, (wanted,), generator=generator) if total > wanted else torch.arange(total)
         self.sizes[layer, batch], self.positions[layer, batch] = size, chosen.to(answer.device)
         return self.positions[layer, batch]
 
+    def grows(self, layer: str, share: float) -> float:
+        """How many times as many positions would be sampled if the images here were but this share of all.
+
+        Early layers, of large maps, have all that are wanted in a few images already.
+        """
+        there = sum(math.prod(size) for (name, _), size in self.sizes.items() if name == layer)
+        return min(self._wanted(layer), there / share) / max(1, min(self._wanted(layer), there))
+
+    def _wanted(self, layer: str) -> int:
+        return min(self.most, max(self.options.positions, self.options.per_input * self.inputs[layer]))
+
 
 class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
     """Samples what the teacher answers."""
 
-    def __init__(self, teacher: nn.Module, targets: list[Target], sample: _Sample) -> None:
+    def __init__(self, teacher: nn.Module, targets: list[Target], sample: Sample) -> None:
         self.targets, self.sample, self.network = targets, sample, teacher
         answers = {target.theirs: target.their_norm or target.theirs for target in targets}
         super().__init__(teacher, answers | {target.sum_of: target.sum_norm or target.sum_of for target in targets})
@@ -204,7 +214,7 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
         self,
         student: nn.Module,
         targets: list[Target],
-        sample: _Sample,
+        sample: Sample,
         done: Refitted,
         batches: int,
         fixed: FixedTime,
@@ -231,7 +241,8 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
             if least_squares.answer_size(layer, x) != self.sample.sizes.get(key):
                 self.done.skipped[target.layer] = "its teacher's has maps of another size"
                 return
-            sampled = least_squares.patches(layer, x, self.sample.positions[key], self.sample.sizes[key])
+            with self.fixed.counted(more=self.sample.grows(target.layer, self.fixed.share)):
+                sampled = least_squares.patches(layer, x, self.sample.positions[key], self.sample.sizes[key])
             if key in self.sample.sums:
                 self.taken[target.layer] = (x, sampled)
             else:
@@ -260,7 +271,8 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
         wanted = wanted.view(len(wanted), groups, -1).transpose(0, 1)
         if target.layer not in self.moments:
             self.moments[target.layer] = Moments.empty(groups, inputs, wanted.shape[2], wanted.device)
-        self.moments[target.layer].add(sampled, wanted)
+        with self.fixed.counted(more=self.sample.grows(target.layer, self.fixed.share)):
+            self.moments[target.layer].add(sampled, wanted)
         if self.batch == self.batches - 1:
             self._solve(target, layer, norm, (groups, inputs, wanted.shape[2]))
         if self.batches > 1:

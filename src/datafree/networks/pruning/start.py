@@ -131,9 +131,11 @@ def _start(
         raise NetworkError(f"the teacher is a TorchScript program, whose layers cannot be watched: {WAY_OUT}")
     device = next(bare(student).parameters()).device
     look = images[:_LOOK].to(device)
-    effects = block_effects(teacher, look) if options.drop == "effect" else None
     with fixed.counted():
-        found = correspond(teacher, student, effects)
+        found = correspond(teacher, student)
+    if found.dropped and options.drop == "effect":  # else there is nothing to choose, and a pass to be spared
+        found = correspond(teacher, student, block_effects(teacher, look))
+    with fixed.counted():
         names = found.tensors(bare(student))
         followed = (follow(teacher, look[:1]), follow(student, look[:1]))
     important = scores(options.importance, teacher, followed[0], look)

@@ -9,7 +9,9 @@ B images, H x W pixels.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -51,6 +53,20 @@ class CostItem:
         return self.often * self.each.seconds
 
 
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """How a source's state grows by its updates at a step."""
+
+    each: float  # bytes an image that was made
+    made: int  # images
+
+    @classmethod
+    def of(cls, sizes: list[int], images: int, made: int) -> Growth:
+        """From bytes before and after updates of so many `images`: now and then one keeps more, as a guard does."""
+        added = [after - before for before, after in itertools.pairwise(sizes)]
+        return cls(each=statistics.median_low(added) / images, made=made)
+
+
 @dataclass(kw_only=True)
 class Calibration:
     """A run made small. `teacher` is frozen, `student` is changed, `source` is not.
@@ -72,6 +88,8 @@ class Calibration:
     small: ImageSource = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     timed: int = field(init=False)  # images of the student's step
+    # What slow updates added to their source's state while they were timed, by source and step.
+    grown: dict[tuple[int, int], Growth] = field(default_factory=dict, init=False)
     # Bytes that the backward passes of each source's updates and of the student's step keep, of whole batches.
     peaks: dict[str, int] = field(default_factory=dict, init=False)
 
@@ -172,12 +190,16 @@ class Calibration:
         """An update with all iterations and images of `full`, by `part`, which is attached and has few."""
         unknown = UpdateSize(images=self.timed)
         small, whole = part.update_size() or unknown, full.update_size() or unknown
+        sizes: list[int] | None = None
 
         def update() -> None:
             part.update(self.student, step)
+            if sizes is not None:
+                sizes.append(size_of(part.state_dict()))
 
         kept, least = self._first(update)
         self._note_peak(type(full).__name__, kept, small.images, whole.images)
+        sizes = None if least else [size_of(part.state_dict())]
         once = cost_of(update, self.device, small.images, self.budget, least, self.clock)
         total, longer_by = once, _MORE if least else 1
         for stage, iterations in enumerate(whole.iterations):
@@ -187,6 +209,8 @@ class Calibration:
             part.resize_updates(small)
             more = longer + once.times(-1)
             total = total + more.times((iterations - 1) / longer_by if more.seconds > 0 else 0.0)
+        if sizes is not None:
+            self.grown[id(full), step] = Growth.of(sizes, small.images, len(sizes) * small.images)
         total = total.of_images(whole.images)
         if small.images < whole.images and total.seconds <= self.whole:
             part.resize_updates(whole)
@@ -195,24 +219,41 @@ class Calibration:
         return total
 
     def state_bytes(self, steps: range) -> int:
-        """Bytes of the source's state when its banks are full: a new one's after a few updates, with what they lack."""
-        total, fresh = 0.0, self._attached(2, None)
-        for part, full in zip(fresh.updated_sources(), self.source.updated_sources(), strict=True):
-            small, whole = part.update_size() or UpdateSize(images=1), full.update_size() or UpdateSize(images=0)
-            made = kept = 0  # images of the whole run, and here, of updates that keep them: early ones may not
-            each, few = 0.0, _FEW
-            for step, often in reversed(_early_and_late(full, steps)):
-                sizes, began = [size_of(part.state_dict())], self.clock()
-                while often and len(sizes) <= _SETTLED and (len(sizes) <= few or self.clock() - began < self.budget):
-                    part.update(self.student, step)
-                    sizes.append(size_of(part.state_dict()))
-                few = 1 if often else few  # what is to be set up is
-                if often and sizes[-1] > sizes[-2]:  # the first ones set things up
-                    each, kept = (sizes[-1] - sizes[-2]) / small.images, kept + (len(sizes) - 1) * small.images
-                    made += often * whole.images
-            room = full.bank_images()
-            total += size_of(part.state_dict()) + each * (min(room, made) - min(room, kept))
+        """Bytes of the source's state when its banks are full: that of a few updates, with what they lack.
+
+        Updates that are slow were noted while they were timed; of others a new source makes a few.
+        """
+        total, fresh = 0.0, list[ImageSource]()
+        for index, full in enumerate(self.source.updated_sources()):
+            due = [(step, often) for step, often in _early_and_late(full, steps) if often]
+            part, noted = self.small.updated_sources()[index], [self.grown.get((id(full), step)) for step, _ in due]
+            grown = [growth for growth in noted if growth is not None]
+            if len(grown) < len(due) or not due:
+                fresh = fresh or self._attached(2, None).updated_sources()
+                part = fresh[index]
+                grown = self._grown_by_a_few(part, [step for step, _ in due])
+            whole = full.update_size() or UpdateSize(images=0)
+            # Of updates that keep what they make: early ones may not.
+            keeping = [(growth, often) for growth, (_, often) in zip(grown, due, strict=True) if growth.each > 0]
+            if keeping:
+                room, each = full.bank_images(), min(growth.each for growth, _ in keeping)
+                made = sum(often * whole.images for _, often in keeping)
+                total += each * (min(room, made) - min(room, sum(growth.made for growth, _ in keeping)))
+            total += size_of(part.state_dict())
         return round(total)
+
+    def _grown_by_a_few(self, part: ImageSource, steps: list[int]) -> list[Growth]:
+        """How the state of a new source grows at each of `steps`; the last first, as it sets most up."""
+        few, grown, images = _FEW, list[Growth](), (part.update_size() or UpdateSize(images=1)).images
+        for step in reversed(steps):
+            sizes, began = [size_of(part.state_dict())], self.clock()
+            while len(sizes) <= _SETTLED and (len(sizes) <= few or self.clock() - began < self.budget):
+                part.update(self.student, step)
+                sizes.append(size_of(part.state_dict()))
+            # What is to be set up is, by the first.
+            grown.append(Growth.of(sizes if few == 1 else sizes[1:], images, (len(sizes) - 1) * images))
+            few = 1
+        return grown[::-1]
 
     def _attached(self, most: int, on_finished_batch: Callable[[Batch], None] | None) -> ImageSource:
         small = copy.deepcopy(self.source)

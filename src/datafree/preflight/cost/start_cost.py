@@ -11,7 +11,7 @@ from datafree.networks.pruning.fixed_time import FixedTime
 from datafree.preflight.cost.calibration import Calibration, CostItem
 from datafree.preflight.cost.pass_cost import Cost
 
-_PART = 8  # one part of its images, on which it is timed
+_PART = 10  # one part of its images, on which it is timed
 _LEAST = 8  # images of these: of fewer none is held out
 
 
@@ -27,9 +27,11 @@ def start_of(calibrated: Calibration, student: NetworkSpec) -> list[CostItem]:
 
 
 def seconds_of_start(calibrated: Calibration) -> float:
-    """From one start on few images: it grows with them from a part that is told apart, most of it in large networks."""
-    whole, fixed = images_of(calibrated.task), FixedTime(clock=calibrated.clock)
-    count, student, began = max(_LEAST, whole // _PART), copy.deepcopy(calibrated.student), calibrated.clock()
+    """From one start on few images: it grows as they do, but for what is told apart, most of it in large networks."""
+    whole = images_of(calibrated.task)
+    count = max(_LEAST, whole // _PART)
+    fixed = FixedTime(clock=calibrated.clock, share=count / whole)
+    student, began = copy.deepcopy(calibrated.student), calibrated.clock()
     start_student(calibrated.teacher, student, calibrated.small, calibrated.task, calibrated.timed, count, fixed)
     grows = max(0.0, calibrated.clock() - began - fixed.spent)
     return fixed.seconds + grows * whole / count
