@@ -188,6 +188,12 @@ def test_a_teacher_of_no_family_gets_a_common_student(here: Path) -> None:
     assert "a common one" in made.lines[2]
 
 
+def test_several_yes_and_no_get_a_common_classifier(here: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    made = draft(live_name(network, values=True), Wishes(**SEEN, task="multilabel"), given=network)
+    assert (made.sections["task"]["kind"], made.sections["student"]["network"]) == ("multilabel", "datafree/resnet")
+
+
 def test_a_network_that_is_an_object_needs_only_its_images(here: Path) -> None:
     network = unet(3, width=4, depth=2)
     made = draft(live_name(network, values=True), Wishes(**SEEN), given=network)

@@ -223,7 +223,7 @@ def prepare(
 
 
 def _built(spec: NetworkSpec, task: Task, say: Callable[[str], None]) -> nn.Module:
-    """By name; one output for two classes where its weights have one. Raises DatafreeError."""
+    """By name; with one output for two classes where its weights have one. Raises DatafreeError, with their classes."""
 
     def build(classes: int) -> nn.Module:
         return build_network(spec, num_classes=classes, say=lambda line: say(f"note: {line}"))

@@ -22,6 +22,7 @@ from datafree.recipe.recipe import TASK
 from datafree.tasks.base import Task
 
 _REASON = 120  # characters of why a student cannot start from its teacher, at most
+_OF_CLASSES = ("classification", "multilabel")  # tasks that the same networks serve
 SMALL = 96  # pixels of an image's longer side, up to which networks for small images suit
 
 
@@ -76,10 +77,10 @@ def _common(images: NetworkSpec, network: Normalized, task: Task) -> tuple[Netwo
 
 def _commons(images: NetworkSpec, task: Task) -> Iterator[NetworkSpec]:
     kind, longer = TASK.name_of(type(task)), max(task.image_size)
-    if kind == "classification" and longer <= SMALL:
+    if kind in _OF_CLASSES and longer <= SMALL:
         for depth, width in ((8, 4), (8, 8), (8, 16), (14, 16), (20, 16), (20, 32), (20, 64)):
             yield replace(images, network="datafree/resnet", args={"depth": depth, "width": width})
-    elif kind == "classification":
+    elif kind in _OF_CLASSES:
         for width in (16, 32, 48, 64):
             yield replace(images, network="datafree/imagenet_resnet", args={"depth": 18, "width": width})
     elif kind == "segmentation":
