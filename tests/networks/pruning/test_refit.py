@@ -113,8 +113,8 @@ def test_of_a_sample_it_is_known_how_it_grows_with_the_images() -> None:
         for name in ("0", "1")
     ]
     sample = Sample(student, targets, RefitOptions(positions=5760), 5)
-    sample.choose("0", 0, 5, torch.zeros(5, 4, 24, 24))
-    sample.choose("1", 0, 5, torch.zeros(5, 2, 6, 6))
+    sample.choose("0", 0, 5, torch.zeros(5, 4, 24, 24), linear=False)
+    sample.choose("1", 0, 5, torch.zeros(5, 2, 6, 6), linear=False)
     assert sample.grows("0", 1 / 8) == 2.0  # 5,760 of 23,040 are wanted, of which 2,880 are here
     assert sample.grows("1", 1 / 8) == 8.0
     assert sample.grows("0", 1.0) == sample.grows("1", 1.0) == 1.0
