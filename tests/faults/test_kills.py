@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,25 @@ def test_temporary_folders_of_killed_commands_are_cleared_by_the_next_and_no_oth
         work()
         assert files(alive.path) == {"a": b"alive", "b": b"alive"}
     assert [entry.name for entry in tmp_path.iterdir()] == ["datafree-results"]
+
+
+def test_a_temporary_folder_that_another_command_clears_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    make, made = tempfile.mkdtemp, list[Path]()
+
+    def made_and_cleared(prefix: str) -> str:
+        made.append(Path(make(prefix=prefix)))
+        if len(made) == 1:
+            made[0].rmdir()
+        return str(made[-1])
+
+    monkeypatch.setattr(scratch.tempfile, "mkdtemp", made_and_cleared)
+    with Scratch() as kept:
+        assert kept.path == made[1]
+        assert kept.path.is_dir()
+    assert not list(tmp_path.iterdir())
 
 
 def leftovers(folder: Path) -> list[str]:

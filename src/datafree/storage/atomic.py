@@ -142,6 +142,18 @@ def lock_for_life(aside: Path, opened: int) -> bool:
         return False
 
 
+def open_locked(aside: Path) -> int | None:
+    """Open and lock a folder that was just made aside; None if another process took it for a leftover before that."""
+    try:
+        opened = os.open(aside, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    if lock_for_life(aside, opened):
+        return opened
+    os.close(opened)
+    return None
+
+
 def is_left(aside: Path, *, unknown: bool) -> bool:
     """Whether the process that made `aside` is gone; `unknown`: the answer where the file system has no locks."""
     try:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from datafree.storage.atomic import is_left, lock_for_life
+from datafree.storage.atomic import is_left, open_locked
 
 PREFIX = ".datafree-scratch-"  # and nothing that anyone would name a folder of his own
 
@@ -20,12 +20,10 @@ class Scratch:
     def __init__(self) -> None:
         """Raises OSError."""
         _clear()
-        while True:
+        self._opened: int | None = None
+        while self._opened is None:
             self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
-            self._opened: int | None = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            if lock_for_life(self.path, self._opened):
-                return
-            os.close(self._opened)
+            self._opened = open_locked(self.path)
 
     def __enter__(self) -> Self:
         return self

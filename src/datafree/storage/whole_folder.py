@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from datafree.storage.atomic import left_beside, lock_for_life, remove, sync
+from datafree.storage.atomic import left_beside, open_locked, remove, sync
 from datafree.storage.held_folders import held, make_folder, require_held
 
 _OLD = "old"  # in the name of an older folder that waits for the new one, where the two cannot be exchanged
@@ -64,10 +64,8 @@ def _open_stage(out: Path) -> tuple[Path, int]:
             stage.mkdir()
         except FileExistsError:
             continue
-        opened = os.open(stage, os.O_RDONLY | os.O_CLOEXEC)
-        if lock_for_life(stage, opened):
+        if (opened := open_locked(stage)) is not None:
             return stage, opened
-        os.close(opened)
     raise AssertionError
 
 
