@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from datafree.errors import Interrupted
-from pretended_device import pretended
-from thorough import some
+from datafree.ops import modes
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 CPU = torch.device("cpu")
@@ -42,56 +41,6 @@ def of(gpu: ModuleType, *names: str) -> Any:
 
 def never() -> None:
     return None
-
-
-def test_random_numbers_are_the_cpus_on_any_device(gpu: ModuleType) -> None:
-    import gpu_correct
-
-    def drawn(device: torch.device) -> list[Tensor]:
-        torch.manual_seed(0)
-        start = torch.ones(3, device=device)
-        with gpu_correct.HostRandom():
-            made = [
-                torch.rand(2, device=device),
-                torch.randn(2, device=device),
-                torch.randint(9, (4,), device=device),
-                torch.randperm(5, device=device),
-                torch.rand_like(start),
-                torch.randn_like(start),
-                start.clone().normal_(2, 3),
-                start.clone().uniform_(4, 5),
-                torch.multinomial(start, 8, replacement=True),
-            ]
-        assert all(each.device == device for each in made)
-        return [each.cpu() for each in made]
-
-    wanted = drawn(CPU)
-    with pretended() as device:
-        found = drawn(device)
-    assert all(map(torch.equal, found, wanted))
-
-
-@pytest.mark.parametrize(
-    "group",
-    some(
-        [f"small/{method}" for method in ("cgdd", "cmi", "fast", "inversion", "zskt", "procedural", "folder")]
-        + ["unet/degan", "yolov3-tiny/diode", "yolov3-tiny/cgdd"],
-        "small/cgdd",
-    ),
-)
-def test_a_device_that_computes_what_the_cpu_does_is_at_no_distance_from_it(
-    gpu: ModuleType, group: str, tmp_path: Path
-) -> None:
-    import gpu_correct
-    import speed
-
-    def photos(name: str) -> Path:
-        (tmp_path / name).mkdir(parents=True)
-        return Path(speed.make_photos(tmp_path / name / "photos"))
-
-    with pretended() as device:
-        found = gpu_correct.compare(group, photos, device, "fp32")
-    assert found == {"terms": 0, "images": 0, "loss": 0, "gradients": 0, "within": 1}
 
 
 def test_one_that_errs_is_beyond_its_tolerance(
@@ -221,7 +170,8 @@ def test_two_processes_end_with_one_student_near_that_of_one(gpu: ModuleType) ->
 
     found = gpu_parts.several("cpu", 2, quick=True)
     assert found["same"] == 1
-    assert found["apart"] < 1e-4
+    rounded = modes.choose_precision("auto", CPU) == torch.bfloat16  # where the processor computes it
+    assert found["apart"] < (1e-2 if rounded else 1e-4)
     assert found["speed_up"] > 0
 
 
