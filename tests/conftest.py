@@ -22,6 +22,15 @@ def pytest_configure() -> None:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
+# Files whose tests fork. Once some libraries have been at work in a process, torch refuses gradients in what it forks.
+FORKING = ("tests/distributed/", "test_kills.py", "test_synthesize.py", "test_bucket_shards.py", "test_gpu_bench")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork come first, in their order."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in FORKING))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_images_compared() -> None:
     """A run compares its networks on 16 images, not 64: tests make hundreds; those of metrics give their own."""
