@@ -104,8 +104,9 @@ def inspect_teacher(
     where = modes.choose_device(device or ("auto" if plan is None else plan.training.device))
     dtype = modes.choose_precision("auto" if plan is None else plan.training.precision, where)
     work.next("looking at its answers")
-    seen = examine(subject, task, where, dtype)
+    seen = examine(subject, task, where, torch.float32)  # what answers are is not for bfloat16 to blur
     spec, network, made, notes = seen.subject.spec, seen.network, seen.task, seen.notes
+    network.dtype = dtype
 
     # What it can teach, and what that costs.
     gradients = _gives_gradients(network, seen.input_size.value, where)

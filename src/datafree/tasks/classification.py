@@ -49,9 +49,7 @@ class Classification(Task[Tensor]):
             raise NetworkError(f"the {what} answers {tuple(outputs.shape)}; flatten it to logits {wanted}")
         checked = check_logits(outputs, what, dims=2, wanted=wanted, num_classes=self.num_classes)
         lengths = checked.float().norm(dim=1)
-        rounded = torch.equal(checked.float(), checked.bfloat16().float())  # computed in bfloat16, as are its lengths
-        near = 2**-8 if rounded else 1e-4
-        if self.num_classes > 2 and torch.allclose(lengths, torch.ones_like(lengths), atol=near):
+        if self.num_classes > 2 and torch.allclose(lengths, torch.ones_like(lengths), atol=1e-4):
             raise NetworkError(
                 f"the {what} answers vectors of length 1, an embedding, but logits {wanted} are needed; give it with "
                 "its classifier"
