@@ -13,6 +13,10 @@ from PIL import Image
 # Several processes with several threads each stand in one another's way.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")))
 
+# torch refuses gradients in what is forked after its engine of gradients has started threads for devices, and takes a
+# FakeTensorMode (torch.export) for a device. Tests fork: the engine starts here, where it finds none.
+torch.zeros(1, requires_grad=True).sum().backward()
+
 MEMORY, ROOM = Path("/dev/shm"), 2 * 2**30  # a file system in memory, and the free bytes that it needs to have
 
 
@@ -20,15 +24,6 @@ def pytest_configure() -> None:
     """Temporary files lie in memory where there is room: a run waits for the disk at each save."""
     if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
-
-
-# Files whose tests fork. Once some libraries have been at work in a process, torch refuses gradients in what it forks.
-FORKING = ("tests/distributed/", "test_kills.py", "test_synthesize.py", "test_bucket_shards.py", "test_gpu_bench")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that fork come first, in their order."""
-    items.sort(key=lambda item: not any(name in item.nodeid for name in FORKING))
 
 
 @pytest.fixture(scope="session", autouse=True)
