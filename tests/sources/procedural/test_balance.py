@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from datafree.sources.procedural.balance import BalancedBank, class_shares, entropy, keys_of, ranks, weights_of
+from datafree.sources.procedural.balance import (
+    BalancedBank,
+    class_shares,
+    entropy,
+    keys_of,
+    ranks,
+    told_apart,
+    weights_of,
+)
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 
@@ -55,6 +63,17 @@ def test_entropy_is_1_for_all_classes_alike_and_0_for_one() -> None:
         -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
     )
     assert float(entropy(torch.tensor([0, 1, 4, 4, 4]), 4)) == pytest.approx(0.5)  # 4: nothing is seen
+
+
+def test_what_is_told_apart_is_the_mutual_information_of_image_and_class() -> None:
+    sure = torch.eye(4).repeat(3, 1)
+    assert float(told_apart(sure)) == pytest.approx(math.log(4))
+    assert float(told_apart(torch.full((5, 4), 0.25))) == 0
+    assert float(told_apart(sure[:1].expand(6, 4))) == 0
+    probs = torch.rand(20, 3).softmax(1)
+    mean = probs.mean(0)
+    of_mean, of_each = -(mean * mean.log()).sum(), -(probs * probs.log()).sum(1).mean()
+    assert torch.allclose(told_apart(probs), of_mean - of_each, atol=1e-6)
 
 
 def test_weights_draw_every_key_as_often() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from datafree.ops import modes
 from datafree.recipe.recipe import load_recipe
 from datafree.sources import Mixed, Noise, Procedural
 from datafree.sources.base import Batch, SourceContext
-from datafree.sources.procedural.balance import class_shares, entropy, keys_of
+from datafree.sources.procedural.balance import class_shares, entropy, keys_of, told_apart
+from datafree.sources.procedural.mixture import MAKERS, alone
 from datafree.tasks import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
@@ -63,6 +65,7 @@ def test_before_the_first_update_images_are_drawn_anew_and_some_are_held_out() -
 def test_the_teacher_is_asked_once_for_every_candidate_and_not_when_images_are_drawn() -> None:
     teacher = Brightness()
     source = attached(small(surplus=3.0), teacher)
+    teacher.asked = 0
     source.update(NOBODY, -2)
     source.update(NOBODY, -1)
     assert teacher.asked == 2 * 96
@@ -95,6 +98,43 @@ def test_images_drawn_anew_are_handed_out_once_drawn_together_and_kept_in_a_stat
     assert torch.equal(other.sample(7).images, second)
     assert len({image.numpy().tobytes() for image in (*first, *second)}) == 12
     assert len(source.sample(drawn[0]).images) == drawn[0] and len(drawn) == 2
+
+
+class SeesPlainGround(nn.Module):
+    """Two classes: whether the upper corners have one colour, as most grounds behind figures have and few textures."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        same = ((images[:, :, 0, 0] - images[:, :, 0, -1]).abs().amax(1) < 0.01).float()
+        return 10 * torch.stack([same, 1 - same], 1)
+
+
+def test_kinds_have_the_shares_that_the_teachers_answers_ask_for() -> None:
+    said: list[str] = []
+    task = Classification(num_classes=2, image_size=SIZE)
+    source = attached(small(), SeesPlainGround(), task, say=said.append)
+    told = []
+    for name in MAKERS:
+        images = replace(source._mixture, shares=alone(name)).draw(2000, SIZE, torch.device("cpu"))
+        told.append(float(told_apart(SeesPlainGround()(images).softmax(1))))
+    expected = [apart**3 / sum(other**3 for other in told) for apart in told]
+    assert source._mixture.shares == pytest.approx(expected, abs=0.1)
+    assert source._mixture.shares[MAKERS.index("figures")] > 0.5
+    assert len(said) == 1 and "what the teacher tells apart in them" in said[0]
+    assert attached(small(), SeesPlainGround(), task)._mixture == source._mixture
+    modes.seed_everything(0)
+    drawn = torch.rand(3)
+    attached(small(), SeesPlainGround(), task)
+    assert torch.equal(torch.rand(3), drawn)  # no random number of the run's was used
+    stated = attached(small(weighed=False, noise_share=2.0), SeesPlainGround(), task)
+    assert stated._mixture.shares == (2.0, 1.0, 1.0, 1.0, 1.0)
+
+
+def test_a_teacher_that_names_one_class_leaves_shares_as_stated() -> None:
+    class One(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.zeros(len(images), CLASSES)
+
+    assert attached(small(), One())._mixture.shares == (1.0,) * 5
 
 
 def test_balance_raises_the_entropy_of_a_real_teachers_answers() -> None:
@@ -199,7 +239,8 @@ def test_boundary_pairs_are_off_with_a_note_where_they_cannot_be_made(teacher: n
     said: list[str] = []
     source = attached(small(boundary=0.5), teacher, task, say=said.append)
     source.update(NOBODY, -1)
-    assert len(said) == 1 and why in said[0] and source.notes() == [said[0].removeprefix("note: ")]
+    (note,) = [line for line in said if line.startswith("note: ")]
+    assert why in note and source.notes() == [note.removeprefix("note: ")]
     assert len(source._bank) == 30
     assert attached(small(), teacher, task).notes() == []
 

@@ -55,6 +55,16 @@ def entropy(keys: Tensor, classes: int) -> Tensor:
     return -(share * share.clamp_min(1e-12).log()).sum() / math.log(max(classes, 2))
 
 
+def told_apart(probs: Tensor) -> Tensor:
+    """Scalar >= 0: mean KL(p_i || mean p) of rows (N, C), the mutual information of an image and the class named in it.
+
+    The logarithm of the Inception Score (Salimans et al., arXiv 1606.03498), by the teacher.
+    """
+    mean = probs.mean(0)
+    apart: Tensor = (torch.xlogy(probs, probs) - torch.xlogy(probs, mean)).sum(1).mean()
+    return apart.clamp_min(0)
+
+
 def weights_of(keys: Tensor) -> Tensor:
     """(N,) weights by which every key is drawn as often: 1 for the images of a key that has its share of them."""
     counts = torch.bincount(keys).float()

@@ -44,7 +44,8 @@ class Mixture:
 
     def _part(self, count: int, size: tuple[int, int], device: torch.device) -> Tensor:
         drawn = torch.rand((), device="cpu").item()  # which maker has an odd image
-        textures, whole = [], []
+        textures: list[Tensor] = []
+        whole: list[Tensor] = []
         for name, n in self._counts(count, drawn):
             if n:
                 (whole if name == "figures" else textures).append(_made(name, n, size, device, self.gain))
@@ -70,6 +71,11 @@ class Mixture:
         edges = [int(count * sum(self.shares[:i]) / total + start) for i in range(len(MAKERS))] + [count + int(start)]
         edges[0] = 0
         return [(name, after - before) for name, (before, after) in zip(MAKERS, pairwise(edges), strict=True)]
+
+
+def alone(name: str) -> tuple[float, ...]:
+    """Shares by which one of MAKERS makes all images."""
+    return tuple(float(name == other) for other in MAKERS)
 
 
 def _made(name: str, count: int, size: tuple[int, int], device: torch.device, gain: float) -> Tensor:
