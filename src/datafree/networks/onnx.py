@@ -32,6 +32,7 @@ WORST = 1e-3  # relative error of a file against torch that is let pass
 BATCHES = (1, 3)  # images at once in the check; the graph is traced with two
 
 _FIXED = "Constraints violated"  # what torch says of a number of images that came out fixed
+_ROUNDING = 1e-6  # of images in [0, 1]: what float32 leaves open after a few layers
 _QUERIES = 1000  # locations; of more, which are cells of a grid, the order is never free
 _SMALLEST = 1e-7  # scores are kept this far from 0 and 1 where logits are made of them
 
@@ -114,7 +115,7 @@ def write_onnx(
         raise NetworkError(f"the network cannot be exported to ONNX ({why(error)}); leave ONNX out") from error
 
 
-def traced(network: nn.Module, size: tuple[int, int], *, batch: bool) -> torch.export.ExportedProgram:
+def traced(network: Normalized, size: tuple[int, int], *, batch: bool) -> torch.export.ExportedProgram:
     """`network` as torch traces it for images of `size`, its answers as tensors: of any number of images, or of one.
 
     Raises whatever torch and the network's own code do.
@@ -181,9 +182,22 @@ def check_onnx(network: Normalized, file: Path, size: tuple[int, int]) -> dict[i
     if not worst <= WORST:
         raise NetworkError(
             f"the ONNX file does not answer as the network: a relative error of {worst:.1e}, more than {WORST:.0e}; it "
-            "was not kept: try another opset, or leave ONNX out"
+            f"was not kept: {undecided(network, noise(BATCHES[-1], size)) or 'try another opset'}, or leave ONNX out"
         )
     return errors
+
+
+def undecided(network: Normalized, images: Tensor) -> str:
+    """What to do where no file can be compared: `network` itself answers otherwise once `images` are rounded; or ""."""
+    rounded = images + _ROUNDING * noise(len(images), (images.shape[2], images.shape[3])).to(images.device)
+    with torch.no_grad(), modes.frozen(network):
+        error = relative_error(network(images), network(rounded))
+    if error <= WORST:
+        return ""
+    return (
+        f"the network's own answers move by {error:.1e} where its images move by {_ROUNDING:.0e}, as the queries of a "
+        "detector that has hardly been trained: train it for longer"
+    )
 
 
 def open_session(file: Path) -> Any:
