@@ -10,16 +10,9 @@ from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError, RunError, WeightsError
 from datafree.evaluation.finished_run import load_onnx
+from datafree.networks.comparison import relative_error, undecided
 from datafree.networks.normalized import Normalized
-from datafree.networks.onnx import (
-    DESCRIPTION,
-    OnnxNetwork,
-    answer_of,
-    check_onnx,
-    relative_error,
-    undecided,
-    write_onnx,
-)
+from datafree.networks.onnx import DESCRIPTION, OnnxNetwork, answer_of, check_onnx, write_onnx
 from datafree.ops.predictions import Predictions
 
 for package in ("onnx", "onnxscript", "onnxruntime"):

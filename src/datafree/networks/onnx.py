@@ -5,11 +5,9 @@ B images, C classes, L locations, H x W pixels.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from datafree.config.extras import require
 from datafree.errors import NetworkError, WeightsError
+from datafree.networks.comparison import WORST, relative_error, tensors_of, undecided
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled
@@ -29,11 +28,9 @@ from datafree.storage import strict_json, written
 from datafree.text import is_unicode, one_line, show
 
 DESCRIPTION = "datafree"  # the entry of a file's metadata that holds `OnnxNetwork.description` as JSON
-WORST = 1e-3  # relative error of a file against torch that is let pass
 BATCHES = (1, 3)  # images at once in the check; the graph is traced with two
 
 _FIXED = "Constraints violated"  # what torch says of a number of images that came out fixed
-_QUERIES = 1000  # locations; of more, which are cells of a grid, the order is never free
 _SMALLEST = 1e-7  # scores are kept this far from 0 and 1 where logits are made of them
 
 
@@ -187,23 +184,6 @@ def check_onnx(network: Normalized, file: Path, size: tuple[int, int]) -> dict[i
     return errors
 
 
-def undecided(network: Normalized, images: Tensor) -> str:
-    """What to do where no file can be compared, as `network` itself answers otherwise in float64; else ""."""
-    try:
-        with torch.no_grad(), modes.frozen(network):
-            answer = network(images)
-            exact = copy.deepcopy(network).double()(images.double())
-        error = relative_error(exact, answer)
-    except Exception:  # not every network can be copied, or computed in float64
-        return ""
-    if error <= WORST:
-        return ""
-    return (
-        f"rounding decides what the network answers (in float64 {error:.1e} away), as where all queries of a detector "
-        "are equally sure: train it for longer"
-    )
-
-
 def open_session(file: Path) -> Any:
     """An onnxruntime session of `file` on the CPU, with torch's number of threads. Raises as `OnnxNetwork`.
 
@@ -265,11 +245,6 @@ class Answers(nn.Module):
         return answers if len(answers) > 1 else answers[0]
 
 
-def tensors_of(answer: Tensor | Predictions) -> tuple[Tensor, ...]:
-    """The tensors that a file holds an answer as: those of `answer_of`."""
-    return (answer.boxes, answer.scores) if isinstance(answer, Predictions) else (answer,)
-
-
 def names_of(answer: Tensor | Predictions) -> list[str]:
     """What a file calls those tensors."""
     return ["boxes", "scores"] if isinstance(answer, Predictions) else ["logits"]
@@ -278,38 +253,3 @@ def names_of(answer: Tensor | Predictions) -> list[str]:
 def noise(count: int, size: tuple[int, int]) -> Tensor:
     """Images (B, 3, H, W) of noise, always the same."""
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count))
-
-
-def relative_error(wanted: Tensor | Predictions, answer: Tensor | Predictions) -> float:
-    """The largest difference of an output over its largest value, of the worst output; infinite for other shapes.
-
-    A detector's locations are a set where they are few: queries chosen by their scores (RT-DETR) change places where
-    two are equally sure but for rounding. So where the order differs, each is compared with the one nearest to it.
-    """
-    pairs = list(zip(tensors_of(wanted), tensors_of(answer), strict=True))
-    error = max(_relative(*pair) for pair in pairs)
-    if error <= WORST or not math.isfinite(error) or len(pairs) == 1 or pairs[0][0].shape[1] > _QUERIES:
-        return error
-    scales = [float(tensor.abs().max()) or 1.0 for tensor, _ in pairs]
-    theirs, ours = (  # (B, L, 4 + C)
-        torch.cat([tensor.float() / scale for tensor, scale in zip(each, scales, strict=True)], -1)
-        for each in zip(*pairs, strict=True)
-    )
-    return max(_as_sets(*rows) for rows in zip(theirs, ours, strict=True))
-
-
-def _as_sets(wanted: Tensor, answer: Tensor) -> float:
-    """The largest distance of a row (L, n) of either from the nearest of the other, in its worst entry."""
-    errors = (wanted - answer).abs().amax(-1)
-    moved = errors > WORST
-    if moved.any():
-        apart = torch.cdist(wanted[moved], answer[moved], p=math.inf)
-        errors = torch.cat((errors[~moved], apart.amin(0), apart.amin(1)))
-    return float(errors.max())
-
-
-def _relative(wanted: Tensor, answer: Tensor) -> float:
-    if wanted.shape != answer.shape:
-        return math.inf
-    error = float((wanted - answer).abs().max()) / (float(wanted.abs().max()) or 1.0)
-    return error if math.isfinite(error) else math.inf

@@ -19,13 +19,14 @@ from datafree.deploy.snippets import load_snippet
 from datafree.engine.build_networks import prepare
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.evaluation.finished_run import load_student
+from datafree.networks.comparison import relative_error
 from datafree.networks.families import choose_student
 from datafree.networks.huggingface.detectors import adapt
 from datafree.networks.huggingface.directory import open_directory
 from datafree.networks.huggingface.smaller import smaller
 from datafree.networks.load import NetworkSpec, build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.onnx import OnnxNetwork, check_onnx, relative_error, write_onnx
+from datafree.networks.onnx import OnnxNetwork, check_onnx, write_onnx
 from datafree.networks.preprocessing import known
 from datafree.ops import boxes
 from datafree.tasks.classification import Classification

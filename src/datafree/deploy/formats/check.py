@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datafree.deploy.formats.base import Format, Given, convert
 from datafree.errors import DatafreeError, NetworkError
-from datafree.networks.onnx import WORST, relative_error, undecided
+from datafree.networks.comparison import WORST, relative_error, undecided
 from datafree.ops import modes
 from datafree.storage.atomic import sha256_of
 from datafree.text import percent
