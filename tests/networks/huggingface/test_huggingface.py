@@ -335,6 +335,7 @@ def test_a_student_from_a_directory_is_exported(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_an_rt_detr_in_onnx_answers_as_in_torch_for_any_number_of_images(tmp_path: Path) -> None:
     """It counts images by len(), and orders its queries by scores that differ by less than they are rounded."""
     for package in ("onnxscript", "onnxruntime"):
