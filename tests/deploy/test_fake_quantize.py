@@ -22,7 +22,8 @@ pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from datafree.deploy.quantize import quantize
-from datafree.networks.onnx import OnnxNetwork, relative_error, write_onnx
+from datafree.networks.comparison import relative_error
+from datafree.networks.onnx import OnnxNetwork, write_onnx
 
 
 def dequantized(values: Tensor, scale: object, zero: object, axis: int = 0) -> Tensor:

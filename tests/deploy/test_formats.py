@@ -30,7 +30,8 @@ from datafree.deploy.snippets import openvino_snippet
 from datafree.deploy.written_names import EXPORTED
 from datafree.errors import DatafreeError, NetworkError, RunError
 from datafree.evaluation.finished_run import load_student
-from datafree.networks.onnx import answer_of, relative_error
+from datafree.networks.comparison import relative_error
+from datafree.networks.onnx import answer_of
 from datafree.ops.predictions import Predictions
 from datafree.report.page import write_page
 from datafree.report.run_reader import read_run

@@ -15,7 +15,9 @@ import pickle
 import pickletools
 import struct
 import sys
+import tarfile
 import tracemalloc
+import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -31,12 +33,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from datafree.cli.main import main
-from datafree.errors import WeightsError
+from datafree.errors import DatafreeError, WeightsError
 from datafree.networks.checkpoints import index as weights_index
 from datafree.networks.checkpoints import torch_files, unpickler
 from datafree.networks.checkpoints.convert import convert
-from datafree.networks.checkpoints.weights import load_weights, read_tensors, save_weights
+from datafree.networks.checkpoints.weights import load_weights, read_shapes, read_tensors, save_weights
 from datafree.networks.checkpoints.whole_modules import read_module
+from datafree.networks.load import NetworkSpec, build_network
+from datafree.preflight.identify import identify
+from datafree.preflight.teacher_file import kind_of
 from datafree.text import shown
 from weights_files import refusal, same, small
 
@@ -249,7 +254,7 @@ def test_no_command_runs_a_pickle(
     Path("dir").mkdir()
     Path("dir/config.json").write_text(json.dumps({"architecture": "test_resnet", "num_classes": 4}))
     evil: dict[str, Any] = {"a": torch.ones(2), "b": Evil("canary")}
-    names = ("w.pt", "w.pth", "w.bin", "w.ckpt", "w.tar", "w.pt2", "w.torchscript", "w.pdparams")
+    names = ("w.pt", "w.pth", "w.bin", "w.ckpt", "w.tar", "w.pt2", "w.torchscript", "w.pdparams", "w.pkl")
     module = small()
     module.note = Evil("canary")  # type: ignore[assignment]
     for content in (evil, module):
@@ -266,6 +271,132 @@ def test_no_command_runs_a_pickle(
             Path("new.safetensors").unlink(missing_ok=True)
     torch.load("w.pt", weights_only=False)
     assert Path("canary").exists()  # the witness works
+
+
+# --- every kind of file that holds a pickle ---
+
+
+def lightning(file: Path, evil: Evil) -> None:
+    beside = {"epoch": 1, "pytorch-lightning_version": "2.4.0", "callbacks": {"a": {"best": evil}}, "loops": {}}
+    torch.save({**beside, "state_dict": small().state_dict(), "hyper_parameters": {"loss": evil}}, file)
+
+
+def ultralytics(file: Path, evil: Evil) -> None:
+    """A detector as `yolo train` writes it, of a class that is here for the time of writing."""
+    kind = type("DetectionModel", (nn.Module,), {"__module__": "ultralytics.nn.tasks"})
+    held: dict[str, Any] = {}
+    for name in ("ultralytics", "ultralytics.nn", "ultralytics.nn.tasks"):
+        held[name] = types.ModuleType(name)
+    held["ultralytics.nn.tasks"].DetectionModel = kind
+    network = kind()
+    network.model, network.yaml, network.names = small(), {"nc": 1, "backbone": [], "head": [evil]}, {0: evil}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in held.items():
+            patch.setitem(sys.modules, name, module)
+        torch.save({"train_args": {"imgsz": 64, "hook": evil}, "model": network, "ema": None}, file)
+
+
+def whole(file: Path, evil: Evil, *, zipped: bool = True) -> None:
+    module = small()
+    module.note = evil  # type: ignore[assignment]
+    torch.save(module, file, _use_new_zipfile_serialization=zipped)
+
+
+def script(file: Path, evil: Evil) -> None:
+    content = pickle.dumps(evil)
+    file.write_bytes(in_zip(content, constants_pkl=content, code____torch____py=b"pass"))
+
+
+def tarred(file: Path, evil: Evil) -> None:
+    """As torch wrote before 0.1.10."""
+    with tarfile.open(file, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            content = pickle.dumps(evil)
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def in_parts(file: Path, evil: Evil) -> None:
+    torch.save({"a": torch.ones(1), "b": evil}, file.with_name("part.bin"))
+    file.write_text(json.dumps({"weight_map": {"a": "part.bin"}}))
+
+
+def by_torch(file: Path) -> Any:
+    return torch.load(file, weights_only=False)
+
+
+def by_numpy(file: Path) -> Any:
+    found = np.load(file, allow_pickle=True)
+    return found["a"] if isinstance(found, np.lib.npyio.NpzFile) else found
+
+
+def by_pickle(file: Path) -> Any:
+    return pickle.loads(file.read_bytes())  # noqa: S301 - to show it
+
+
+def inside(member: str) -> Callable[[Path], Any]:
+    """A pickle in an archive of either kind."""
+
+    def read(file: Path) -> Any:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as zipped:
+                content = zipped.read(member)
+        else:
+            with tarfile.open(file) as tar:
+                content = b"".join(tar.extractfile(member) or [])
+        return pickle.loads(content)  # noqa: S301 - to show it
+
+    return read
+
+
+# A kind of file -> what writes one that would run something, and what runs it.
+BEARING: dict[str, tuple[Callable[[Path, Evil], object], Callable[[Path], Any]]] = {
+    "last.ckpt": (lightning, by_torch),
+    "best.pt": (ultralytics, by_torch),
+    "module.pt": (whole, by_torch),
+    "module.pth": (functools.partial(whole, zipped=False), by_torch),
+    "pytorch_model.bin": (lambda file, evil: torch.save({"a": torch.ones(1), "b": evil}, file), by_torch),
+    "net.pkl": (lambda file, evil: file.write_bytes(pickle.dumps({"w": evil})), by_pickle),
+    "module.pkl": (whole, by_torch),
+    "script.pt": (script, inside("archive/constants.pkl")),
+    "script.torchscript": (script, inside("archive/data.pkl")),
+    "old.tar": (tarred, inside("pickle")),
+    "model.safetensors.index.json": (in_parts, lambda file: by_torch(file.with_name("part.bin"))),
+    "net.onnx": (lambda file, evil: file.write_bytes(pickle.dumps(evil)), by_pickle),
+    "net.weights": (lambda file, evil: file.write_bytes(pickle.dumps(evil)), by_pickle),
+    "net.pdparams": (lambda file, evil: file.write_bytes(pickle.dumps({"w": evil})), by_pickle),
+    "objects.npy": (lambda file, evil: np.save(file, np.array([evil], dtype=object)), by_numpy),
+    "objects.npz": (lambda file, evil: np.savez(file, a=np.array([evil], dtype=object)), by_numpy),
+    "array.pt": (lambda file, evil: torch.save({"a": np.array([evil], dtype=object)}, file), by_torch),
+}
+WAYS: dict[str, Callable[[Path], object]] = {  # in which a file is looked at
+    "told": lambda file: kind_of(str(file)),
+    "tensors": read_tensors,
+    "shapes": read_shapes,
+    "module": read_module,
+    "identified": identify,
+    "converted": lambda file: convert(file, file.with_name("new.safetensors")),
+    "network": lambda file: build_network(NetworkSpec(network=str(file)), num_classes=2),
+    "weights": lambda file: build_network(NetworkSpec(network="datafree/unet", weights=file), num_classes=2),
+}
+
+
+@pytest.mark.parametrize("kind", BEARING)
+def test_no_kind_of_file_that_holds_a_pickle_has_it_run(kind: str, tmp_path: Path) -> None:
+    canary, file = tmp_path / "canary", tmp_path / kind
+    write, run = BEARING[kind]
+    write(file, Evil(str(canary)))
+    for way in WAYS.values():
+        try:
+            way(file)
+        except DatafreeError as error:
+            assert "\n" not in str(error)
+        assert not canary.exists()
+        file.with_name("new.safetensors").unlink(missing_ok=True)
+    with contextlib.suppress(Exception):  # of what the call answers, a number
+        run(file)
+    assert canary.exists()  # it would do harm
 
 
 def test_all_that_a_file_wants_is_told_not_only_the_first(tmp_path: Path) -> None:

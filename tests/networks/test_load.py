@@ -74,6 +74,9 @@ def test_the_listed_names_are_those_of_the_libraries() -> None:
         ("smp/deeplab3", "did you mean smp/deeplabv3"),
         ("datafree/unett", "did you mean datafree/unet"),
         ("torchvision/deeplabv3_resnet5", "did you mean torchvision/deeplabv3_resnet50"),
+        ("torchvision/r3d_18", "takes video; networks of one image"),
+        ("torchvision/raft_small", "from one image to the next"),
+        ("torchvision/quantized_resnet18", "take the network of floats"),
         ("timm/resnet19", "timm/resnet18"),
         ("smpp/unet", "smp/unet"),
         ("deeplabv3", "did you mean smp/deeplabv3?"),
@@ -140,7 +143,7 @@ def test_a_spec_is_checked_by_pydantic(tmp_path: Path) -> None:
         ("torchvision/retinanet_resnet50_fpn_v2", {"score_thresh": 0.1}, "set task.score_threshold"),
         ("torchvision/fasterrcnn_resnet50_fpn", {"box_nms_thresh": 0.1}, "set task.nms_iou"),
         ("torchvision/fasterrcnn_resnet50_fpn", {"rpn_nms_tresh": 0.1}, "did you mean rpn_nms_thresh"),
-        ("torchvision/maskrcnn_resnet50_fpn", {}, "there is no network"),
+        ("torchvision/maskrcnn_resnet50_fpn", {}, "answers masks or key points; networks of one image"),
         ("datafree/yolov3", {"widht": 0.5}, "widht"),
     ],
 )

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from datafree.errors import DatafreeError, NetworkError, RunError, WeightsError
 from datafree.evaluation.finished_run import load_onnx
+from datafree.networks.comparison import relative_error, undecided
 from datafree.networks.normalized import Normalized
-from datafree.networks.onnx import DESCRIPTION, OnnxNetwork, write_onnx
+from datafree.networks.onnx import DESCRIPTION, OnnxNetwork, answer_of, check_onnx, write_onnx
+from datafree.ops.predictions import Predictions
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
@@ -27,9 +29,60 @@ def test_network_that_cannot_take_any_number_of_images_is_refused(tmp_path: Path
             logits: Tensor = self.layer(images).view(2, 3, 16, 16)
             return logits
 
-    with pytest.raises(NetworkError, match="cannot be exported to ONNX") as caught:
+    with pytest.raises(NetworkError, match=r"cannot be exported to ONNX \(its code fixes how many images") as caught:
         write_onnx(Normalized(Two()), tmp_path / "two.onnx", (16, 16), {})
     assert "\n" not in str(caught.value)
+
+
+def test_images_counted_by_len_are_any_number_in_the_file(tmp_path: Path) -> None:
+    """What Python's len answers is a plain number, which a traced program would keep."""
+
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.ones(1, 4).tile([len(images), 1]) + self.layer(images).mean((2, 3))
+
+    network = Normalized(Counted())
+    write_onnx(network, tmp_path / "a.onnx", (8, 8), {})
+    assert check_onnx(network, tmp_path / "a.onnx", (8, 8)).keys() == {1, 3}
+    images = torch.rand(5, 3, 8, 8)
+    torch.testing.assert_close(OnnxNetwork(tmp_path / "a.onnx")(images), network(images))
+
+
+def found(boxes: Tensor, scores: Tensor) -> Predictions:
+    answer = answer_of([boxes, scores])
+    assert isinstance(answer, Predictions)
+    return answer
+
+
+def test_queries_in_another_order_are_the_same_answer_and_another_one_is_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = torch.rand(2, 6, 4, generator=generator) * 100, torch.rand(2, 6, 3, generator=generator)
+    order = torch.tensor([0, 2, 1, 3, 5, 4])
+    near = 1 + 1e-6 * torch.rand(2, 6, 1, generator=generator)
+    moved = found(boxes[:, order] * near[:, order], scores[:, order])
+    assert relative_error(found(boxes, scores), moved) == pytest.approx(float(((near - 1) * boxes).max() / 97), rel=0.1)
+    other = boxes.clone()
+    other[1, 3, 2] += 10  # pixels, of one box
+    assert relative_error(found(boxes, scores), found(other[:, order], scores[:, order])) > 0.05
+    paired = scores[:, torch.tensor([1, 0, 2, 3, 4, 5])]  # the same boxes and the same scores, but not together
+    assert relative_error(found(boxes, scores), found(boxes, paired)) > 0.05
+
+
+def test_a_network_that_rounding_decides_is_not_held_against_its_file() -> None:
+    class Ties(nn.Module):
+        """As queries that are chosen where all places score the same: which, a last digit decides."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            mean = images.mean((2, 3))
+            return torch.where(((mean * 1e8).round() % 2).bool(), 1.0, -1.0)
+
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert "(in float64 2.0e+00 away)" in undecided(Normalized(Ties()), images)
+    assert undecided(Normalized(nn.Conv2d(3, 4, 3)), images) == ""
 
 
 @pytest.mark.parametrize("content", [b"", b"no protobuf" * 9])

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from datafree.errors import NetworkError
-from datafree.networks.checkpoints.weights import save_weights
+from datafree.errors import NetworkError, WeightsError
+from datafree.networks.checkpoints.weights import read_tensors, save_weights
 from datafree.preflight.teacher_file import kind_of
 
 
@@ -40,6 +40,11 @@ def script(file: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch.jit
         torch.jit.script(nn.ReLU()).save(file)
+
+
+def table(file: Path) -> None:
+    """As TensorFlow's tables end: two places in it, filled up to 40 bytes, and a number."""
+    file.write_bytes(b"\0\0\x05entry" * 99 + bytes(40) + 0xDB4775248B80FB57.to_bytes(8, "little"))
 
 
 TEACHERS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -100,6 +105,14 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "net.h5": (lambda file: file.write_bytes(b"\x89HDF\r\n\x1a\n"), r"is Keras's; .*tf2onnx"),
     "net.keras": (zipped, r"is Keras's; .*tf2onnx"),
     "net.pb": (lambda file: file.write_bytes(b"\x08\x01\x12\x97\x01"), r"is TensorFlow's; .*--graphdef"),  # as ONNX's
+    "model.ckpt-100.index": (table, r"is a checkpoint of TensorFlow's, .*--checkpoint FILE.meta"),
+    "old.ckpt": (table, "is a checkpoint of TensorFlow's"),
+    "model.ckpt.data-00000-of-00001": (lambda file: file.write_bytes(bytes(99)), "is a checkpoint of TensorFlow's"),
+    "model.ckpt.meta": (lambda file: file.write_bytes(b"\n\x0b"), "is a checkpoint of TensorFlow's"),
+    "checkpoint": (
+        lambda file: file.write_text('model_checkpoint_path: "a.ckpt"\n'),
+        "is a checkpoint of TensorFlow's",
+    ),
     "net.mlpackage": (lambda path: path.mkdir(), "is Core ML's"),
     "net.npz": (zipped, "holds arrays of NumPy"),
     "script.bin": (script, "is a TorchScript program: name it script.torchscript"),
@@ -135,6 +148,16 @@ def test_a_saved_model_of_tensorflow_is_told_by_its_file(tmp_path: Path) -> None
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(NetworkError, match=r"is TensorFlow's; .*--saved-model"):
         kind_of(str(tmp_path))
+
+
+def test_a_checkpoint_of_tensorflow_is_told_by_its_folder_its_prefix_and_as_weights(tmp_path: Path) -> None:
+    table(tmp_path / "model.ckpt.index")
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(bytes(99))
+    for named in (tmp_path, tmp_path / "model.ckpt"):
+        with pytest.raises(NetworkError, match="is a checkpoint of TensorFlow's"):
+            kind_of(str(named))
+    with pytest.raises(WeightsError, match=r"model\.ckpt\.index: is a checkpoint of TensorFlow's"):
+        read_tensors(tmp_path / "model.ckpt.index")
 
 
 @pytest.mark.parametrize("name", ["mine.tflite", "net.torchscript"])

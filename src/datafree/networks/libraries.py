@@ -44,6 +44,13 @@ _DETECTION = (  # torchvision's
     *("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fcos_resnet50_fpn"),
     *("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2", "ssd300_vgg16", "ssdlite320_mobilenet_v3_large"),
 )
+_NEEDED = "networks of one image to classes, class maps or boxes are needed"
+_OTHERS = {  # torchvision's other packages of networks
+    "detection": f"answers masks or key points; {_NEEDED}",
+    "optical_flow": f"answers how pixels move from one image to the next; {_NEEDED}",
+    "quantization": "has quantised layers, without gradients; take the network of floats that it was made from",
+    "video": f"takes video; {_NEEDED}",
+}
 _SAID_ELSEWHERE = {  # options of torchvision's detectors, and what says the same in a recipe
     **dict.fromkeys(("fixed_size", "max_size", "min_size", "size"), "input_size beside args"),
     "image_mean": "mean beside args",
@@ -130,6 +137,7 @@ def _build_torchvision(name: str, args: dict[str, Any], num_classes: int) -> nn.
 
     known = [*_SEGMENTATION, *_DETECTION, *torchvision.models.list_models(module=torchvision.models)]
     if name not in known:
+        _refuse_others(name)
         raise unknown(f"torchvision/{name}", (f"torchvision/{k}" for k in known))
     if name in _DETECTION:
         return _build_detector(name, args, num_classes)
@@ -140,6 +148,16 @@ def _build_torchvision(name: str, args: dict[str, Any], num_classes: int) -> nn.
         _check_args(f"torchvision/{name}", args, parameters.keys() - {"kwargs", "num_classes"})
     network: nn.Module = torchvision.models.get_model(name, **{**offline, **args, "num_classes": num_classes})
     return network
+
+
+def _refuse_others(name: str) -> None:
+    """Raise NetworkError for a network that torchvision has for something else."""
+    import torchvision
+
+    if name in torchvision.models.list_models():
+        family = torchvision.models.get_model_builder(name).__module__.split(".")[2]
+        network = f"torchvision/{name}"
+        raise NetworkError(f"{network!r} {_OTHERS.get(family, f'is made for something else; {_NEEDED}')}")
 
 
 def _build_detector(name: str, args: dict[str, Any], num_classes: int) -> nn.Module:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from datafree.config.extras import require
 from datafree.errors import NetworkError, WeightsError
+from datafree.networks.comparison import WORST, relative_error, tensors_of, undecided
 from datafree.networks.normalized import Normalized
 from datafree.ops import modes
 from datafree.ops.boxes import Labelled
@@ -28,9 +28,9 @@ from datafree.storage import strict_json, written
 from datafree.text import is_unicode, one_line, show
 
 DESCRIPTION = "datafree"  # the entry of a file's metadata that holds `OnnxNetwork.description` as JSON
-WORST = 1e-3  # relative error of a file against torch that is let pass
 BATCHES = (1, 3)  # images at once in the check; the graph is traced with two
 
+_FIXED = "Constraints violated"  # what torch says of a number of images that came out fixed
 _SMALLEST = 1e-7  # scores are kept this far from 0 and 1 where logits are made of them
 
 
@@ -86,17 +86,19 @@ def write_onnx(
     Raises NetworkError if the network cannot be traced, DatafreeError without the packages.
     """
     require("exporting to ONNX", "onnx", "onnxscript")
-    answers, example = Answers(network), noise(2, size)
-    batch = torch.export.Dim("batch", min=1, max=2**16)
     try:
-        with silence(), torch.no_grad(), modes.frozen(answers):
+        with silence(), torch.no_grad(), modes.frozen(network):
             from onnx_ir.passes.common import ClearMetadataAndDocStringPass  # comes with onnxscript
 
-            names = names_of(network(example))
+            names = names_of(network(noise(2, size)))
             # Traced here and not by onnx.export, which gives up on the free number of images without a word.
-            program = torch.export.export(answers, (example,), dynamic_shapes=({0: batch},), strict=False)
             made: Any = torch.onnx.export(
-                program, dynamo=True, input_names=["images"], output_names=names, opset_version=opset, verbose=False
+                traced(network, size, batch=True),
+                dynamo=True,
+                input_names=["images"],
+                output_names=names,
+                opset_version=opset,
+                verbose=False,
             )
             ClearMetadataAndDocStringPass()(
                 made.model
@@ -108,6 +110,26 @@ def write_onnx(
         raise
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         raise NetworkError(f"the network cannot be exported to ONNX ({why(error)}); leave ONNX out") from error
+
+
+def traced(network: Normalized, size: tuple[int, int], *, batch: bool) -> torch.export.ExportedProgram:
+    """`network` as torch traces it for images of `size`, its answers as tensors: of any number of images, or of one.
+
+    Raises whatever torch and the network's own code do.
+    """
+    answers, example = Answers(network), noise(2 if batch else 1, size)
+    free = ({0: torch.export.Dim("batch", min=1, max=2**16)},) if batch else None
+    with torch.no_grad(), modes.frozen(answers):
+        try:
+            return torch.export.export(answers, (example,), dynamic_shapes=free, strict=False)
+        except Exception as error:
+            if _FIXED not in str(error):
+                raise
+            # len(images) is a plain number to Python, but not to the slower reader of its code (RT-DETR).
+            try:
+                return torch.export.export(answers, (example,), dynamic_shapes=free, strict=True)
+            except Exception:
+                raise error from None
 
 
 def opset_of(file: Path) -> int | None:
@@ -122,7 +144,7 @@ def why(error: BaseException) -> str:
     """Why a network cannot be traced or converted, on one line."""
     if type(error).__name__ == "GuardOnDataDependentSymNode":  # torch's, but in no public module
         return "what it computes depends on what it finds in an image, as a two-stage detector's proposals do"
-    if "Constraints violated" in str(error):
+    if _FIXED in str(error):
         return "its code fixes how many images there are, as len(images) does where images.shape[0] would not"
     return one_line(error)
 
@@ -157,7 +179,7 @@ def check_onnx(network: Normalized, file: Path, size: tuple[int, int]) -> dict[i
     if not worst <= WORST:
         raise NetworkError(
             f"the ONNX file does not answer as the network: a relative error of {worst:.1e}, more than {WORST:.0e}; it "
-            "was not kept: try another opset, or leave ONNX out"
+            f"was not kept: {undecided(network, noise(BATCHES[-1], size)) or 'try another opset'}, or leave ONNX out"
         )
     return errors
 
@@ -223,11 +245,6 @@ class Answers(nn.Module):
         return answers if len(answers) > 1 else answers[0]
 
 
-def tensors_of(answer: Tensor | Predictions) -> tuple[Tensor, ...]:
-    """The tensors that a file holds an answer as: those of `answer_of`."""
-    return (answer.boxes, answer.scores) if isinstance(answer, Predictions) else (answer,)
-
-
 def names_of(answer: Tensor | Predictions) -> list[str]:
     """What a file calls those tensors."""
     return ["boxes", "scores"] if isinstance(answer, Predictions) else ["logits"]
@@ -236,15 +253,3 @@ def names_of(answer: Tensor | Predictions) -> list[str]:
 def noise(count: int, size: tuple[int, int]) -> Tensor:
     """Images (B, 3, H, W) of noise, always the same."""
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count))
-
-
-def relative_error(wanted: Tensor | Predictions, answer: Tensor | Predictions) -> float:
-    """The largest difference of an output over its largest value, of the worst output; infinite for other shapes."""
-    return max(_relative(*pair) for pair in zip(tensors_of(wanted), tensors_of(answer), strict=True))
-
-
-def _relative(wanted: Tensor, answer: Tensor) -> float:
-    if wanted.shape != answer.shape:
-        return math.inf
-    error = float((wanted - answer).abs().max()) / (float(wanted.abs().max()) or 1.0)
-    return error if math.isfinite(error) else math.inf

@@ -14,7 +14,7 @@ from typing import Literal
 
 from datafree.config import yaml
 from datafree.errors import NetworkError
-from datafree.networks.checkpoints.other_files import OTHER_FILES, SAVED_MODEL
+from datafree.networks.checkpoints.other_files import CHECKPOINT, OTHER_FILES, SAVED_MODEL, is_part, other_file
 from datafree.text import show
 
 Kind = Literal["recipe", "weights", "program", "onnx", "directory", "name"]
@@ -53,6 +53,7 @@ _OTHERS = {
     b"version https://git-lfs": "is a pointer of git-lfs, not the file itself: `git lfs pull` fetches it",
     b"<!DOCTYPE": "is a web page: download the file itself",
     b"<html": "is a web page: download the file itself",
+    b"model_checkpoint_path:": CHECKPOINT,
 }
 
 
@@ -72,6 +73,8 @@ def kind_of(teacher: str) -> Kind:
         return _of_file(path)
     if path.suffix in RECIPES:
         return "recipe"
+    if path.with_name(f"{path.name}.index").is_file():  # a checkpoint is called by what its files' names begin with
+        raise NetworkError(f"{path} {CHECKPOINT}")
     if path.name.endswith((*WEIGHTS, *_PROGRAMS, ".onnx", ".weights", *OTHER_FILES, *PHOTOS, ".zip", ".txt", ".json")):
         raise NetworkError(f"there is no file {teacher}; {_TEACHERS}")
     return "name" if "/" in teacher or ":" in teacher else "recipe"
@@ -88,6 +91,8 @@ def _of_folder(path: Path) -> Kind:
         return "directory"
     if SAVED_MODEL in names:
         raise NetworkError(f"{path} {OTHER_FILES['.pb']}")
+    if any(map(is_part, names)):
+        raise NetworkError(f"{path} {CHECKPOINT}")
     if "recipe.yaml" in names:
         raise NetworkError(f"{path} is a run; to run its recipe again, give {path / 'recipe.yaml'}")
     if files := [name for name in names if name.endswith((*WEIGHTS, ".pt2", ".onnx"))]:
@@ -103,10 +108,13 @@ def _of_file(path: Path) -> Kind:
     try:
         with path.open("rb") as file:
             start = file.read(_LOOKED_AT)
+        other = other_file(path)
     except OSError as error:
         raise NetworkError(f"{path} cannot be read: {error.strerror}") from error
     if path.suffix in RECIPES:
         return "recipe"
+    if other is not None:
+        raise NetworkError(f"{path} {other}")
     if not start:
         raise NetworkError(f"{path} is empty; {_TEACHERS}")
     for beginning, what in _OTHERS.items():

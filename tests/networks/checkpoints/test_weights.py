@@ -216,7 +216,7 @@ def test_names_that_fit_as_they_are_stay_so_in_the_refusal_of_a_partial_file(tmp
     network.model, network.head = small(), nn.Linear(2, 2)
     torch.save({f"model.{name}": tensor for name, tensor in small().state_dict().items()}, tmp_path / "w.pt")
     line = refused_unchanged(network, tmp_path / "w.pt")
-    assert "2 missing (first: 'head.weight')" in line
+    assert "('head.weight', 'head.bias' missing)" in line
     assert "unexpected" not in line
 
 
@@ -366,6 +366,24 @@ def test_another_architecture_is_told_by_counts_first_names_and_shapes(tmp_path:
     assert "2 missing (first: '1.weight')" in line
     assert "1 unexpected (first: '9.extra')" in line
     assert "1 of another shape (first: '2.weight', (7, 4, 1, 1) in the file, (2, 4, 1, 1) in the network)" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("resnet18", "fc"), ("convnext_atto", "head.fc"), ("vit_tiny_patch16_224", "head")]
+)
+def test_a_network_without_its_classifier_is_told_apart_from_another_one(tmp_path: Path, name: str, last: str) -> None:
+    import timm
+
+    headless = timm.create_model(name, num_classes=0)  # as embeddings are computed
+    save_weights(headless, tmp_path / "w.safetensors")
+    network = timm.create_model(name, num_classes=5)
+    line = refused_unchanged(network, tmp_path / "w.safetensors")
+    assert f"without its last layer, the classifier ('{last}.weight', '{last}.bias' missing)" in line
+    assert "give the weights of the whole network" in line
+    state = network.state_dict()
+    del state[next(iter(state))]  # its first layer's is another matter
+    torch.save(state, tmp_path / "w.pt")
+    assert "1 missing" in refused_unchanged(network, tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])

@@ -19,11 +19,14 @@ from datafree.deploy.snippets import load_snippet
 from datafree.engine.build_networks import prepare
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.evaluation.finished_run import load_student
+from datafree.networks.comparison import relative_error
 from datafree.networks.families import choose_student
+from datafree.networks.huggingface.detectors import adapt
 from datafree.networks.huggingface.directory import open_directory
 from datafree.networks.huggingface.smaller import smaller
 from datafree.networks.load import NetworkSpec, build_network, has_weights
-from datafree.networks.normalized import bare
+from datafree.networks.normalized import Normalized, bare
+from datafree.networks.onnx import OnnxNetwork, check_onnx, write_onnx
 from datafree.networks.preprocessing import known
 from datafree.ops import boxes
 from datafree.tasks.classification import Classification
@@ -331,6 +334,27 @@ def test_a_student_from_a_directory_is_exported(tmp_path: Path) -> None:
         torch.testing.assert_close(torch.from_numpy(answer), result.network.cpu().eval()(x), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_rt_detr_in_onnx_answers_as_in_torch_for_any_number_of_images(tmp_path: Path) -> None:
+    """It counts images by len(), and orders its queries by scores that differ by less than they are rounded."""
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    network = rt_detr()
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    with torch.no_grad():  # else its small random layers tell no two places apart
+        for _ in range(4):
+            network.train()(images(64, 8))
+    detector = Normalized(adapt(network.eval()))
+    write_onnx(detector, tmp_path / "a.onnx", (64, 64), {})
+    written = OnnxNetwork(tmp_path / "a.onnx")
+    with torch.no_grad():
+        assert relative_error(detector.eval()(images(64, 5)), written(images(64, 5))) < 1e-4
+    assert max(check_onnx(detector, tmp_path / "a.onnx", (64, 64)).values()) < 1e-4
+
+
 # --- images ---
 
 
@@ -433,6 +457,12 @@ def test_pickled_weights_are_read_as_tensors_only(tmp_path: Path) -> None:
             {"architectures": ["Mask2FormerForUniversalSegmentation"], "model_type": "mask2former"},
             "which is not done here: take a SomethingForSemanticSegmentation",
         ),
+        (
+            {"architectures": ["ViTModel"]},
+            "holds a 'ViTModel' ('vit'), none of image classification, semantic segmentation or object detection: "
+            "save it as a ViTForImageClassification, with its head trained",
+        ),
+        ({"architectures": ["CLIPModel"], "model_type": "clip"}, "save it as a CLIPForImageClassification"),
         ({"architectures": ["os.system"]}, "holds a 'os.system'"),
         ({"architectures": None}, "holds a None"),
         ({"model_type": "resnet"}, "not vit"),
@@ -448,6 +478,14 @@ def test_a_config_that_does_not_serve_is_one_line(changes: dict[str, Any], said:
     name = vit(tmp_path)
     edit(tmp_path, **changes)
     assert said in refusal(name)
+
+
+def test_a_directory_whose_head_is_untrained_is_told_apart(tmp_path: Path) -> None:
+    """A ViTModel whose config was made to name a classifier, which transformers would fill with random numbers."""
+    name = vit(tmp_path)
+    transformers.ViTModel.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    edit(tmp_path, architectures=["ViTForImageClassification"])
+    assert "without its last layer, the classifier ('classifier.weight', 'classifier.bias' missing)" in refusal(name)
 
 
 def test_a_backbone_is_a_name_never_a_place(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from datafree.deploy.format_facts import Facts
 from datafree.errors import DatafreeError, NetworkError
 from datafree.networks.normalized import Normalized
-from datafree.networks.onnx import Answers, answer_of, names_of, noise, silence, why
+from datafree.networks.onnx import answer_of, names_of, noise, silence, why
 from datafree.ops import modes
 from datafree.storage.scratch import Scratch
 from datafree.tasks.base import Task
@@ -118,14 +118,6 @@ class Runtime(nn.Module):
             raise NetworkError(f"{self.file} cannot be computed ({one_line(error)})") from error
         joined = [torch.cat(tensors).to(images.device) for tensors in zip(*answers, strict=True)]
         return answer_of(joined)
-
-
-def program_of(given: Given, *, batch: bool) -> torch.export.ExportedProgram:
-    """The network as torch traces it, its answers as tensors: of any number of images (`batch`), or of one."""
-    answers, example = Answers(given.network), noise(2 if batch else 1, given.size)
-    free = ({0: torch.export.Dim("batch", min=1, max=2**16)},) if batch else None
-    with torch.no_grad(), modes.frozen(answers):
-        return torch.export.export(answers, (example,), dynamic_shapes=free, strict=False)
 
 
 def output_names(given: Given) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datafree.deploy.formats.base import Format, Given, convert
 from datafree.errors import DatafreeError, NetworkError
-from datafree.networks.onnx import WORST, relative_error
+from datafree.networks.comparison import WORST, relative_error, undecided
 from datafree.ops import modes
 from datafree.storage.atomic import sha256_of
 from datafree.text import percent
@@ -113,8 +113,9 @@ def _compare(kind: Format, given: Given, images: Tensor, int8: bool) -> tuple[fl
         return None, agreement
     error = max(relative_error(theirs, ours) for ours, theirs in pairs)
     if not error <= WORST:
+        why = undecided(network, batches[0])
         raise NetworkError(
             f"{kind.runtime}'s file does not answer as the network: a relative error of {error:.1e}, more than "
-            f"{WORST:.0e}; it was not kept"
+            f"{WORST:.0e}; it was not kept" + (f": {why}" if why else "")
         )
     return error, agreement

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from datafree.deploy.format_facts import FACTS
-from datafree.deploy.formats.base import Format, Given, Runtime, program_of
+from datafree.deploy.formats.base import Format, Given, Runtime
 from datafree.deploy.last_layers import Step, last_steps
+from datafree.networks.onnx import traced
 
 _LAYERS = ("conv", "linear", "matmul", "addmm")  # in the names of torch's operators that have weights
 
@@ -24,7 +25,7 @@ class ExecuTorch(Format):
     facts = FACTS["executorch"]
 
     def write(self, given: Given, file: Path) -> None:
-        _save(program_of(given, batch=False), file)
+        _save(traced(given.network, given.size, batch=False), file)
 
     def write_int8(self, given: Given, file: Path) -> None:
         from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
@@ -33,7 +34,7 @@ class ExecuTorch(Format):
         )
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-        program = program_of(given, batch=False)
+        program = traced(given.network, given.size, batch=False)
         quantizer: Any = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
         if given.task.exact_ends:
             quantizer.set_filter_function(lambda node: node.name not in _ends(node.graph))

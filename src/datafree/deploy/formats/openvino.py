@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from datafree.deploy.format_facts import FACTS
-from datafree.deploy.formats.base import Format, Given, Runtime, output_names, program_of
+from datafree.deploy.formats.base import Format, Given, Runtime, output_names
 from datafree.deploy.formats.onnx import Onnx
+from datafree.networks.onnx import traced
 from datafree.storage.scratch import Scratch
 
 
@@ -26,7 +27,7 @@ class OpenVino(Format):
     def write(self, given: Given, file: Path) -> None:
         import openvino
 
-        model = openvino.convert_model(program_of(given, batch=True))
+        model = openvino.convert_model(traced(given.network, given.size, batch=True))
         for output, name in zip(model.outputs, output_names(given), strict=True):
             output.get_tensor().set_names({name})
         model.inputs[0].get_tensor().set_names({"images"})

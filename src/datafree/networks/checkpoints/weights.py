@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from datafree.errors import DatafreeError, WeightsError
 from datafree.networks.checkpoints.index import MAX_BYTES, read_indexed, unique
 from datafree.networks.checkpoints.naming import WRAPPED, correspondence, is_counter, shared_prefix
-from datafree.networks.checkpoints.other_files import OTHER_FILES
+from datafree.networks.checkpoints.other_files import other_file
 from datafree.networks.checkpoints.stored_tensors import StoredTensor
 from datafree.networks.checkpoints.torch_files import read_torch_file
 from datafree.networks.checkpoints.unpickler import kind_of
@@ -60,7 +60,7 @@ def _read(path: Path, read_file: Callable[[Path], dict[str, Tensor]]) -> dict[st
     try:
         if not path.is_file():  # also keeps from waiting on a pipe
             raise WeightsError(f"weights {path}: {'not a file' if path.exists() else 'no such file'}")
-        if (what := {**OTHER_FILES, ".onnx": _PROGRAM}.get(path.suffix)) is not None:
+        if (what := _PROGRAM if path.suffix == ".onnx" else other_file(path)) is not None:
             raise WeightsError(f"weights {path}: {what}")
         written.check(path)
         found = read_indexed(path, read_file) if path.name.endswith(".index.json") else read_file(path)
@@ -182,6 +182,8 @@ def load_weights(network: nn.Module, path: Path) -> str:
     shared = OrderedDict((target, tensors[name]) for name, target in into.items() if target in own)
     reshaped = [name for name, tensor in shared.items() if tensor.shape != own[name].shape]
     if missing or unexpected or reshaped:
+        if not (unexpected or reshaped) and (line := without_classifier(own, missing)):
+            raise WeightsError(f"weights {path} {line}")
         no_aux = bool(missing) and all(name.startswith("aux_classifier.") for name in missing)
         faults = [f"{len(missing)} missing (first: {missing[0]!r})"] if missing else []
         faults += [f"{len(unexpected)} unexpected (first: {unexpected[0][:80]!r})"] if unexpected else []
@@ -208,6 +210,17 @@ def load_weights(network: nn.Module, path: Path) -> str:
                 own[name].copy_(value)
         raise WeightsError(f"weights {path}: the network does not take them ({one_line(error)})") from error
     return f"weights {path.name}: {naming.remark}" if naming.remark else ""
+
+
+def without_classifier(own: Iterable[str], missing: list[str]) -> str:
+    """What to say of weights where `missing` is the last layer of a network with tensors `own`; "" for any other."""
+    last = [name for name in own if not is_counter(name)][-len(missing) :]
+    if set(missing) != set(last) or len({name.rpartition(".")[0] for name in last}) != 1:
+        return ""
+    return (
+        f"hold the network without its last layer, the classifier ({', '.join(map(repr, last))} missing), which "
+        "answers embeddings, not classes; give the weights of the whole network, with its classifier trained"
+    )
 
 
 def save_weights(network: nn.Module, path: Path) -> None:

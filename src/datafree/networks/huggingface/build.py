@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from datafree.errors import DatafreeError, NetworkError, WeightsError
-from datafree.networks.checkpoints.weights import load_weights, read_tensors
+from datafree.networks.checkpoints.weights import load_weights, read_tensors, without_classifier
 from datafree.networks.huggingface.directory import ModelDirectory, open_directory, require_weights_file
 from datafree.networks.libraries import build_from_library, one_line_errors, unknown
 from datafree.networks.pretrained import hub_offline
@@ -147,10 +147,15 @@ def _class_of(network: str, transformers: Any, config: dict[str, Any]) -> Any:
             "that answers logits (B, classes, H, W) by it"
         )
     if name not in known:
+        of_its_kind = sorted(made for made, kind in known.items() if kind == model)
+        way = (
+            f"save it as a {' or a '.join(of_its_kind)}, with its head trained"
+            if of_its_kind
+            else "take a SomethingForImageClassification, ForSemanticSegmentation or ForObjectDetection"
+        )
         raise NetworkError(
-            f"{network} holds a {show(name)} ({show(model)}); image classification, semantic segmentation and object "
-            "detection can be taught here (SomethingForImageClassification, ForSemanticSegmentation, "
-            "ForObjectDetection)"
+            f"{network} holds a {show(name)} ({show(model)}), none of image classification, semantic segmentation or "
+            f"object detection: {way}, or name code of yours (module:callable) that answers logits (B, classes) by it"
         )
     if model != known[name]:
         raise NetworkError(f"{network}: its config.json names {name}, but model_type {show(model)}, not {known[name]}")
@@ -192,6 +197,8 @@ def _with_weights(kind: Any, config: Any, directory: ModelDirectory) -> Any:
         raise WeightsError(f"weights {file}: transformers does not take them ({one_line(error)})") from error
     missing = sorted(name for name in found["missing_keys"] if not name.endswith("num_batches_tracked"))
     reshaped = sorted(str(entry[0]) for entry in found["mismatched_keys"])
+    if missing and not reshaped and (line := without_classifier(built.state_dict(), missing)):
+        raise WeightsError(f"weights {file} {line}")
     if missing or reshaped:
         what = f"{len(missing)} missing (first: {missing[0]!r})" if missing else ""
         what += ", " if missing and reshaped else ""
