@@ -1,9 +1,10 @@
-"""Sums over CPU processes of one machine: of few numbers by sockets from each to each other, of many by shared memory.
+"""Sums over CPU processes of one machine: of few numbers by sockets, of gradients by shared memory.
 
-BatchNorm asks for two sums a layer and step, of a few hundred numbers. For such a sum gloo takes 600 microseconds of the
-processor, in three threads that wake one another, and 2 milliseconds by the clock; a message through a socket takes 16
-and 70. Gradients are written where the others can read them, which takes a third of copying them into one piece, through
-the network's layers of the system, and back. All add the parts in the same order, so that they come to the same bits.
+BatchNorm asks for two sums a layer and step, of a few hundred numbers. For such a sum gloo takes 600 microseconds of
+the processor, in three threads that wake one another, and 2 milliseconds by the clock; a message through a socket to
+each other process takes 16 and 70. Gradients are written where the others read them, which leaves out a piece that
+holds them all, new in each step, and the system's network. All add the parts in the same order, so that they come to
+the same bits.
 
 P processes.
 """
@@ -16,8 +17,8 @@ import shutil
 import socket
 import struct
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from torch import Tensor
 MOST = 8  # processes: each sends its part to every other
 LARGEST = 1 << 20  # bytes of a sum by sockets: above it gloo's ring is as fast
 PIECE = 1 << 16  # bytes sent before the others' are read: two of them lie unread at most, which a socket has room for
+_CLOSED = "connection closed by peer"
 KINDS = (torch.float32, torch.float64, torch.int64)
 
 
@@ -58,7 +60,7 @@ class Lines:
         """Put the sum over all processes in place of a contiguous tensor. Raises RuntimeError if one is lost."""
         mine = total.view(-1)
         count = PIECE // total.element_size()
-        for piece in [mine] if len(mine) <= count else mine.split(count):
+        for piece in torch.split(mine, count):
             self._exchange(piece)
 
     def average_all(self, parts: Sequence[Tensor], flags: Tensor) -> None:
@@ -88,28 +90,38 @@ class Lines:
         held = os.memfd_create("datafree")
         try:
             os.ftruncate(held, size)
-            for peer in self._peers.values():
-                socket.send_fds(peer, [b"b"], [held])
             boards = {self._rank: mmap.mmap(held, size)}
+            with self._in_touch():
+                for peer in self._peers.values():
+                    socket.send_fds(peer, [b"b"], [held])
         finally:
             os.close(held)
         for rank, peer in self._peers.items():
-            _, (theirs,), _, _ = socket.recv_fds(peer, 1, 1)
-            boards[rank] = mmap.mmap(theirs, size)
-            os.close(theirs)
+            with self._in_touch():
+                _, theirs, _, _ = socket.recv_fds(peer, 1, 1)
+            if not theirs:
+                raise RuntimeError(_CLOSED)
+            boards[rank] = mmap.mmap(theirs[0], size)
+            os.close(theirs[0])
         self._boards = [boards[rank] for rank in sorted(boards)]
 
-    def _exchange(self, mine: Tensor) -> None:
-        self._read = False
-        sent = memoryview(mine.numpy()).cast("B")
+    @contextmanager
+    def _in_touch(self) -> Iterator[None]:
+        """Within it, the end of another process is a RuntimeError, as it is of torch's own exchanges."""
         try:
-            for peer in self._peers.values():
-                peer.sendall(sent)
-            theirs = {rank: self._received(peer, mine) for rank, peer in self._peers.items()}
+            yield
         except BlockingIOError as error:
             raise RuntimeError(f"timed out after {self._patience}") from error
         except OSError as error:
             raise RuntimeError(f"connection reset: {error}") from error
+
+    def _exchange(self, mine: Tensor) -> None:
+        self._read = False
+        sent = _bytes_of(mine)
+        with self._in_touch():
+            for peer in self._peers.values():
+                peer.sendall(sent)
+            theirs = {rank: self._received(peer, mine) for rank, peer in self._peers.items()}
         if len(theirs) == 1:  # of two the order does not matter
             mine.add_(theirs.popitem()[1])
             return
@@ -120,12 +132,12 @@ class Lines:
 
     def _received(self, peer: socket.socket, like: Tensor) -> Tensor:
         part = torch.empty_like(like)
-        there = memoryview(part.numpy()).cast("B")
+        there = _bytes_of(part)
         got = 0
         while got < len(there):
             more = peer.recv_into(there[got:], 0, socket.MSG_WAITALL)
             if not more:
-                raise RuntimeError("connection closed by peer")
+                raise RuntimeError(_CLOSED)
             got += more
         return part
 
@@ -135,11 +147,16 @@ class Lines:
             peer.close()
 
 
+def _bytes_of(tensor: Tensor) -> memoryview:
+    whole: Any = tensor.numpy()
+    return memoryview(whole).cast("B")
+
+
 def _places_on(board: mmap.mmap, parts: Sequence[Tensor]) -> list[Tensor]:
     """Tensors in a board's memory, one after another, each as its part lies in its own."""
-    whole = torch.frombuffer(board, dtype=parts[0].dtype, count=sum(part.numel() for part in parts))
-    flat = torch.split(whole, [part.numel() for part in parts])
-    return [place.as_strided(part.shape, part.stride(), place.storage_offset()) for place, part in zip(flat, parts)]
+    sizes = [part.numel() for part in parts]
+    flat = torch.split(torch.frombuffer(board, dtype=parts[0].dtype, count=sum(sizes)), sizes)
+    return [torch.as_strided(place, part.shape, part.stride()) for place, part in zip(flat, parts, strict=True)]
 
 
 def connected(patience: timedelta) -> Lines | None:
