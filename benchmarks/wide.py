@@ -192,6 +192,7 @@ def timed(work: Callable[[], object], often: int) -> tuple[float, float]:
 def run_row(row: str, home: Path, rounds: int, *, quick: bool = False) -> None:
     """Measure a row in two processes and leave it in the work folder."""
     began = time.perf_counter()
+    found: dict[str, Any]
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         if row == "curves":

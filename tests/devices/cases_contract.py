@@ -68,10 +68,10 @@ class Rig:
     def here(self, *tensors: Tensor | None) -> None:
         assert all(tensor is None or tensor.device == self.device for tensor in tensors)
 
-    def work(self) -> list[Tensor]:
-        """An update alone and one beside the student, if it has any, each followed by a sample."""
+    def work(self, *steps: int) -> list[Tensor]:
+        """By default an update alone and one beside the student, if it has any; each followed by a sample."""
         images = []
-        for step in (-1, 0):
+        for step in steps or (-1, 0):
             if self.source.due(step):
                 self.source.update(self.student, step)
             batch = self.source.sample(5)
@@ -141,14 +141,14 @@ EQUAL: dict[str, str] = {}
 def used(rig: Rig, folder: Path) -> None:
     """All that a run asks of an attached source, a return to a saved state too."""
     LOG.clear()
-    rig.work()
+    rig.work(-1)
     waits = list(LOG.waits)
-    rig.here(rig.source.validation_images(4))
     checkpoint.write(folder / "state.pt", {"source": rig.source.state_dict()})
     rig.source.load_state_dict(checkpoint.read(folder / "state.pt")["source"])
-    batch = rig.source.sample(5)
-    rig.here(rig.source.validation_images(4), batch.images, batch.targets)
+    rig.here(rig.source.sample(5).images)
     LOG.waits = waits  # of the work: a state may be waited for
+    rig.work(0)
+    rig.here(rig.source.validation_images(4))
 
 
 def is_noticed(method: str, kind: str, folder: Path, device: torch.device, home: Path) -> bool:
