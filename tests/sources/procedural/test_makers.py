@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datafree.sources.procedural import dead_leaves as leaves
+from datafree.sources.procedural import figures, mask_cutmix, mixture, warps
 from datafree.sources.procedural import hierarchical_noise as noise
-from datafree.sources.procedural import mask_cutmix, mixture, warps
 from datafree.sources.procedural import sine_networks as sines
 from datafree.sources.procedural import spectrum_noise as spectrum
 from datafree.sources.procedural.mixture import MAKERS, Mixture
 
 CPU = torch.device("cpu")
-MIXED = Mixture(shares=(1, 1, 1, 1), gain=0.5, rotation=45.0, elastic=0.1, dark=0.25, cutmix=0.5, plain=0.5)
+MIXED = Mixture(shares=(1, 1, 1, 1, 1), gain=0.5, rotation=45.0, elastic=0.1, dark=0.25, cutmix=0.5, plain=0.5)
 
 
 def made(name: str, count: int, size: tuple[int, int]) -> Tensor:
@@ -46,11 +46,47 @@ def test_a_mixture_of_many_images_is_made_in_parts_and_of_none_is_empty(monkeypa
 
 
 def test_every_maker_has_its_share_of_the_mixture_on_average() -> None:
-    shares = Mixture(shares=(1, 0, 2, 3), gain=0, rotation=0, elastic=0, dark=0, cutmix=0, plain=0)
+    shares = Mixture(shares=(1, 0, 2, 3, 0), gain=0, rotation=0, elastic=0, dark=0, cutmix=0, plain=0)
     counts = torch.tensor([[n for _, n in shares._counts(7, start / 600)] for start in range(600)]).float()
     assert (counts.sum(1) == 7).all()
-    assert torch.allclose(counts.mean(0), 7 * torch.tensor([1, 0, 2, 3]) / 6, atol=0.02)
+    assert torch.allclose(counts.mean(0), 7 * torch.tensor([1, 0, 2, 3, 0]) / 6, atol=0.02)
     assert (counts - counts.mean(0)).abs().max() < 2  # at most one more than an even division
+
+
+# Figures.
+
+
+def test_a_superellipse_covers_what_lames_formula_has_within_and_its_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = (torch.arange(400) + 0.5) / 200 - 1
+    x, y = places.view(1, 1, 1, -1), places.view(1, 1, -1, 1)
+    for power, area in ((2.0, math.pi), (1.0, 2.0)):  # of half-axes a, b in units of a b
+        monkeypatch.setattr(figures, "_POWERS", (power, power))
+        cover = figures._superellipse(x, y, torch.tensor(0.5), torch.tensor(0.3))[0, 0]
+        inside = (x[0, 0] / 0.5).abs() ** power + (y[0, 0] / 0.3).abs() ** power < 1
+        assert ((cover > 0.5) == inside).float().mean() > 0.999
+        assert ((cover > 0) & (cover < 1)).float().mean() < 0.02  # an edge of a pixel
+        assert float(cover.sum()) * (2 / 400) ** 2 == pytest.approx(area * 0.5 * 0.3, rel=0.02)
+
+
+def test_figures_are_symmetric_in_their_share_and_stand_before_a_background() -> None:
+    torch.manual_seed(0)
+    grey = torch.full((400, 3, 33, 32), 0.5)
+    images = figures.figures(400, (33, 32), grey)
+    alike = (images - images.flip(-1)).abs().amax((1, 2, 3)) < 1e-5
+    assert figures._SYMMETRIC <= float(alike.float().mean()) < figures._SYMMETRIC + 0.1  # others by a lone trunk
+    corner = images[:, :, :1, :1]
+    plain = ((images - corner).abs() < 1e-5).all(1).float().mean((1, 2))
+    assert (plain < 1).all() or float((plain == 1).float().mean()) < 0.01
+    assert 0.4 < float(plain.mean()) < 0.8
+
+
+def test_figures_are_neither_warped_nor_joined_when_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def varied(self: Mixture, images: Tensor) -> Tensor:
+        return torch.full_like(images, 2.0)
+
+    monkeypatch.setattr(Mixture, "varied", varied)
+    images = MIXED.draw(50, (16, 16), CPU)
+    assert (images.amax((1, 2, 3)) <= 1).sum() == 10
 
 
 # Hierarchical noise.

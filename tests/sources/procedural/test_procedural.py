@@ -82,6 +82,21 @@ def test_an_update_keeps_the_rare_classes_of_what_it_drew() -> None:
     assert float(entropy(keys, CLASSES)) == pytest.approx(float(logs["kept_balance"]))
 
 
+def test_images_drawn_anew_are_handed_out_once_drawn_together_and_kept_in_a_state() -> None:
+    source = attached(small(shift=0))
+    drawn: list[int] = []
+    draw = source._draw
+    source._draw = lambda count: drawn.append(count) or draw(count)  # type: ignore[method-assign, func-returns-value]
+    first = source.sample(5).images
+    other = attached(small(shift=0))
+    other.load_state_dict(source.state_dict())
+    second = source.sample(7).images
+    assert drawn == [2**18 // (SIZE[0] * SIZE[1])]
+    assert torch.equal(other.sample(7).images, second)
+    assert len({image.numpy().tobytes() for image in (*first, *second)}) == 12
+    assert len(source.sample(drawn[0]).images) == drawn[0] and len(drawn) == 2
+
+
 def test_balance_raises_the_entropy_of_a_real_teachers_answers() -> None:
     recipe = load_recipe("fashion-demo")
     teacher = prepare(recipe.teacher, recipe.task, "teacher", CPU, torch.float32).eval().requires_grad_(False)
@@ -160,7 +175,10 @@ def test_boundary_pairs_are_among_what_is_kept_and_lie_at_borders() -> None:
     others = teacher(plain._bank.first(99)).softmax(1).topk(2).values
     assert len(images) == 32
     assert float(near.float().mean()) > float(((others[:, 0] - others[:, 1]) < 0.05).float().mean()) + 0.2
-    assert torch.equal(keys_of(class_shares(source._context.task, teacher(source._bank.first(99)))), source._bank.keys)
+    named = keys_of(class_shares(source._context.task, teacher(source._bank.first(99))))
+    same = named == source._bank.keys
+    assert float(same.float().mean()) > 0.8
+    assert near[: len(named)][~same].all()  # at the border 8 bits may lie beyond it
 
 
 class Deaf(Brightness):
@@ -217,7 +235,10 @@ def test_small_images_are_refused_with_their_size() -> None:
         ({"surplus": 0.5}, "surplus is 0.5"),
         ({"bank_size": 0}, "bank_size is 0"),
         ({"noise_share": -1.0}, "noise_share is -1.0"),
-        (dict.fromkeys(("noise_share", "leaves_share", "sines_share", "spectrum_share"), 0.0), "one must be above 0"),
+        (
+            dict.fromkeys(("noise_share", "leaves_share", "sines_share", "spectrum_share", "figures_share"), 0.0),
+            "one must be above 0",
+        ),
     ],
 )
 def test_impossible_options_are_refused_with_their_value(options: dict[str, Any], said: str) -> None:

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from datafree.sources.procedural.dead_leaves import dead_leaves
+from datafree.sources.procedural.figures import figures
 from datafree.sources.procedural.hierarchical_noise import hierarchical_noise, stretched
 from datafree.sources.procedural.mask_cutmix import cutmixed
 from datafree.sources.procedural.sine_networks import sine_networks
 from datafree.sources.procedural.spectrum_noise import spectrum_noise
 from datafree.sources.procedural.warps import warped
 
-MAKERS = ("noise", "leaves", "sines", "spectrum")
+MAKERS = ("noise", "leaves", "sines", "spectrum", "figures")
 _PIXELS = {"cpu": 2**19}  # of a part that is made at once: what a processor's cache holds
 _MANY_PIXELS = 2**22  # on other devices, where a step costs the same for few
 
@@ -43,12 +44,17 @@ class Mixture:
 
     def _part(self, count: int, size: tuple[int, int], device: torch.device) -> Tensor:
         drawn = torch.rand((), device="cpu").item()  # which maker has an odd image
-        made = [_made(name, n, size, device, self.gain) for name, n in self._counts(count, drawn) if n]
-        images = torch.cat(made)
-        images = images[torch.randperm(count, device=device)]
-        chosen = torch.rand(count, 1, 1, 1, device=device) < self.dark
-        images = torch.where(chosen, images * torch.rand(count, 1, 1, 1, device=device), images)
-        return self.varied(images)
+        textures, whole = [], []
+        for name, n in self._counts(count, drawn):
+            if n:
+                (whole if name == "figures" else textures).append(_made(name, n, size, device, self.gain))
+        parts = [self.varied(self._darkened(torch.cat(textures)))] if textures else []
+        parts += [self._darkened(figure) for figure in whole]  # warped or joined they would be figures no longer
+        return torch.cat(parts)[torch.randperm(count, device=device)]
+
+    def _darkened(self, images: Tensor) -> Tensor:
+        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.dark
+        return torch.where(chosen, images * torch.rand(len(images), 1, 1, 1, device=images.device), images)
 
     def varied(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) warped, and some of them joined with another of them or with a colour."""
@@ -72,8 +78,8 @@ def _made(name: str, count: int, size: tuple[int, int], device: torch.device, ga
         images = hierarchical_noise(count, size, device)
         high = torch.rand(count, 1, 1, 1, device=device) < gain
         return torch.where(high, stretched(images), images)
-    if name == "leaves":
+    if name in ("leaves", "figures"):
         half = count // 2
         textures = [spectrum_noise(count - half, size, device)] + ([sine_networks(half, size, device)] if half else [])
-        return dead_leaves(count, size, torch.cat(textures))
+        return (dead_leaves if name == "leaves" else figures)(count, size, torch.cat(textures))
     return (sine_networks if name == "sines" else spectrum_noise)(count, size, device)

@@ -31,12 +31,13 @@ from datafree.sources.procedural.mixture import Mixture
 MIN_SIDE = 8  # pixels; below, formulas have nothing to draw
 MOST_BANKED = 10_000  # images in a bank whose size is not stated, where these are small
 _HELD = 64  # images held out at most
+_PIXELS = 2**18  # of the images that are drawn anew for the student at once: a few small ones cost as much as many
 
 
 @final
 @dataclass(kw_only=True)
 class Procedural(ImageSource):
-    """Noise of every scale, dead leaves, random sine networks and coloured noise, warped and joined by masks.
+    """Noise of every scale, dead leaves, random sine networks and coloured noise, warped and joined; and figures.
 
     An update draws more images than it needs, asks the teacher once, and keeps those of the classes that are rarest
     among them, in a bank that keeps as many of each. The student draws from the bank, every class as often, and some
@@ -49,12 +50,11 @@ class Procedural(ImageSource):
     finishes: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
 
-    noise_share: Annotated[NonNegative, Doc("of hierarchical noise among the images, relative to the other three")] = (
-        1.0
-    )
+    noise_share: Annotated[NonNegative, Doc("of hierarchical noise among the images, relative to the other four")] = 1.0
     leaves_share: Annotated[NonNegative, Doc("of dead leaves")] = 1.0
     sines_share: Annotated[NonNegative, Doc("of random sine networks")] = 1.0
     spectrum_share: Annotated[NonNegative, Doc("of noise whose spectrum falls as f^-s, s from 0.5 to 3.5")] = 1.0
+    figures_share: Annotated[NonNegative, Doc("of single things of a few parts, not warped or joined when drawn")] = 4.0
     gain: Annotated[
         Share, Doc("share of the hierarchical noise that gets random contrast and offset for each channel")
     ] = 0.5
@@ -94,13 +94,13 @@ class Procedural(ImageSource):
         super().__post_init__()
         if not sum(self._shares):
             raise DataError(
-                f"noise_share, leaves_share, sines_share and spectrum_share are {list(self._shares)}; "
+                f"noise_share, leaves_share, sines_share, spectrum_share and figures_share are {list(self._shares)}; "
                 "one must be above 0"
             )
 
     @property
     def _shares(self) -> tuple[float, ...]:
-        return self.noise_share, self.leaves_share, self.sines_share, self.spectrum_share
+        return self.noise_share, self.leaves_share, self.sines_share, self.spectrum_share, self.figures_share
 
     def attach(self, context: SourceContext) -> None:
         if min(context.task.image_size) < MIN_SIDE:
@@ -121,6 +121,7 @@ class Procedural(ImageSource):
         )
         self.size_bank(context.task.image_size)
         self._bank, self._held = BalancedBank(part_of(self.bank_images())), BalancedBank(_HELD)
+        self._ready = torch.empty(0, 3, *context.task.image_size, device=context.device)  # drawn, not yet sampled
         self._note = ""
         self._walks = self.boundary > 0 and self._can_walk()
 
@@ -220,13 +221,22 @@ class Procedural(ImageSource):
     @torch.no_grad()
     def sample(self, n: int) -> Batch:
         known = n - round(self.fresh * n) if len(self._bank) else 0
-        parts = [self._draw(n - known)]
+        parts = [self._fresh(n - known)]
         if known:
             images = self._bank.sample(known)
             if self.shift:
                 images = augment.shift_and_flip(images, self.shift, "reflection")[0].clamp(0, 1)
             parts.append(images)
         return Batch(images=torch.cat(parts))
+
+    def _fresh(self, count: int) -> Tensor:
+        """(count, 3, H, W), each handed out once, whatever the teacher sees in it."""
+        missing = count - len(self._ready)
+        if missing > 0:
+            height, width = self._context.task.image_size
+            self._ready = torch.cat([self._ready, self._draw(max(missing, _PIXELS // (height * width)))])
+        given, self._ready = self._ready[:count], self._ready[count:]
+        return given
 
     @torch.no_grad()
     def validation_images(self, n: int) -> Tensor:
@@ -240,11 +250,12 @@ class Procedural(ImageSource):
             modes.set_random_state(before)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"bank": self._bank.state_dict(), "held": self._held.state_dict()}
+        return {"bank": self._bank.state_dict(), "held": self._held.state_dict(), "ready": self._ready.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._bank.load_state_dict(state["bank"], self._context.device)
         self._held.load_state_dict(state["held"], self._context.device)
+        self._ready = state["ready"].to(self._context.device)
 
     def notes(self) -> list[str]:
         return [self._note] if self._note else []
