@@ -233,17 +233,20 @@ def collect(work: Path, command: str) -> None:
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a line for each row, of each way by the clock and by the processor."""
-    heads = ["networks / method", "one process, s", "two, s", "efficiency", "ceiling", "local BatchNorm"]
-    lines = ["| " + " | ".join(heads) + " |", "|---|--:|--:|---|---|---|"]
+    """Markdown: a line for each row, of each way by the processor's time and by the clock."""
+    ways = {"efficiency": "divided", "ceiling": "ceiling", "local_norms": "local BatchNorm"}
+    heads = [f"{kind}: {name}" for kind in ("processor", "clock") for name in ways.values()]
+    lines = ["| " + " | ".join(["networks / method", "one process, s", "two, s", *heads]) + " |"]
+    lines.append("|---|--:|--:|---|--:|--:|---|--:|--:|")
     for name, (cell,) in rows.items():
         if name == "curves":
             continue
         found = cell["metrics"]
         cells = [name, *(f"{found[key]:.3g}" for key in ("seconds_alone", "seconds_efficiency"))]
-        for way in ("efficiency", "ceiling", "local_norms"):
-            spread = f"{found[f'{way}_low']:.2f}–{found[f'{way}_high']:.2f}"
-            cells.append(f"{found[way]:.2f} ({spread}), {found[f'{way}_processor']:.2f}")
+        for kind in ("_processor", ""):
+            first = f"efficiency{kind}"
+            cells.append(f"{found[first]:.2f} ({found[f'{first}_low']:.2f}–{found[f'{first}_high']:.2f})")
+            cells += [f"{found[f'{way}{kind}']:.2f}" for way in ("ceiling", "local_norms")]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -141,7 +141,7 @@ EQUAL: dict[str, str] = {}
 def used(rig: Rig, folder: Path) -> None:
     """All that a run asks of an attached source, a return to a saved state too."""
     LOG.clear()
-    rig.work(-1)
+    rig.work()
     waits = list(LOG.waits)
     checkpoint.write(folder / "state.pt", {"source": rig.source.state_dict()})
     rig.source.load_state_dict(checkpoint.read(folder / "state.pt")["source"])
