@@ -5,12 +5,14 @@
     python benchmarks/wide.py --max-time 9m       # stops cleanly between rows; the same command resumes
 
 PAIR/METHOD/step and PAIR/METHOD/update, with networks as in speed.py, each process on one thread. In each round the
-first process works alone on whole batches, while the other waits, then both on half of each batch
-(training.data_parallel=divided); a round of either is some two seconds. `efficiency` is the median over rounds of the
-seconds alone, over those together, over 2 (`_low`, `_high`: quartiles); `processor_efficiency` the processor's seconds
-alone over those of both together, which leaves out what they wait, and holds on a busy machine. A step is what the loop
-does: images of the source, their answers, the loss, the optimiser, looks for numbers that are not finite, the question
+first process works alone on whole batches, while the other waits; then both on half of each batch, in the ways of
+`WAYS`; a round of each is some two seconds. Metrics of each way: WAY, the median over rounds of the seconds alone, over
+those of the slower of both, over 2 (`_low`, `_high`: quartiles); WAY_processor: of the processor's seconds alone, over
+those of both together, which leaves out what they wait, and holds on a busy machine. A step is what the loop does:
+images of the source, their answers, the loss, the optimiser, looks for numbers that are not finite, the question
 whether to stop.
+
+curves: losses of runs with one and with two processes, over seeds (wide_curves.py).
 
 Each row leaves a file in the work folder; results/wide-cpu.json and the table in docs/scale.md are written when all are
 there, and by --collect-only of those that are.
@@ -25,17 +27,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 import cells
-from datafree.distributed import divided, replicas
+import wide_curves
+from datafree.distributed import collectives, divided, replicas
 from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Recovery
 from datafree.engine.shared_batches import part_of
@@ -55,12 +60,18 @@ ROWS = (
     "yolov3-tiny/cgdd/update",
     "fastestdet/diode/step",
     "fastestdet/diode/update",
+    "curves",
 )
 CHANGES: dict[str, dict[str, Any]] = {  # of speed.py's pairs
     "resnet34-18": {"image_size": (64, 64)},
     "deeplabv3": {"batch_size": {"cpu": 8}},
     "yolov3-tiny": {"batch_size": {"cpu": 8}},
     "fastestdet": {"batch_size": {"cpu": 16}},
+}
+WAYS = {
+    "ceiling": "both by themselves: nothing is exchanged",
+    "local_norms": "gradients are averaged; BatchNorm takes the statistics of its own part, as is usual elsewhere",
+    "efficiency": "training.data_parallel=divided",
 }
 ROUND = 2.0  # seconds of the first process alone
 CPU = torch.device("cpu")
@@ -106,6 +117,19 @@ def make_work(row: str, photos: Path, *, quick: bool) -> Callable[[], object]:
     return learn
 
 
+@contextmanager
+def in_way(way: str) -> Iterator[None]:
+    """Within it, this process works alone, or together with the other as `way` says."""
+    with ExitStack() as held:
+        if way in ("alone", "ceiling"):
+            held.enter_context(replicas.single_process())
+        else:
+            held.enter_context(divided.sharing(True))
+        if way == "local_norms":
+            held.enter_context(patch.object(replicas, "of_equal_parts", lambda images: nullcontext()))
+        yield
+
+
 def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None:
     """One of the two processes; the first writes the row's metrics into `folder`."""
     torch.set_num_threads(1)
@@ -116,33 +140,42 @@ def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None
         shared = make_work(row, photos, quick=quick)
     alone: Callable[[], object] = lambda: None  # noqa: E731
     if rank == 0:
-        with replicas.single_process():
+        with in_way("alone"):
             alone = make_work(row, photos, quick=quick)
-    seconds: dict[str, list[tuple[float, float]]] = {"alone": [], "together": []}  # by the clock, of the processor
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ("alone", *WAYS)}  # by the clock, processor's
     often = 1
-    for number in range(rounds + 1):  # the first warms up
-        dist.barrier()
-        if rank == 0:
-            with replicas.single_process():
-                seconds["alone"].append(timed(alone, often))
-        dist.barrier()
-        with divided.sharing(True):
-            seconds["together"].append(timed(shared, often))
-        if number == 0:
-            told = [max(1, round(ROUND / seconds["alone"][0][1])) if rank == 0 and not quick else 1]
-            dist.broadcast_object_list(told, src=0)
-            often = told[0]
-    every = divided.gathered_objects(seconds["together"])
+    with collectives.over_lines(replicas.PATIENCE):
+        for number in range(rounds + 1):  # the first warms up
+            for way, found in seconds.items():
+                dist.barrier()
+                with in_way(way):
+                    found.append(timed(alone if way == "alone" else shared, often))
+            if number == 0:
+                told = [max(1, round(ROUND / seconds["alone"][0][1])) if rank == 0 and not quick else 1]
+                dist.broadcast_object_list(told, src=0)
+                often = told[0]
+    every = divided.gathered_objects(seconds)
     if rank == 0:
-        alone_s, together_s = ([clock for clock, _ in seconds[name][1:]] for name in ("alone", "together"))
-        processor = [sum(one[number][1] for one in every) for number in range(1, rounds + 1)]
-        metrics = over("efficiency", alone_s, [2 * value for value in together_s])
-        metrics |= over("processor_efficiency", [used for _, used in seconds["alone"][1:]], processor)
-        metrics |= {"seconds_alone": statistics.median(alone_s) / often}
-        metrics |= {"seconds_together": statistics.median(together_s) / often}
+        metrics = compared([{way: times[1:] for way, times in one.items()} for one in every])
+        metrics |= {name: value / often for name, value in metrics.items() if name.startswith("seconds_")}
         (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "peak_memory_mib": peak(CPU)}))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def compared(every: Sequence[dict[str, list[tuple[float, float]]]]) -> dict[str, float]:
+    """Metrics from what rounds of each way took, by the clock and of the processor, in both processes."""
+    alone = every[0]["alone"]
+    metrics = {"seconds_alone": statistics.median(clock for clock, _ in alone)}
+    for way in WAYS:
+        rounds = list(zip(*(one[way] for one in every), strict=True))
+        clock, processor = (
+            [reduce(of[what] for of in both) for both in rounds] for what, reduce in ((0, max), (1, sum))
+        )
+        metrics |= over(way, [clock for clock, _ in alone], [2 * value for value in clock])
+        metrics |= over(f"{way}_processor", [used for _, used in alone], processor)
+        metrics |= {f"seconds_{way}": statistics.median(clock)}
+    return metrics
 
 
 def timed(work: Callable[[], object], often: int) -> tuple[float, float]:
@@ -156,16 +189,21 @@ def timed(work: Callable[[], object], often: int) -> tuple[float, float]:
 # All rows.
 
 
-def run_row(row: str, work: Path, rounds: int, *, quick: bool = False) -> None:
+def run_row(row: str, home: Path, rounds: int, *, quick: bool = False) -> None:
     """Measure a row in two processes and leave it in the work folder."""
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        start_processes(  # type: ignore[no-untyped-call]
-            measure, (row, Path(folder), rounds, quick), nprocs=2, start_method="spawn"
-        )
-        found = json.loads((Path(folder) / "metrics.json").read_text())
+    found: dict[str, Any]
+    with tempfile.TemporaryDirectory() as text:
+        folder = Path(text)
+        if row == "curves":
+            few: dict[str, Any] = {"seeds": (0, 1), "steps": 20} if quick else {}
+            found = {"metrics": wide_curves.measure(folder, **few), "peak_memory_mib": peak(CPU)}
+        else:
+            start: Any = start_processes  # which has no types
+            start(measure, (row, folder, rounds, quick), nprocs=2, start_method="spawn")
+            found = json.loads((folder / "metrics.json").read_text())
     cell = {**found, "seconds": time.perf_counter() - began, "commit": commit()}
-    file = _file_of(work, row)
+    file = _file_of(home, row)
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".part")
     aside.write_text(json.dumps(cell))
@@ -190,17 +228,35 @@ def collect(work: Path, command: str) -> None:
     rows = {row: [json.loads(file.read_text())] for row in ROWS if (file := _file_of(work, row)).exists()}
     write_results("wide", "cpu", rows, command=command, hardware={"flags": processor_flags()})
     write_table("scale.md", "wide", table(rows))
+    if "curves" in rows:
+        write_table("scale.md", "wide_curves", curves_table(rows["curves"][0]["metrics"]))
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a line for each row."""
-    lines = ["| networks / method | one process, s | two, s | efficiency | by the processor |", "|---|--:|--:|---|---|"]
+    """Markdown: a line for each row, of each way by the processor's time and by the clock."""
+    ways = {"efficiency": "divided", "ceiling": "ceiling", "local_norms": "local BatchNorm"}
+    heads = [f"{kind}: {name}" for kind in ("processor", "clock") for name in ways.values()]
+    lines = ["| " + " | ".join(["networks / method", "one process, s", "two, s", *heads]) + " |"]
+    lines.append("|---|--:|--:|---|--:|--:|---|--:|--:|")
     for name, (cell,) in rows.items():
+        if name == "curves":
+            continue
         found = cell["metrics"]
-        times = f"{found['seconds_alone']:.3g} | {found['seconds_together']:.3g}"
-        spread = f"({found['efficiency_low']:.2f}–{found['efficiency_high']:.2f})"
-        lines.append(f"| {name} | {times} | {found['efficiency']:.2f} {spread} | {found['processor_efficiency']:.2f} |")
+        cells = [name, *(f"{found[key]:.3g}" for key in ("seconds_alone", "seconds_efficiency"))]
+        for kind in ("_processor", ""):
+            first = f"efficiency{kind}"
+            cells.append(f"{found[first]:.2f} ({found[f'{first}_low']:.2f}–{found[f'{first}_high']:.2f})")
+            cells += [f"{found[f'{way}{kind}']:.2f}" for way in ("ceiling", "local_norms")]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def curves_table(found: dict[str, float]) -> str:
+    """Markdown: one line."""
+    heads = ["apart", "apart by chance", "spread over seeds", "last loss, one process", "two"]
+    names = ("apart", "expected", "spread", "last_loss_one", "last_loss_two")
+    cells = (f"{found[name]:.3f}" for name in names)
+    return "\n".join(["| " + " | ".join(heads) + " |", "|--:|--:|--:|--:|--:|", "| " + " | ".join(cells) + " |"]) + "\n"
 
 
 def main(words: Sequence[str]) -> int:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from test_replicas import P, on_processes
 from torch import Tensor, nn
 
-from datafree.distributed import divided, replicas
+from datafree.distributed import collectives, divided, replicas
 from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Recovery
 from datafree.engine.student_step import StudentStep
@@ -33,20 +33,26 @@ def counted() -> Iterator[dict[str, int]]:
     """Within it, bytes of whole batches that this process collects and of sums, and how often they wait."""
     found = {"gathered": 0, "summed": 0, "exchanges": 0}
     patch = pytest.MonkeyPatch()
-    gather, reduce = dist.all_gather, dist.all_reduce
+    gather, add_up, average_all = dist.all_gather, collectives.add_up, collectives.average_all
 
     def all_gather(parts: list[Tensor], part: Tensor) -> Any:
         found["gathered"] += sum(each.nbytes for each in parts)
         found["exchanges"] += 1
         return gather(parts, part)
 
-    def all_reduce(total: Tensor) -> Any:
+    def sums(total: Tensor) -> None:
         found["summed"] += total.nbytes
         found["exchanges"] += 1
-        return reduce(total)
+        add_up(total)
+
+    def averages(parts: list[Tensor], flags: Tensor) -> None:
+        found["summed"] += sum(part.nbytes for part in (flags, *parts))
+        found["exchanges"] += 1
+        average_all(parts, flags)
 
     patch.setattr(dist, "all_gather", all_gather)
-    patch.setattr(dist, "all_reduce", all_reduce)
+    patch.setattr(collectives, "add_up", sums)
+    patch.setattr(collectives, "average_all", averages)
     try:
         yield found
     finally:

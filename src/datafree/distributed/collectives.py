@@ -1,13 +1,48 @@
-"""Differentiable collectives: tensors gathered, scattered and summed across processes."""
+"""Collectives: tensors gathered, scattered and summed across processes, with gradients where it says so."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from datafree.distributed.lines import Lines, connected
+
+_lines: list[Lines] = []  # to all other processes, where there are any
+
+
+@contextmanager
+def over_lines(patience: timedelta) -> Iterator[None]:
+    """Within it small sums go over sockets, if all processes, each of which enters it, are of one machine."""
+    found = connected(patience)
+    if found is None:
+        yield
+        return
+    _lines.append(found)
+    try:
+        yield
+    finally:
+        _lines.pop()
+        found.close()
+
+
+def add_up(total: Tensor) -> None:
+    """Put the sum over all processes in place of a contiguous tensor; the same bits on all."""
+    if _lines and _lines[-1].take(total):
+        _lines[-1].add_up(total)
+    else:
+        dist.all_reduce(total)
+
+
+def average(total: Tensor) -> None:
+    """Put the mean over all processes in place of a contiguous tensor."""
+    add_up(total)
+    total.div_(dist.get_world_size())
 
 
 def gathered(part: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -25,6 +60,19 @@ def mine_of(whole: Tensor, sizes: Sequence[int]) -> Tensor:
     """This process's part of what all hold."""
     start = sum(sizes[: dist.get_rank()])
     return whole[start : start + sizes[dist.get_rank()]]
+
+
+def average_all(parts: Sequence[Tensor], flags: Tensor) -> None:
+    """Put the means over all processes in place of tensors, and of `flags` (F,), all of one dtype; in one exchange."""
+    if _lines and _lines[-1].take_all(parts):
+        _lines[-1].average_all(parts, flags)
+        return
+    flat = torch.cat([flags, *(part.reshape(-1) for part in parts)])
+    dist.all_reduce(flat)
+    flat.div_(dist.get_world_size())
+    means = torch.split(flat, [len(flags), *(part.numel() for part in parts)])
+    for part, mean in zip((flags, *parts), means, strict=True):
+        part.copy_(mean.view(part.shape))
 
 
 class Part(torch.autograd.Function):
@@ -63,7 +111,7 @@ class Summed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         flat = torch.cat([grad.reshape(-1) for grad in grads])
-        dist.all_reduce(flat)
+        add_up(flat)
         parts = torch.split(flat, [grad.numel() for grad in grads])
         return tuple(part.view(grad.shape) for part, grad in zip(parts, grads, strict=True))
 
@@ -73,14 +121,14 @@ class Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
-        total = part.clone()
-        dist.all_reduce(total)
+        total = part.clone(memory_format=torch.contiguous_format)
+        add_up(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)
+        total = grad.clone(memory_format=torch.contiguous_format)
+        add_up(total)
         return total
 
 
@@ -103,5 +151,5 @@ def mean_of_all(part: Tensor) -> Tensor:
 
 def _averaged(part: Tensor) -> Tensor:
     whole = part.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(whole)
-    return whole.div_(dist.get_world_size())
+    average(whole)
+    return whole

@@ -79,22 +79,21 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
     learning = [parameter for parameter in parameters if parameter.requires_grad]
     for kind in dict.fromkeys(parameter.dtype for parameter in learning):
         held = [parameter for parameter in learning if parameter.dtype == kind]
-        there = torch.tensor([float(parameter.grad is not None) for parameter in held], dtype=kind)
-        flat = torch.cat([there.to(held[0].device, non_blocking=True), *map(_gradient, held)])
-        dist.all_reduce(flat)
-        flat.div_(whole_batch.parts())
-        parts = torch.split(flat, [len(held), *(parameter.numel() for parameter in held)])
-        somewhere = parts[0].tolist() if not all(there) else [1.0] * len(held)  # read only if in doubt: it waits
-        for parameter, mean, known in zip(held, parts[1:], somewhere, strict=True):
-            if parameter.grad is not None:
-                parameter.grad.copy_(mean.view(parameter.shape))
-            elif known:
-                parameter.grad = torch.empty_like(parameter).copy_(mean.view(parameter.shape))
+        there = [parameter.grad is not None for parameter in held]
+        known = torch.tensor(there, dtype=kind).to(held[0].device, non_blocking=True)
+        grads = [_gradient(parameter) for parameter in held]
+        collectives.average_all(grads, known)
+        if not all(there):  # read only if in doubt: it waits
+            for parameter, grad, somewhere in zip(held, grads, known.tolist(), strict=True):
+                parameter.grad = grad if somewhere else None
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    grad = parameter.grad
-    return parameter.new_zeros(parameter.numel()) if grad is None else grad.reshape(-1)
+    """A parameter's gradient, of zeros if there is none, in the memory format of the parameter: the same on all."""
+    if parameter.grad is None or parameter.grad.stride() != parameter.stride():
+        laid_out = torch.zeros_like(parameter)
+        parameter.grad = laid_out if parameter.grad is None else laid_out.copy_(parameter.grad)
+    return parameter.grad
 
 
 class _Anchored(torch.autograd.Function):

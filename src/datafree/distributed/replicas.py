@@ -85,7 +85,8 @@ def joined(device: str) -> Iterator[str]:
             f"process {number} of {wanted} cannot reach the others ({one_line(error)}); start all of them by torchrun"
         ) from error
     try:
-        yield mine
+        with collectives.over_lines(PATIENCE):
+            yield mine
     except RuntimeError as error:
         if not any(text in str(error).lower() for text in _LOST):
             raise
@@ -104,7 +105,7 @@ def all_agree(reason: str | None) -> str | None:
         return reason
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
     anyone = torch.tensor(0 if reason is None else 1, device=device)
-    dist.all_reduce(anyone)
+    collectives.add_up(anyone)
     if not anyone:  # nearly always: asked at every step, so it should cost little
         return None
     reasons: list[str | None] = [None] * count()

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from datafree.distributed.collectives import mean_of_all
-from datafree.ops.moments import moments
+from datafree.distributed.collectives import average
+from datafree.ops.moments import moments_of
 
 
 class TrainedBatchNorm(TorchFunctionMode):
@@ -62,7 +62,8 @@ def of_equal_parts(images: int) -> TrainedBatchNorm:
 class _Normed(torch.autograd.Function):
     """`F.batch_norm` in train mode on x (b, K, ...), with the moments of all P parts. No double backward.
 
-    The kernels are torch's own for fixed statistics; what the whole batch's add to the gradient is a line in x.
+    The kernels are torch's own for fixed statistics; what the whole batch's add to the gradient is a line in x. Where
+    maps are small each operation on K numbers costs as much as one on the maps, so there are few.
     """
 
     @staticmethod
@@ -76,14 +77,18 @@ class _Normed(torch.autograd.Function):
         momentum: float,
         eps: float,
     ) -> Tensor:
+        parts = torch.distributed.get_world_size()
+        mean, var = moments_of(x)
         # About the running mean, so that the difference of squares loses no figures.
-        origin = torch.zeros_like(weight) if running_mean is None else running_mean.to(weight.dtype)
-        mean, var = moments(x)
-        apart = mean - origin
-        apart, square = mean_of_all(torch.stack([apart, var + apart.square()])).unbind()
-        mean, var = origin + apart, (square - apart.square()).clamp_min(0)
+        origin = None if running_mean is None else running_mean.to(mean.dtype)
+        apart = mean if origin is None else mean - origin
+        whole = torch.stack([apart, torch.addcmul(var, apart, apart)])
+        average(whole)
+        apart, square = whole.unbind()
+        mean = apart if origin is None else origin + apart
+        var = torch.addcmul(square, apart, apart, value=-1).clamp_min_(0)
         if running_mean is not None and running_var is not None:
-            values = x.numel() // x.shape[1] * torch.distributed.get_world_size()
+            values = parts * (x.numel() // x.shape[1])
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_((var * (values / max(values - 1, 1))).to(running_var.dtype), momentum)
         ctx.save_for_backward(x, weight, mean, var)
@@ -97,12 +102,13 @@ class _Normed(torch.autograd.Function):
         _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
         )
-        count = x.numel() // x.shape[1]
-        spread = (var + ctx.eps).rsqrt()
-        along, across = (mean_of_all(torch.stack([to_bias, to_weight])) / count).unbind()
+        sums = torch.stack([to_bias, to_weight])
+        average(sums)
+        spread = (var + ctx.eps).rsqrt_()
         gain = weight * spread
-        scale = -gain * spread * across
-        shift = -gain * along - scale * mean
+        along, across = sums.mul_(gain * (-x.shape[1] / x.numel())).unbind()
+        scale = across * spread
+        shift = torch.addcmul(along, scale, mean, value=-1)
         view = [1, -1, *[1] * (x.ndim - 2)]
         to_x = torch.addcmul(shift.view(view), x, scale.view(view)).addcmul_(grad, gain.view(view))
         return to_x, to_weight, to_bias if ctx.biased else None, None, None, None, None

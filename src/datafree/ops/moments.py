@@ -23,6 +23,11 @@ def moments(x: Tensor, *, fused: bool = True) -> tuple[Tensor, Tensor]:
     return _Moments.apply(x) if fused and x.ndim == 4 and _FUSED else plain_moments(x)
 
 
+def moments_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What `moments` computes, without gradients."""
+    return _by_kernel(x) if x.ndim == 4 and _FUSED else plain_moments(x)
+
+
 def plain_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """What `moments` computes, in plain operations: its reference."""
     dims = [d for d in range(x.ndim) if d != 1]
@@ -92,9 +97,12 @@ class _Normalised(torch.autograd.Function):
 
 
 def _by_kernel(x: Tensor) -> tuple[Tensor, Tensor]:
-    # Statistics in float32 make the kernel accumulate a bf16 x in float32.
-    keep = torch.zeros(x.shape[1], device=x.device, dtype=_wide(x))
-    mean, var = torch.batch_norm_update_stats(x, keep, keep.clone(), 0.0)
+    wide = _wide(x)
+    if x.dtype == wide:
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+    else:  # statistics in float32 make the kernel accumulate a bf16 x in float32
+        keep = torch.zeros(x.shape[1], device=x.device, dtype=wide)
+        mean, var = torch.batch_norm_update_stats(x, keep, keep.clone(), 0.0)
     return mean, var
 
 
