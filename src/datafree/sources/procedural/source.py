@@ -40,6 +40,7 @@ MOST_BANKED = 10_000  # images in a bank whose size is not stated, where these a
 _HELD = 64  # images held out at most
 _MOST_WEIGHED, _LEAST_WEIGHED = 512, 16  # images of each kind that tell its share
 _WEIGHED_PIXELS = 2**20  # of these together, where images are large
+_LEAST_TOLD = 1e-3  # below, the teacher names one class whatever it is shown
 _SHARPNESS = 3.0  # power of what is told apart; by it Fashion-MNIST's teachers ask for figures in half of the images
 _PIXELS = 2**18  # of the images that are drawn anew for the student at once: a few small ones cost as much as many
 
@@ -164,12 +165,15 @@ class Procedural(ImageSource):
         before = modes.random_state()  # the makers draw from the global generators
         try:
             modes.seed_everything(self._context.seed + 1)
-            told = [self._told_apart(replace(mixture, shares=alone(name)), count) for name in MAKERS]
+            told = [
+                self._told_apart(replace(mixture, shares=alone(name)), count) if share else 0.0
+                for name, share in zip(MAKERS, stated, strict=True)
+            ]
         finally:
             modes.set_random_state(before)
-        weights = [share * apart**_SHARPNESS for share, apart in zip(stated, told, strict=True)]
-        if not sum(weights):  # it names one class whatever it is shown
+        if max(told) < _LEAST_TOLD:
             return mixture
+        weights = [share * apart**_SHARPNESS for share, apart in zip(stated, told, strict=True)]
         shares = [weight / sum(weights) for weight in weights]
         shown = ", ".join(
             f"{share:.0%} {name}" for share, name in sorted(zip(shares, MAKERS, strict=True), reverse=True)
@@ -183,7 +187,7 @@ class Procedural(ImageSource):
         images = mixture.draw(count, self._context.task.image_size, self._context.device)
         parts = torch.split(images, max(self._context.batch_size, 2))
         task, teacher = self._context.task, self._context.teacher
-        return float(told_apart(torch.cat([task.class_probs(teacher(part)) for part in parts])))
+        return told_apart(task.class_probs(teacher(part)) for part in parts)
 
     def _can_walk(self) -> bool:
         """Whether boundary pairs can be made; else says why not."""
