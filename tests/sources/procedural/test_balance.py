@@ -15,9 +15,9 @@ from datafree.sources.procedural.balance import (
     entropy,
     keys_of,
     ranks,
-    told_apart,
     weights_of,
 )
+from datafree.sources.procedural.shares import told_apart
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
 

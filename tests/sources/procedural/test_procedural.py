@@ -15,8 +15,9 @@ from datafree.ops import modes
 from datafree.recipe.recipe import load_recipe
 from datafree.sources import Mixed, Noise, Procedural
 from datafree.sources.base import Batch, SourceContext
-from datafree.sources.procedural.balance import class_shares, entropy, keys_of, told_apart
-from datafree.sources.procedural.mixture import MAKERS, alone
+from datafree.sources.procedural.balance import class_shares, entropy, keys_of
+from datafree.sources.procedural.mixture import MAKERS
+from datafree.sources.procedural.shares import alone, told_apart
 from datafree.tasks import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation

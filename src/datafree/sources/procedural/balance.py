@@ -6,7 +6,6 @@ B images, C classes, N images to choose from.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -54,20 +53,6 @@ def entropy(keys: Tensor, classes: int) -> Tensor:
     seen = torch.bincount(keys, minlength=classes)[:classes].float()
     share = seen / seen.sum().clamp_min(1)
     return -(share * share.clamp_min(1e-12).log()).sum() / math.log(max(classes, 2))
-
-
-def told_apart(parts: Iterable[Tensor]) -> float:
-    """Mean KL(p_i || mean p) of rows (N, C) in parts: the mutual information of a row and the class named in it, >= 0.
-
-    The logarithm of the Inception Score (Salimans et al., arXiv 1606.03498), by the teacher. A part is let go before
-    the next one is made: under segmentation rows are pixels.
-    """
-    count, total, own = 0, torch.zeros(()), torch.zeros(())
-    for probs in parts:
-        count += len(probs)
-        total, own = total.to(probs.device) + probs.sum(0), own.to(probs.device) + torch.xlogy(probs, probs).sum()
-    mean = total / count
-    return max(0.0, float(own / count - torch.xlogy(mean, mean).sum()))
 
 
 def weights_of(keys: Tensor) -> Tensor:

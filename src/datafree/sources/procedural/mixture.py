@@ -73,11 +73,6 @@ class Mixture:
         return [(name, after - before) for name, (before, after) in zip(MAKERS, pairwise(edges), strict=True)]
 
 
-def alone(name: str) -> tuple[float, ...]:
-    """Shares by which one of MAKERS makes all images."""
-    return tuple(float(name == other) for other in MAKERS)
-
-
 def _made(name: str, count: int, size: tuple[int, int], device: torch.device, gain: float) -> Tensor:
     """(B, 3, H, W) in [0, 1] by one maker."""
     if name == "noise":

@@ -9,7 +9,7 @@ B images, C classes, H x W pixels, N candidates.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
 import torch
@@ -24,24 +24,14 @@ from datafree.ops.upload import uploaded
 from datafree.ops.whole_batch import part_of
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext, UpdateSize
 from datafree.sources.parts.memory_bank import VALIDATION_EVERY, default_capacity
-from datafree.sources.procedural.balance import (
-    BalancedBank,
-    class_shares,
-    entropy,
-    keys_of,
-    ranks,
-    told_apart,
-)
+from datafree.sources.procedural.balance import BalancedBank, class_shares, entropy, keys_of, ranks
 from datafree.sources.procedural.boundary import boundary_pairs, gives_gradients
-from datafree.sources.procedural.mixture import MAKERS, Mixture, alone
+from datafree.sources.procedural.mixture import Mixture
+from datafree.sources.procedural.shares import weighed
 
 MIN_SIDE = 8  # pixels; below, formulas have nothing to draw
 MOST_BANKED = 10_000  # images in a bank whose size is not stated, where these are small
 _HELD = 64  # images held out at most
-_MOST_WEIGHED, _LEAST_WEIGHED = 512, 16  # images of each kind that tell its share
-_WEIGHED_PIXELS = 2**20  # of these together, where images are large
-_LEAST_TOLD = 1e-3  # below, the teacher names one class whatever it is shown
-_SHARPNESS = 3.0  # power of what is told apart; by it Fashion-MNIST's teachers ask for figures in half of the images
 _PIXELS = 2**18  # of the images that are drawn anew for the student at once: a few small ones cost as much as many
 
 
@@ -125,17 +115,17 @@ class Procedural(ImageSource):
                 f"{height} x {width}; choose a larger size, or source.method=noise"
             )
         self._context = context
-        self._mixture = self._weighed_mixture(
-            Mixture(
-                shares=self._shares,
-                gain=self.gain,
-                rotation=self.rotation,
-                elastic=self.elastic,
-                dark=self.dark,
-                cutmix=self.cutmix,
-                plain=self.plain,
-            )
+        self._mixture = Mixture(
+            shares=self._shares,
+            gain=self.gain,
+            rotation=self.rotation,
+            elastic=self.elastic,
+            dark=self.dark,
+            cutmix=self.cutmix,
+            plain=self.plain,
         )
+        if self.balanced and self.weighed:
+            self._mixture = weighed(self._mixture, context)
         self.size_bank(context.task.image_size)
         self._bank, self._held = BalancedBank(part_of(self.bank_images())), BalancedBank(_HELD)
         self._ready = torch.empty(0, 3, *context.task.image_size, device=context.device)  # drawn, not yet sampled
@@ -154,40 +144,6 @@ class Procedural(ImageSource):
     def size_bank(self, image_size: tuple[int, int]) -> None:
         if self.bank_size is None:
             self.bank_size = default_capacity(MOST_BANKED, image_size)
-
-    def _weighed_mixture(self, mixture: Mixture) -> Mixture:
-        """The mixture with the shares that the teacher's answers to a few images of each kind ask for, and says so."""
-        stated = [share / sum(mixture.shares) for share in mixture.shares]
-        if not (self.balanced and self.weighed) or max(stated) == 1:
-            return mixture
-        size = self._context.task.image_size
-        count = max(_LEAST_WEIGHED, min(_MOST_WEIGHED, _WEIGHED_PIXELS // (size[0] * size[1])))
-        before = modes.random_state()  # the makers draw from the global generators
-        try:
-            modes.seed_everything(self._context.seed + 1)
-            told = [
-                self._told_apart(replace(mixture, shares=alone(name)), count) if share else 0.0
-                for name, share in zip(MAKERS, stated, strict=True)
-            ]
-        finally:
-            modes.set_random_state(before)
-        if max(told) < _LEAST_TOLD:
-            return mixture
-        weights = [share * apart**_SHARPNESS for share, apart in zip(stated, told, strict=True)]
-        shares = [weight / sum(weights) for weight in weights]
-        shown = ", ".join(
-            f"{share:.0%} {name}" for share, name in sorted(zip(shares, MAKERS, strict=True), reverse=True)
-        )
-        self._context.say(f"procedural: images by what the teacher tells apart in them: {shown}")
-        return replace(mixture, shares=tuple(shares))
-
-    @torch.no_grad()
-    def _told_apart(self, mixture: Mixture, count: int) -> float:
-        """Information that the teacher's answers to so many images have, see `told_apart`."""
-        images = mixture.draw(count, self._context.task.image_size, self._context.device)
-        parts = torch.split(images, max(self._context.batch_size, 2))
-        task, teacher = self._context.task, self._context.teacher
-        return told_apart(task.class_probs(teacher(part)) for part in parts)
 
     def _can_walk(self) -> bool:
         """Whether boundary pairs can be made; else says why not."""
