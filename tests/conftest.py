@@ -28,10 +28,14 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def few_images_compared() -> None:
-    """A run compares its networks on 16 images, not 64: tests make hundreds; those of metrics give their own."""
-    from datafree.engine import validation  # not in the process that hands out the tests
+    """A run compares its networks on 16 images, not 64: tests make hundreds; those of metrics give their own.
 
-    validation.COMPARED = 16
+    So it is with the images that tell shares of procedural ones.
+    """
+    from datafree.engine import validation  # not in the process that hands out the tests
+    from datafree.sources.procedural import shares
+
+    validation.COMPARED = shares.MOST = 16
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ from datafree.ops import modes
 from datafree.recipe.recipe import load_recipe
 from datafree.sources import Mixed, Noise, Procedural
 from datafree.sources.base import Batch, SourceContext
+from datafree.sources.procedural import shares
 from datafree.sources.procedural.balance import class_shares, entropy, keys_of
 from datafree.sources.procedural.mixture import MAKERS
 from datafree.sources.procedural.shares import alone, told_apart
@@ -109,7 +110,8 @@ class SeesPlainGround(nn.Module):
         return 10 * torch.stack([same, 1 - same], 1)
 
 
-def test_kinds_have_the_shares_that_the_teachers_answers_ask_for() -> None:
+def test_kinds_have_the_shares_that_the_teachers_answers_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "MOST", 512)
     said: list[str] = []
     task = Classification(num_classes=2, image_size=SIZE)
     source = attached(small(), SeesPlainGround(), task, say=said.append)

@@ -16,7 +16,7 @@ from datafree.ops import modes
 from datafree.sources.base import SourceContext
 from datafree.sources.procedural.mixture import MAKERS, Mixture
 
-_MOST, _LEAST = 512, 16  # images of each kind that tell its share
+MOST, _LEAST = 512, 16  # images of each kind that tell its share
 _PIXELS = 2**20  # of these together, where images are large
 _LEAST_TOLD = 1e-3  # below, the teacher names one class whatever it is shown
 _SHARPNESS = 3.0  # power of what is told apart; by it Fashion-MNIST's teachers ask for figures in half of the images
@@ -30,7 +30,7 @@ def weighed(mixture: Mixture, context: SourceContext) -> Mixture:
     if sum(share > 0 for share in mixture.shares) == 1:
         return mixture
     height, width = context.task.image_size
-    count = max(_LEAST, min(_MOST, _PIXELS // (height * width)))
+    count = max(_LEAST, min(MOST, _PIXELS // (height * width)))
     before = modes.random_state()  # the makers draw from the global generators
     try:
         modes.seed_everything(context.seed + 1)
