@@ -1,4 +1,4 @@
-"""A mixture of all makers of procedural images, warped and joined by masks.
+"""A mixture of all makers of procedural images: figures as they are, the others warped and joined by masks.
 
 B images, H x W pixels.
 """
@@ -33,7 +33,7 @@ class Mixture:
     rotation: float  # degrees at most
     elastic: float  # of half the side
     dark: float  # share of images that are darkened by any factor
-    cutmix: float  # share of images that are joined with another
+    cutmix: float  # share of images, but for figures, that are joined with another
     plain: float  # share of these whose other is a single colour
 
     def draw(self, count: int, size: tuple[int, int], device: torch.device) -> Tensor:
