@@ -99,6 +99,9 @@ def test_images_drawn_anew_are_handed_out_once_drawn_together_and_kept_in_a_stat
     assert drawn == [2**18 // (SIZE[0] * SIZE[1])]
     assert torch.equal(other.sample(7).images, second)
     assert len({image.numpy().tobytes() for image in (*first, *second)}) == 12
+    earlier = {key: value for key, value in source.state_dict().items() if key != "ready"}
+    other.load_state_dict(earlier)
+    assert len(other._ready) == 0 and len(other.sample(3).images) == 3
     assert len(source.sample(drawn[0]).images) == drawn[0] and len(drawn) == 2
 
 

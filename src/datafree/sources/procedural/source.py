@@ -262,7 +262,7 @@ class Procedural(ImageSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._bank.load_state_dict(state["bank"], self._context.device)
         self._held.load_state_dict(state["held"], self._context.device)
-        self._ready = state["ready"].to(self._context.device)
+        self._ready = state.get("ready", self._ready[:0]).to(self._context.device)  # earlier states have none
 
     def notes(self) -> list[str]:
         return [self._note] if self._note else []
