@@ -8,7 +8,9 @@ PAIR/METHOD/step and PAIR/METHOD/update, with networks as in speed.py, each proc
 first process works alone on whole batches, while the other waits; then both on half of each batch, in the ways of
 `WAYS`; a round of each is some two seconds. Metrics of each way: WAY, the median over rounds of the seconds alone, over
 those of the slower of both, over 2 (`_low`, `_high`: quartiles); WAY_processor: of the processor's seconds alone, over
-those of both together, which leaves out what they wait, and holds on a busy machine. A step is what the loop does:
+those of both together, which leaves out what they wait, and holds on a busy machine. So much for a batch that is shared
+out. For one that grows with the processes, WAY_same_part: the first process alone on the half, over the slower of both
+on a half each. A step is what the loop does:
 images of the source, their answers, the loss, the optimiser, looks for numbers that are not finite, the question
 whether to stop.
 
@@ -73,6 +75,7 @@ WAYS = {
     "local_norms": "gradients are averaged; BatchNorm takes the statistics of its own part, as is usual elsewhere",
     "efficiency": "training.data_parallel=divided",
 }
+ALONE = ("alone", "half_alone")  # the first process by itself, on a whole batch and on its half of one
 ROUND = 2.0  # seconds of the first process alone
 CPU = torch.device("cpu")
 
@@ -121,7 +124,7 @@ def make_work(row: str, photos: Path, *, quick: bool) -> Callable[[], object]:
 def in_way(way: str) -> Iterator[None]:
     """Within it, this process works alone, or together with the other as `way` says."""
     with ExitStack() as held:
-        if way in ("alone", "ceiling"):
+        if way in (*ALONE, "ceiling"):
             held.enter_context(replicas.single_process())
         else:
             held.enter_context(divided.sharing(True))
@@ -138,18 +141,18 @@ def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None
     photos = make_photos(folder / f"photos-{rank}")
     with divided.sharing(True):
         shared = make_work(row, photos, quick=quick)
-    alone: Callable[[], object] = lambda: None  # noqa: E731
+    works: dict[str, Callable[[], object]] = dict.fromkeys(ALONE, lambda: None)
     if rank == 0:
         with in_way("alone"):
-            alone = make_work(row, photos, quick=quick)
-    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ("alone", *WAYS)}  # by the clock, processor's
+            works = {"alone": make_work(row, photos, quick=quick), "half_alone": shared}
+    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in (*ALONE, *WAYS)}  # by the clock, processor's
     often = 1
     with collectives.over_lines(replicas.PATIENCE):
         for number in range(rounds + 1):  # the first warms up
             for way, found in seconds.items():
                 dist.barrier()
                 with in_way(way):
-                    found.append(timed(alone if way == "alone" else shared, often))
+                    found.append(timed(works.get(way, shared), often))
             if number == 0:
                 told = [max(1, round(ROUND / seconds["alone"][0][1])) if rank == 0 and not quick else 1]
                 dist.broadcast_object_list(told, src=0)
@@ -165,7 +168,7 @@ def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None
 
 def compared(every: Sequence[dict[str, list[tuple[float, float]]]]) -> dict[str, float]:
     """Metrics from what rounds of each way took, by the clock and of the processor, in both processes."""
-    alone = every[0]["alone"]
+    alone, half = (every[0][way] for way in ALONE)
     metrics = {"seconds_alone": statistics.median(clock for clock, _ in alone)}
     for way in WAYS:
         rounds = list(zip(*(one[way] for one in every), strict=True))
@@ -174,6 +177,7 @@ def compared(every: Sequence[dict[str, list[tuple[float, float]]]]) -> dict[str,
         )
         metrics |= over(way, [clock for clock, _ in alone], [2 * value for value in clock])
         metrics |= over(f"{way}_processor", [used for _, used in alone], processor)
+        metrics |= over(f"{way}_same_part", [clock for clock, _ in half], clock)
         metrics |= {f"seconds_{way}": statistics.median(clock)}
     return metrics
 
@@ -235,16 +239,20 @@ def collect(work: Path, command: str) -> None:
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown: a line for each row, of each way by the processor's time and by the clock."""
     ways = {"efficiency": "divided", "ceiling": "ceiling", "local_norms": "local BatchNorm"}
-    heads = [f"{kind}: {name}" for kind in ("processor", "clock") for name in ways.values()]
+    kinds = {"": "clock", "_same_part": "clock, same part", "_processor": "processor"}
+    heads = [f"{kind}: {name}" for kind in kinds.values() for name in ways.values()]
     lines = ["| " + " | ".join(["networks / method", "one process, s", "two, s", *heads]) + " |"]
-    lines.append("|---|--:|--:|---|--:|--:|---|--:|--:|")
+    lines.append("|---|--:|--:" + 3 * "|---|--:|--:" + "|")
     for name, (cell,) in rows.items():
         if name == "curves":
             continue
         found = cell["metrics"]
         cells = [name, *(f"{found[key]:.3g}" for key in ("seconds_alone", "seconds_efficiency"))]
-        for kind in ("_processor", ""):
+        for kind in kinds:
             first = f"efficiency{kind}"
+            if first not in found:  # an earlier measurement
+                cells += 3 * ["–"]
+                continue
             cells.append(f"{found[first]:.2f} ({found[f'{first}_low']:.2f}–{found[f'{first}_high']:.2f})")
             cells += [f"{found[f'{way}{kind}']:.2f}" for way in ("ceiling", "local_norms")]
         lines.append("| " + " | ".join(cells) + " |")

@@ -55,11 +55,12 @@ def test_curves_are_as_far_apart_as_their_means_over_seeds_in_logarithms() -> No
 
 def test_efficiency_counts_the_slower_by_the_clock_and_both_by_the_processor() -> None:
     with imported("wide") as wide:
-        first = {"alone": [(4.0, 4.0)], **{way: [(2.0, 1.5)] for way in wide.WAYS}}
-        second = {"alone": [(0.0, 0.0)], **{way: [(2.5, 2.5)] for way in wide.WAYS}}
+        first = {"alone": [(4.0, 4.0)], "half_alone": [(2.2, 2.2)], **{way: [(2.0, 1.5)] for way in wide.WAYS}}
+        second = {"alone": [(0.0, 0.0)], "half_alone": [(0.0, 0.0)], **{way: [(2.5, 2.5)] for way in wide.WAYS}}
         found = wide.compared([first, second])
     assert found["efficiency"] == found["ceiling"] == pytest.approx(4 / 2.5 / 2)
     assert found["efficiency_processor"] == pytest.approx(4 / (1.5 + 2.5))
+    assert found["efficiency_same_part"] == pytest.approx(2.2 / 2.5)
 
 
 def test_rows_are_chosen_by_any_part_of_their_names() -> None:
