@@ -42,7 +42,7 @@ from datafree.ops import modes
 from results import commit, write_results, write_table
 from speed_forms import measure_agreement, measure_pixels, measure_switches
 from speed_rigs import FROM_A_BANK, PAIRS, QUICK, READ, make_rig
-from speed_timing import Metrics, Stop, measure_step, measure_update, never, profiled
+from speed_timing import REST, Metrics, Stop, measure_step, measure_update, never, profiled
 
 AGREEMENT = 0.6  # of images, in agreement/RECIPE: a tenth of the run; 0.8 takes most of it
 GROUPS = (
@@ -82,7 +82,7 @@ def measure(
         if second in FROM_A_BANK:
             rig.attach()
         else:  # first, for the loop attaches the source
-            found["student_step"] = measure_step(rig, rounds, stop)
+            found["student_step"] = measure_step(rig, rounds, stop, profile=profile)
         if second not in READ:
             found["update"] = measure_update(rig, rounds, stop)
             if profile:
@@ -177,7 +177,8 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     kinds: tuple[tuple[str, str, Callable[[Metrics], list[str]]], ...] = (
         (
             "over_floor",
-            "networks / method / step | over bare passes | images a second | x iterations | in networks | MB",
+            "networks / method / step | over bare passes | images a second | x iterations | in networks "
+            "| most of the rest | MB",
             _floor,
         ),
         ("times_as_fast", "pixels | times as fast | images a second", _speed),
@@ -208,7 +209,8 @@ def _rate(found: Metrics, key: str = "images_per_second") -> str:
 def _floor(found: Metrics) -> list[str]:
     own = f"{100 * found['in_networks']:.0f} %" if "in_networks" in found else "–"
     changed = _rate(found, "image_iterations_per_second") if "image_iterations_per_second" in found else "–"
-    return [_rate(found), changed, own, f"{found['memory']:.0f}"]
+    rest = [f"{name.removeprefix(REST)} {100 * share:.0f} %" for name, share in found.items() if name.startswith(REST)]
+    return [_rate(found), changed, own, ", ".join(rest[:3]) or "–", f"{found['memory']:.0f}"]
 
 
 def _speed(found: Metrics) -> list[str]:
@@ -224,7 +226,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--profile", action="store_true", help="also where a profiler finds the time of updates")
+    parser.add_argument("--profile", action="store_true", help="also where a profiler finds the time")
     parser.add_argument("--max-time", default="1000h", help="stop cleanly after this long (9m, 90s, 2h)")
     parser.add_argument("--work", type=Path, help="default: work/speed-DEVICE")
     parser.add_argument("--collect-only", action="store_true", help="only write results and tables of finished groups")

@@ -18,6 +18,8 @@ from speed_passes import Rig
 Metrics = dict[str, float]
 Stop = Callable[[], str | None]  # why to stop now, or None
 TOP = 6  # kinds of work beside the networks that a profile names
+REST = "rest: "  # begins the names of their metrics
+OUTSIDE = "outside of operators"  # in a profile, such as a file that is read
 
 
 def never() -> str | None:
@@ -85,22 +87,33 @@ def metrics(whole: Sequence[float], floor: Sequence[float], images: float) -> Me
     return {**over("over_floor", whole, floor), "images_per_second": images / statistics.median(whole)}
 
 
-def measure_step(rig: Rig, rounds: int, stop: Stop = never) -> Metrics:
+def measure_step(rig: Rig, rounds: int, stop: Stop = never, *, profile: bool = False) -> Metrics:
     """The student's step in the loop, its bare passes before each. The loop's first step warms up, and makes images.
 
-    Raises Interrupted when `stop` says so.
+    `profile`: one more step is looked at as `profiled` looks at an update; what is no operator's time, such as reading
+    files, is `rest: OUTSIDE`. Raises Interrupted when `stop` says so.
     """
     whole, floor = list[float](), list[float]()
-    watch = Stopwatch(rig.device)
+    watch, looks = Stopwatch(rig.device), list[Look]()
     reason: str | None = None
+    found: Metrics = {}
 
     def before() -> str | None:
-        nonlocal watch, reason
+        nonlocal watch, reason, found
+        if looks:
+            kinds = looks[0].kinds()
+            total = max(statistics.median(whole[1:]), sum(kinds.values()))
+            bare = kinds_of(lambda: rig.floor(rig.step_floor), rig.device)
+            found = shares({**kinds, OUTSIDE: total - sum(kinds.values())}, bare, total)
+            return "measured"
         if floor:
             whole.append(watch.seconds())
         reason = stop()
-        if reason or len(whole) > rounds:
+        if reason or (len(whole) > rounds and not profile):
             return "measured"
+        if len(whole) > rounds:
+            looks.append(Look(rig.device))
+            return None
         floor.append(timed(lambda: rig.floor(rig.step_floor), rig.device))
         watch = Stopwatch(rig.device)
         return None
@@ -108,7 +121,7 @@ def measure_step(rig: Rig, rounds: int, stop: Stop = never) -> Metrics:
     rig.loop(before)
     if reason:
         raise Interrupted(reason)
-    return metrics(whole[1:], floor[1:], rig.batch)
+    return metrics(whole[1:], floor[1:], rig.batch) | found
 
 
 def measure_update(rig: Rig, rounds: int, stop: Stop = never) -> Metrics:
@@ -136,8 +149,8 @@ def profiled(rig: Rig) -> Metrics:
     with modes.frozen(rig.networks["teacher"]):
         rig.update()
         rig.floor(rig.update_floor)
-        bare = _kinds(lambda: rig.floor(rig.update_floor), rig.device)
-        whole = _kinds(rig.update, rig.device)
+        bare = kinds_of(lambda: rig.floor(rig.update_floor), rig.device)
+        whole = kinds_of(rig.update, rig.device)
         total = sum(whole.values())
         if rig.device.type == "cuda":
             total = timed(rig.update, rig.device)
@@ -148,21 +161,33 @@ def shares(whole: Mapping[str, float], bare: Mapping[str, float], total: float) 
     """From the seconds of each kind of work: "in_networks", and "rest: KIND" of the most, as shares of `total`."""
     rest = Counter({kind: seconds - bare.get(kind, 0.0) for kind, seconds in whole.items()})
     own = sum(min(seconds, bare.get(kind, 0.0)) for kind, seconds in whole.items())
-    most = {f"rest: {kind}": seconds / total for kind, seconds in rest.most_common(TOP) if seconds > 0.002 * total}
+    most = {f"{REST}{kind}": seconds / total for kind, seconds in rest.most_common(TOP) if seconds > 0.002 * total}
     return {"in_networks": own / total, **most}
 
 
-def _kinds(work: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Seconds of each kind of work: operators on a CPU, kernels on a GPU."""
-    cuda = device.type == "cuda"
-    activities = [ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
-    with profile(activities=activities) as seen:
-        work()
-        if cuda:
+class Look:
+    """A profiler that looks from when it is made, at operators on a CPU, at kernels on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._profile = profile(activities=[ProfilerActivity.CUDA if self._cuda else ProfilerActivity.CPU])
+        self._profile.start()
+
+    def kinds(self) -> dict[str, float]:
+        """Seconds of each kind of work until now; it looks no longer."""
+        if self._cuda:
             torch.cuda.synchronize()
-    events: Any = seen.key_averages()
-    found = Counter[str]()
-    for event in events:
-        micros = event.self_device_time_total if cuda else event.self_cpu_time_total
-        found[event.key[:60]] += micros / 1e6
-    return dict(found)
+        self._profile.stop()
+        events: Any = self._profile.key_averages()
+        found = Counter[str]()
+        for event in events:
+            micros = event.self_device_time_total if self._cuda else event.self_cpu_time_total
+            found[event.key[:60]] += micros / 1e6
+        return dict(found)
+
+
+def kinds_of(work: Callable[[], object], device: torch.device) -> dict[str, float]:
+    """Seconds of each kind of work."""
+    look = Look(device)
+    work()
+    return look.kinds()

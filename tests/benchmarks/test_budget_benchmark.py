@@ -68,8 +68,8 @@ def test_rows_are_every_problem_method_start_and_budget_once(budget: ModuleType)
     three = {"auto", "procedural", "real"}
     fashion = ("fashion", "fashion-nobn", "fashion-groupnorm", "fashion-vit", "fashion-onnx")
     expected = dict.fromkeys((*fashion, "cifar10", "cifar10-deep", "camvid", "bccd"), three)
-    expected |= {"camvid-photos": {"auto", "photos"}}
-    expected |= dict.fromkeys(("coco", "coco-wide"), {"auto", "procedural"})  # no other images are had
+    without_real = {"auto", "procedural"}  # of COCO no other images are had
+    expected |= {"camvid-photos": {"auto", "photos"}, "coco": without_real, "coco-wide": without_real}
     rows = {
         f"{n}/{m}{start}/{t}"
         for n, ms in expected.items()
