@@ -7,7 +7,8 @@ A row is PROBLEM/METHOD/MINUTES (budget_problems.py). Everything of a run is cou
 of its schedule, the making of images, the student's start, its steps. `training.time` plans the schedule; scoring comes
 after it. Teachers without public weights are trained before the clock starts, once for all seeds, and kept in --work.
 Each cell is a process of one thread, so that its processor time is comparable on a busy machine. Results go to
-benchmarks/results/budget-cpu.json, the table to docs/results.md, the curves of `auto` to docs/pictures/budget.svg.
+benchmarks/results/budget-cpu.json, the table to docs/results.md, the curves of `auto` to docs/pictures: budget.svg of
+classifiers, budget-dense.svg of maps and boxes.
 
 Metrics: `relative`, the student's score over its teacher's on real test images; the score itself, `top1`, `miou` or
 `ap50`; `steps` of the student as planned; `minutes` of processor time.
@@ -48,6 +49,7 @@ from measured import seeds_in, with_earlier
 from pictures import write_chart
 from results import write_results, write_table
 
+PICTURES = results.HERE.parent / "docs" / "pictures"
 MINUTES = (5, 20, 60)
 LEARNING: dict[str, Any] = {
     "batch_size": 64,
@@ -149,6 +151,15 @@ def curves(rows: dict[str, list[dict[str, Any]]], method: str = "auto") -> list[
     return [line for line in found if line.points]
 
 
+def charts(rows: dict[str, list[dict[str, Any]]]) -> dict[str, list[Series]]:
+    """The curves of `auto` by their picture's file: classifiers, and maps and boxes. A chart tells eight apart."""
+    found: dict[str, list[Series]] = {}
+    for line in curves(rows):
+        is_classifier = PROBLEMS[line.name].headline == "top1"
+        found.setdefault("budget.svg" if is_classifier else "budget-dense.svg", []).append(line)
+    return found
+
+
 def collect(work: Path) -> None:
     """Write results, table and picture from the cells that are done and those of the file as it was."""
     done = read_cells(work, ROWS)
@@ -157,10 +168,9 @@ def collect(work: Path) -> None:
         write_results("budget", "cpu", rows, command=f"python benchmarks/budget.py --seeds {seeds_in(rows)}")
     section = "## Students by processor minutes\n\n`python benchmarks/budget.py`: in percent of the teacher's score."
     write_table("results.md", "budget-cpu", table(rows), section=section)
-    if lines := curves(rows):
+    for file, lines in charts(rows).items():
         title = "percent of the teacher's score against processor minutes, source.method=auto"
-        file = results.HERE.parent / "docs" / "pictures" / "budget.svg"
-        write_chart(file, title, lines, unit="%", x_unit="processor minutes of one thread")
+        write_chart(PICTURES / file, title, lines, unit="%", x_unit="processor minutes of one thread")
 
 
 def main() -> int:

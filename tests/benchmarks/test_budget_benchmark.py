@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmark_modules import imported
 from datafree.networks.load import NetworkSpec
+from datafree.report.charts import SHOWN
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -176,6 +177,13 @@ def test_curves_are_means_over_seeds_at_the_time_that_was_spent(budget: ModuleTy
     write_chart(tmp_path / "a.svg", "shares", lines, unit="%", x_unit="minutes")
     texts = [text.text for text in ElementTree.parse(tmp_path / "a.svg").getroot().iter(f"{SVG}text")]
     assert {"cifar10", "camvid", "minutes", "4", "20", "0", "100"} <= {*texts}
+
+
+def test_a_chart_has_no_more_curves_than_can_be_told_apart(budget: ModuleType) -> None:
+    cells = [{"metrics": {"relative": 0.5, "minutes": 5.0}}]
+    found = budget.charts({f"{name}/auto/5": cells for name in budget.PROBLEMS})
+    assert all(len(lines) <= SHOWN for lines in found.values())
+    assert sorted(line.name for lines in found.values() for line in lines) == sorted(budget.PROBLEMS)
 
 
 def test_the_teacher_without_normalisation_has_none_and_its_student_starts_from_it(
