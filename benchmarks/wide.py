@@ -141,7 +141,7 @@ def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None
     photos = make_photos(folder / f"photos-{rank}")
     with divided.sharing(True):
         shared = make_work(row, photos, quick=quick)
-    works: dict[str, Callable[[], object]] = dict.fromkeys(ALONE, lambda: None)
+    works: dict[str, Callable[[], object]] = dict.fromkeys(ALONE, idle)
     if rank == 0:
         with in_way("alone"):
             works = {"alone": make_work(row, photos, quick=quick), "half_alone": shared}
@@ -153,6 +153,10 @@ def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None
                 dist.barrier()
                 with in_way(way):
                     found.append(timed(works.get(way, shared), often))
+                if way == "half_alone":  # then the other, so that both have made as many steps
+                    dist.barrier()
+                    with in_way(way):
+                        timed(shared if rank else idle, often)
             if number == 0:
                 told = [max(1, round(ROUND / seconds["alone"][0][1])) if rank == 0 and not quick else 1]
                 dist.broadcast_object_list(told, src=0)
@@ -164,6 +168,10 @@ def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None
         (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "peak_memory_mib": peak(CPU)}))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def idle() -> None:
+    """What a process does while the other works alone."""
 
 
 def compared(every: Sequence[dict[str, list[tuple[float, float]]]]) -> dict[str, float]:
