@@ -100,7 +100,7 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.ones(1, device=device).add(1).item()  # "meta" has tensors, but computes nothing
-    except Exception as error:  # NotImplementedError, AssertionError, RuntimeError, by the device
+    except Exception as error:  # RuntimeError, AssertionError, ModuleNotFoundError, by the device
         raise DatafreeError(f"this machine has no device {name!r}; use auto, cpu, or one that it has") from error
     return device
 
