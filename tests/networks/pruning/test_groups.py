@@ -96,6 +96,25 @@ def test_a_tokens_stream_is_one_group_with_its_class_token_and_places() -> None:
         assert labels(followed, name) == stream
 
 
+def test_a_norm_over_places_keeps_channels_and_one_over_all_ties_none() -> None:
+    """ConvNeXt V2's response normalisation has the first; the second is what watches a teacher's answers on a GPU."""
+
+    class Responding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            x = self.conv(images)
+            energy = torch.linalg.vector_norm(x, 2, (2, 3), keepdim=True)
+            answer: Tensor = self.last(x * energy / torch.linalg.vector_norm(x, 2.0))
+            return answer
+
+    followed = follow(Responding().eval(), torch.rand(1, 3, 8, 8))
+    assert labels(followed, "conv.weight") == labels(followed, "last.weight", "inputs")
+    assert len(set(labels(followed, "conv.weight"))) == 6 and not followed.lost
+
+
 def test_a_gate_of_one_map_for_all_channels_ties_none_of_them() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:

@@ -30,7 +30,7 @@ _MOVED = (
     *("repeat", "channel_shuffle", "native_channel_shuffle", "constant_pad_nd", "unfold", "diagonal"),
 )
 _SPATIAL = ("max_pool", "avg_pool", "_adaptive", "adaptive", "upsample", "_upsample", "reflection", "replication")
-_REDUCED = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "linalg_vector_norm", "logsumexp"}
+_REDUCED = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "var_mean", "logsumexp"}
 _LOST = {"topk", "sort", "gather", "scatter", "index_put", "grid_sampler_2d", "argmax", "nonzero"}
 
 
@@ -122,6 +122,11 @@ def _spatial(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, An
     return carried.channels.tied(labels, dims).expand(out.shape)
 
 
+def _norm(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
+    """Of `linalg_vector_norm(x, order, dims)`; without dims, over all of x."""
+    return _reduced(carried, (args[0], *args[2:]), kwargs, answer)
+
+
 def _reduced(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> Tensor | None:
     """A mean over places keeps channels, and so does a sum over branches; a mean over channels has none."""
     labels, out = carried.labels(args[0]), first(answer)
@@ -152,6 +157,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(_RESHAPED, _reshaped),
     **{op: _moved(op) for op in _MOVED},
     **dict.fromkeys(_REDUCED, _reduced),
+    "linalg_vector_norm": _norm,
     **dict.fromkeys(_LOST, _forgotten),
     **dict.fromkeys(
         ("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution"), layer_rules.convolution
