@@ -333,8 +333,7 @@ def test_a_guard_decides_alike_on_all_by_the_mean_of_their_signals(tmp_path: Pat
 
 
 def small_recipe(folder: Path) -> Recipe:
-    training = {"batch_size": 4, "steps": 6, "data_parallel": "divided", "track": [], "hint_weight": 1.0}
-    recipe = recipe_for(folder, {"method": "cgdd"}, **training)
+    recipe = recipe_for(folder, {"method": "cgdd"}, batch_size=4, steps=6, data_parallel="divided", track=[])
     recipe.source.resize_updates(UpdateSize(images=4))
     student = replace(recipe.student, init="teacher")  # refitted on images, which differ
     return replace(recipe, student=student, data=labelled(folder / "labelled"))

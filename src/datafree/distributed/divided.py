@@ -146,11 +146,6 @@ def mean_values(values: Mapping[str, float]) -> dict[str, float]:
     return {name: sum(known := [one[name] for one in every if name in one]) / len(known) for name in names}
 
 
-def of_the_first(mine: list[Any]) -> list[Any]:
-    """The first process's list of plain values, on all of them."""
-    return cast("list[Any]", gathered_objects(mine)[0]) if is_on() else mine
-
-
 def gathered_objects(mine: Any) -> list[Any]:
     """Every process's plain values, in the order of their numbers."""
     every: list[Any] = [None] * replicas.count()

@@ -114,7 +114,7 @@ def sourced(recipe: Recipe, device: torch.device, dtype: torch.dtype, given: Giv
     """
     task, speed, spec = recipe.task, recipe.training.speed, recipe.student
     if not isinstance(recipe.source, Auto):
-        started = recipe.starting("random") if spec.init == "auto" else recipe
+        started = replace(recipe, student=replace(spec, init="random")) if spec.init == "auto" else recipe
         return Sourced(recipe=started, lines=[])
     require_weights(recipe.teacher, task)
     teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed)
@@ -130,7 +130,7 @@ def sourced(recipe: Recipe, device: torch.device, dtype: torch.dtype, given: Giv
             init = "teacher"
         except NetworkError as error:
             lines.append(f"the student starts at random: {why_not(error)}")
-    return Sourced(recipe=recipe.starting(init), lines=lines, teacher=teacher)
+    return Sourced(recipe=replace(recipe, student=replace(spec, init=init)), lines=lines, teacher=teacher)
 
 
 def require_weights(spec: NetworkSpec, task: Task) -> None:

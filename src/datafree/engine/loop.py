@@ -91,7 +91,6 @@ def distill(
             recovery=recovery,
             watch=watch,
             average=WeightAverage(momentum=training.ema),
-            hints=student_step.hints,
             origin=origin_of(teacher),
         )
         divided.require_alike({TEACHER: state.origin[TEACHER]})
@@ -125,11 +124,8 @@ def distill(
                 # The student learns the teacher's answers.
                 if state.step == 0 and init == "teacher":
                     with out_of_memory.noticed("the student's start from its teacher"):
-                        hinted = training.hint_weight > 0
-                        started = start_student(teacher, student, source, task, training.batch_size, hints=hinted)
+                        state.start = start_student(teacher, student, source, task, training.batch_size)
                         divided.take_the_first(student)
-                        state.start = started.lines()
-                        state.take_hints(divided.of_the_first([hint.state() for hint in started.hints]))
                     for line in state.start:
                         say(line)
                 if state.step >= 0:

@@ -18,7 +18,7 @@ from datafree.errors import NetworkError
 from datafree.networks.load import NetworkSpec
 from datafree.networks.pruning.correspondence import WAY_OUT
 from datafree.networks.pruning.fixed_time import FixedTime
-from datafree.networks.pruning.start import Started, StartOptions, start_from_teacher
+from datafree.networks.pruning.start import StartOptions, start_from_teacher
 from datafree.ops import augment
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
@@ -62,10 +62,8 @@ def start_student(
     batch: int,
     count: int | None = None,
     fixed: FixedTime | None = None,
-    *,
-    hints: bool = False,
-) -> Started:
-    """Start `student` from `teacher` on images that `source` has made, drawn `batch` at a time; with `hints` or not.
+) -> list[str]:
+    """Start `student` from `teacher` on images that `source` has made, drawn `batch` at a time; lines that say how.
 
     Every process does all of it on the same images, so that replicas stay equal. `count`: images, if not `images_of`.
     `fixed` is told the time that does not grow with them.
@@ -74,4 +72,4 @@ def start_student(
     drawn = [source.sample(batch).images for _ in range(-(-count // batch))]
     images = augment.blend(torch.cat(drawn)[:count], 1.0)[0]
     with replicas.single_process():
-        return start_from_teacher(teacher, student, images, StartOptions(hints=hints), task=task, fixed=fixed)
+        return start_from_teacher(teacher, student, images, task=task, fixed=fixed).lines()

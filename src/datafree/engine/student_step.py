@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Recovery
 from datafree.networks import features
 from datafree.networks.normalized import bare
-from datafree.networks.pruning.hints import Hint, hint_loss
 from datafree.ops import augment
 from datafree.ops.predictions import answer_tensors
 from datafree.recipe.training import Training
@@ -34,7 +33,6 @@ class StudentStep:
     pairs: Mapping[str, str]  # teacher's layer -> student's, whose attention maps are compared
     watch: Watch
     recovery: Recovery
-    hints: list[Hint] = field(default_factory=list)  # known once the student has started from its teacher
 
     def learn(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """One step on a batch; detached scalars to log. Raises NotFinite, on the CPU before any weight is changed."""
@@ -65,12 +63,10 @@ class StudentStep:
     def _losses(self, images: Tensor, targets: Tensor | None, whole: Tensor, first: int, n: int) -> dict[str, Tensor]:
         """This part's share of the batch's losses; `images` are those from `first` on, of `n`."""
         training = self.training
-        hints = self.hints
-        theirs, ours = {*self.pairs, *(h.theirs for h in hints)}, {*self.pairs.values(), *(h.ours for h in hints)}
-        with torch.no_grad(), features.watched(bare(self.teacher), theirs) as taught:
+        with torch.no_grad(), features.watched(bare(self.teacher), self.pairs) as taught:
             answers = self.teacher(images)
         self.watch.keep(answers=answer_tensors(answers))
-        with features.watched(bare(self.student), ours) as learnt:
+        with features.watched(bare(self.student), self.pairs.values()) as learnt:
             outputs = self.student(images)
         share = len(images) / n
         loss = self.task.distill_loss(outputs, answers)
@@ -79,10 +75,6 @@ class StudentStep:
             attention = features.attention_loss(learnt, taught, self.pairs)
             found["attention"] = attention * share
             loss = loss + training.attention_weight * attention
-        if hints:
-            hint = hint_loss(learnt, taught, hints)
-            found["hint"] = hint * share
-            loss = loss + training.hint_weight * hint
         loss = loss * share
         if training.label_weight and targets is not None and len(whole):
             here = whole

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,6 @@ from datafree.engine.progress import SAVED_WITHIN
 from datafree.engine.recovery import Recovery
 from datafree.engine.weight_average import WeightAverage
 from datafree.health.verdict import VerdictTracker
-from datafree.networks.pruning.hints import Hint
 from datafree.ops import modes
 from datafree.sources.base import ImageSource
 from datafree.storage.shared_run import RunDirectory
@@ -54,7 +52,6 @@ class TrainState:
     best: BestStudent = field(default_factory=BestStudent, init=False)
     latest: dict[str, Tensor | float] = field(default_factory=dict, init=False)  # metrics not yet logged
     start: list[str] = field(default_factory=list, init=False)  # how the student started from its teacher
-    hints: list[Hint] = field(default_factory=list)  # that it has since then; the same list as its step's
     verdict: VerdictTracker = field(default_factory=VerdictTracker, init=False)  # what the user was told of health
 
     def __post_init__(self) -> None:
@@ -81,7 +78,6 @@ class TrainState:
             "best": {"agreement": self.best.agreement, "step": self.best.step, "student": self.best.weights},
             "latest": {name: float(value) for name, value in self.latest.items()},
             "start": self.start,
-            "hints": [hint.state() for hint in self.hints],
             "verdict": self.verdict.state_dict(),
             "recovery": self.recovery.state_dict(),
             "origin": self.origin,
@@ -98,11 +94,6 @@ class TrainState:
         if self.run.save_state(state, must=must):
             self.good_step = self.step
 
-    def take_hints(self, states: Iterable[dict[str, Any]]) -> None:
-        """Compare the student with what these hints say, as `Hint.state` wrote them, from now on."""
-        device = next(self.student.parameters()).device
-        self.hints[:] = [Hint(**state).on(device) for state in states]
-
     def resume(self, state: dict[str, Any]) -> None:
         """Put back what `save` wrote, in a new process. Raises RunError where the teacher is another."""
         line = compare(state.get("origin", {}), self.origin, "the run")  # older checkpoints do not say
@@ -118,7 +109,6 @@ class TrainState:
         self.best = BestStudent(step=best["step"], agreement=best["agreement"], weights=best["student"])
         self.latest = dict(state["latest"])
         self.start = list(state.get("start", []))  # older checkpoints know of no such start
-        self.take_hints(state.get("hints", []))  # nor of hints
         self.remarks = list(state.get("remarks", []))
         self.verdict.load_state_dict(state["verdict"])
         self.student.load_state_dict(state["student"])

@@ -20,13 +20,10 @@ from datafree.ops import modes
 
 
 @contextmanager
-def watched(
-    network: nn.Module, layers: Iterable[str], what: str = "network", *, strict: bool = True
-) -> Iterator[dict[str, Tensor]]:
+def watched(network: nn.Module, layers: Iterable[str], what: str = "network") -> Iterator[dict[str, Tensor]]:
     """Within it, a forward pass of `network` fills the dict: layer name -> its output (of the latest pass).
 
-    An output that the network then changes in place (by a ReLU behind it) is seen as changed. One that is no tensor
-    raises NetworkError, or, unless `strict`, is left out.
+    An output that the network then changes in place (by a ReLU behind it) is seen as changed.
     Raises NetworkError for a layer that `network`, called `what`, has not.
     """
     outputs: dict[str, Tensor] = {}
@@ -38,18 +35,16 @@ def watched(
             if name not in modules:
                 near = difflib.get_close_matches(name, modules, n=3) or list(modules)[1:6]
                 raise NetworkError(f"there is no layer {name!r} in the {what}; did you mean {', '.join(near)}?")
-            handles.append(modules[name].register_forward_hook(_recorder(name, outputs, strict)))
+            handles.append(modules[name].register_forward_hook(_recorder(name, outputs)))
         yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _recorder(name: str, outputs: dict[str, Tensor], strict: bool) -> Callable[[nn.Module, object, object], None]:
+def _recorder(name: str, outputs: dict[str, Tensor]) -> Callable[[nn.Module, object, object], None]:
     def record(layer: nn.Module, inputs: object, output: object) -> None:
         if not isinstance(output, Tensor):
-            if not strict:
-                return
             raise NetworkError(
                 f"the layer {name!r} answers a {type(output).__name__}, not a tensor; name another layer"
             )

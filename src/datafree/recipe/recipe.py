@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datafree.config import schema
 from datafree.config.options import ExistingPath
@@ -52,13 +52,6 @@ class Recipe:
     source: ImageSource
     training: TrainingOptions
     data: Path | None = None  # labelled images: only scores, never trains or chooses
-
-    def starting(self, init: Literal["random", "teacher"]) -> Recipe:
-        """The same with such a start. A student that starts at random has no hints from its teacher's channels."""
-        student, training = replace(self.student, init=init), self.training
-        if init == "random" and training.hint_weight:
-            training = replace(training, hint_weight=0.0)
-        return replace(self, student=student, training=training)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +106,6 @@ def make_recipe(given: Mapping[str, Any], stem: str) -> Recipe:
     if task is not None and source is not None:
         faults += [Fault(("source", "method"), text) for text in _unserved(task, source)]
     training = _part(given, "training", TrainingOptions, lambda section: read_training(section, FAMILIES), faults)
-    if student is not None and training is not None and training.hint_weight and student.init == "random":
-        problem = f"is {training.hint_weight:g}, but student.init is random; a hint takes a start from the teacher"
-        faults.append(Fault(("training", "hint_weight"), problem))
     try:
         outline = schema.build(_Outline, {"name": stem, **{k: given[k] for k in ("name", "data") if k in given}})
         if NOT_IN_NAMES.search(outline.name) or outline.name[:1] in ("", "-", ".", "_"):

@@ -52,9 +52,6 @@ class TrainingOptions(ABC):
     attention_layers: Annotated[dict[str, str], Doc("teacher's layer -> student's; empty: paired by size")] = field(
         default_factory=dict
     )
-    hint_weight: Annotated[
-        Weight, Doc("of the distance between the student's maps and the channels of its teacher it started from")
-    ] = 0.0
     shift: Annotated[
         Count, Doc("pixels: images the student learns from are shifted by up to this, and mirrored at 1/2; 0 = not")
     ] = 0

@@ -23,14 +23,12 @@ from datafree.networks.pruning.correspondence import WAY_OUT, Correspondence, Dr
 from datafree.networks.pruning.fixed_time import FixedTime
 from datafree.networks.pruning.follow import follow
 from datafree.networks.pruning.groups import Kept, keep
-from datafree.networks.pruning.hints import Hint, hints_of
 from datafree.networks.pruning.importance import Importance, scores
 from datafree.networks.pruning.refit import RefitOptions, Refitted, Target, refit
 from datafree.ops import modes
 from datafree.tasks.base import Task
 
 _LOOK = 64  # images for scores and effects
-_SEEN = 16  # images for the variance of maps, all of which are in memory then
 _HELD = 8  # one image in so many is held out to see how well the student agrees
 _SHOWN = 3  # names in a line of the log
 
@@ -41,7 +39,6 @@ class StartOptions:
     importance: Importance = "norm"  # norm of filters, times BatchNorm's gain, or Taylor's on images
     drop: Drop = "effect"  # which blocks a shallower student does without: those of least effect, or evenly spread
     refit: RefitOptions | None = field(default_factory=RefitOptions)  # None: copy only
-    hints: bool = False  # whether to say which maps of both are to be compared from now on
 
 
 @dataclass(kw_only=True)
@@ -55,7 +52,6 @@ class Started:
     images: int  # that it was refitted on
     agreement: dict[str, float]  # with the teacher on held images: as "made", "copied" and "refitted"
     refit_undone: bool = False  # it agreed less than the copy
-    hints: list[Hint] = field(default_factory=list)  # where they were asked for
 
     @property
     def whole(self) -> bool:
@@ -163,13 +159,11 @@ def _start(
         agreement=agreement,
     )
     measure("copied")
-    with fixed.counted():
-        targets = refit_targets(teacher, student, followed, found, kept)
-        if options.hints:
-            started.hints = hints_of(teacher, student, targets, found.ends, look[:_SEEN])
     if started.whole or options.refit is None:
         return started
     before = {name: value.detach().clone() for name, value in bare(student).state_dict().items()}
+    with fixed.counted():
+        targets = refit_targets(teacher, student, followed, found, kept)
     started.refitted, started.images = refit(teacher, student, targets, used, options.refit, fixed), len(used)
     measure("refitted")
     if agreement.get("refitted", 1.0) < agreement.get("copied", 0.0):

@@ -23,8 +23,6 @@ from datafree.engine.recovery import Recovery
 from datafree.engine.student_step import StudentStep
 from datafree.networks import features
 from datafree.networks.normalized import device_of
-from datafree.networks.pruning.hints import Hint
-from datafree.networks.pruning.start import StartOptions, start_from_teacher
 from datafree.preflight.cost.activation_memory import watched_memory
 from datafree.preflight.cost.banks import Growth, early_and_late
 from datafree.preflight.cost.pass_cost import Cost, cost_of
@@ -135,7 +133,6 @@ class Calibration:
             pairs=pairs,
             watch=watch,
             recovery=Recovery(),
-            hints=self._hints(),
         )
 
         def learn() -> None:
@@ -144,15 +141,6 @@ class Calibration:
             watch.look()
 
         return learn
-
-    def _hints(self) -> list[Hint]:
-        """Some such as the student will have; they cost what its own do."""
-        if not self.training.hint_weight:
-            return []
-        images = synthetic_batch(self.task.image_size, self.device)
-        options = StartOptions(refit=None, hints=True)
-        started = start_from_teacher(self.teacher, copy.deepcopy(self.student), images, options)
-        return [hint.on(self.device) for hint in started.hints]
 
     def _first(self, work: Callable[[], None]) -> tuple[int, int]:
         """Bytes that `work` keeps, done for the first time; and how often at least it is to be timed then.
