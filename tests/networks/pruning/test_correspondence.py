@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pruning_families import Flattened
 from torch import nn
 
 from datafree.errors import NetworkError
+from datafree.networks.pruning import rules
 from datafree.networks.pruning.copying import copy
 from datafree.networks.pruning.correspondence import block_effects, correspond
 from datafree.networks.pruning.follow import follow
@@ -88,7 +90,16 @@ def test_a_wider_student_is_refused_by_its_first_wider_layer() -> None:
         keep(follow(teacher, images), follow(student, images), found.tensors(student), {})
 
 
-def test_channels_lost_in_an_operation_without_a_rule_are_an_error_that_names_it() -> None:
+def too_few_dimensions(*given: object) -> None:
+    raise IndexError("Dimension out of range")
+
+
+@pytest.mark.parametrize("rule", [None, too_few_dimensions])
+def test_channels_lost_in_an_operation_are_an_error_that_names_it(rule: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one without a rule, and in one of a form that its rule does not know."""
+    if rule is not None:
+        monkeypatch.setitem(rules._RULES, "sort", rule)
+
     class Sorted(Flattened):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             x = self.norm(self.conv(images)).relu().amax((2, 3)).repeat_interleave(16, 1)

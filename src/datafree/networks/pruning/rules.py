@@ -43,7 +43,13 @@ def see(carried: ChannelLabels, func: Any, args: tuple[Any, ...], kwargs: dict[s
     outs = [out for out in outs if isinstance(out, Tensor) and out.is_floating_point()]
     if not outs or (all(carried.is_parameter(out) for out in outs) and not in_place):
         return
-    found = _rule(name)(carried, args, kwargs, answer)
+    try:
+        found = _rule(name)(carried, args, kwargs, answer)
+    except (
+        Exception
+    ):  # an operation in a form that its rule does not know, whatever that raises: lost, and no traceback
+        carried.lost.append(name)
+        found = None
     if found is None and any(carried.labels(x) is not None for x in tensors(args) if not carried.is_parameter(x)):
         carried.lost.append(name)
     labels = found if isinstance(found, list) else [found]
