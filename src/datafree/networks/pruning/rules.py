@@ -45,10 +45,7 @@ def see(carried: ChannelLabels, func: Any, args: tuple[Any, ...], kwargs: dict[s
         return
     try:
         found = _rule(name)(carried, args, kwargs, answer)
-    except (
-        Exception
-    ):  # an operation in a form that its rule does not know, whatever that raises: lost, and no traceback
-        carried.lost.append(name)
+    except Exception:  # whatever a rule raises for an operation in a form that it does not know: lost
         found = None
     if found is None and any(carried.labels(x) is not None for x in tensors(args) if not carried.is_parameter(x)):
         carried.lost.append(name)
