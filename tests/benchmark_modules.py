@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +20,12 @@ def imported(name: str) -> Iterator[ModuleType]:
     sys.path.insert(0, str(BENCHMARKS))
     yield importlib.import_module(name)
     sys.path[:] = search_path
+    forget(known)
+
+
+def forget(but: Collection[str] = ()) -> None:
+    """Forget the modules of benchmarks/ and examples/ that were imported, `but` for those of these names."""
     ours = (str(BENCHMARKS), str(ROOT / "examples"))
-    for other in set(sys.modules) - known:
-        if str(getattr(sys.modules[other], "__file__", None) or "").startswith(ours):
-            del sys.modules[other]
+    for name in set(sys.modules) - set(but):
+        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(ours):
+            del sys.modules[name]
