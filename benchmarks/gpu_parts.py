@@ -7,16 +7,16 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
 from datafree.config import yaml
-from datafree.distributed import replicas
+from datafree.distributed import collectives, replicas
 from datafree.engine.build_networks import NOTHING_GIVEN
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.resnet import resnet
@@ -126,12 +126,9 @@ def _process(rank: int, together: int, kind: str, quick: bool, folder: Path) -> 
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(1)
-    if together > 1:
-        meeting = f"file://{folder / f'meet-{together}'}"
-        dist.init_process_group(
-            "nccl" if kind == "cuda" else "gloo", init_method=meeting, rank=rank, world_size=together
-        )
-    try:
+    meeting = {"init_method": f"file://{folder / f'meet-{together}'}", "rank": rank, "world_size": together}
+    group = collectives.process_group("nccl" if kind == "cuda" else "gloo", **meeting)
+    with group if together > 1 else nullcontext():
         pairs = QUICK if quick else PAIRS
         rig = make_rig(pairs["resnet34-18"], "cgdd", folder, device)
         for network in ("teacher", "student"):
@@ -149,9 +146,6 @@ def _process(rank: int, together: int, kind: str, quick: bool, folder: Path) -> 
         weights = torch.cat([value.flatten().float().cpu() for value in rig.networks["student"].state_dict().values()])
         found = {"seconds": sum(seconds[-MEASURED:]), "weights": weights, "digest": _digest(weights)}
         torch.save(found, folder / f"{together}-{rank}.pt")
-    finally:
-        if together > 1:
-            dist.destroy_process_group()
 
 
 def _digest(weights: Tensor) -> str:

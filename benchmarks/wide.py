@@ -137,7 +137,15 @@ def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None
     """One of the two processes; the first writes the row's metrics into `folder`."""
     torch.set_num_threads(1)
     modes.seed_everything(0)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    with collectives.process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2):
+        found = measured_by(rank, row, folder, rounds, quick)
+        if rank == 0:
+            (folder / "metrics.json").write_text(json.dumps(found))
+        dist.barrier()
+
+
+def measured_by(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> dict[str, Any]:
+    """What the row comes to, as one of the two processes sees it."""
     photos = make_photos(folder / f"photos-{rank}")
     with divided.sharing(True):
         shared = make_work(row, photos, quick=quick)
@@ -162,12 +170,9 @@ def measure(rank: int, row: str, folder: Path, rounds: int, quick: bool) -> None
                 dist.broadcast_object_list(told, src=0)
                 often = told[0]
     every = divided.gathered_objects(seconds)
-    if rank == 0:
-        metrics = compared([{way: times[1:] for way, times in one.items()} for one in every])
-        metrics |= {name: value / often for name, value in metrics.items() if name.startswith("seconds_")}
-        (folder / "metrics.json").write_text(json.dumps({"metrics": metrics, "peak_memory_mib": peak(CPU)}))
-    dist.barrier()
-    dist.destroy_process_group()
+    metrics = compared([{way: times[1:] for way, times in one.items()} for one in every])
+    metrics |= {name: value / often for name, value in metrics.items() if name.startswith("seconds_")}
+    return {"metrics": metrics, "peak_memory_mib": peak(CPU)}
 
 
 def idle() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
@@ -26,11 +25,8 @@ def on(count: int, folder: Path, act: Callable[[int], Tensor]) -> list[Tensor]:
 
 def _process(rank: int, count: int, folder: Path, act: Callable[[int], Tensor]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=count)
-    try:
+    with collectives.process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=count):
         torch.save(act(rank), folder / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
 
 
 def drawn(rank: int, *shape: int) -> Tensor:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
@@ -45,12 +44,9 @@ def on_processes(folder: Path, act: Callable[[int], dict[str, Tensor]]) -> list[
 
 def _process(rank: int, folder: Path, act: Callable[[int], dict[str, Tensor]]) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=P)
-    try:
-        with collectives.over_lines(timedelta(minutes=1)):
-            torch.save(act(rank), folder / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    group = collectives.process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=P)
+    with group, collectives.over_lines(timedelta(minutes=1)):
+        torch.save(act(rank), folder / f"{rank}.pt")
 
 
 def learnt(method: str, kind: str, photos: Path, steps: int) -> dict[str, Tensor]:

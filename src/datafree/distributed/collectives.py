@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -14,6 +15,24 @@ from torch import Tensor
 from datafree.distributed.lines import Lines, connected
 
 _lines: list[Lines] = []  # to all other processes, where there are any
+
+
+@contextmanager
+def process_group(backend: str, **meeting: Any) -> Iterator[None]:
+    """Within it, this process is of torch's group, met as `init_process_group` is told; then no thread of it is left.
+
+    torch.distributed.nn, which an optimiser imports, keeps the group of that moment in the defaults of its functions.
+    So it is imported before there is one. A group that is kept has threads until the interpreter ends, and one of them
+    that lets go of a tensor just then aborts the process (SIGABRT, "terminate called without an active exception").
+
+    Raises what `init_process_group` raises: RuntimeError, ValueError.
+    """
+    importlib.import_module("torch.distributed.nn")
+    dist.init_process_group(backend, **meeting)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -77,26 +77,25 @@ def joined(device: str) -> Iterator[str]:
     mine = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu and ":" not in device else device
     if gpu:
         torch.cuda.set_device(mine)
-    try:
-        dist.init_process_group("nccl" if gpu else "gloo", timeout=PATIENCE)
-    except (RuntimeError, ValueError) as error:
-        number = os.environ.get("RANK")
-        raise DatafreeError(
-            f"process {number} of {wanted} cannot reach the others ({one_line(error)}); start all of them by torchrun"
-        ) from error
-    try:
-        with collectives.over_lines(PATIENCE):
-            yield mine
-    except RuntimeError as error:
-        if not any(text in str(error).lower() for text in _LOST):
-            raise
-        time.sleep(LAST_WORDS)
-        raise DatafreeError(
-            f"process {dist.get_rank()} of {wanted} has lost the others, or waited for one longer than {PATIENCE} "
-            f"({one_line(error)}); see what that one says, and run the same command again to resume"
-        ) from error
-    finally:
-        dist.destroy_process_group()
+    with ExitStack() as held:
+        try:
+            held.enter_context(collectives.process_group("nccl" if gpu else "gloo", timeout=PATIENCE))
+        except (RuntimeError, ValueError) as error:
+            which = f"process {os.environ.get('RANK')} of {wanted}"
+            raise DatafreeError(
+                f"{which} cannot reach the others ({one_line(error)}); start all of them by torchrun"
+            ) from error
+        try:
+            with collectives.over_lines(PATIENCE):
+                yield mine
+        except RuntimeError as error:
+            if not any(text in str(error).lower() for text in _LOST):
+                raise
+            time.sleep(LAST_WORDS)
+            raise DatafreeError(
+                f"process {dist.get_rank()} of {wanted} has lost the others, or waited for one longer than {PATIENCE} "
+                f"({one_line(error)}); see what that one says, and run the same command again to resume"
+            ) from error
 
 
 def all_agree(reason: str | None) -> str | None:
