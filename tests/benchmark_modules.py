@@ -1,31 +1,32 @@
-"""A script of benchmarks/, imported by a test beside its own modules."""
+"""Scripts of benchmarks/, imported by tests beside their own modules."""
 
 from __future__ import annotations
 
-import importlib
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
 
 @contextmanager
-def imported(name: str) -> Iterator[ModuleType]:
-    """The module; it, its like and those of examples/ are forgotten afterwards, since their names are short ones."""
-    search_path, known = list(sys.path), set(sys.modules)
+def importable() -> Iterator[None]:
+    """Within it they are. They have short names and import one another: none is left from before, nor afterwards."""
+    search_path = list(sys.path)
+    forget()
     sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module(name)
-    sys.path[:] = search_path
-    forget(known)
+    try:
+        yield
+    finally:
+        sys.path[:] = search_path
+        forget()
 
 
-def forget(but: Collection[str] = ()) -> None:
-    """Forget the modules of benchmarks/ and examples/ that were imported, `but` for those of these names."""
+def forget() -> None:
+    """Forget the modules of benchmarks/ and examples/ that were imported."""
     ours = (str(BENCHMARKS), str(ROOT / "examples"))
-    for name in set(sys.modules) - set(but):
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(ours):
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(ours):
             del sys.modules[name]

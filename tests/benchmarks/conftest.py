@@ -1,15 +1,13 @@
-"""Modules of benchmarks/ have short names and import one another: none outlives the file of tests that imported it."""
+"""Each file of tests has the scripts of benchmarks/ to import, in modules of its own."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from benchmark_modules import forget
+from benchmark_modules import importable
 
 
 @pytest.fixture(scope="module", autouse=True)
-def none_from_another_file() -> Iterator[None]:
-    """Else a file that forgets some of them leaves the others with modules that nobody can reach to replace."""
-    forget()
-    yield
-    forget()
+def benchmarks_importable() -> Iterator[None]:
+    with importable():
+        yield

@@ -4,14 +4,12 @@ import importlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-from benchmark_modules import imported
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -20,10 +18,9 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 
 
 @pytest.fixture(scope="module")
-def everything() -> Iterator[ModuleType]:
-    """benchmarks/all.py, imported beside its own modules, which are forgotten afterwards."""
-    with imported("all") as module:
-        yield module
+def everything() -> ModuleType:
+    """benchmarks/all.py."""
+    return importlib.import_module("all")
 
 
 Make = Callable[..., Any]

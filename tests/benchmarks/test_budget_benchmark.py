@@ -1,5 +1,6 @@
 """The benchmark of students by processor minutes: its rows are recipes, its table is of their cells."""
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark_modules import imported
 from datafree.networks.load import NetworkSpec
 from datafree.report.charts import SHOWN
 
@@ -21,10 +21,9 @@ TEACHER = NetworkSpec(network="datafree/resnet", weights=Path("builtin:fashion/t
 
 
 @pytest.fixture(scope="module")
-def budget() -> Iterator[ModuleType]:
-    """benchmarks/budget.py, imported beside its own modules, which are forgotten afterwards."""
-    with imported("budget") as module:
-        yield module
+def budget() -> ModuleType:
+    """benchmarks/budget.py."""
+    return importlib.import_module("budget")
 
 
 @pytest.fixture

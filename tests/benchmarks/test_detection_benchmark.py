@@ -1,10 +1,10 @@
 """The detection benchmark: its rows, its cells, its tables; every row, in miniature."""
 
+import importlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -40,19 +40,9 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    """benchmarks/detection.py as a module; the search path and module table are put back."""
-    search_path, modules = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    import detection
-
-    yield detection
-    sys.path[:] = search_path
-    folders = (BENCHMARKS, BENCHMARKS.parent / "examples")
-    for name in set(sys.modules) - modules:
-        file = getattr(sys.modules[name], "__file__", None)
-        if file is not None and Path(file).parent in folders:
-            sys.modules.pop(name)
+def benchmark() -> ModuleType:
+    """benchmarks/detection.py."""
+    return importlib.import_module("detection")
 
 
 @pytest.fixture(scope="module")

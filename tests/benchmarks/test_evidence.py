@@ -5,15 +5,12 @@ import json
 import math
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-
-from benchmark_modules import imported
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -22,10 +19,9 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 
 
 @pytest.fixture(scope="module")
-def evidence() -> Iterator[ModuleType]:
-    """benchmarks/evidence.py, imported beside its own modules, which are forgotten afterwards."""
-    with imported("evidence") as module:
-        yield module
+def evidence() -> ModuleType:
+    """benchmarks/evidence.py."""
+    return importlib.import_module("evidence")
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """`benchmarks/gpu.py` before its first minute on a GPU: every branch but the clock."""
 
+import importlib
 import json
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,16 +21,9 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 
 
 @pytest.fixture(scope="module")
-def gpu() -> Iterator[ModuleType]:
-    """benchmarks/gpu.py as a module; the search path and module table are put back."""
-    search_path, modules = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    import gpu
-
-    yield gpu
-    sys.path[:] = search_path
-    for name in {module for module in sys.modules if (BENCHMARKS / f"{module}.py").exists()} - modules:
-        sys.modules.pop(name, None)
+def gpu() -> ModuleType:
+    """benchmarks/gpu.py."""
+    return importlib.import_module("gpu")
 
 
 def of(gpu: ModuleType, *names: str) -> Any:

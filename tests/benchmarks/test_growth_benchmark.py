@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+import importlib
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree
@@ -15,16 +14,9 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 
 
 @pytest.fixture(scope="module")
-def growth() -> Iterator[ModuleType]:
-    """benchmarks/growth.py as a module; the search path and module table are put back."""
-    search_path, modules = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    import growth as benchmark
-
-    yield benchmark
-    sys.path[:] = search_path
-    for name in {"growth", "results"} - modules:
-        sys.modules.pop(name, None)
+def growth() -> ModuleType:
+    """benchmarks/growth.py."""
+    return importlib.import_module("growth")
 
 
 @pytest.mark.thorough

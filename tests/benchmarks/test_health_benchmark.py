@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,17 +20,9 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 
 
 @pytest.fixture(scope="module")
-def health() -> Iterator[ModuleType]:
-    """benchmarks/health.py as a module; the search path and module table are put back."""
-    search_path, modules = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    import health as benchmark
-
-    yield benchmark
-    sys.path[:] = search_path
-    ours = {"health", "classification", "classification_rows", "cells", "results", "supervised", "pairs", "students"}
-    for name in (ours | {"command"}) - modules:
-        sys.modules.pop(name, None)
+def health() -> ModuleType:
+    """benchmarks/health.py."""
+    return importlib.import_module("health")
 
 
 def test_rank_correlation_by_hand(health: ModuleType) -> None:

@@ -1,6 +1,6 @@
 """The INT8 benchmark: its rows, the images it makes once, its measures and its table."""
 
-from collections.abc import Iterator
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -9,16 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark_modules import imported
-
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def int8() -> Iterator[ModuleType]:
-    """benchmarks/int8.py, imported beside its own modules, which are forgotten afterwards."""
-    with imported("int8") as module:
-        yield module
+def int8() -> ModuleType:
+    """benchmarks/int8.py."""
+    return importlib.import_module("int8")
 
 
 def test_rows_are_every_network_with_every_source_and_real_images_where_there_are_some(int8: ModuleType) -> None:

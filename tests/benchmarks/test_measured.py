@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,16 +14,6 @@ from datafree.errors import Interrupted
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks are only in the repository")
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    known = set(sys.modules)
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    yield
-    for name in set(sys.modules) - known:
-        if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(BENCHMARKS)):
-            del sys.modules[name]
 
 
 @pytest.fixture
@@ -79,8 +67,7 @@ def test_seeds_of_an_old_row_are_the_commands_or_those_whose_teachers_fit(
 def test_seeds_of_the_committed_files_are_known(measured: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """BCCD's `kd_real` has two of three: its shares of the teacher's AP50 name the first and the third."""
     monkeypatch.undo()
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    found = importlib.import_module("measured").measured_rows("detection", "cpu")
+    found = measured.measured_rows("detection", "cpu")
     if len(found["bccd/kd_real"]) == 2:
         assert [cell["seed"] for cell in found["bccd/kd_real"]] == [0, 2]
     assert {cell["seed"] for cell in found["bccd/onebox_fp"]} >= {0, 1, 2}

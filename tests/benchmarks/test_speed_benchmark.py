@@ -1,7 +1,7 @@
 """The speed table: that the floor holds the passes which updates and steps really run, and the rows. No timing."""
 
+import importlib
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -40,16 +40,9 @@ pytestmark = pytest.mark.skipif(not BENCHMARKS.is_dir(), reason="the benchmarks 
 
 
 @pytest.fixture(scope="module")
-def speed() -> Iterator[ModuleType]:
-    """benchmarks/speed.py as a module; the search path and module table are put back."""
-    search_path, modules = list(sys.path), set(sys.modules)
-    sys.path.insert(0, str(BENCHMARKS))
-    import speed
-
-    yield speed
-    sys.path[:] = search_path
-    for name in {module for module in sys.modules if (BENCHMARKS / f"{module}.py").exists()} - modules:
-        sys.modules.pop(name, None)
+def speed() -> ModuleType:
+    """benchmarks/speed.py."""
+    return importlib.import_module("speed")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmark_modules import imported
+from benchmark_modules import importable
 from pretended_device import pretended
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def benchmarks() -> Iterator[None]:
-    with imported("gpu"):
+    with importable():
         yield
 
 
