@@ -14,7 +14,7 @@ from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized, bare
 from datafree.networks.pruning import correspondence, start
 from datafree.networks.pruning.follow import follow
-from datafree.networks.pruning.refit import RefitOptions, Sample, Target
+from datafree.networks.pruning.sampling import RefitOptions, Sample, Target
 from datafree.networks.pruning.start import Started, StartOptions, start_from_teacher
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
@@ -247,6 +247,77 @@ def test_a_refit_that_agrees_less_than_the_copy_is_undone(monkeypatch: pytest.Mo
     start_from_teacher(teacher, student, IMAGES, StartOptions(refit=None))
     assert started.refit_undone and "was undone" in said(started)
     assert torch.equal(refitted, answer(student, IMAGES))
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """The network with BatchNorm statistics of its own on IMAGES, its gains and biases drawn."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.5)
+            module.momentum = None
+    with torch.no_grad():
+        network.train()(IMAGES)
+    return network.eval()
+
+
+class NormAndRelu(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_what_an_activation_inside_a_batchnorm_takes_is_refitted_not_what_it_answers() -> None:
+    """The first layer takes the same images in both networks: nothing is left of its maps."""
+    torch.manual_seed(0)
+    make = lambda width: nn.Sequential(  # noqa: E731
+        nn.Conv2d(3, width, 3, padding=1, bias=False),
+        NormAndRelu(width),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(width, 3),
+    )
+    teacher, student = with_statistics(make(8)), make(6).eval()
+    started = start_from_teacher(teacher, student, IMAGES, StartOptions(refit=RefitOptions(ridge=1e-9)))
+    assert started.refitted.errors["0"] < 1e-9
+
+
+class Preactivated(nn.Module):
+    """One block of a ResNet whose stem goes into a BatchNorm and into the sum behind it."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.before, self.inside = nn.BatchNorm2d(8), nn.BatchNorm2d(inner)
+        self.first = nn.Conv2d(8, inner, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(inner, 8, 3, padding=1, bias=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.second(self.inside(self.first(self.before(x).relu())).relu())
+        answer: Tensor = self.head(x.mean((2, 3)))
+        return answer
+
+
+def test_a_layer_that_more_than_its_batchnorm_reads_is_refitted_as_it_is() -> None:
+    """The stem's BatchNorm cannot make up for a change of what the sum takes from the stem."""
+    torch.manual_seed(0)
+    teacher, student = with_statistics(Preactivated(8)), Preactivated(6).eval()
+    normed = follow(teacher, IMAGES[:1]).norms
+    assert normed == {"first.weight": "inside.weight"}
+    assert isinstance(teacher, Preactivated)
+    start_from_teacher(teacher, student, IMAGES, StartOptions(refit=RefitOptions(ridge=1e-9)))
+    torch.testing.assert_close(student.stem(IMAGES), teacher.stem(IMAGES), rtol=1e-3, atol=1e-3)
+
+
+def test_a_layer_with_equations_too_large_for_the_memory_is_left_and_named() -> None:
+    teacher, student = made("datafree/unet")
+    started = start_from_teacher(teacher, student, IMAGES, StartOptions(refit=RefitOptions(largest=1e-4)))
+    left = [name for name, why in started.refitted.skipped.items() if why == "its equations are larger than 0.0001 GiB"]
+    assert left and started.refitted.errors  # of 107 kB: those of 50 inputs fit, those of 72 do not
+    assert any(line.startswith(f"student: not refitted: {left[0]}") for line in started.lines())
 
 
 def test_layers_that_run_twice_or_are_transposed_are_left_and_named() -> None:

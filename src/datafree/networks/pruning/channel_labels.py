@@ -5,6 +5,7 @@ Tensors are known by the place of their memory, so that views and changes in pla
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +25,7 @@ class Followed:
     channels: Channels
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    norms: dict[str, str] = field(default_factory=dict)  # weight -> gain of the BatchNorm that takes its layer's output
+    norms: dict[str, str] = field(default_factory=dict)  # weight -> gain of the BatchNorm that alone takes its answer
     lost: list[str] = field(default_factory=list)  # operations behind which channels are not known
 
 
@@ -34,7 +35,8 @@ class ChannelLabels:
     def __init__(self, network: nn.Module) -> None:
         self.channels = Channels()
         self.producers: dict[Place, str] = {}  # a layer's output -> the name of the layer's weight
-        self.norms: dict[str, str] = {}
+        self.norms: dict[str, tuple[str, Place]] = {}  # weight -> gain of a BatchNorm, and the output that it takes
+        self.takers = Counter[Place]()  # how many operations take a tensor
         self.lost: list[str] = []
         self._labels: dict[Place, Tensor] = {}
         self._roles: dict[tuple[str, str], Tensor] = {}  # (tensor's name, inputs or outputs) -> labels of its shape
@@ -96,7 +98,9 @@ class ChannelLabels:
         part.copy_(torch.where(part < 0, labels.expand(tensor.shape), part))
 
     def result(self) -> Followed:
-        followed = Followed(channels=self.channels, norms=self.norms, lost=self.lost)
+        # A BatchNorm can make up for what is written into the layer before it only where it alone takes that answer.
+        alone = {weight: gain for weight, (gain, taken) in self.norms.items() if self.takers[taken] == 1}
+        followed = Followed(channels=self.channels, norms=alone, lost=self.lost)
         for name, tensor in self.named.items():
             for role, into in (("inputs", followed.inputs), ("outputs", followed.outputs)):
                 labels = self._roles.get((name, role))

@@ -68,7 +68,7 @@ def batch_norm(carried: ChannelLabels, args: tuple[Any, ...], kwargs: dict[str, 
     producer = carried.producers.get(place(x))
     gain = carried.name(args[1]) if isinstance(args[1], Tensor) else None
     if producer is not None and gain is not None:
-        carried.norms[producer] = gain
+        carried.norms[producer] = (gain, place(x))
     return labels
 
 

@@ -1,95 +1,18 @@
-"""Ridge least squares for one layer: a convolution or linear layer solved from its inputs to its targets.
+"""A convolution or linear layer that is solved for: what it takes, what it answers, and a solution written into it.
 
 P sampled positions, G groups, K inputs of an output (kernel included), O outputs of a group, H x W pixels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from datafree.networks.pruning.equations import Solution
 
 Layer = nn.Conv2d | nn.Linear
-_EXACT = 512  # inputs up to which sums of products are in float64; beyond, chunks are in float32 for speed
-_CHUNK = 4096  # positions
-
-
-@dataclass(kw_only=True)
-class Moments:
-    """Sums over positions, in float64: of inputs, targets and their products."""
-
-    count: int
-    x: Tensor  # (G, K)
-    y: Tensor  # (G, O)
-    xx: Tensor  # (G, K, K)
-    xy: Tensor  # (G, K, O)
-    yy: Tensor  # (G, O)
-
-    @classmethod
-    def empty(cls, groups: int, inputs: int, outputs: int, device: torch.device) -> Moments:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(groups, *shape, dtype=torch.float64, device=device)
-
-        return cls(
-            count=0,
-            x=zeros(inputs),
-            y=zeros(outputs),
-            xx=zeros(inputs, inputs),
-            xy=zeros(inputs, outputs),
-            yy=zeros(outputs),
-        )
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        """Inputs (G, P, K) and targets (G, P, O)."""
-        kind = torch.float64 if x.shape[-1] <= _EXACT else torch.float32
-        for part, wanted in zip(torch.split(x, _CHUNK, 1), torch.split(y, _CHUNK, 1), strict=True):
-            a, b = part.to(kind), wanted.to(kind)
-            self.count += a.shape[1]
-            self.x += a.sum(1)
-            self.y += b.sum(1)
-            self.xx += a.mT @ a
-            self.xy += a.mT @ b
-            self.yy += b.square().sum(1)
-
-
-@dataclass(kw_only=True)
-class Solution:
-    """weight (G, K, O) and offset (G, O) that answer the targets best; mean and variance of x weight."""
-
-    weight: Tensor
-    offset: Tensor
-    mean: Tensor  # (G, O)
-    variance: Tensor  # (G, O)
-    error: float  # the share of the targets' variance that is left
-
-
-def solve(moments: Moments, prior: Tensor, ridge: float, offset: bool = True) -> Solution:
-    """min |Y - X W - 1 b|^2 + ridge * m |W - prior|^2 in closed form, m the mean of the diagonal of X'X.
-
-    X and Y are centred where there is an `offset`, on which no penalty lies. `prior` (G, K, O): weights as they are.
-    """
-    n, prior = max(moments.count, 1), prior.double()
-    mean_x, mean_y = moments.x / n, moments.y / n
-    xx = moments.xx / n - mean_x[:, :, None] * mean_x[:, None] * offset
-    xy = moments.xy / n - mean_x[:, :, None] * mean_y[:, None] * offset
-    scale = xx.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-    eye = torch.eye(xx.shape[1], dtype=xx.dtype, device=xx.device)
-    penalised = xx + ridge * scale[:, None, None] * eye
-    weight = prior + torch.linalg.solve(penalised, xy - xx @ prior)
-    centred = moments.xx / n - mean_x[:, :, None] * mean_x[:, None]
-    mean = (mean_x[:, None] @ weight)[:, 0]
-    variance = (weight * (centred @ weight)).sum(1).clamp_min(0)
-    total = moments.yy / n - mean_y.square() * offset
-    left = total - 2 * (weight * xy).sum(1) + (weight * (xx @ weight)).sum(1)
-    return Solution(
-        weight=weight,
-        offset=(mean_y - mean) if offset else torch.zeros_like(mean),
-        mean=mean,
-        variance=variance,
-        error=float(left.clamp_min(0).sum() / total.sum().clamp_min(1e-12)),
-    )
 
 
 def patches(layer: Layer, x: Tensor, positions: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -129,10 +52,10 @@ def at(answer: Tensor, positions: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def can_solve(layer: nn.Module) -> bool:
-    """Whether it is a layer that can be solved for."""
-    if isinstance(layer, nn.Linear):
-        return True
-    return isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str) and layer.padding_mode == "zeros"
+    """Whether it is a layer that can be solved for: its weight multiplies what it takes, as it stands."""
+    if type(layer).forward not in (nn.Linear.forward, nn.Conv2d.forward) or parametrize.is_parametrized(layer):
+        return False  # such as one that standardises its weight, or pads by itself
+    return isinstance(layer, nn.Linear) or (not isinstance(layer.padding, str) and layer.padding_mode == "zeros")
 
 
 def can_hold(norm: nn.Module) -> bool:

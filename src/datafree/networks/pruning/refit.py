@@ -13,50 +13,24 @@ for the sample. With one batch the student is run once: every layer is solved as
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from datafree.networks.normalized import bare
 from datafree.networks.pruning import least_squares
+from datafree.networks.pruning.equations import Equations, equations
 from datafree.networks.pruning.fixed_time import FixedTime
-from datafree.networks.pruning.least_squares import Layer, Moments
+from datafree.networks.pruning.least_squares import Layer
+from datafree.networks.pruning.sampling import GIB, RefitOptions, Sample, Target
 from datafree.networks.pruning.sums import SumWatch
 from datafree.ops import modes
 
-_GIB = 2**30
 _LIVE = 8  # maps of the largest size that are in memory at once: padded, reordered, before and behind a layer
-_LEAST = 2048  # positions of a layer, whatever the memory
-
-
-@final
-@dataclass(kw_only=True, frozen=True)
-class RefitOptions:
-    ridge: float = 1e-3  # the penalty, as a share of the mean square of a layer's inputs
-    positions: int = 20_000  # sampled of a layer's answers, at least (as far as there are so many)
-    per_input: int = 4  # and at least so many for each input of an output, so that the system is well determined
-    sums: bool = True  # refit a layer before a residual sum to what the sum should be
-    memory: float = 2.0  # GiB, about, for what is kept of the teacher's answers, and for the maps of a batch
-    batch: int | None = None  # images at a time; unset: as many as `memory` allows
-    seed: int = 0
-
-
-@dataclass(kw_only=True)
-class Target:
-    """A layer of the student and what it is refitted to."""
-
-    layer: str
-    norm: str | None
-    theirs: str  # the teacher's layer
-    their_norm: str | None
-    rows: Tensor  # (O,) the teacher's outputs for each of the student's; below 0: none
-    sum_of: str  # the teacher's layer whose sum with another map this layer's stands for
-    sum_norm: str | None
 
 
 @dataclass(kw_only=True)
@@ -89,7 +63,7 @@ def refit(
     with modes.frozen(teacher, student):
         with fixed.counted():
             order, done, largest = _in_order(student, targets, images[:1].to(device))
-        batches = list(torch.split(images, options.batch or max(1, int(options.memory * _GIB / (_LIVE * largest)))))
+        batches = list(torch.split(images, options.batch or max(1, int(options.memory * GIB / (_LIVE * largest)))))
         sample = Sample(student, order, options, len(images))
         with _Teacher(teacher, order, sample) as theirs:
             for index, batch in enumerate(batches):
@@ -134,45 +108,6 @@ def _in_order(student: nn.Module, targets: list[Target], images: Tensor) -> tupl
         elif norm is not None and not least_squares.can_hold(norm):
             done.skipped[name] = "the normalisation behind it keeps no statistics"
     return [named[name] for name in dict.fromkeys(calls) if name not in done.skipped], done, largest
-
-
-class Sample:
-    """Positions of each layer's answers, and what is to be answered there."""
-
-    def __init__(self, student: nn.Module, targets: list[Target], options: RefitOptions, images: int) -> None:
-        modules = dict(bare(student).named_modules())
-        self.options, self.images = options, images
-        kept = 2 * 4 * sum(len(target.rows) for target in targets)  # bytes for a position of every layer
-        self.most = max(_LEAST, int(options.memory * _GIB / max(kept, 1)))
-        self.inputs = {one.layer: least_squares.as_matrix(modules[one.layer]).shape[1] for one in targets}
-        self.index = {target.layer: index for index, target in enumerate(targets)}
-        self.sizes: dict[tuple[str, int], tuple[int, ...]] = {}  # (layer, batch) -> that of the answer
-        self.positions: dict[tuple[str, int], Tensor] = {}
-        self.values: dict[tuple[str, int], Tensor] = {}  # (P, O)
-        self.sums: dict[tuple[str, int], Tensor] = {}  # of the sum that the answer goes into, where it does
-
-    def choose(self, layer: str, batch: int, images: int, answer: Tensor, linear: bool) -> Tensor:
-        """Positions of an answer, which a `linear` layer may give as (B, H, W, O)."""
-        rows = linear or answer.ndim != 4
-        size = (answer.numel() // answer.shape[-1],) if rows else (len(answer), *answer.shape[2:])
-        total = math.prod(size)
-        wanted = math.ceil(self._wanted(layer) * images / self.images)
-        seed = (self.options.seed * 1009 + self.index[layer]) * 100_003 + batch
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randint(total, (wanted,), generator=generator) if total > wanted else torch.arange(total)
-        self.sizes[layer, batch], self.positions[layer, batch] = size, chosen.to(answer.device)
-        return self.positions[layer, batch]
-
-    def grows(self, layer: str, share: float) -> float:
-        """How many times as many positions would be sampled if the images here were but this share of all.
-
-        Early layers, of large maps, have all that are wanted in a few images already.
-        """
-        there = sum(math.prod(size) for (name, _), size in self.sizes.items() if name == layer)
-        return min(self._wanted(layer), there / share) / max(1, min(self._wanted(layer), there))
-
-    def _wanted(self, layer: str) -> int:
-        return min(self.most, max(self.options.positions, self.options.per_input * self.inputs[layer]))
 
 
 class _Teacher(SumWatch):  # type: ignore[no-untyped-call]
@@ -224,7 +159,7 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
         super().__init__(student, {target.layer: target.norm or target.layer for target in targets})
         self.batch = 0
         self.taken: dict[str, tuple[Tensor, Tensor]] = {}  # layers before a sum: what they take, as a map and sampled
-        self.moments: dict[str, Moments] = {}
+        self.equations: dict[str, Equations] = {}
         for target in targets:
             self.handles.append(self.modules[target.layer].register_forward_pre_hook(self._before(target)))
 
@@ -240,6 +175,9 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
             x, key = inputs[0], (target.layer, self.batch)
             if least_squares.answer_size(layer, x) != self.sample.sizes.get(key):
                 self.done.skipped[target.layer] = "its teacher's has maps of another size"
+                return
+            if self.sample.equations_bytes(target.layer, self.fixed.share) > self.sample.options.largest * GIB:
+                self.done.skipped[target.layer] = f"its equations are larger than {self.sample.options.largest:g} GiB"
                 return
             with self.fixed.counted(more=self.sample.grows(target.layer, self.fixed.share)):
                 sampled = least_squares.patches(layer, x, self.sample.positions[key], self.sample.sizes[key])
@@ -269,10 +207,11 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
         norm: Any = self.modules[target.norm] if target.norm else None
         groups, _, inputs = sampled.shape
         wanted = wanted.view(len(wanted), groups, -1).transpose(0, 1)
-        if target.layer not in self.moments:
-            self.moments[target.layer] = Moments.empty(groups, inputs, wanted.shape[2], wanted.device)
+        if target.layer not in self.equations:
+            count = self.sample.count(target.layer, self.fixed.share)
+            self.equations[target.layer] = equations(count, groups, inputs, wanted.shape[2], wanted.device)
         with self.fixed.counted(more=self.sample.grows(target.layer, self.fixed.share)):
-            self.moments[target.layer].add(sampled, wanted)
+            self.equations[target.layer].add(sampled, wanted)
         if self.batch == self.batches - 1:
             self._solve(target, layer, norm, (groups, inputs, wanted.shape[2]))
         if self.batches > 1:
@@ -280,12 +219,12 @@ class _Student(SumWatch):  # type: ignore[no-untyped-call]
 
     def _solve(self, target: Target, layer: Any, norm: Any, shape: tuple[int, int, int]) -> None:
         """Solve for a layer, and put its weights into it; not where it is but timed, and one of its `shape` was."""
-        offset, moments = norm is not None or layer.bias is not None, self.moments.pop(target.layer)
+        offset, found = norm is not None or layer.bias is not None, self.equations.pop(target.layer)
         if self.fixed.is_known((shape, offset)):
             return
         with self.fixed.counted((shape, offset)):
             prior = least_squares.folded(layer, norm)
-            solution = least_squares.solve(moments, prior, self.sample.options.ridge, offset)
+            solution = found.solve(prior, self.sample.options.ridge, offset)
         if bool(torch.isfinite(solution.weight).all()):
             least_squares.put(layer, norm, solution, (target.rows >= 0).to(layer.weight.device))
             self.done.errors[target.layer] = solution.error

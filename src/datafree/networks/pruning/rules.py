@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from datafree.networks.pruning import layer_rules
-from datafree.networks.pruning.channels import NONE, none
+from datafree.networks.pruning.channels import NONE, none, place
 from datafree.networks.pruning.entrywise import entrywise, first, tensors
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _LOST = {"topk", "sort", "gather", "scatter", "index_put", "grid_sampler_2d", "a
 
 def see(carried: ChannelLabels, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
     """Give labels to what an operation answers."""
+    carried.takers.update(place(x) for x in tensors(args))
     name = func._schema.name.partition("::")[2]
     in_place = name.endswith("_") and not name.endswith("__")
     name = name.rstrip("_") if in_place else name

@@ -24,7 +24,8 @@ from datafree.networks.pruning.fixed_time import FixedTime
 from datafree.networks.pruning.follow import follow
 from datafree.networks.pruning.groups import Kept, keep
 from datafree.networks.pruning.importance import Importance, scores
-from datafree.networks.pruning.refit import RefitOptions, Refitted, Target, refit
+from datafree.networks.pruning.refit import Refitted, refit
+from datafree.networks.pruning.sampling import RefitOptions, Target
 from datafree.ops import modes
 from datafree.tasks.base import Task
 

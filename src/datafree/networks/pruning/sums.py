@@ -18,7 +18,8 @@ class SumWatch(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
     """Within it, `answered` is told of the answers of layers, and `added` makes the sums that they go into.
 
     `layers`: layer -> the module whose answer counts, its BatchNorm or itself; names that are no modules are left out.
-    An answer that an activation has changed in place meanwhile is not the layer's any more.
+    A BatchNorm's is what normalising gives, which a module with an activation of its own (timm's) does not answer. One
+    that an activation has changed in place meanwhile is not the layer's any more.
     """
 
     def __init__(self, network: nn.Module, layers: Mapping[str, str]) -> None:
@@ -26,11 +27,14 @@ class SumWatch(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
         self.modules = dict(bare(network).named_modules())
         self.busy = False
         self._answers: dict[int, tuple[weakref.ref[Tensor], int, int, str]] = {}  # id -> itself, version, turn, layer
-        self.handles = [
-            self.modules[module].register_forward_hook(self._after(layer))
-            for layer, module in layers.items()
-            if module in self.modules
-        ]
+        self.handles: list[Any] = []
+        self._gains: dict[int, str] = {}  # id of a BatchNorm's gain -> the layer before it
+        for layer, name in layers.items():
+            module = self.modules.get(name)
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                self._gains[id(module.weight)] = layer
+            elif module is not None:
+                self.handles.append(module.register_forward_hook(self._after(layer)))
 
     def answered(self, layer: str, answer: Tensor) -> None:
         """The layer's answer has been made."""
@@ -53,11 +57,14 @@ class SumWatch(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
 
     def _after(self, layer: str) -> Any:
         def hook(module: nn.Module, inputs: object, answer: Tensor) -> None:
-            if not self.busy:
-                self._answers[id(answer)] = (weakref.ref(answer), answer._version, len(self._answers), layer)
-                self.answered(layer, answer)
+            self._made(layer, answer)
 
         return hook
+
+    def _made(self, layer: str, answer: Tensor) -> None:
+        if not self.busy:
+            self._answers[id(answer)] = (weakref.ref(answer), answer._version, len(self._answers), layer)
+            self.answered(layer, answer)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -69,7 +76,11 @@ class SumWatch(TorchDispatchMode, ABC):  # type: ignore[no-untyped-call]
                 known = sorted((made[0], made[1], turn) for made, turn in found if made is not None)
                 if known:
                     return self.added({layer: turn for _, layer, turn in known}, func, args)
-        return func(*args, **(kwargs or {}))
+        answer = func(*args, **(kwargs or {}))
+        gain = args[1] if len(args) > 1 and "batch_norm" in func._schema.name else None
+        if id(gain) in self._gains:
+            self._made(self._gains[id(gain)], answer[0] if isinstance(answer, tuple) else answer)
+        return answer
 
     def _layer(self, x: Tensor) -> tuple[int, str] | None:
         reference, version, turn, layer = self._answers.get(id(x), (None, 0, 0, ""))
