@@ -7,7 +7,7 @@ from torch import nn
 
 from datafree.errors import DataError
 from datafree.sources import Folder, Mixed, Noise
-from datafree.sources.base import SourceContext
+from datafree.sources.base import Batch, SourceContext
 from datafree.tasks.segmentation import Segmentation
 
 
@@ -24,7 +24,7 @@ def attached(mixed: Mixed) -> Mixed:
         ((3, 1), 16, (12, 4)),
         ((1, 0), 7, (7, 0)),
         ((0, 1), 7, (0, 7)),
-        ((1, 1), 5, (2, 3)),
+        ((1, 1), 5, (3, 2)),
     ],
 )
 def test_batch_holds_its_parts_in_the_ratio(
@@ -35,6 +35,45 @@ def test_batch_holds_its_parts_in_the_ratio(
     rough = (images[:, :, 1:] - images[:, :, :-1]).abs().mean((1, 2, 3)) > 0.2  # noise is rough, photos are smooth
     assert ((~rough).sum().item(), rough.sum().item()) == counts
     assert not rough[: counts[0]].any()
+
+
+@pytest.mark.parametrize(("ratio", "n"), [((1, 1), 1), ((1, 9), 4), ((1, 31), 16), ((2, 3, 5), 3)])
+def test_batches_too_small_for_the_ratio_hold_it_together(ratio: tuple[float, ...], n: int) -> None:
+    """No part is ever more than one image off its share, and a run that is resumed goes on as it would have."""
+
+    class Numbered(Noise):
+        number = 0.0
+
+        def sample(self, n: int) -> Batch:
+            return Batch(images=torch.full((n, 3, 32, 32), self.number))
+
+    def make() -> Mixed:
+        parts = [Numbered() for _ in ratio]
+        for number, part in enumerate(parts):
+            part.number = float(number)
+        return attached(Mixed(parts=list(parts), ratio=ratio))
+
+    mixed, given = make(), torch.zeros(len(ratio))
+    for batch in range(1, 41):
+        given += torch.bincount(mixed.sample(n).images[:, 0, 0, 0].long(), minlength=len(ratio))
+        wanted = batch * n * torch.tensor(ratio) / sum(ratio)
+        assert given.sum() == batch * n and (given - wanted).abs().max() <= 1
+    again = make()
+    again.load_state_dict(mixed.state_dict())
+    assert torch.equal(again.sample(n).images, mixed.sample(n).images)
+
+
+def test_networks_of_one_name_are_all_kept() -> None:
+    class Made(Noise):
+        def artefacts(self) -> dict[str, nn.Module]:
+            return {"generator": self.network}
+
+    parts = [Made() for _ in range(3)]
+    for part in parts:
+        part.network = nn.Identity()
+    found = Mixed(parts=list(parts), ratio=(1, 1, 1)).artefacts()
+    assert list(found) == ["generator", "generator_2", "generator_3"]
+    assert [found[name] for name in found] == [part.network for part in parts]
 
 
 def test_shares_must_fit_the_parts() -> None:

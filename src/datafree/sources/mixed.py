@@ -7,7 +7,6 @@ inferred (docs/methods.md).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any, ClassVar, final
 
 import torch
@@ -45,6 +44,7 @@ class Mixed(ImageSource):
         if self.warmup not in (0, longest) or self.update_every:
             raise DataError("mixed has no warmup or update_every of its own; set them on its parts")
         self.warmup = longest
+        self._due = [0.0] * len(self.parts)  # images that each part owes, since counts are whole
 
     def attach(self, context: SourceContext) -> None:
         for part in self.parts:
@@ -64,27 +64,45 @@ class Mixed(ImageSource):
         return logs
 
     def sample(self, n: int) -> Batch:
-        return Batch(images=torch.cat([part.sample(count).images for part, count in self._shares(n)]))
+        counts, self._due = self._counts(n, self._due)
+        return Batch(images=torch.cat([part.sample(count).images for part, count in self._giving(counts)]))
 
     def validation_images(self, n: int) -> Tensor:
-        return torch.cat([part.validation_images(count) for part, count in self._shares(n)])
+        counts, _ = self._counts(n, [0.0] * len(self.parts))
+        return torch.cat([part.validation_images(count) for part, count in self._giving(counts)])
 
-    def _shares(self, n: int) -> list[tuple[ImageSource, int]]:
-        """How many of n images each part gives: the ratio, rounded so that the counts add up to n."""
-        total = sum(self.ratio)
-        edges = [round(n * sum(self.ratio[:i]) / total) for i in range(len(self.parts) + 1)]
-        counts = [after - before for before, after in pairwise(edges)]
+    def _counts(self, n: int, due: list[float]) -> tuple[list[int], list[float]]:
+        """How many of n images each part gives, and what is due then: each image is of the part that owes most.
+
+        So each part's images are never more than one off its share, over all batches: also of batches that are too
+        small for all parts.
+        """
+        shares, counts, due = [share / sum(self.ratio) for share in self.ratio], [0] * len(self.parts), list(due)
+        for _ in range(n):
+            due = [owed + share for owed, share in zip(due, shares, strict=True)]
+            most = max(range(len(due)), key=due.__getitem__)
+            counts[most] += 1
+            due[most] -= 1
+        return counts, due
+
+    def _giving(self, counts: list[int]) -> list[tuple[ImageSource, int]]:
         return [(part, count) for part, count in zip(self.parts, counts, strict=True) if count]
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(i): part.state_dict() for i, part in enumerate(self.parts)}
+        return {"due": self._due, **{str(i): part.state_dict() for i, part in enumerate(self.parts)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._due = list(state.get("due", self._due))  # older checkpoints owe nothing
         for i, part in enumerate(self.parts):
             part.load_state_dict(state[str(i)])
 
     def artefacts(self) -> dict[str, nn.Module]:
-        return {name: network for part in self.parts for name, network in part.artefacts().items()}
+        """Those of all parts; of several of one name, the second's ends in _2, and so on."""
+        found: dict[str, nn.Module] = {}
+        for name, network in (item for part in self.parts for item in part.artefacts().items()):
+            alike = sum(other == name or other.startswith(f"{name}_") for other in found)
+            found[f"{name}_{alike + 1}" if alike else name] = network
+        return found
 
     def notes(self) -> list[str]:
         return list(dict.fromkeys(note for part in self.parts for note in part.notes()))
