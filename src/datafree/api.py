@@ -42,7 +42,7 @@ from datafree.errors import NetworkError, RecipeError
 from datafree.evaluation.scoring import evaluate as score
 from datafree.evaluation.scoring import evaluate_run
 from datafree.networks.load import NetworkSpec
-from datafree.networks.normalized import Normalized, bare
+from datafree.networks.normalized import Normalized, bare, device_of
 from datafree.ops import modes
 from datafree.preflight.calibration_subject import calibration_subject
 from datafree.preflight.call_sections import Network, fresh, network_section, plain
@@ -149,7 +149,7 @@ def distill(
         outcome = run_recipe(recipe, run, given=given, stop=stop, log=progress, say=say, drafted=drafted)
         if given.student is None:
             outcome.student.to("cpu").to(memory_format=torch.contiguous_format)
-    outcome.student.eval()
+    outcome.student.to(device_of(outcome.student)).eval()  # mean and std, too, where the network inside was put back
     outcome.student.dtype = torch.float32  # answers as those of its file, whatever it was trained in
     return Result(
         run=outcome.run,

@@ -15,11 +15,13 @@ from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.resnet import resnet
 from datafree.preflight.draft import draft
 from datafree.preflight.inspection import inspect_teacher
+from datafree.preflight.plan import plan
 from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import Wishes
 from datafree.report.profile import cost
 from datafree.sources.auto import Auto
 from datafree.tasks.classification import Classification
+from recipes import load
 
 for package in ("onnx", "onnxruntime"):
     pytest.importorskip(package)
@@ -71,6 +73,17 @@ def test_inspection_and_profile_tell_no_zeros(teacher: Path) -> None:
     assert "multiply_adds" not in figures
     _, why = Auto().choose(task, network, torch.device("cpu"))
     assert "its layers are not told" in why and "0 " not in why
+
+
+def test_a_run_is_planned(teacher: Path, tmp_path: Path) -> None:
+    content = {
+        "task": {"kind": "classification", "num_classes": 4, "image_size": [16, 16]},
+        "teacher": {"network": "t.onnx"},
+        "student": {"network": "datafree/resnet", "args": {"depth": 8, "width": 2}},
+        "source": {"method": "noise"},
+        "training": {"steps": 5, "batch_size": 4, "precision": "fp32", "device": "cpu"},
+    }
+    assert plan(load(tmp_path, content)).device == "cpu, float32"
 
 
 @pytest.mark.parametrize(

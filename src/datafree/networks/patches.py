@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from datafree.distributed import replicas
 from datafree.networks.normalized import bare
+from datafree.ops.upload import uploaded
 
 BANDWIDTH = 0.1  # of the kernels; the paper states none
 CELLS = 128  # of a width of 1/64, a sixth of the bandwidth
@@ -56,7 +57,7 @@ def similarity_entropy(tokens: Tensor) -> Tensor:
     counts = similar.new_zeros(len(tokens), CELLS + 1)
     counts = counts.scatter_add(1, left, 1 - share).scatter_add(1, left + 1, share)
     kernels, width = _kernels()
-    density = (counts / similar.shape[1]) @ kernels.to(similar.device)  # (B, points)
+    density = (counts / similar.shape[1]) @ uploaded(kernels, similar.device)  # (B, points)
     return -torch.trapezoid(density * (density + 1e-12).log(), dx=width)
 
 

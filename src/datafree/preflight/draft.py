@@ -114,8 +114,7 @@ def _short(seen: Examined, training: dict[str, Any]) -> list[str]:
     seconds = seconds_of(str(training.get("time")))
     if seconds is None or not isinstance(batch := training.get("batch_size"), int):
         return []
-    device = next(seen.network.parameters(), torch.zeros(0)).device
-    each = answers_alone(seen.network, seen.input_size.value, batch, device)
+    each = answers_alone(seen.network, seen.input_size.value, batch)
     steps = int(seconds / max(each, 1e-9))
     return [f"warning: {too_few(str(training['time']), steps, each * ENOUGH)}"] if steps < FEW else []
 

@@ -17,7 +17,7 @@ from datafree.errors import NetworkError
 from datafree.networks.families import AUTO, choose_student, member, wish
 from datafree.networks.foreign.file_teacher import count_parameters
 from datafree.networks.load import NetworkSpec
-from datafree.networks.normalized import Normalized, bare
+from datafree.networks.normalized import Normalized, bare, device_of
 from datafree.recipe.recipe import TASK
 from datafree.tasks.base import Task
 
@@ -93,8 +93,7 @@ def _commons(images: NetworkSpec, task: Task) -> Iterator[NetworkSpec]:
 
 def _started(spec: NetworkSpec, why: str, network: Normalized, task: Task) -> FirstStudent:
     """The same, with `init: teacher` if its layers correspond to the teacher's."""
-    place = next(network.parameters(), torch.zeros(0)).device
-    student = prepare(spec, task, "student", place, torch.float32)
+    student = prepare(spec, task, "student", device_of(network), torch.float32)
     count = sum(parameter.numel() for parameter in bare(student).parameters())
     try:
         check_start(replace(spec, init="teacher"), network, student, task)

@@ -56,15 +56,6 @@ def test_a_run_of_some_length_says_its_time_and_memory_once_and_a_short_one_noth
     assert not said_of(recipe_for(tmp_path, {"method": "noise"}, **{**PINNED, "steps": forecast.MANY - 1}))
 
 
-def test_few_steps_of_a_slow_teacher_are_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 steps of 3 images are 24 passes of an image: at a second each less than 30, of 5 steps more."""
-    ticks = iter(range(0, 100, 2))  # a pass of two images takes two seconds
-    monkeypatch.setattr(forecast, "clock_of", lambda device: lambda: float(next(ticks)))
-    monkeypatch.setattr(forecast, "_lines", lambda *parts: ["foretold"])
-    assert said_of(recipe_for(tmp_path, {"method": "noise"}, **{**PINNED, "steps": 2})) == []
-    assert said_of(recipe_for(tmp_path, {"method": "noise"}, **{**PINNED, "steps": 5})) == ["foretold"]
-
-
 @pytest.mark.parametrize("method", some(["fast", "cgdd"], "fast"))
 def test_a_forecast_changes_no_bit_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     recipe = recipe_for(tmp_path, {"method": method}, **PINNED, steps=6)

@@ -22,6 +22,7 @@ from datafree.networks.load import NetworkSpec, build_network
 from datafree.networks.normalized import Normalized
 from datafree.networks.onnx import OnnxNetwork, check_onnx, write_onnx
 from datafree.ops import modes
+from datafree.ops.predictions import map_answer
 from datafree.recipe.recipe import FAMILIES
 from datafree.tasks.base import Task
 from datafree.text import one_line
@@ -125,8 +126,7 @@ def agreements(
     with modes.frozen(network):
         for part in torch.split(images, BATCH):
             values = part.float() / 255
-            wanted: Any = network(values.to(place))
-            wanted = wanted.cpu() if isinstance(wanted, Tensor) else wanted
+            wanted = map_answer(network(values.to(place)), Tensor.cpu)  # where the others answer
             for name, other in others.items():
                 answers: Any = other(values)
                 shares = [task.agreement(answers[i : i + 1], wanted[i : i + 1]) for i in range(len(part))]

@@ -26,6 +26,7 @@ from datafree.errors import DataError, Interrupted, RecipeError, TrainingError
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.generators import can_be_resized_to
 from datafree.networks.normalized import bare
+from datafree.ops import modes
 from datafree.recipe.recipe import SOURCE
 from datafree.sources.auto import Auto, batch_of
 from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize, attach
@@ -136,6 +137,11 @@ class _Work:
     def passed(self) -> float:
         return self._clock() - self._began
 
+    def _now(self) -> float:
+        """The time, when all that was asked of the device is done."""
+        modes.wait_for(self._context.device)
+        return self._clock()
+
     def _update(self) -> None:
         if reason := self._stop():
             raise Interrupted(f"stopped while images were made ({reason}); nothing was written")
@@ -163,9 +169,10 @@ class _Work:
                 iterations=tuple(min(TRIAL.iterations[0], stage) for stage in size.iterations),
             )
             self._source.resize_updates(trial)
-            before = self._clock()
+            self._update()  # the first also sets things up
+            before = self._now()
             self._update()
-            each = max(self._clock() - before, 1e-9) / (trial.images * sum(trial.iterations))
+            each = max(self._now() - before, 1e-9) / (trial.images * sum(trial.iterations))
             affordable = 0.9 * (self._until - self._clock()) / (each * count)
             wanted = sum(size.iterations)
             if affordable < wanted:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from datafree.deploy.calibration import layers
@@ -114,8 +115,8 @@ def measure(
             _compare(measured, network, int8, task, "real", real.compared)
             if real.labelled is not None:
                 for name, one in {"float": network, **int8}.items():
-                    scored = evaluate(one, task, real.labelled, device=device)
-                    measured.scores[name] = scored.values
+                    where = device if one is network else torch.device("cpu")  # a file's mean and std are there
+                    measured.scores[name] = evaluate(one, task, real.labelled, device=where).values
     return measured
 
 

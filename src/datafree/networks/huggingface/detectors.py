@@ -22,6 +22,7 @@ from datafree.errors import NetworkError
 from datafree.networks.detectors import Detector
 from datafree.ops.boxes import Labelled
 from datafree.ops.predictions import Heads, Predictions, described
+from datafree.ops.upload import uploaded
 
 _NUMBERS: Iterator[int] = itertools.count(1)
 
@@ -46,7 +47,7 @@ class _QueryDetector(Detector, ABC):
         answer: Any = self.network(images)
         logits, shares = answer.logits.float(), answer.pred_boxes.float()  # (B, Q, C or C + 1), (B, Q, 4)
         height, width = images.shape[-2:]
-        sides = shares.new_tensor([width, height])
+        sides = uploaded([width, height], shares.device, shares.dtype)
         centres, halves = shares[..., :2] * sides, shares[..., 2:] * sides / 2
         return Predictions(
             class_logits=logits[..., :-1] if self.no_object else logits,
@@ -61,7 +62,7 @@ class _QueryDetector(Detector, ABC):
     def _loss(self, size: tuple[int, int], heads: Heads, targets: list[Labelled]) -> Tensor:
         network: Any = self.network
         logits, shares = heads
-        sides = shares.new_tensor([size[1], size[0]]).repeat(2)
+        sides = uploaded([size[1], size[0]], shares.device, shares.dtype).repeat(2)
         wanted = [
             {
                 "class_labels": labels,

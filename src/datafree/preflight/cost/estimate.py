@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from datafree.networks.normalized import size_of
+from datafree.networks.normalized import device_of, size_of
 from datafree.ops import modes
 from datafree.ops.predictions import raw_tensors
 from datafree.preflight.cost.activation_memory import watched_memory
@@ -68,17 +68,17 @@ def cost_of_teacher(
 
     count, seconds = 1, PASS if pass_seconds is None else pass_seconds
     with modes.frozen(network):
-        each = _timed(backward, device, times=1)  # the first pass also sets things up
+        each = timed(backward, device, times=1)  # the first pass also sets things up
         if each < 4 * seconds:
-            each = _timed(backward, device, times=2 if each < seconds / 2 else 1)
+            each = timed(backward, device, times=2 if each < seconds / 2 else 1)
         count = max(1, min(batch_size, int(seconds / max(each, 1e-9))))
         with watched_memory([network]) as memory:
             backward()
         if count > 1:
-            each = _timed(backward, device) / count
+            each = timed(backward, device) / count
         images = _images(size, device, count)
         with torch.no_grad():
-            forward = _timed(lambda: network(images), device) / count
+            forward = timed(lambda: network(images), device) / count
     return TeacherCost(images=count, forward=forward, backward=each, kept=math.ceil(memory.peak / count))
 
 
@@ -111,7 +111,7 @@ def calibration(
     `known` is the teacher's cost; `pass_seconds` are what a timed pass of it may take (`PASS`). Raises DatafreeError
     where the source refuses the teacher or its own options.
     """
-    seconds, device = PASS if pass_seconds is None else pass_seconds, next(teacher.parameters()).device
+    seconds = PASS if pass_seconds is None else pass_seconds
     with modes.frozen(teacher):
         yield Calibration(
             task=task,
@@ -122,7 +122,7 @@ def calibration(
             dtype=dtype,
             most=max(2, int(seconds / max(known.backward, 1e-9))),
             budget=3 * seconds,
-            clock=clock_of(device),
+            clock=clock_of(device_of(teacher)),
             on_finished_batch=on_finished_batch,
         )
 
@@ -169,10 +169,11 @@ def _backward(network: nn.Module, images: Tensor) -> None:
         torch.autograd.backward(torch.stack([part.float().square().sum() for part in parts]).sum())
 
 
-def _timed(work: Callable[[], object], device: torch.device, times: int = 2) -> float:
-    """The seconds that `work` takes: the least of a few times."""
+def timed(work: Callable[[], object], device: torch.device, times: int = 2) -> float:
+    """The seconds that `work` takes on `device`, from its beginning to its end there: the least of a few times."""
     taken, clock = [], clock_of(device)
     for _ in range(times):
+        modes.wait_for(device)
         began = clock()
         work()
         modes.wait_for(device)

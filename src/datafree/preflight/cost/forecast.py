@@ -18,8 +18,8 @@ from datafree.engine.build_networks import Networks
 from datafree.ops import modes
 from datafree.preflight.cost.banks import banks_of
 from datafree.preflight.cost.beside import beside, both_networks
-from datafree.preflight.cost.calibration import STUDENT, Calibration, clock_of
-from datafree.preflight.cost.estimate import calibration, cost_of_teacher, memory_of, run_cost
+from datafree.preflight.cost.calibration import STUDENT, Calibration
+from datafree.preflight.cost.estimate import calibration, cost_of_teacher, memory_of, run_cost, timed
 from datafree.preflight.cost.free_memory import free_memory
 from datafree.preflight.cost.start_cost import start_of
 from datafree.recipe.recipe import SOURCE, Recipe, dump
@@ -221,11 +221,10 @@ def _is_worth_it(recipe: Recipe, training: Training, networks: Networks, device:
         images += 3 * due * iterations * (size.images if size is not None else 1)
     if often >= MANY:
         return True
-    look, clock = synthetic_batch(recipe.task.image_size, device), clock_of(device)
-    began = clock()
+    look = synthetic_batch(recipe.task.image_size, device)
     with torch.no_grad(), modes.frozen(networks.teacher):
-        networks.teacher(look)
-    return (clock() - began) / len(look) * images >= SHORT
+        seconds = timed(lambda: networks.teacher(look), device, times=1)
+    return seconds / len(look) * images >= SHORT
 
 
 def _power(value: float) -> int:

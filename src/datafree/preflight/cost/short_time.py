@@ -8,9 +8,9 @@ import torch
 
 from datafree.config.duration import duration_of
 from datafree.health.verdict import ENOUGH_STEPS, FEW_STEPS, little
-from datafree.networks.normalized import Normalized
+from datafree.networks.normalized import Normalized, device_of
 from datafree.ops import modes
-from datafree.preflight.cost.calibration import clock_of
+from datafree.preflight.cost.estimate import timed
 from datafree.tasks.base import synthetic_batch
 
 FEW, ENOUGH = FEW_STEPS, ENOUGH_STEPS  # below the first a student has hardly learned
@@ -31,10 +31,9 @@ def _rounded(seconds: float) -> str:
     return duration_of(unit * math.ceil(seconds / unit))
 
 
-def answers_alone(network: Normalized, size: tuple[int, int], batch: int, device: torch.device) -> float:
+def answers_alone(network: Normalized, size: tuple[int, int], batch: int) -> float:
     """Seconds that a teacher's answers to one batch take, the least that a step of the student does."""
-    images, clock = synthetic_batch(size, device)[:_TIMED], clock_of(device)
+    device = device_of(network)
+    images = synthetic_batch(size, device)[:_TIMED]
     with torch.no_grad(), modes.frozen(network):
-        began = clock()
-        network(images)
-        return (clock() - began) / len(images) * batch
+        return timed(lambda: network(images), device, times=1) / len(images) * batch
