@@ -1,6 +1,7 @@
 """`evaluate` on a run directory: what it needs, and what it will not do for one that is not trusted."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,29 @@ def test_perfect_and_opposite_networks_score_one_and_zero(tmp_path: Path) -> Non
     for shift, expected in ((0, 1.0), (1, 0.0)):
         scores = evaluate(Normalized(Reader(shift)), task, data, device=torch.device("cpu"))
         assert scores.values == {"miou": expected, "pixel_accuracy": expected}
+
+
+class Fixed(torch.nn.Module):
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = torch.nn.Parameter(torch.tensor([logits]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(images), -1)
+
+
+@pytest.mark.parametrize("logits", [[0.3, 0.701], [0.6, -0.8, 0.0]])
+def test_a_batch_of_logits_is_scored_whatever_they_look_like(logits: list[float], tmp_path: Path) -> None:
+    """Sums of 1 are probabilities' and lengths of 1 an embedding's: of one image each may be chance."""
+    for name in "abc"[: len(logits)]:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (12, 12)).save(tmp_path / name / "0.png")
+    task = Classification(num_classes=len(logits), image_size=(12, 12))
+    data = task.open_dataset(tmp_path)
+    scores = evaluate(Normalized(Fixed(logits)), task, data, device=torch.device("cpu"), batch_size=1)
+    assert scores.values == {"top1": pytest.approx(1 / len(logits))}
+    with pytest.raises(NetworkError, match="not finite"):
+        evaluate(Normalized(Fixed([math.nan] * len(logits))), task, data, device=torch.device("cpu"))
 
 
 # Agreement with the teacher on images that nobody has labelled.

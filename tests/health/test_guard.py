@@ -56,6 +56,22 @@ def test_balance_counts_hard_answers_not_probabilities() -> None:
     assert signals(TASK, torch.rand(4, 3, 8, 8), unsure)["class_balance"].item() == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("named", "balance"),
+    [
+        (list(range(30)), 1.0),  # thirty images of thirty classes cannot be more even
+        ([0, 0, 1, 1], 0.5),  # log 2 over log 4
+        ([7, 7, 7], 0.0),
+        ([5], 1.0),  # of one image there is nothing to tell
+    ],
+)
+def test_balance_is_of_what_so_few_images_can_show(named: list[int], balance: float) -> None:
+    task = Classification(num_classes=1000, image_size=(8, 8))
+    outputs = 20 * torch.nn.functional.one_hot(torch.tensor(named), 1000).float()
+    found = signals(task, torch.rand(len(named), 3, 8, 8), outputs)
+    assert found["class_balance"].item() == pytest.approx(balance, abs=1e-6)
+
+
 def test_a_dense_tasks_signals_count_pixels() -> None:
     task = Segmentation(num_classes=C, image_size=(2, 2))
     outputs = torch.zeros(1, C, 2, 2)

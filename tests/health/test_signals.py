@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,9 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datafree.health import signals as module
-from datafree.health.signals import Moments, calibration_gap, corrupted, diversity, health_metrics, statistics_distance
+from datafree.health.signals import (
+    Inside,
+    Moments,
+    calibration_gap,
+    corrupted,
+    diversity,
+    health_metrics,
+    rows,
+    statistics_distance,
+)
 from datafree.health.verdict import SIGNALS
 from datafree.tasks.classification import Classification
+from datafree.tasks.segmentation import Segmentation
 
 TASK = Classification(num_classes=3, image_size=(16, 16))
 
@@ -52,8 +63,8 @@ def test_diversity_of_images_that_are_all_alike_is_nothing_and_of_opposites_more
 def test_the_calibration_gap_is_confidence_minus_agreement() -> None:
     student = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
     teacher = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.9, 0.1], [0.4, 0.6]])
-    assert calibration_gap(student, teacher) == pytest.approx((0.9 + 0.8 + 0.7 + 0.6) / 4 - 0.5)
-    assert calibration_gap(teacher, teacher) < 0
+    assert calibration_gap(rows(student), rows(teacher)) == pytest.approx((0.9 + 0.8 + 0.7 + 0.6) / 4 - 0.5)
+    assert calibration_gap(rows(teacher), rows(teacher)) < 0
 
 
 def test_moments_of_several_passes_are_those_of_all_images_together() -> None:
@@ -136,9 +147,11 @@ def test_every_signal_has_a_title_and_what_cannot_be_had_is_left_out() -> None:
 def test_features_without_maps_are_what_the_last_linear_layer_takes() -> None:
     tokens = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Flatten(2), nn.Linear(3 * 256, 6), nn.Linear(6, 3), nn.Flatten())
     images = coloured()
-    with module.watched_features(tokens, images) as seen:
+    inside = Inside(tokens, images)
+    with inside.watched():
         tokens(images)
-    assert [found.shape for found in seen] == [(12, 6)]
+    tokens(images)  # not watched
+    assert [found.shape for found in inside.features] == [(12, 6)]
 
 
 def test_corruptions_are_mild_and_of_four_kinds() -> None:
@@ -182,3 +195,92 @@ def test_features_of_a_network_with_one_activation_for_all_its_layers() -> None:
         unit = F.normalize(teacher.features(images).mean((2, 3)).double(), dim=1)
     cosines = (unit @ unit.T)[~torch.eye(20, dtype=torch.bool)]
     assert found["held_out_feature_diversity"] == pytest.approx(1 - float(cosines.mean()), abs=1e-6)
+
+
+# Maps: a pass at a time.
+
+DENSE = Segmentation(num_classes=3, image_size=(8, 8))
+TWO_IMAGES = 2 * 3 * 8 * 8  # numbers in their maps
+
+
+class Maps(nn.Module):
+    """A class for every pixel by its colour, `turned` for images that are dark."""
+
+    def __init__(self, turned: int = 0) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, 2, 1))
+        self.turned = turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        dark = x.mean((1, 2, 3)) < 0.2
+        return 20 * torch.where(dark[:, None, None, None], x.roll(self.turned, 1), x) + 0 * self.features(x).mean()
+
+
+def pictures(count: int, dark: int) -> Tensor:
+    """(count, 3, 8, 8): each pixel mostly red, green or blue; those from number `dark` on are dark."""
+    draw = torch.Generator().manual_seed(4)
+    images = 0.2 * torch.rand(count, 3, 8, 8, generator=draw)
+    labels = torch.randint(3, (count, 8, 8), generator=draw)
+    images += 0.8 * F.one_hot(labels, 3).movedim(-1, 1)
+    images[dark:] *= 0.2
+    return images
+
+
+def test_maps_are_compared_a_pass_at_a_time_whatever_there_is_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest answer that is compared is that of a pass, and one image's where that has more numbers."""
+    held: list[int] = []
+    whole = Segmentation.class_probs
+
+    def noted(self: Segmentation, outputs: Tensor) -> Tensor:
+        held.append(outputs.numel())
+        return whole(self, outputs)
+
+    monkeypatch.setattr(Segmentation, "class_probs", noted)
+    images = pictures(21, 20)
+    for most, least in ((TWO_IMAGES, TWO_IMAGES), (7, 3 * 8 * 8), (2**26, module.AT_ONCE * 3 * 8 * 8)):
+        held.clear()
+        monkeypatch.setattr(module, "NUMBERS", most)
+        health_metrics(DENSE, Maps(), Maps(1), images)
+        assert max(held) == least
+
+
+def test_signals_of_maps_by_parts_are_those_of_all_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NUMBERS", TWO_IMAGES)
+    teacher, student, images = Maps().eval(), Maps(1).eval(), pictures(5, 4)
+    found = health_metrics(DENSE, teacher, student, images)
+    with torch.no_grad():
+        theirs, ours = (network(images).movedim(1, -1).flatten(0, 2).softmax(1) for network in (teacher, student))
+        features = teacher.features(images).mean((2, 3))
+    shares = torch.bincount(theirs.argmax(1), minlength=3) / len(theirs)
+    assert found["agreement"] == pytest.approx(4 / 5)  # all pixels of four images of five; parts are of 2, 2 and 1
+    assert found["held_out_class_balance"] == pytest.approx(float(-(shares * shares.log()).sum()) / math.log(3))
+    assert found["held_out_confidence"] == pytest.approx(float(theirs.amax(1).mean()))
+    assert found["calibration_gap"] == pytest.approx(float(ours.amax(1).mean()) - 4 / 5)
+    assert found["held_out_feature_diversity"] == pytest.approx(float(diversity(features)), abs=1e-6)
+
+
+def test_only_the_teachers_passes_are_watched_also_where_it_is_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "NUMBERS", TWO_IMAGES)
+    network, images = Maps().eval(), pictures(5, 5)
+    found = health_metrics(DENSE, network, network, images)
+    assert found["agreement"] == found["agreement_corrupted"] == found["agreement_noise"] == 1
+    with torch.no_grad():
+        features = network.features(images).mean((2, 3))
+    assert found["held_out_feature_diversity"] == pytest.approx(float(diversity(features)), abs=1e-6)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def test_answers_of_other_tasks_are_compared_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of labels or boxes is no mean over parts, so no limit on maps may divide them."""
+    before = health_metrics(TASK, Net(), Net(), coloured(20))
+    monkeypatch.setattr(module, "NUMBERS", 1)
+    counts: list[int] = []
+    monkeypatch.setattr(Classification, "class_probs", lambda self, out: counts.append(len(out)) or out.softmax(1))
+    assert health_metrics(TASK, Net(), Net(), coloured(20)).keys() == before.keys()
+    assert set(counts) == {20, module.NOISE}
+
+
+def test_parts_in_which_there_is_nothing_to_compare_do_not_count() -> None:
+    assert module._mean([(None, 16), (0.5, 2), (1.0, 6)]) == pytest.approx((0.5 * 2 + 1.0 * 6) / 8)
+    assert module._mean([(0.1, 3), (0.1, 5)]) == 0.1
+    assert module._mean([(None, 4)]) is None

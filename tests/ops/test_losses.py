@@ -83,6 +83,26 @@ def test_weighted_diversity_stays_finite_and_still_pulls_when_a_class_vanishes()
     assert loss > above  # still falls towards the floor
 
 
+@pytest.mark.parametrize(("classes", "floor"), [(10, 1e-3), (250, 1e-3), (1000, 2.5e-4), (2000, 1.25e-4)])
+def test_weighted_diversity_pulls_a_vanished_class_back_however_many_there_are(classes: int, floor: float) -> None:
+    q = torch.full((1, classes), 1 / (classes - 1), dtype=torch.float64)
+    q[0, 0] = 0.0
+    q.requires_grad_()
+    loss = losses.weighted_diversity_loss(q)
+    (gradient,) = torch.autograd.grad(loss, q)
+    slope = 1 - (1 / classes / floor) ** 2  # by hand; from 250 classes on 1 - 4^2
+    assert gradient[0, 0].item() == pytest.approx(slope / classes) and slope <= -15 + 1e-9
+    tangent = (1 / classes - floor) ** 2 / floor - slope * floor
+    others = (classes - 1) * (1 / classes - 1 / (classes - 1)) ** 2 * (classes - 1)
+    assert loss.item() == pytest.approx((tangent + others) / classes, rel=1e-9)
+
+
+@pytest.mark.parametrize("classes", [1000, 2000])
+def test_weighted_diversity_of_many_classes_is_zero_when_uniform(classes: int) -> None:
+    uniform = torch.full((2, classes), 1 / classes, dtype=torch.float64)
+    assert losses.weighted_diversity_loss(uniform).item() == pytest.approx(0.0, abs=1e-12)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_kl_loss_is_equation_10_for_every_pixel(temperature: float) -> None:
     generator = torch.Generator().manual_seed(1)

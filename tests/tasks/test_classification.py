@@ -12,7 +12,8 @@ from torch import Tensor
 
 from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
-from datafree.ops import augment
+from datafree.ops import augment, losses
+from datafree.tasks.base import synthetic_batch
 from datafree.tasks.classification import Classification
 
 C = 7
@@ -81,6 +82,17 @@ def test_losses_are_hintons_kl_the_mean_difference_and_cross_entropy() -> None:
     torch.testing.assert_close(make_task().target_loss(student, targets), expected)
 
 
+def test_zscore_of_two_classes_is_refused_since_its_gradient_is_zero() -> None:
+    student = torch.tensor([[0.3, -2.0], [4.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(losses.standardised(student)[0].abs(), torch.full((2,), 0.5).sqrt())  # whatever it says
+    losses.zscore_kl_loss(student, torch.tensor([[9.0, 1.0], [1.0, 9.0]])).backward()  # type: ignore[no-untyped-call]
+    assert student.grad is not None and student.grad.abs().max() < 1e-6
+    with pytest.raises(DataError, match=r"^distill is \S*zscore\S* with num_classes 2: .*; set distill=kl$") as caught:
+        make_task(2, distill="zscore")
+    assert caught.value.exit_code == 2
+    assert make_task(2).distill == "kl" and make_task(3, distill="zscore").num_classes == 3
+
+
 # What a network may answer.
 
 
@@ -121,6 +133,51 @@ def test_an_answer_of_another_form_is_named_on_one_line(outputs: object, said: s
 )
 def test_logits_and_logarithms_of_probabilities_pass(outputs: Tensor) -> None:
     assert make_task().check(outputs, "teacher") is outputs
+
+
+@pytest.mark.parametrize(
+    "outputs", [torch.tensor([[0.3, 0.701, 0.0]]), torch.tensor([[0.6, -0.8, 0.0]])], ids=["sum 1", "length 1"]
+)
+def test_the_form_of_a_row_is_right_whatever_its_numbers_look_like(outputs: Tensor) -> None:
+    task = make_task(3)
+    with pytest.raises(NetworkError, match=r"probabilities|length 1"):
+        task.check(outputs, "network")
+    assert task.check_form(outputs, "network") is outputs
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (torch.eye(3), "3 classes"),
+        (torch.tensor([[0.5, math.nan]]), "not finite"),
+        (torch.zeros(1, 2, 1, 1), "flatten it"),
+        ((torch.zeros(1, 2),), "tuple"),
+    ],
+)
+def test_another_form_or_what_is_not_finite_is_refused_as_by_check(outputs: Any, said: str) -> None:
+    for look in (make_task(2).check, make_task(2).check_form):
+        with pytest.raises(NetworkError, match=said):
+            look(outputs, "network")
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (6, 9)])
+def test_a_first_look_is_at_two_images_that_are_not_alike(size: tuple[int, int]) -> None:
+    first, second = synthetic_batch(size, CPU)
+    assert first.shape == second.shape == (3, *size)
+    assert min(first.min(), second.min()) >= 0 and max(first.max(), second.max()) <= 1
+    assert (first.mean() - second.mean()).abs() > 0.2  # a network that averages sees two images, too
+
+
+def test_logits_that_look_like_probabilities_on_one_image_are_told_from_such_by_the_other() -> None:
+    def answer(images: Tensor) -> Tensor:  # (0.3, 0.701) where the mean is 0.5, as of the first
+        level = images.mean((1, 2, 3))
+        return torch.stack([level - 0.2, 0.201 + level], 1)
+
+    outputs = answer(synthetic_batch((8, 8), CPU))
+    torch.testing.assert_close(outputs[0], torch.tensor([0.3, 0.701]))
+    assert make_task(2).check(outputs, "teacher") is outputs
+    with pytest.raises(NetworkError, match="probabilities"):
+        make_task(2).check(outputs.softmax(1), "teacher")
 
 
 # Scores.

@@ -13,7 +13,7 @@ from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1
 
 import datafree
 from datafree.data.multilabel_folder import MultiLabelFolder
-from datafree.errors import DataError
+from datafree.errors import DataError, NetworkError
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.normalized import Normalized
 from datafree.networks.resnet import resnet
@@ -49,6 +49,13 @@ def test_classes_do_not_compete_as_in_a_softmax() -> None:
     alone = TASK.distill_loss(moved[:, :1], teacher[:, :1]) - TASK.distill_loss(student[:, :1], teacher[:, :1])
     together = TASK.distill_loss(moved, teacher) - TASK.distill_loss(student, teacher)
     torch.testing.assert_close(C * together, alone)
+
+
+def test_a_row_that_sums_to_one_by_chance_has_the_right_form() -> None:
+    row = torch.tensor([[0.3, 0.2, 0.501, 0.0]])
+    assert TASK.check_form(row, "network") is row
+    with pytest.raises(NetworkError, match="probabilities"):
+        TASK.check(row, "network")
 
 
 def test_scores_equal_torchmetrics() -> None:

@@ -19,7 +19,7 @@ def make_task(**options: Any) -> Segmentation:
     return Segmentation(num_classes=C, image_size=(16, 24), **options)
 
 
-@pytest.mark.parametrize("ignore_index", [255, 2, C])
+@pytest.mark.parametrize("ignore_index", [255, 2, C, -1, -100])
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_equal_torchmetrics(ignore_index: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -56,6 +56,31 @@ def test_class_absent_from_targets_and_outputs_is_left_out_as_torchmetrics_does(
     reference = tm.MulticlassJaccardIndex(C)
     reference.update(outputs, targets)
     assert scores.values["miou"] == pytest.approx(reference.compute().item())
+
+
+@pytest.mark.parametrize("ignore_index", [-1, -2, -100])
+def test_an_ignored_id_below_0_is_that_of_no_class(ignore_index: int) -> None:
+    outputs = torch.eye(2)[torch.tensor([[[0, 1, 1, 1]]])].movedim(-1, 1)  # four pixels are called 0, 1, 1, 1
+    metric = Segmentation(num_classes=2, image_size=(1, 4), ignore_index=ignore_index).new_metric(["sky", "road"])
+    metric.update(outputs, torch.tensor([[[0, 0, 1, ignore_index]]]))
+    scores = metric.compute()
+    assert scores.per_class == {"iou": {"sky": 0.5, "road": 0.5}}
+    assert scores.values == {"miou": 0.5, "pixel_accuracy": pytest.approx(2 / 3)}
+    unseen = Segmentation(num_classes=2, image_size=(1, 4), ignore_index=ignore_index).new_metric(["sky", "road"])
+    unseen.update(outputs, torch.tensor([[[0, 0, 0, 0]]]))
+    assert unseen.compute().remarks == ["1 of 2 classes are not scored, no labelled pixel is of them: 'road'"]
+
+
+def test_zscore_of_two_classes_is_refused() -> None:
+    with pytest.raises(DataError, match=r"^distill is \S*zscore\S* with num_classes 2: .*; set distill=kl$"):
+        Segmentation(num_classes=2, image_size=(16, 24), distill="zscore")
+
+
+def test_form_is_checked_apart_from_what_numbers_look_like() -> None:
+    outputs = torch.randn(1, C, 16, 24).softmax(1)
+    assert make_task().check_form(outputs, "network") is outputs
+    with pytest.raises(NetworkError, match="8 x 12 pixels for images of 16 x 24"):
+        make_task().check_form(outputs[..., :8, :12], "network")
 
 
 def test_nothing_scored_is_an_error() -> None:

@@ -157,7 +157,7 @@ def distill(
                             run.save_picture(state.index, picture)
                     if validates and step > 0:
                         _validate(state, task, teacher, training, say)
-                if validates or replicas.all_agree("overdue" if state.overdue else None):
+                if last or replicas.all_agree("due" if state.due(planned=validates) else None):
                     watch.look(wait=True)
                     state.save(must=last)
             except (NotFinite, OutOfMemory) as fault:

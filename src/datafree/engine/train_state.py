@@ -20,6 +20,9 @@ from datafree.ops import modes
 from datafree.sources.base import ImageSource
 from datafree.storage.shared_run import RunDirectory
 
+SHORT = 1.0  # seconds of a save from which on it is left out now and then
+SAVING = 0.05  # of the time, at most, that such saves take
+
 
 @dataclass(frozen=True, kw_only=True)
 class BestStudent:
@@ -48,7 +51,8 @@ class TrainState:
     remarks: list[str] = field(default_factory=list)  # what of it was another from one piece to the next
     step: int = field(init=False)  # steps below it are done
     good_step: int = field(init=False)  # of the checkpoint on the disk
-    saved_at: float = field(init=False)  # time.monotonic() of the last save
+    saved_at: float = field(init=False)  # time.monotonic() when the last save ended
+    saving: float = field(default=0.0, init=False)  # seconds that it took
     best: BestStudent = field(default_factory=BestStudent, init=False)
     latest: dict[str, Tensor | float] = field(default_factory=dict, init=False)  # metrics not yet logged
     start: list[str] = field(default_factory=list, init=False)  # how the student started from its teacher
@@ -63,13 +67,15 @@ class TrainState:
         """Updates and steps done, counted from 0: the number under which metrics and pictures are logged."""
         return self.step + self.source.warmup
 
-    @property
-    def overdue(self) -> bool:
-        """Whether the last save is so long ago that one is due at any step."""
-        return time.monotonic() - self.saved_at > SAVED_WITHIN
+    def due(self, planned: bool) -> bool:
+        """Whether a save is due after a step: a `planned` one, unless saving takes long, and any after a while."""
+        since = time.monotonic() - self.saved_at
+        soon = self.saving > SHORT and since < self.saving * (1 / SAVING - 1)
+        return since > SAVED_WITHIN or (planned and not soon)
 
     def save(self, *, must: bool = False) -> None:
         """Write a checkpoint. Raises NotFinite for a number in it that is none, RunError as `Run.save_state`."""
+        began = time.monotonic()
         state = {
             "step": self.step,
             "student": self.student.state_dict(),
@@ -90,9 +96,10 @@ class TrainState:
         if divided.is_on():
             own_state.require_equal({"student": self.student, **self.source.artefacts()})
             state[own_state.OTHERS] = own_state.others({"source": state["source"], "random": state["random"]})
-        self.saved_at = time.monotonic()
         if self.run.save_state(state, must=must):
             self.good_step = self.step
+        self.saved_at = time.monotonic()
+        self.saving = self.saved_at - began
 
     def resume(self, state: dict[str, Any]) -> None:
         """Put back what `save` wrote, in a new process. Raises RunError where the teacher is another."""

@@ -16,7 +16,10 @@ SHOWN = 8  # images in a picture
 
 
 def signals(task: Task, teacher: nn.Module, student: nn.Module, source: ImageSource) -> dict[str, float]:
-    """Metrics on validation images, as `datafree.health.signals.health_metrics`. Empty where there are none."""
+    """Metrics on validation images, as `datafree.health.signals.health_metrics`. Empty where there are none.
+
+    Maps are compared pass by pass, so that all `COMPARED` images need no more memory than one pass and their pixels.
+    """
     images = source.validation_images(COMPARED)
     return health_metrics(task, teacher, student, images) if len(images) else {}
 

@@ -46,7 +46,7 @@ def evaluate(
         for images, targets in data.batches(batch_size):
             if reason := stop():
                 raise Interrupted(f"stopped while scoring ({reason}); run the same command to score again")
-            outputs = task.check(_answered(network, task, images.to(device)), "network")
+            outputs = task.check_form(_answered(network, task, images.to(device)), "network")
             metric.update(outputs, targets.to(device))
             done += len(images)
             work.at(done)

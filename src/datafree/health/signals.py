@@ -7,13 +7,15 @@ random state: looking at a run may not change it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from datafree.distributed import replicas
 from datafree.networks.batchnorm import batchnorm_layers
@@ -23,13 +25,16 @@ from datafree.ops import modes
 from datafree.ops.moments import plain_moments
 from datafree.tasks.base import OutputsT, Task
 
+LookT = TypeVar("LookT")
+
 AT_ONCE = 16  # images in a pass
+NUMBERS = 2**26  # in the maps that a pass answers, unless one image has more: 256 MiB in float32
 NOISE = 16  # images of noise
 CORRUPTED = 32  # images of these at most are looked at again, corrupted
 
 
 @torch.no_grad()
-def health_metrics(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) -> dict[str, float]:
+def health_metrics(task: Task[OutputsT], teacher: nn.Module, student: nn.Module, images: Tensor) -> dict[str, float]:
     """The signals that `images` (B, 3, H, W) in [0, 1] give, made of the teacher or held out; B at least 1.
 
     held_out_class_balance, held_out_confidence, held_out_pixel_diversity: `signals` of the teacher's answers.
@@ -41,22 +46,31 @@ def health_metrics(task: Task, teacher: nn.Module, student: nn.Module, images: T
     names the same; above 0 = surer than right.
     What cannot be had is left out: features and statistics of a teacher without, diversity of a single image, agreement
     of two detectors that see nothing.
+
+    Memory: of a dense task both networks' maps of one pass (`NUMBERS`) are held at a time, and kept of a pixel its
+    class and probability; agreement is then the mean over images. Of other tasks the answers to all images are held.
     """
-    with modes.frozen(teacher, student), watched_features(teacher, images) as seen, watched_moments(teacher) as moments:
-        answers = _answers(task, teacher, images)
-        found = {f"held_out_{name}": float(value) for name, value in signals(task, images, answers).items()}
-        if seen and len(images) > 1:
-            found["held_out_feature_diversity"] = float(diversity(torch.cat(seen)))
-        if moments:
-            found["statistics_distance"] = statistics_distance(teacher, moments)
+
+    def agreement(theirs: OutputsT, ours: OutputsT) -> float | None:
+        return task.agreement(ours, theirs)
+
+    def all_of(theirs: OutputsT, ours: OutputsT) -> tuple[Rows, Rows, float | None]:
+        return rows(task.class_probs(theirs)), rows(task.class_probs(ours)), agreement(theirs, ours)
+
     with modes.frozen(teacher, student):
-        ours = _answers(task, student, images)
-        agreed = {"agreement": task.agreement(ours, answers)}
-        found["calibration_gap"] = calibration_gap(task.class_probs(ours), task.class_probs(answers))
+        inside = Inside(teacher, images)
+        parts = _looked(task, teacher, student, images, all_of, inside.watched)
+        theirs, ours = _joined([look[0] for look, _ in parts]), _joined([look[1] for look, _ in parts])
+        found = {f"held_out_{name}": float(value) for name, value in _signals(images, theirs).items()}
+        if inside.features and len(images) > 1:
+            found["held_out_feature_diversity"] = float(diversity(torch.cat(inside.features)))
+        if inside.moments:
+            found["statistics_distance"] = statistics_distance(teacher, inside.moments)
+        found["calibration_gap"] = calibration_gap(ours, theirs)
+        agreed = {"agreement": _mean((look[2], count) for look, count in parts)}
         noise = torch.rand(NOISE, *images.shape[1:], generator=torch.Generator().manual_seed(1)).to(images.device)
         for name, others in (("corrupted", corrupted(images[:CORRUPTED])), ("noise", noise)):
-            pair = _answers(task, student, others), _answers(task, teacher, others)
-            agreed[f"agreement_{name}"] = task.agreement(*pair)
+            agreed[f"agreement_{name}"] = _mean(_looked(task, teacher, student, others, agreement))
     found |= {name: value for name, value in agreed.items() if value is not None}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
@@ -66,8 +80,61 @@ def images_looked_at(count: int) -> int:
     return count + min(count, CORRUPTED) + NOISE if count else 0
 
 
-def _answers(task: Task[OutputsT], network: nn.Module, images: Tensor) -> OutputsT:
-    return task.join([network(part) for part in torch.split(images, AT_ONCE)])
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What a network names in the rows of its answers."""
+
+    named: Tensor  # (N,) the likeliest class
+    confidence: Tensor  # (N,) its probability
+    classes: int  # C
+
+
+def rows(probs: Tensor) -> Rows:
+    """The rows of probabilities (N, C)."""
+    confidence, named = probs.max(1)
+    return Rows(named=named, confidence=confidence, classes=probs.shape[1])
+
+
+def _looked(
+    task: Task[OutputsT],
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Tensor,
+    look: Callable[[OutputsT, OutputsT], LookT],
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> list[tuple[LookT, int]]:
+    """What `look` makes of the teacher's and the student's answers to images (B, 3, H, W), and to how many of these.
+
+    To all at once; of a dense task to those of a pass, which are then dropped. The teacher passes within `watched`.
+    """
+    most = max(1, NUMBERS // (task.num_classes * images[0, 0].numel())) if task.dense else AT_ONCE
+    passes = torch.split(images, min(AT_ONCE, most))
+    found = []
+    for group in [[part] for part in passes] if task.dense else [passes]:
+        with watched():
+            theirs = task.join([teacher(part) for part in group])
+        ours = task.join([student(part) for part in group])
+        found.append((look(theirs, ours), sum(map(len, group))))
+        del theirs, ours  # before there are others
+    return found
+
+
+def _joined(parts: Sequence[Rows]) -> Rows:
+    return Rows(
+        named=torch.cat([part.named for part in parts]),
+        confidence=torch.cat([part.confidence for part in parts]),
+        classes=parts[0].classes,
+    )
+
+
+def _mean(shares: Iterable[tuple[float | None, int]]) -> float | None:
+    """The mean over images of shares, each with its number of images; None where all are."""
+    mean, count = None, 0
+    for share, images in shares:
+        if share is not None:
+            count += images
+            mean = share if mean is None else mean + images / count * (share - mean)  # of equal shares, that share
+    return mean
 
 
 def diversity(features: Tensor) -> Tensor:
@@ -81,10 +148,9 @@ def diversity(features: Tensor) -> Tensor:
     return 1 - pairs / (count * (count - 1))
 
 
-def calibration_gap(student: Tensor, teacher: Tensor) -> float:
-    """Mean confidence of `student` (N, C) minus the fraction of rows where it names the class `teacher` (N, C) does."""
-    confidence, named = student.max(1)
-    return float(confidence.mean() - (named == teacher.argmax(1)).float().mean())
+def calibration_gap(student: Rows, teacher: Rows) -> float:
+    """Mean confidence of the student minus the fraction of rows in which it names the class that the teacher does."""
+    return float(student.confidence.mean() - (student.named == teacher.named).float().mean())
 
 
 def corrupted(images: Tensor) -> Tensor:
@@ -100,34 +166,48 @@ def corrupted(images: Tensor) -> Tensor:
     return kinds[turns % 4, turns].clamp(0, 1)
 
 
-@contextmanager
-def watched_features(network: nn.Module, images: Tensor) -> Iterator[list[Tensor]]:
-    """Within it, each pass of `network` appends its deepest features (B, K), averaged over their places.
+class Inside:
+    """What is seen inside a network in the passes that are watched.
 
-    The output of the layer that ends its last stage; where there are no feature maps, what goes into its last linear
-    layer. Nothing is appended where it has neither.
+    features: of each pass the deepest, (B, K), averaged over their places: the output of the layer that ends its last
+    stage; where there are no feature maps, what goes into its last linear layer; none where it has neither.
+    moments: of the inputs of each of its BatchNorm layers that ran, by name.
     """
-    seen: list[Tensor] = []
-    stages = list(last_layers(network, images[:1]).values())
-    linear = [module for module in bare(network).modules() if isinstance(module, nn.Linear)]
-    with ExitStack() as stack:
-        if stages:
-            layer = bare(network).get_submodule(stages[-1])
-            latest: list[Tensor] = []  # an activation may be shared: its last call of a pass is what counts
-            hooks = (
-                layer.register_forward_hook(lambda _, __, output: latest.append(output.mean((2, 3)))),
-                network.register_forward_hook(lambda *_: seen.append(replicas.collected(latest[-1]))),
-                network.register_forward_hook(lambda *_: latest.clear()),
-            )
-            for hook in hooks:
+
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        self.features: list[Tensor] = []
+        self.moments: dict[str, Moments] = {}
+        self._network = network
+        self._stages = list(last_layers(network, images[:1]).values())
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within it, passes of the network are watched."""
+        with ExitStack() as stack:
+            for hook in (*self._feature_hooks(), *self._moment_hooks()):
                 stack.callback(hook.remove)
+            yield
+
+    def _feature_hooks(self) -> Iterator[RemovableHandle]:
+        linear = [module for module in bare(self._network).modules() if isinstance(module, nn.Linear)]
+        if self._stages:
+            layer = bare(self._network).get_submodule(self._stages[-1])
+            latest: list[Tensor] = []  # an activation may be shared: its last call of a pass is what counts
+            yield layer.register_forward_hook(lambda _, __, output: latest.append(output.mean((2, 3))))
+            yield self._network.register_forward_hook(lambda *_: self._keep(latest[-1]))
+            yield self._network.register_forward_hook(lambda *_: latest.clear())
         elif linear:
-            stack.callback(
-                linear[-1]
-                .register_forward_pre_hook(lambda _, inputs: seen.append(replicas.collected(_pooled(inputs[0]))))
-                .remove
-            )
-        yield seen
+            yield linear[-1].register_forward_pre_hook(lambda _, inputs: self._keep(_pooled(inputs[0])))
+
+    def _keep(self, features: Tensor) -> None:
+        self.features.append(replicas.collected(features))
+
+    def _moment_hooks(self) -> Iterator[RemovableHandle]:
+        for name, layer in batchnorm_layers(bare(self._network)).items():
+            yield layer.register_forward_pre_hook(self._counted(name))
+
+    def _counted(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda layer, inputs: self.moments.setdefault(name, Moments()).add(inputs[0])
 
 
 def _pooled(features: Tensor) -> Tensor:
@@ -153,20 +233,6 @@ class Moments:
         self.square = self.square + share * (var + mean.square() - self.square)
 
 
-@contextmanager
-def watched_moments(network: nn.Module) -> Iterator[dict[str, Moments]]:
-    """Within it, passes of `network` are counted in a `Moments` for each of its BatchNorm layers that ran, by name."""
-    found: dict[str, Moments] = {}
-
-    def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda layer, inputs: found.setdefault(name, Moments()).add(inputs[0])
-
-    with ExitStack() as stack:
-        for name, layer in batchnorm_layers(bare(network)).items():
-            stack.callback(layer.register_forward_pre_hook(recorder(name)).remove)
-        yield found
-
-
 def statistics_distance(network: nn.Module, moments: dict[str, Moments]) -> float:
     """How far the inputs of BatchNorm layers are from what these have kept, in standard deviations of the latter.
 
@@ -188,18 +254,21 @@ def statistics_distance(network: nn.Module, moments: dict[str, Moments]) -> floa
 
 
 @torch.no_grad()
-def signals(task: Task, images: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+def signals(task: Task[OutputsT], images: Tensor, outputs: OutputsT) -> dict[str, Tensor]:
     """What a batch looks like, and to the teacher: detached scalars in [0, 1].
 
-    class_balance: entropy of the classes named (hard answers), over that of all classes alike; 0 = one class only.
+    class_balance: entropy of the classes named (hard answers), over the highest that so many rows can have, log C or
+    log N; 0 = one class only.
     confidence: mean probability of the class named.
     pixel_diversity: mean over pixels and channels of the standard deviation between images; 0 = all images alike.
     """
-    probs = task.class_probs(outputs)  # (N, C)
-    best, named = probs.max(1)
-    shares = torch.bincount(named, minlength=probs.shape[1]).float() / len(named)
+    return _signals(images, rows(task.class_probs(outputs)))
+
+
+def _signals(images: Tensor, seen: Rows) -> dict[str, Tensor]:
+    shares = torch.bincount(seen.named, minlength=seen.classes).float() / len(seen.named)
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
     spread = images.float().std(0, correction=0).mean() if len(images) > 1 else images.new_zeros(())
-    classes = probs.shape[1]
-    balance = entropy / math.log(classes) if classes > 1 else torch.ones_like(entropy)  # one class: nothing to tell
-    return {"class_balance": balance, "confidence": best.mean(), "pixel_diversity": spread}
+    most = min(seen.classes, len(seen.named))  # different classes that could be named
+    balance = entropy / math.log(most) if most > 1 else torch.ones_like(entropy)  # one: nothing to tell
+    return {"class_balance": balance, "confidence": seen.confidence.mean(), "pixel_diversity": spread}

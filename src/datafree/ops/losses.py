@@ -47,10 +47,12 @@ def weighted_diversity_loss(probs: Tensor, floor: float = 1e-3) -> Tensor:
     The squared distance to the uniform distribution, each class weighted by how rare it is *in this batch*;
     gradients flow through the weight too. It equals chi-squared(uniform || q) / C: zero only when uniform, and
     unbounded as a class vanishes. The public code has no guard; here q is kept above `floor`, below which
-    the slope stays that at `floor` (clamping would give a vanished class no gradient at all).
+    the slope stays that at `floor` (clamping would give a vanished class no gradient at all). The slope is 0 at the
+    uniform share 1/C, so that from 250 classes on the floor is a quarter of that.
     """
     q = whole_mean(probs.mean(0))
     uniform = 1.0 / q.numel()
+    floor = min(floor, uniform / 4)
     safe = q.clamp_min(floor)
     slope = (1 - (uniform / floor) ** 2) * (q - safe)  # the tangent at `floor`: zero where q >= floor
     return ((uniform - safe) ** 2 / safe + slope).mean()

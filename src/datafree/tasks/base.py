@@ -40,6 +40,10 @@ class Scores:
     remarks: list[str] = field(default_factory=list)  # what of the data the figures say nothing about, a line each
 
 
+class NotLogits(NetworkError):
+    """Answers of the right form whose numbers look like something else than logits: probabilities, an embedding."""
+
+
 class Metric(Protocol):
     """Sums over batches, then answers."""
 
@@ -75,6 +79,16 @@ class Task(ABC, Generic[OutputsT]):
     @abstractmethod
     def check(self, outputs: object, what: str) -> OutputsT:
         """Return `outputs` if a network called `what` answers in this task's form, else raise NetworkError."""
+
+    def check_form(self, outputs: OutputsT, what: str) -> OutputsT:
+        """`check`, but for what outputs look like: a few rows of logits may look like probabilities by chance.
+
+        For a network whose answers have been checked, on batches of any size.
+        """
+        try:
+            return self.check(outputs, what)
+        except NotLogits:
+            return outputs
 
     @classmethod
     def classes_of(cls, outputs: Any) -> int | None:
@@ -226,14 +240,23 @@ def open_labelled(task: Task, path: Path) -> LabelledData:
     return task.open_dataset(made_set.data_of(path))
 
 
+def require_spread(distill: str, num_classes: int) -> None:
+    """Raise DataError for a `distill` that teaches nothing of so few classes."""
+    if distill == "zscore" and num_classes < 3:
+        raise DataError(
+            f"distill is {show(distill)} with num_classes {num_classes}: two standardised logits are 0.7 and -0.7 "
+            "whatever a network answers, so nothing would be learnt; set distill=kl"
+        )
+
+
 FEATURES = 16  # numbers from which on none below 0 is a sign of features behind a ReLU
 
 
 def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_classes: int) -> Tensor:
     """`outputs` if they are logits of `num_classes` classes in `dims` dimensions, shaped as `wanted` says.
 
-    Raises NetworkError for another shape or class count, for answers that are not finite, and for probabilities, which
-    would distil silently and badly. Logarithms of probabilities are logits like any other.
+    Raises NetworkError for another shape or class count and for answers that are not finite; if nothing else is wrong,
+    NotLogits for probabilities, which would distil silently and badly. Logarithms of these are logits like any other.
     """
     if not isinstance(outputs, Tensor):
         raise NetworkError(f"the {what} answers with a {type(outputs).__name__}, not a tensor of logits {wanted}")
@@ -248,7 +271,7 @@ def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_clas
         raise NetworkError(f"the {what} answers numbers that are not finite; its weights may be damaged")
     sums = outputs.float().sum(1)
     if outputs.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=4e-3):
-        raise NetworkError(
+        raise NotLogits(
             f"the {what} answers probabilities (not below 0, sum 1 over classes), but logits {wanted} are needed; "
             "take its last softmax off"
         )
@@ -256,9 +279,14 @@ def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_clas
 
 
 def synthetic_batch(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(2, 3, H, W) smooth images for a first look at a network (two, so that train-mode BatchNorm works)."""
-    ramp = torch.linspace(0, 1, size[1], device=device).expand(2, 3, size[0], size[1])
-    return ramp.contiguous()
+    """(2, 3, H, W) smooth images for a first look at a network: one from black to white, one from white down to grey.
+
+    Two, so that train-mode BatchNorm works; unlike in direction and mean, so that logits that look like probabilities
+    by chance do so for one of them only.
+    """
+    right = torch.linspace(0, 1, size[1], device=device).expand(3, *size)
+    down = 1 - torch.linspace(0, 0.5, size[0], device=device)[:, None].expand(3, *size)
+    return torch.stack([right, down])
 
 
 def relative(scores: Mapping[str, Scores]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from datafree.data.visualize import class_colours, draw_labels
 from datafree.errors import DataError, NetworkError
 from datafree.ops import losses
 from datafree.ops.augment import Move
-from datafree.tasks.base import Scores, Task, check_logits, unseen
+from datafree.tasks.base import NotLogits, Scores, Task, check_logits, require_spread, unseen
 from datafree.text import show
 
 
@@ -35,13 +35,18 @@ class Classification(Task[Tensor]):
     distill: Annotated[
         Literal["kl", "l1", "mse", "zscore"],
         Doc(
-            "kl: arXiv 1503.02531; l1, mse: |s - t|, (s - t)^2 on logits; zscore: KL of standardised logits, 2403.01427"
+            "kl: arXiv 1503.02531; l1, mse: |s - t|, (s - t)^2 on logits; zscore: KL of standardised logits of three "
+            "classes or more, 2403.01427"
         ),
     ] = "kl"
     temperature: Annotated[Temperature, Doc("of the KL")] = 4.0
 
     hub_name: ClassVar[str] = "image-classification"
     noun: ClassVar[str] = "An image classifier"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_spread(self.distill, self.num_classes)
 
     def check(self, outputs: object, what: str) -> Tensor:
         wanted = f"(B, {self.num_classes})"
@@ -50,7 +55,7 @@ class Classification(Task[Tensor]):
         checked = check_logits(outputs, what, dims=2, wanted=wanted, num_classes=self.num_classes)
         lengths = checked.float().norm(dim=1)
         if self.num_classes > 2 and torch.allclose(lengths, torch.ones_like(lengths), atol=1e-4):
-            raise NetworkError(
+            raise NotLogits(
                 f"the {what} answers vectors of length 1, an embedding, but logits {wanted} are needed; give it with "
                 "its classifier"
             )

@@ -25,7 +25,7 @@ from datafree.errors import DataError, NetworkError
 from datafree.ops import augment, losses
 from datafree.ops.augment import Move
 from datafree.ops.upload import uploaded
-from datafree.tasks.base import Scores, Task, check_logits, unseen
+from datafree.tasks.base import Scores, Task, check_logits, require_spread, unseen
 
 _MOST_IGNORED = 0.5  # of the pixels; street scenes have some 0.1
 
@@ -39,7 +39,8 @@ class Segmentation(Task[Tensor]):
     distill: Annotated[
         Literal["kl", "l1", "mse", "zscore"],
         Doc(
-            "kl: arXiv 2011.00809; l1, mse: |s - t|, (s - t)^2 on logits; zscore: KL of standardised logits, 2403.01427"
+            "kl: arXiv 2011.00809; l1, mse: |s - t|, (s - t)^2 on logits; zscore: KL of standardised logits of three "
+            "classes or more, 2403.01427"
         ),
     ] = "kl"
     temperature: Annotated[Temperature, Doc("of the KL; the paper has 1")] = 1.0
@@ -50,17 +51,21 @@ class Segmentation(Task[Tensor]):
     noun: ClassVar[str] = "A semantic segmentation network"
     padding_mode: ClassVar[str] = "border"  # what is moved in belongs to the class at the edge, so that masks stay true
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_spread(self.distill, self.num_classes)
+
     def check(self, outputs: object, what: str) -> Tensor:
-        wanted = f"(B, {self.num_classes}, {self.image_size[0]}, {self.image_size[1]})"
-        checked = check_logits(outputs, what, dims=4, wanted=wanted, num_classes=self.num_classes)
-        if tuple(checked.shape[2:]) != tuple(self.image_size):
-            height, width = self.image_size
+        height, width = self.image_size
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else ()
+        if len(shape) == 4 and shape[1] == self.num_classes and shape[2:] != (height, width):
             raise NetworkError(
-                f"the {what} answers {checked.shape[2]} x {checked.shape[3]} pixels for images of {height} x {width}; "
+                f"the {what} answers {shape[2]} x {shape[3]} pixels for images of {height} x {width}; "
                 f"set {what.partition(' ')[0]}.upsample=true to have them enlarged, or choose a task.image_size that "
                 "it keeps"
             )
-        return checked
+        wanted = f"(B, {self.num_classes}, {height}, {width})"
+        return check_logits(outputs, what, dims=4, wanted=wanted, num_classes=self.num_classes)
 
     @classmethod
     def classes_of(cls, outputs: Any) -> int | None:
@@ -166,22 +171,27 @@ class SegmentationMetric:
         hit = counts.diagonal()
         union = counts.sum(0) + counts.sum(1) - hit
         present = union > 0
-        if self.ignore_index < len(self.class_names):
+        if self._ignores_a_class:
             present[self.ignore_index] = False
         iou = hit / union.clamp_min(1)
         per_class = {n: float(v) for n, v, p in zip(self.class_names, iou, present, strict=True) if p}
         values = {"miou": float(iou[present].mean()), "pixel_accuracy": float(hit.sum() / counts.sum())}
         return Scores(values=values, per_class={"iou": per_class}, remarks=self._remarks())
 
+    @property
+    def _ignores_a_class(self) -> bool:
+        """Whether the ignored id is that of a class; else it is one beside them, perhaps below 0."""
+        return self.ignore_index in range(len(self.class_names))
+
     def _remarks(self) -> list[str]:
         """What the scores say nothing about. Raises DataError where that may be all that matters."""
         seen = self.confusion.sum(1) > 0
         scored = int(self.confusion.sum())
         share = self.ignored / (self.ignored + scored)
-        told_apart = len(self.class_names) - (self.ignore_index in range(len(self.class_names)))
+        told_apart = len(self.class_names) - self._ignores_a_class
         if seen.sum() == 1 and self.ignored and told_apart > 1:
             raise DataError(one_class(self.class_names[int(seen.int().argmax())], self.ignore_index))
-        if self.ignore_index < len(self.class_names):
+        if self._ignores_a_class:
             seen[self.ignore_index] = True  # that it is not scored was asked for
         remarks = unseen(self.class_names, seen.tolist(), "pixel")
         if share > _MOST_IGNORED:
