@@ -59,7 +59,7 @@ def health_metrics(task: Task[OutputsT], teacher: nn.Module, student: nn.Module,
 
     with modes.frozen(teacher, student):
         inside = Inside(teacher, images)
-        parts = _looked(task, teacher, student, images, all_of, inside.watched)
+        parts = looked(task, teacher, student, images, all_of, inside.watched)
         theirs, ours = _joined([look[0] for look, _ in parts]), _joined([look[1] for look, _ in parts])
         found = {f"held_out_{name}": float(value) for name, value in _signals(images, theirs).items()}
         if inside.features and len(images) > 1:
@@ -70,7 +70,7 @@ def health_metrics(task: Task[OutputsT], teacher: nn.Module, student: nn.Module,
         agreed = {"agreement": _mean((look[2], count) for look, count in parts)}
         noise = torch.rand(NOISE, *images.shape[1:], generator=torch.Generator().manual_seed(1)).to(images.device)
         for name, others in (("corrupted", corrupted(images[:CORRUPTED])), ("noise", noise)):
-            agreed[f"agreement_{name}"] = _mean(_looked(task, teacher, student, others, agreement))
+            agreed[f"agreement_{name}"] = _mean(looked(task, teacher, student, others, agreement))
     found |= {name: value for name, value in agreed.items() if value is not None}
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
@@ -95,7 +95,7 @@ def rows(probs: Tensor) -> Rows:
     return Rows(named=named, confidence=confidence, classes=probs.shape[1])
 
 
-def _looked(
+def looked(
     task: Task[OutputsT],
     teacher: nn.Module,
     student: nn.Module,

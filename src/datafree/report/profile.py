@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datafree.health.signals import AT_ONCE
+from datafree.health.signals import looked
 from datafree.networks.foreign.file_teacher import count_bytes, count_parameters, is_opaque
 from datafree.networks.normalized import device_of
 from datafree.ops import modes
 from datafree.storage.environment import hardware
-from datafree.tasks.base import Task, synthetic_batch
+from datafree.tasks.base import Task, same_by_class, synthetic_batch
 
 TIMED = 0.15  # seconds that the passes which are timed may take together, one at least
 
@@ -34,10 +34,18 @@ def measure(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) 
     }
     if len(images):
         with modes.frozen(teacher, student):
-            ours, theirs = (
-                task.join([network(part) for part in torch.split(images, AT_ONCE)]) for network in (student, teacher)
-            )
-        found["class_agreement"] = task.class_agreement(ours, theirs)
+            found["class_agreement"] = _class_agreement(task, teacher, student, images)
+    return found
+
+
+def _class_agreement(task: Task, teacher: nn.Module, student: nn.Module, images: Tensor) -> list[float | None]:
+    def named(theirs: Any, ours: Any) -> tuple[Tensor, Tensor]:
+        return task.class_probs(ours).argmax(1), task.class_probs(theirs).argmax(1)
+
+    if task.dense:  # the maps of all images at once might not fit into the memory
+        parts = [pair for pair, _ in looked(task, teacher, student, images, named)]
+        return same_by_class(*(torch.cat(rows) for rows in zip(*parts, strict=True)), task.num_classes)
+    ((found, _),) = looked(task, teacher, student, images, lambda theirs, ours: task.class_agreement(ours, theirs))
     return found
 
 

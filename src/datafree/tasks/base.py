@@ -220,10 +220,14 @@ class Task(ABC, Generic[OutputsT]):
 
     def class_agreement(self, student: OutputsT, teacher: OutputsT) -> list[float | None]:
         """`agreement` for each class: of the rows in which the teacher names it; None where it names it in none."""
-        ours, theirs = self.class_probs(student).argmax(1), self.class_probs(teacher).argmax(1)
-        seen = torch.bincount(theirs, minlength=self.num_classes).tolist()
-        same = torch.bincount(theirs[ours == theirs], minlength=self.num_classes).tolist()
-        return [hit / count if count else None for hit, count in zip(same, seen, strict=True)]
+        return same_by_class(self.class_probs(student).argmax(1), self.class_probs(teacher).argmax(1), self.num_classes)
+
+
+def same_by_class(student: Tensor, teacher: Tensor, num_classes: int) -> list[float | None]:
+    """For each class, of the rows (N,) in which the teacher names it: the share in which the student does, too."""
+    seen = torch.bincount(teacher, minlength=num_classes).tolist()
+    same = torch.bincount(teacher[student == teacher], minlength=num_classes).tolist()
+    return [hit / count if count else None for hit, count in zip(same, seen, strict=True)]
 
 
 def unseen(class_names: Sequence[str], seen: Sequence[bool], what: str) -> list[str]:
