@@ -44,7 +44,8 @@ def _class_agreement(task: Task, teacher: nn.Module, student: nn.Module, images:
 
     if task.dense:  # the maps of all images at once might not fit into the memory
         parts = [pair for pair, _ in looked(task, teacher, student, images, named)]
-        return same_by_class(*(torch.cat(rows) for rows in zip(*parts, strict=True)), task.num_classes)
+        ours, theirs = (torch.cat(rows) for rows in zip(*parts, strict=True))
+        return same_by_class(ours, theirs, task.num_classes)
     ((found, _),) = looked(task, teacher, student, images, lambda theirs, ours: task.class_agreement(ours, theirs))
     return found
 

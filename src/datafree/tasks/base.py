@@ -225,8 +225,7 @@ class Task(ABC, Generic[OutputsT]):
 
 def same_by_class(student: Tensor, teacher: Tensor, num_classes: int) -> list[float | None]:
     """For each class, of the rows (N,) in which the teacher names it: the share in which the student does, too."""
-    seen = torch.bincount(teacher, minlength=num_classes).tolist()
-    same = torch.bincount(teacher[student == teacher], minlength=num_classes).tolist()
+    seen, same = (torch.bincount(x, minlength=num_classes).tolist() for x in (teacher, teacher[student == teacher]))
     return [hit / count if count else None for hit, count in zip(same, seen, strict=True)]
 
 
