@@ -37,6 +37,13 @@ def test_the_help_of_a_verb_fits_a_screen(verb: str) -> None:
     assert max(map(len, lines)) <= 80
 
 
+def test_no_word_at_all_gives_the_help_in_lines() -> None:
+    done = subprocess.run([TOOL], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: datafree [OPTIONS] COMMAND [ARGS]...\n\n  Distil ")
+    assert "\\n" not in done.stderr and len(done.stderr.splitlines()) > 20
+
+
 def test_every_verb_is_in_a_group_of_the_help_and_has_an_example() -> None:
     grouped = [verb for verbs in GROUPS.values() for verb in verbs]
     assert len(grouped) == len(set(grouped))

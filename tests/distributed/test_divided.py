@@ -433,11 +433,12 @@ def test_processes_that_were_started_differently_are_refused(tmp_path: Path) -> 
     on_processes(tmp_path, act)
 
 
-def test_memory_that_runs_out_on_one_process_ends_the_run_since_the_others_wait(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [True, False])
+def test_memory_that_runs_out_on_one_process_ends_the_run_since_the_others_wait(parts: bool, tmp_path: Path) -> None:
     def act(rank: int) -> dict[str, Tensor]:
         network, source = torch.nn.Linear(1, 1), make_source("noise", tmp_path, make_task("classification"))
         wanted = f"out of memory in the student's step at step 7, on process {rank} of 2; the checkpoint of step 4"
-        with sharing(), pytest.raises(TrainingError, match=wanted):
+        with divided.sharing(parts), pytest.raises(TrainingError, match=wanted):
             Recovery().with_memory(OutOfMemory(STUDENT_STEP), Training(), 4, source, network, 7)
         return {}
 

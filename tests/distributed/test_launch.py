@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 
+from datafree.cli import run_commands
 from datafree.config import yaml
 from datafree.recipe.recipe import dump
 from datafree.sources.base import UpdateSize
@@ -59,6 +61,18 @@ def worker_of(launcher: int) -> int:
         except OSError:
             continue
     raise AssertionError("there is no worker")
+
+
+def test_the_process_that_starts_others_looks_at_the_teacher_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep some memory of a GPU as long as they run."""
+    places: list[str | None] = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(run_commands.options, "chosen", lambda teacher, more, wishes: places.append(wishes.device))
+    monkeypatch.setattr(run_commands, "launch", lambda count, arguments: 0)
+    for device in (None, "cuda"):
+        with pytest.raises(typer.Exit):
+            run_commands.distill("timm/resnet18", device=device, processes=2)
+    assert places == ["cpu", "cpu"]
 
 
 @pytest.mark.thorough

@@ -5,16 +5,18 @@ up within a few steps, as it does when only the number of threads changes.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from datafree.distributed import collectives, replicas
+from datafree.distributed import collectives, divided, replicas
 from datafree.networks import features
 from datafree.networks.batchnorm import StatisticsMatch
 from datafree.networks.normalized import bare
@@ -220,6 +222,54 @@ def test_one_process_is_left_as_it_is() -> None:
     assert replicas.all_agree("a reason") == "a reason"
     with replicas.joined("cpu") as device:
         assert device == "cpu" and replicas.count() == 1
+
+
+def test_processes_on_gpus_meet_by_nccl_and_tell_one_another_things_by_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    met: list[str] = []
+
+    @contextmanager
+    def process_group(backend: str, **meeting: object) -> Iterator[None]:
+        met.append(backend)
+        yield
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(collectives, "process_group", process_group)
+    monkeypatch.setattr(collectives, "over_lines", lambda patience: nullcontext())
+    monkeypatch.setattr(modes, "choose_device", lambda name: torch.device("cuda:1" if name == "auto" else name))
+    for name, device in (("auto", "cuda:1"), ("cpu", "cpu")):
+        with replicas.joined(name) as mine:
+            assert mine == device
+    assert met == ["cpu:gloo,cuda:nccl", "gloo"]
+
+
+def test_a_process_without_a_gpu_of_its_own_says_so_before_it_meets_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from datafree.errors import DatafreeError
+
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DatafreeError, match="no GPU for process 1 of 2 on this machine"), replicas.joined("auto"):
+        pass
+
+
+def _on_gpus(rank: int, folder: Path) -> None:
+    """A group as on GPUs, with a stand-in for NCCL that nothing may ask."""
+    dist.Backend.register_backend("standin", dist.ProcessGroupGloo, devices=["cuda"])
+    meeting = {"init_method": f"file://{folder / 'meet'}", "rank": rank, "world_size": P}
+    with collectives.process_group("cpu:gloo,cuda:standin", **meeting), collectives.over_lines(timedelta(minutes=1)):
+        assert collectives._lines  # asked at every step, so it should cost little
+        dist.barrier()
+        assert replicas.all_agree(None) is None
+        assert replicas.all_agree("time is up" if rank == 1 else None) == "time is up"
+        assert replicas.broadcast_from_rank0(lambda: rank) == 0
+        assert divided.gathered_objects(rank) == [0, 1]
+
+
+def test_a_group_of_gpus_needs_none_for_what_is_on_the_host(tmp_path: Path) -> None:
+    mp.start_processes(_on_gpus, (tmp_path,), nprocs=P, start_method="fork")
 
 
 def test_processes_that_cannot_meet_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,14 @@ def apart(first: Tensor, second: Tensor) -> float:
     return float((first - second).norm() / second.norm())
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_optimizers_that_are_not_fused_are_torchs_own_choice(on: bool) -> None:
+    """Which takes all weights of a GPU in few kernels; told False, it would take one after another."""
+    speed, weights = Speed(fused_optimizers=on), [nn.Parameter(torch.ones(3))]
+    for optimizer in (speed.adam(weights, 0.1), speed.sgd(weights, 0.1, 0.9, 0.0)):
+        assert (optimizer.defaults["fused"], optimizer.defaults["foreach"]) == (True if on else None, None)
+
+
 # The same student.
 
 
@@ -142,7 +150,7 @@ def test_bf16_stays_within_the_stated_tolerance(method: str, photos: Callable[..
 )
 def test_what_is_off_is_used_nowhere(method: str, photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     layouts: list[bool] = []
-    fused: list[object] = []
+    fused: list[bool] = []
     statistics: list[Tensor] = []
 
     def convolved(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -151,7 +159,7 @@ def test_what_is_off_is_used_nowhere(method: str, photos: Callable[..., Path], m
 
     def counted(step: Callable[..., Any]) -> Callable[..., Any]:
         def act(optimizer: torch.optim.Optimizer, *rest: Any) -> Any:
-            fused.extend(group["fused"] for group in optimizer.param_groups)
+            fused.extend(bool(group["fused"]) for group in optimizer.param_groups)
             return step(optimizer, *rest)
 
         return act

@@ -86,6 +86,17 @@ def test_what_each_update_logged_is_in_its_shards_record_and_its_mean_in_the_not
     assert synthesize(recipe, out, 9).notes == [note]  # it is finished: nothing is made
 
 
+def test_auto_makes_the_images_of_the_source_that_it_stands_for(tmp_path: Path) -> None:
+    """The set's recipe names that source, so that a set that was broken off goes on with it."""
+    said: list[str] = []
+    recipe = recipe_for(tmp_path, {"method": "auto", "warmup": 1})
+    made = synthesize(recipe, tmp_path / "made", 6, say=said.append)
+    assert made.images >= 6 and said[0].startswith("source.method=auto: ")
+    chosen = said[0].partition(": ")[2].partition(",")[0]
+    assert f"method: {chosen}" in (tmp_path / "made" / "recipe.yaml").read_text()
+    assert synthesize(recipe, tmp_path / "made", made.images).images == made.images
+
+
 @pytest.mark.parametrize("figures", [None, [], {"bn": "high", "b\nn": 1.0, "boxes": 10**400, "tv_l1": float("nan")}])
 def test_records_without_sound_figures_are_left_out_of_the_means(figures: Any, tmp_path: Path) -> None:
     out, recipe = tmp_path / "out", recipe_for(tmp_path, DIODE, "detection")

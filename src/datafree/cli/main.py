@@ -51,7 +51,8 @@ def _said_safely() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(message := getattr(error, "message", None), str):  # typer has no public name for its errors
+        message, ctx = (getattr(error, name, None) for name in ("message", "ctx"))  # its errors have no public name
+        if isinstance(message, str) and (ctx is None or message != ctx.get_help()):  # the help of a bare `datafree`
             vars(error)["message"] = shown(message)
         raise
 

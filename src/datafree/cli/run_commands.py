@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,7 +92,8 @@ def distill(
     if out is not None:
         require_for_run(out)
     if processes > 1 and not launched():
-        options.chosen(teacher, overrides or [], wishes)  # what is wrong is said at once, and once
+        # What is wrong is said at once, and once; on the CPU, since this process would hold a GPU's memory to the end.
+        options.chosen(teacher, overrides or [], replace(wishes, device="cpu"))
         raise typer.Exit(launch(processes, sys.argv[1:]))
     with stopping(None if max_time is None else parse_time(max_time)) as stop:
         made = options.chosen(teacher, overrides or [], wishes)

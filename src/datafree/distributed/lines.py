@@ -165,7 +165,8 @@ def connected(patience: timedelta) -> Lines | None:
     `patience`: how long one is waited for.
     """
     rank, count = dist.get_rank(), dist.get_world_size()
-    if count > MOST or dist.get_backend() != "gloo" or not hasattr(os, "memfd_create"):  # Linux has all that is used
+    on_hosts = "gloo" in dist.get_backend()  # beside NCCL too
+    if count > MOST or not on_hosts or not hasattr(os, "memfd_create"):  # Linux has all that is used
         return None
     peers: dict[int, socket.socket] = {}
     with ExitStack() as held:

@@ -67,19 +67,18 @@ def is_first() -> bool:
 def joined(device: str) -> Iterator[str]:
     """Within it, this process works together with those that torchrun started beside it; yields its own device's name.
 
-    "auto" and "cuda" become the GPU of its number on this machine. Raises DatafreeError if the others are out of reach.
+    "auto" and "cuda" become the GPU of its number on this machine. Raises DatafreeError if it has none, or cannot reach
+    the others.
     """
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if wanted == 1 or dist.is_initialized():
         yield device
         return
-    gpu = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
-    mine = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if gpu and ":" not in device else device
-    if gpu:
-        torch.cuda.set_device(mine)
+    mine = modes.choose_device(device)
+    backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"  # objects, checkpoints too, stay on the host
     with ExitStack() as held:
         try:
-            held.enter_context(collectives.process_group("nccl" if gpu else "gloo", timeout=PATIENCE))
+            held.enter_context(collectives.process_group(backend, timeout=PATIENCE))
         except (RuntimeError, ValueError) as error:
             which = f"process {os.environ.get('RANK')} of {wanted}"
             raise DatafreeError(
@@ -87,7 +86,7 @@ def joined(device: str) -> Iterator[str]:
             ) from error
         try:
             with collectives.over_lines(PATIENCE):
-                yield mine
+                yield str(mine)
         except RuntimeError as error:
             if not any(text in str(error).lower() for text in _LOST):
                 raise
@@ -102,7 +101,8 @@ def all_agree(reason: str | None) -> str | None:
     """The first process's reason that has one, the same for all; for decisions that only some of them come to."""
     if count() == 1:
         return reason
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else None
+    only_gpus = dist.get_backend() == "nccl"  # a group that the user has made
+    device = torch.device("cuda", torch.cuda.current_device()) if only_gpus else None
     anyone = torch.tensor(0 if reason is None else 1, device=device)
     collectives.add_up(anyone)
     if not anyone:  # nearly always: asked at every step, so it should cost little

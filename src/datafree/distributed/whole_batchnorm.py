@@ -99,8 +99,9 @@ class _Normed(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, var = ctx.saved_tensors
+        none = x.new_empty(0)  # no pass has saved any; CUDA's kernel refuses None
         _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, mean, var, None, None, False, ctx.eps, [False, True, True]
+            grad, x, weight, mean, var, none, none, False, ctx.eps, [False, True, True]
         )
         sums = torch.stack([to_bias, to_weight])
         average(sums)

@@ -11,7 +11,11 @@ from torch import nn
 
 from datafree.sources.base import ImageSource
 
-_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")  # of errors that have no class of their own
+_TEXTS = (  # of errors that have no class of their own
+    *("out of memory", "can't allocate memory", "not enough memory"),
+    *("cublas_status_alloc_failed", "cudnn_status_alloc_failed"),
+    "unable to find an engine",  # cuDNN's, where none of its ways to convolve finds the memory it works in
+)
 
 
 class OutOfMemory(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from datafree.distributed import divided, replicas
+from datafree.distributed import replicas
 from datafree.engine import out_of_memory
 from datafree.engine.nonfinite import ANSWERED, NotFinite
 from datafree.engine.out_of_memory import OutOfMemory
@@ -53,11 +53,12 @@ class Recovery:
     ) -> str:
         """The line to say on going back to step `good`. Raises TrainingError where nothing can be split.
 
+        Nothing can with several processes: one alone would go back while the others wait for its part of a pass.
         What the student learns from is split: its loss is a mean over images. What a source makes depends on the whole
         batch (diversity, BatchNorm statistics), so there the run ends with the size that fits.
         """
         where = str(fault)
-        if divided.is_on():  # the others are in the midst of an exchange
+        if replicas.count() > 1:
             raise TrainingError(
                 f"out of memory in {where} at step {step}, on process {replicas.rank()} of {replicas.count()}; the "
                 f"checkpoint of step {good} is kept: lower training.batch_size or source.batch_size with another "

@@ -5,6 +5,7 @@ A network is touched only inside a `with` that puts everything back, also after 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,16 +94,36 @@ def looked_through(network: nn.Module, mode: Literal["train", "eval"]) -> Iterat
 def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" is CUDA where there is one, else the CPU.
 
-    Raises DatafreeError for a name that is none, or a device that this machine has not.
+    Of the processes that a launcher started on this machine, "auto" and "cuda" give each a GPU of its own. A GPU with a
+    number becomes this process's current one, whose streams and random numbers are used where no device is named.
+    Raises DatafreeError for a name that is none, a device that this machine has not, or more processes than GPUs.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        name = f"cuda:{_own_gpu(int(os.environ['LOCAL_RANK']))}"
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         torch.ones(1, device=device).add(1).item()  # "meta" has tensors, but computes nothing
     except Exception as error:  # RuntimeError, AssertionError, ModuleNotFoundError, by the device
         raise DatafreeError(f"this machine has no device {name!r}; use auto, cpu, or one that it has") from error
     return device
+
+
+def _own_gpu(number: int) -> int:
+    """The GPU of the process with this number on this machine. Raises DatafreeError where there are too few."""
+    there, beside = torch.cuda.device_count(), os.environ.get("LOCAL_WORLD_SIZE", "several")
+    if number < there:
+        return number
+    if there == 1 and beside == "1":  # its launcher started no other here, so that the one GPU it sees is its own
+        return 0
+    own = ", or, where each sees one GPU of its own (SLURM), set LOCAL_WORLD_SIZE=1" if there == 1 else ""
+    raise DatafreeError(
+        f"there is no GPU for process {number} of {beside} on this machine (LOCAL_RANK={number}): it sees {there}; "
+        f"start at most {there} on a machine, or set training.device=cpu{own}"
+    )
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
@@ -151,25 +172,26 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Every random state of this process, made of tensors and plain values only."""
+    """Every random state of this process, made of tensors and plain values only; of devices, the current one's."""
     numpy: Any = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": (numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]),
         "torch": torch.get_rng_state(),
-        "cuda": module.get_rng_state_all() if (module := _device_random()) else [],
+        "cuda": [module.get_rng_state()] if (module := _device_random()) else [],
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Put back what `random_state` returned; that of a device becomes the current one's, whatever its number."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
     if state["cuda"] and (module := _device_random()):
-        module.set_rng_state_all(state["cuda"])
+        here = module.current_device()
+        module.set_rng_state(state["cuda"][here if here < len(state["cuda"]) else 0])  # older ones are of all devices
 
 
 def generator_state(device: torch.device) -> Tensor:

@@ -49,11 +49,15 @@ class Speed:
         weight_decay: float = 0.0,
     ) -> torch.optim.Adam:
         """Adam over parameters, or groups of them."""
-        return torch.optim.Adam(parameters, lr, betas, weight_decay=weight_decay, fused=self.fused_optimizers)
+        return torch.optim.Adam(parameters, lr, betas, weight_decay=weight_decay, fused=self._fused())
 
     def sgd(self, parameters: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
         """SGD with momentum."""
-        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, fused=self.fused_optimizers)
+        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, fused=self._fused())
+
+    def _fused(self) -> bool | None:
+        """What an optimiser is told: False would also keep it from taking all weights of a GPU at once."""
+        return self.fused_optimizers or None
 
 
 ALL_ON = Speed()

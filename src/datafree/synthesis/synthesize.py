@@ -18,7 +18,7 @@ from pathlib import Path
 
 from datafree.data.labelled import names_text
 from datafree.engine.artifacts import save_artefacts
-from datafree.engine.build_networks import build_networks
+from datafree.engine.build_networks import build_networks, with_source
 from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.origin import compare, origin_of
 from datafree.engine.progress import Progress
@@ -28,6 +28,7 @@ from datafree.networks.load import has_weights
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
+from datafree.sources.auto import Auto
 from datafree.sources.base import Batch, ImageSource, attach
 from datafree.storage.made_set import INDEX, hashes, read_record, records
 from datafree.storage.run_directory import FREE_KEYS
@@ -67,8 +68,12 @@ def synthesize(
     teacher's answers (`Task.pseudo_targets`). `stop` is asked before each shard and each update of a warm-up: a reason
     to stop raises Interrupted. Raises DatafreeError. Shards that are whole stay good whatever happens.
     """
-    source = recipe.source
-    training, trains = require_number(recipe), trains_first(source)
+    training = require_number(recipe)
+    if isinstance(recipe.source, Auto):
+        device = modes.choose_device(training.device)
+        recipe, lines = with_source(recipe, device, modes.choose_precision(training.precision, device))
+        say(lines[0])  # which source it is; the others are about the student
+    trains = trains_first(recipe.source)
     with contextlib.closing(_opened(recipe, out)) as shards:
         return _fill(shards, recipe, training, images, trains=trains, stop=stop, log=log, say=say)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +127,45 @@ def test_on_a_gpu_what_is_taken_leaves_the_headroom() -> None:
     assert batch_size._tried(lambda images: 1, GB)[0] == 256
     with pytest.raises(RecipeError, match="a step with 2 images does not fit"):
         batch_size._tried(lambda images: 2 * GB, GB)
+
+
+def test_on_a_gpu_what_smaller_tries_have_left_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes one block, for which none of a smaller step's is large enough."""
+    reserved = peak = 0
+
+    def step(images: int) -> None:
+        nonlocal reserved, peak
+        kept = max(blocks, default=0)
+        if images > kept:
+            blocks.append(images)
+            reserved += images * GB
+        peak = max(peak, reserved)
+
+    def empty() -> None:
+        nonlocal reserved
+        blocks.clear()
+        reserved = 0
+
+    def reset(device: torch.device) -> None:
+        nonlocal peak
+        peak = reserved
+
+    blocks: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: peak)
+    monkeypatch.setattr(batch_size, "banks_of", lambda *given: 0)
+
+    def taken(images: int) -> int:
+        stub: Any = SimpleNamespace(
+            kept=lambda: step(images), source=None, training=None, task=SimpleNamespace(image_size=(8, 8))
+        )
+        return batch_size._taken(stub, torch.device("cuda"))
+
+    assert batch_size._tried(taken, 40.0 * GB)[0] == 32  # of 2, 4, 8, 16 and 32 there would be 62
 
 
 def test_another_fault_of_a_try_is_not_taken_for_memory() -> None:

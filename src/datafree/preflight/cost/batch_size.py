@@ -154,6 +154,7 @@ def _tried(taken: Callable[[int], int], room: float) -> tuple[int, list[str]]:
 def _taken(calibrated: Calibration, device: torch.device) -> int:
     """Bytes of a GPU that two steps take at the peak, beside what was held before; a full bank is added."""
     torch.cuda.synchronize(device)
+    out_of_memory.release()  # what smaller tries have left would be counted
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     for _ in range(2):
