@@ -175,6 +175,14 @@ def test_python_and_command_do_the_same(tmp_path: Path) -> None:
     assert recipes[0] == recipes[1]
 
 
+def test_a_number_is_as_good_as_a_list_for_mean_and_std_and_seconds_for_time(tmp_path: Path) -> None:
+    teacher = {"network": make_teacher(), "mean": 0.5, "std": 0.25}
+    found = datafree.distill(teacher, out=tmp_path / "run", size=16, source="noise", time=8)
+    recipe = load_recipe(str(found.run / "recipe.yaml"))
+    assert (recipe.teacher.mean, recipe.teacher.std) == ((0.5,) * 3, (0.25,) * 3)
+    assert recipe.training.time == "8s"
+
+
 def test_objects_of_options_are_as_good_as_mappings(tmp_path: Path) -> None:
     task = datafree.Classification(num_classes=4, image_size=(16, 16))
     source = Mixed(parts=[Noise(), Noise(kind="gaussian")])
@@ -255,7 +263,11 @@ def test_a_live_network_is_recorded_by_class_and_digest_only(tmp_path: Path) -> 
         ({"source": "diode"}, RecipeError, "makes images for task.kind=detection"),
         ({"training": {"step": 3}}, RecipeError, "training.step: no such option"),
         ({"student": "datafree/resnt"}, RecipeError, "student.network: there is no network"),
-        ({"student": 7}, RecipeError, "student.network: 7 is not a text"),
+        ({"student": 7}, NetworkError, "a network is 7: give its name"),
+        ({"teacher": None}, NetworkError, "a network is None: give its name"),
+        ({"student": Tiny}, NetworkError, "'Tiny' is a class, not a network: give an instance"),
+        ({"time": -3}, RecipeError, "time is -3: give seconds above 0"),
+        ({"time": float("nan")}, RecipeError, "time is nan: give seconds above 0"),
         ({"student": {"network": nn.Identity()}}, NetworkError, "Identity has no parameters"),
         ({"student": {"network": Tiny(), "args": {"width": 3}}}, NetworkError, "args is given beside"),
         ({"teacher": "datafree/resnet"}, NetworkError, "has no weights, so it has nothing to teach"),

@@ -21,6 +21,7 @@ What the command does is done here in the same way, by the same code: a call is 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datafree.config.duration import duration_of
 from datafree.config.schema import Invalid
 from datafree.deploy.calibration.folder import IMAGES, TIME, Calibration
 from datafree.deploy.calibration.folder import calibrate as make_calibration
@@ -91,7 +93,7 @@ def distill(
     classes: int | None = None,
     compress: str | float | None = None,
     photos: str | Path | None = None,
-    time: str | None = None,
+    time: float | str | None = None,
     device: str | None = None,
     seed: int | None = None,
     max_time: float | str | None = None,
@@ -102,7 +104,7 @@ def distill(
 
     Where student, task or source are left out, they are chosen as `datafree distill TEACHER` chooses them, and `say` is
     told what and why; options then mean what they mean there: `weights` of the teacher, `size` of its images (224 or
-    "224x320", height x width), `classes`, `compress`, `photos`, and `time` that the run is planned to take (30m).
+    "224x320", height x width), `classes`, `compress`, `photos`, and `time` that the run is to take, as `max_time`.
     The teacher may be a weights file, too. `time`, `device` and `seed` are `training`'s. `out` is runs/NAME by default.
 
     `task`, `source` and `training` are objects, or mappings as a recipe's sections have them; a source may be its
@@ -133,7 +135,7 @@ def distill(
         classes=classes,
         compress=compress,
         photos=photos,
-        training={"time": time, "device": device, "seed": seed},
+        training={"time": _planned(time), "device": device, "seed": seed},
     )
     if out is not None:
         require_for_run(Path(out))
@@ -262,6 +264,15 @@ def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Ex
     """
     paths = {name: Path(options[name]) for name in ("images", "data") if options.get(name) is not None}
     return export_run(Path(run), None if out is None else Path(out), **{**options, **paths})
+
+
+def _planned(time: float | str | None) -> str | None:
+    """`training.time` of seconds, or of a text as it has it."""
+    if time is None or isinstance(time, str):
+        return time
+    if not 0 < time < math.inf:
+        raise RecipeError([f"time is {time}: give seconds above 0, or a text such as 30m"])
+    return duration_of(time)
 
 
 def _seconds(time: float | str | None) -> float | None:

@@ -13,6 +13,7 @@ from datafree.errors import NetworkError
 from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.sources.base import ImageSource
+from datafree.text import show
 
 Network = str | NetworkSpec | Mapping[str, Any] | nn.Module
 """A network's name as in recipes, a NetworkSpec, its section as a mapping, or the network itself, which may also stand
@@ -20,11 +21,21 @@ under "network" in a mapping that says what its images must be."""
 
 
 def network_section(given: Network, *, values: bool) -> tuple[NetworkSpec | dict[str, Any], nn.Module | None]:
-    """A recipe's section for a network, and the network itself where it was given as an object."""
+    """A recipe's section for a network, and the network itself where it was given as an object.
+
+    Raises NetworkError for what is none, or cannot be trained.
+    """
     if isinstance(given, NetworkSpec):
         return given, None
     section = plain(given) if isinstance(given, Mapping) else {"network": given}
     network = section.get("network")
+    if isinstance(network, type):
+        raise NetworkError(f"{show(network.__name__)} is a class, not a network: give an instance, with its weights")
+    if not isinstance(network, (str, Path, nn.Module)):
+        raise NetworkError(
+            f"a network is {show(network)}: give its name, a file, a torch.nn.Module, or a mapping or NetworkSpec that "
+            "holds one as network"
+        )
     if not isinstance(network, nn.Module):
         return section, None
     if not any(True for _ in network.parameters()):

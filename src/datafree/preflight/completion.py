@@ -76,7 +76,7 @@ def completed(
 
 def wishes_of(section: dict[str, Any], sections: dict[str, Any], said: Said, size: Any) -> Wishes:
     """What a call has said, as the command's options. `sections`: "task", and those of a student and data if any."""
-    mean, std = (None if section.get(key) is None else ",".join(map(str, section[key])) for key in ("mean", "std"))
+    mean, std = (_listed(section.get(key)) for key in ("mean", "std"))
     args = section.get("args", {}).items()
     return Wishes(
         weights=None if section.get("weights") is None else Path(str(section["weights"])),
@@ -96,6 +96,13 @@ def wishes_of(section: dict[str, Any], sections: dict[str, Any], said: Said, siz
         device=said.training.get("device"),
         seed=said.training.get("seed"),
     )
+
+
+def _listed(values: Any) -> str | None:
+    """A number, or one for each channel, as the command's option has them."""
+    if values is None:
+        return None
+    return ",".join(map(str, values)) if isinstance(values, (list, tuple)) else str(values)
 
 
 def as_mapping(teacher: NetworkSpec | dict[str, Any]) -> dict[str, Any]:
