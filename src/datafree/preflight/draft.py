@@ -142,7 +142,8 @@ def _named(teacher: str, wishes: Wishes) -> tuple[NetworkSpec, str, list[str]]:
 
 
 def _of_file(teacher: str, kind: Kind) -> tuple[NetworkSpec, str]:
-    what = {"program": "a program of torch.export", "onnx": "an ONNX file", "directory": "a Hugging Face directory"}
+    program = "a program of torch.export" if teacher.lower().endswith(".pt2") else "a TorchScript program"
+    what = {"program": program, "onnx": "an ONNX file", "directory": "a Hugging Face directory"}
     network = f"{'hf/' if kind == 'directory' else ''}{_absolute(teacher)}"
     if (fault := no_network(network)) is not None:
         known = "names, weights files and .pt2 programs can be"
