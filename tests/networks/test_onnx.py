@@ -12,7 +12,7 @@ from datafree.errors import DatafreeError, NetworkError, RunError, WeightsError
 from datafree.evaluation.finished_run import load_onnx
 from datafree.networks.comparison import relative_error, undecided
 from datafree.networks.normalized import Normalized
-from datafree.networks.onnx import DESCRIPTION, OnnxNetwork, answer_of, check_onnx, write_onnx
+from datafree.networks.onnx import DESCRIPTION, OnnxNetwork, answer_of, check_onnx, opset_of, write_onnx
 from datafree.ops.predictions import Predictions
 
 for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -32,6 +32,15 @@ def test_network_that_cannot_take_any_number_of_images_is_refused(tmp_path: Path
     with pytest.raises(NetworkError, match=r"cannot be exported to ONNX \(its code fixes how many images") as caught:
         write_onnx(Normalized(Two()), tmp_path / "two.onnx", (16, 16), {})
     assert "\n" not in str(caught.value)
+
+
+def test_an_opset_is_kept_to_or_refused(tmp_path: Path) -> None:
+    network = Normalized(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    assert write_onnx(network, tmp_path / "a.onnx", (8, 8), {}, opset=21) == opset_of(tmp_path / "a.onnx") == 21
+    for asked in (-1, 3, 99):
+        with pytest.raises(NetworkError, match=rf"^opset {asked} is asked for, but torch writes .* as opset \d+: ask"):
+            write_onnx(network, tmp_path / "b.onnx", (8, 8), {}, opset=asked)
+    assert not (tmp_path / "b.onnx").exists()
 
 
 def test_images_counted_by_len_are_any_number_in_the_file(tmp_path: Path) -> None:

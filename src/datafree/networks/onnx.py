@@ -83,7 +83,7 @@ def write_onnx(
 
     The graph takes `images` (B, 3, H, W), any number at once, and holds mean, standard deviation and channel order; it
     answers `logits`, or `boxes` (B, L, 4) and `scores` (B, L, C) of a detector. `opset`: torch's choice by default.
-    Raises NetworkError if the network cannot be traced, DatafreeError without the packages.
+    Raises NetworkError if the network cannot be traced or written in that opset, DatafreeError without the packages.
     """
     require("exporting to ONNX", "onnx", "onnxscript")
     try:
@@ -104,9 +104,15 @@ def write_onnx(
                 made.model
             )  # lines of the network's code, and where they lie on this machine
             made.model.metadata_props[DESCRIPTION] = json.dumps(description)
+            written = int(made.model.opset_imports[""])
+            if opset not in (None, written):  # torch says nothing of a version that it cannot turn its own into
+                raise NetworkError(
+                    f"opset {opset} is asked for, but torch writes this network as opset {written}: ask for "
+                    f"{written}, or leave it out"
+                )
             made.save(str(file), external_data=False)
-            return int(made.model.opset_imports[""])
-    except OSError:
+            return written
+    except (OSError, NetworkError):
         raise
     except Exception as error:  # tracing runs the network's own code, which may raise anything
         raise NetworkError(f"the network cannot be exported to ONNX ({why(error)}); leave ONNX out") from error
