@@ -37,7 +37,7 @@ MAY_WAIT = {
     "networks/batchnorm.py:StatisticsMatch.clipped": "which layers exploded, for a note at the end of a batch",
     "tasks/average_precision.py:AveragePrecision.update": "the batch's own AP50, which is computed on the host",
     "health/guard.py:Guard._look": "a collapse has to be known before the student sees its images; every tenth update",
-    "health/signals.py:signals": "a histogram of classes, for the guard's look",
+    "health/signals.py:_signals": "a histogram of classes, for the guard's look",
 }
 
 PAIRS = [(method, kind) for method in SOURCES for kind in KINDS[method]]

@@ -33,7 +33,8 @@ def written(tmp_path: Path, **training: object) -> Path:
 
 
 def started(command: list[str], folder: Path) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # torch 2.14 keeps one store for all restarts of torchrun, in which new processes find the addresses of dead ones.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
