@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from datafree import run as run_module
 from datafree.engine.progress import Progress
 from datafree.errors import DataError, DatafreeError, Interrupted, NetworkError, RunError, TrainingError
 from datafree.evaluation.scoring import evaluate_run
@@ -71,6 +72,28 @@ def test_bf16_run_learns_nearly_what_an_fp32_run_learns(
         assert all(w.dtype != torch.bfloat16 for w in weights.values())  # weights stay float32
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"][0] == pytest.approx(losses["fp32"][0], rel=0.1)
+
+
+def test_scores_and_profile_of_a_bf16_run_are_of_float32_as_what_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: list[torch.dtype] = []
+
+    def seen(act: Callable[..., Any], *networks: int) -> Callable[..., Any]:
+        def noted(*args: Any, **more: Any) -> Any:
+            dtypes.extend(args[index].dtype for index in networks)
+            return act(*args, **more)
+
+        return noted
+
+    monkeypatch.setattr(run_module, "evaluate", seen(run_module.evaluate, 0))
+    monkeypatch.setattr(run_module, "measure", seen(run_module.measure, 1, 2))
+    recipe = replace(recipe_for(tmp_path, NOISE, precision="bf16"), data=labelled(tmp_path / "data"))
+    outcome = run_recipe(recipe, tmp_path / "run")
+    assert dtypes == [torch.float32] * 4
+    assert outcome.student.dtype == torch.bfloat16  # as it was trained
+    scored = evaluate_run(tmp_path / "run", tmp_path / "data")["student"]
+    assert scored.values == outcome.scores["student"].values
 
 
 @pytest.mark.thorough

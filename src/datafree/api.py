@@ -21,7 +21,6 @@ What the command does is done here in the same way, by the same code: a call is 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from datafree.config.duration import duration_of
+from datafree.config.paths import as_written
 from datafree.config.schema import Invalid
 from datafree.deploy.calibration.folder import IMAGES, TIME, Calibration
 from datafree.deploy.calibration.folder import calibrate as make_calibration
@@ -47,7 +46,7 @@ from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare, device_of
 from datafree.ops import modes
 from datafree.preflight.calibration_subject import calibration_subject
-from datafree.preflight.call_sections import Network, fresh, network_section, plain
+from datafree.preflight.call_sections import Network, fresh, most_seconds, network_section, plain, planned_time
 from datafree.preflight.completion import Said, as_mapping, completed, get_size, wishes_of
 from datafree.preflight.wishes import NEEDS_PHOTOS
 from datafree.recipe.recipe import make_recipe, make_task_and_teacher
@@ -135,19 +134,20 @@ def distill(
         classes=classes,
         compress=compress,
         photos=photos,
-        training={"time": _planned(time), "device": device, "seed": seed},
+        training={"time": planned_time(time), "device": device, "seed": seed},
     )
-    if out is not None:
-        require_for_run(Path(out))
+    place = None if out is None else as_written(out)
+    if place is not None:
+        require_for_run(place)
     given = Given(teacher=networks["teacher"][1], student=networks.get("student", ({}, None))[1])
-    stop = Stop(_seconds(max_time))
+    stop = Stop(most_seconds(max_time))
     with _as_before(*(network for _, network in networks.values() if network is not None)):
         sections, drafted = completed(sections, said, given.teacher, say)
         try:
             recipe = make_recipe(sections, "python")
         except Invalid as error:
             raise RecipeError([str(fault) for fault in error.faults]) from error
-        run = Path("runs") / recipe.name if out is None else Path(out)
+        run = Path("runs") / recipe.name if place is None else place
         outcome = run_recipe(recipe, run, given=given, stop=stop, log=progress, say=say, drafted=drafted)
         if given.student is None:
             outcome.student.to("cpu").to(memory_format=torch.contiguous_format)
@@ -182,7 +182,7 @@ def evaluate(
     if isinstance(what, (str, Path)):
         if task is not None:
             raise NetworkError(f"{show(str(what))} says itself which task it is for: leave task out")
-        return evaluate_run(Path(what), Path(data), device=device, student=student)["student"]
+        return evaluate_run(as_written(what), as_written(data), device=device, student=student)["student"]
     if task is None:
         raise NetworkError("a network alone says nothing of its task: give task={'kind': ..., ...}")
     section, network = network_section(what, values=False)
@@ -191,7 +191,7 @@ def evaluate(
     except Invalid as error:
         raise RecipeError([str(fault) for fault in error.faults]) from error
     where = modes.choose_device(device)
-    labelled = open_labelled(made, Path(data))
+    labelled = open_labelled(made, as_written(data))
     with _as_before(*([] if network is None else [network])):
         prepared = prepare(spec, made, "network", where, torch.float32, network)
         return score(prepared, made, labelled, device=where)
@@ -212,6 +212,7 @@ def calibrate(
     classes: int | None = None,
     time: str = TIME,
     device: str | None = None,
+    student: str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
     progress: Callable[[Progress], None] = lambda progress: None,
@@ -225,7 +226,8 @@ def calibrate(
     Raises DatafreeError, and then has written nothing.
     """
     require_count(images)
-    require_calibration(Path(out))
+    place = as_written(out)
+    require_calibration(place)
     section, network = network_section(teacher, values=True)
     named = as_mapping(section)
     said = Said(weights=weights, size=size, classes=classes, compress=None, photos=photos)
@@ -233,7 +235,11 @@ def calibrate(
         named = {**named, "weights": str(weights)}
     sections = {"task": {"kind": task} if isinstance(task, str) else plain(task)}
     wishes = dataclasses.replace(
-        wishes_of(named, sections, said, get_size(sections["task"])), source=source, device=device, seed=seed
+        wishes_of(named, sections, said, get_size(sections["task"])),
+        source=source,
+        device=device,
+        seed=seed,
+        student=student,
     )
     where = modes.choose_device(device or "auto")
     with _as_before(*([] if network is None else [network])):
@@ -242,12 +248,12 @@ def calibrate(
             say(line)
         return make_calibration(
             wanted,
-            Path(out),
+            place,
             page=calibration_page,
             images=images,
             seconds=parse_time(time),
-            photos_of=None if photos is None or source in NEEDS_PHOTOS else Path(photos),
-            data=None if data is None else Path(data),
+            photos_of=None if photos is None or source in NEEDS_PHOTOS else as_written(photos),
+            data=None if data is None else as_written(data),
             int8=int8,
             device=where,
             seed=seed,
@@ -262,25 +268,8 @@ def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Ex
     `options` are those of `export_run`: to, onnx, opset, int8, qat_steps, images, data, student, task, say. `student`
     may be the network itself, where it was given as an object. Raises DatafreeError.
     """
-    paths = {name: Path(options[name]) for name in ("images", "data") if options.get(name) is not None}
-    return export_run(Path(run), None if out is None else Path(out), **{**options, **paths})
-
-
-def _planned(time: float | str | None) -> str | None:
-    """`training.time` of seconds, or of a text as it has it."""
-    if time is None or isinstance(time, str):
-        return time
-    if not 0 < time < math.inf:
-        raise RecipeError([f"time is {time}: give seconds above 0, or a text such as 30m"])
-    return duration_of(time)
-
-
-def _seconds(time: float | str | None) -> float | None:
-    if isinstance(time, str):
-        return parse_time(time)
-    if time is not None and not time > 0:
-        raise RecipeError([f"max_time is {time}: give seconds above 0, or a text such as 9m"])
-    return time
+    paths = {name: as_written(options[name]) for name in ("images", "data") if options.get(name) is not None}
+    return export_run(as_written(run), None if out is None else as_written(out), **{**options, **paths})
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from datafree.engine.progress import Progress, place
 from datafree.errors import RunError
 from datafree.evaluation.scoring import evaluate
 from datafree.networks.checkpoints.weights import load_weights, save_weights
-from datafree.networks.normalized import Normalized, bare
+from datafree.networks.normalized import Normalized, bare, in_float32
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
 from datafree.preflight.cost.forecast import foretold
@@ -184,7 +184,8 @@ def _carry_out(
         *recipe.source.notes(),
     ]
     if labelled is not None:
-        with divided.sharing(False):  # all have the same data: passes are divided, answers collected
+        # All have the same data: passes are divided, answers collected. In float32, as what ships answers.
+        with divided.sharing(False), in_float32(teacher, student):
             scores = {
                 who: evaluate(network, task, labelled, device=device, stop=stop, log=log)
                 for who, network in (("teacher", teacher), ("student", student))
@@ -192,7 +193,8 @@ def _carry_out(
         notes += dict.fromkeys(line for score in scores.values() for line in score.remarks)
     else:
         notes.append("not verified on real data: no labelled data was given (data: DIR scores it)")
-    run.save_json(MEASURED, measure(task, teacher, student, images))
+    with in_float32(teacher, student):
+        run.save_json(MEASURED, measure(task, teacher, student, images))
     run.finish(
         {
             "chosen": {"step": chosen.step, "agreement": chosen.agreement},

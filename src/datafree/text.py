@@ -82,6 +82,11 @@ def time(seconds: float) -> str:
     return f"{seconds / 3600:.0f} h" if seconds < 100 * 3600 else f"{seconds / 86400:.0f} days"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things, `what` being a single one: "1 image", "2,000 images"."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
 def show(value: object) -> str:
     """A value as an error shows it: short, on one line."""
     text = shown(repr(value))

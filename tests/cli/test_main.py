@@ -195,6 +195,28 @@ def test_a_dry_run_checks_everything_and_writes_nothing(datafree: Datafree) -> N
     assert wrong.code == 2 and wrong.err.startswith("error: ")
 
 
+def test_a_dry_run_finds_layers_that_are_not_there(datafree: Datafree) -> None:
+    wrong = datafree("distill", "tiny.yaml", "training.attention_layers={down.9: down.1}", "--dry-run")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err.startswith("error: there is no layer 'down.9' in the teacher; did you mean down.0")
+
+
+def test_a_home_that_the_shell_has_left_is_found_by_every_verb(
+    datafree: Datafree, monkeypatch: pytest.MonkeyPatch, labelled: Path
+) -> None:
+    """A shell leaves the "~" of --out=~/runs as it is."""
+    home = Path("home").absolute()
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    labelled.rename(home / "labelled")
+    assert datafree("distill", "tiny.yaml", "--out=~/runs/mine").code == 0
+    assert datafree("evaluate", "~/runs/mine", "--data=~/labelled").code == 0
+    assert datafree("report", "~/runs/mine", "--out=~/page.html").code == 0
+    assert (home / "page.html").is_file()
+    assert datafree("convert", "~/../teacher.safetensors", "~/new.safetensors").code == 2  # no pickle, and looked at
+    assert not Path("~").exists()
+
+
 def test_a_dry_run_of_a_data_set_says_its_size_and_takes_device_and_seed(datafree: Datafree) -> None:
     source = "source={method: inversion, iterations: 2, batch_size: 4}"
     result = datafree(

@@ -81,6 +81,7 @@ PLACES = {  # a whole line -> what is said
     "export foreign": "foreign holds no run: none of recipe.yaml, ",
     "export my-segmentation --to foo": "--to names no format: 'foo'; one or more of onnx, litert, openvino",
     "export my-segmentation --qat-steps 200": "--qat-steps 200 trains for INT8, which is not wanted: add --int8",
+    "export my-segmentation --images foreign": "--images foreign is what INT8 is calibrated with, which is not wanted:",
     "export my-segmentation --int8 --qat-steps -1": "--qat-steps is -1: give 1 to 1,000,000",
     "export my-segmentation --to onnx --no-onnx": "--to names onnx, and --no-onnx leaves it out",
     "export my-segmentation --out foreign": "foreign holds 'mine.txt', which no export writes",

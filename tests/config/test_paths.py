@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from datafree.config import paths
+from datafree.errors import DatafreeError
 
 
 def test_home_variables_and_relative_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -14,6 +15,20 @@ def test_home_variables_and_relative_paths_are_expanded(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path / "a")
     for text in ("~/a/b", "$HOME/$PLACE/b", "${HOME}/${PLACE}/b", "b", "../a/./b", str(tmp_path / "a" / "b")):
         assert paths.expand(text) == tmp_path / "a" / "b"
+
+
+def test_a_path_of_a_command_is_kept_as_it_was_written_where_nothing_in_it_stands_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("PLACE", raising=False)
+    for text in ("runs/mine", "../runs", "./~", "a b"):
+        assert str(paths.as_written(text)) == str(Path(text))
+    assert paths.as_written("~/runs") == paths.as_written(Path("$HOME/runs")) == tmp_path / "runs"
+    assert paths.placed("~/set") == tmp_path / "set"
+    assert paths.as_written("builtin:garments") == paths.builtin_folder() / "garments"
+    with pytest.raises(DatafreeError, match="the variable PLACE is not set"):
+        paths.as_written("$PLACE/runs")
 
 
 def test_an_unset_or_empty_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

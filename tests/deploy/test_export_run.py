@@ -21,8 +21,9 @@ from datafree.config import schema
 from datafree.deploy import export_run as module
 from datafree.deploy.export_run import Exported, export_run
 from datafree.deploy.formats import onnx as onnx_format
+from datafree.deploy.push import push_run
 from datafree.engine.artifacts import CALIBRATION, describe_teacher, save_calibration
-from datafree.errors import DataError, DatafreeError, NetworkError, RunError
+from datafree.errors import DataError, DatafreeError, NetworkError, RecipeError, RunError
 from datafree.evaluation.finished_run import load_onnx, load_student
 from datafree.evaluation.scoring import evaluate, evaluate_run
 from datafree.networks.checkpoints.weights import save_weights
@@ -32,6 +33,8 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx
 from datafree.ops.detections import detect
 from datafree.ops.predictions import Predictions
+from datafree.preflight.calibration_subject import calibration_subject
+from datafree.preflight.wishes import Wishes
 from datafree.run import run_recipe
 from datafree.tasks.detection import Detection
 from recipes import load, write_teacher
@@ -382,6 +385,27 @@ def test_tied_and_channels_last_tensors_are_shipped(tmp_path: Path, monkeypatch:
     tensors = load_file(done.folder / "student.safetensors")
     assert torch.equal(tensors["one.weight"], tensors["two.weight"])
     assert "import tied_nets" in (done.folder / "README.md").read_text()
+
+
+def test_every_verb_that_builds_a_student_takes_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal names the verbs; `evaluate`, `export` and `bench` are tested with their own options."""
+    (tmp_path / "df_own_nets.py").write_text(
+        "from torch import nn\ndef make(classes=3):\n    return nn.Sequential(nn.Conv2d(3, classes, 1))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = write_run(tmp_path / "run", {"network": "df_own_nets:make"})
+    for wishes in (Wishes(), Wishes(task="segmentation")):
+        with pytest.raises(DatafreeError, match=r"--student df_own_nets:make \(to evaluate|--task: .* is a run"):
+            calibration_subject(str(run), wishes)
+    wanted = calibration_subject(str(run), Wishes(student="df_own_nets:make"))
+    assert wanted.network is not None and wanted.spec.network == "df_own_nets:make"
+    with pytest.raises(RecipeError, match="'timm/resnet18' is no run: leave it out"):
+        calibration_subject("timm/resnet18", Wishes(student="df_own_nets:make"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(NetworkError, match="--student df_own_nets:make"):
+        push_run(run, "me/it")
+    with pytest.raises(DatafreeError, match=r"nothing was uploaded .* student\.safetensors"):
+        push_run(run, "me/it", student="df_own_nets:make")
 
 
 def test_earlier_export_is_replaced_and_nothing_else(tmp_path: Path) -> None:

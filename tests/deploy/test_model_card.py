@@ -2,6 +2,7 @@
 
 import ast
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,36 @@ def test_snippet_of_our_own_network_answers_as_the_student(tmp_path: Path, monke
     with torch.no_grad():
         wanted = made.network.eval()(space["images"])
     torch.testing.assert_close(space["logits"], wanted)
+
+
+ANSWERS = {  # a network's answer -> what of it the card's code takes
+    "x": "network(x)",
+    "{'aux': x, 'out': x}": 'network(x)["out"]',
+    "Answer(features=x, logits=x)": "network(x).logits",
+}
+
+
+@pytest.mark.parametrize(("answer", "taken"), ANSWERS.items(), ids=["tensor", "dict", "dataclass"])
+def test_snippet_of_own_code_takes_the_logits_out_of_its_answer(
+    answer: str, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "answering_nets.py").write_text(
+        "import dataclasses\nfrom torch import Tensor, nn\n"
+        "@dataclasses.dataclass\nclass Answer:\n    features: Tensor\n    logits: Tensor\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.conv = nn.Conv2d(3, 3, 1)\n"
+        f"    def forward(self, images):\n        x = self.conv(images)\n        return {answer}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "answering_nets", raising=False)
+    made = student("answering_nets:Net", mean=(0.5, 0.4, 0.3))
+    save_weights(made.network.network, tmp_path / "student.safetensors")
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(code := load_snippet(made), space)
+    assert f"logits = {taken}\n" in code
+    with torch.no_grad():
+        torch.testing.assert_close(space["logits"], made.network.eval()(space["images"]))
 
 
 def test_snippet_holds_arguments_as_literals_only() -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from datafree.api import distill
-from datafree.engine.build_networks import prepare, require_gradients
+from datafree.engine.build_networks import prepare
+from datafree.engine.network_checks import require_gradients
 from datafree.errors import NetworkError, WeightsError
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.detectors import Detector

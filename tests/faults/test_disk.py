@@ -16,7 +16,7 @@ import torch
 from datafree.errors import Interrupted, RunError
 from datafree.run import run_recipe
 from datafree.storage import checkpoint
-from datafree.storage.atomic import Growing, write_whole
+from datafree.storage.atomic import Growing, cannot_write, write_whole
 from datafree.storage.run_directory import Run
 from small_runs import assert_same, everything, recipe_for, stop_after
 
@@ -108,6 +108,21 @@ def test_a_stop_that_cannot_save_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(checkpoint, "write", refusing(1)[0])
     with pytest.raises(RunError, match=r"cannot write .*: No space left on device"):
         run_recipe(recipe_for(tmp_path, {"method": "noise"}), tmp_path / "run", stop=stop_after(3))
+
+
+@pytest.mark.parametrize(
+    ("number", "ways"),
+    [
+        (errno.ENOSPC, "free some space, or choose another --out"),
+        (errno.EROFS, "make that place writable, or choose another --out"),
+        (errno.ENOTDIR, "choose another --out"),
+    ],
+)
+def test_what_is_advised_fits_what_the_system_said(number: int, ways: str) -> None:
+    error = OSError(number, os.strerror(number))
+    assert cannot_write(Path("a"), error, "choose another --out") == f"cannot write a: {os.strerror(number)}; {ways}"
+    alone = cannot_write(Path("a"), error)
+    assert alone.endswith("; " + (ways.rpartition(", or ")[0] or "mend that"))
 
 
 def test_a_line_that_found_no_room_is_written_with_the_next_and_never_in_part(small_disk: Path) -> None:

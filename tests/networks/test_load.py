@@ -16,6 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from darknet_files import save_darknet_weights
 from datafree.errors import WeightsError
 from datafree.networks import load
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.checks.untrained import untrained
 from datafree.networks.darknet.network import Darknet
 from datafree.networks.detectors import Detector
 from datafree.networks.load import NetworkSpec, build_network
@@ -199,6 +201,43 @@ def test_arguments_after_the_name_are_args() -> None:
 def test_a_network_is_built_with_the_arguments_in_its_name() -> None:
     network = build("datafree/unet?width=4", 3)
     assert [p.shape for p in network.parameters()] == [p.shape for p in build("datafree/unet", 3, width=4).parameters()]
+
+
+@pytest.mark.parametrize(
+    ("network", "path"),
+    [
+        ("./df_nets.py:make_net", "df_nets:make_net"),
+        ("df_nets.py:make_net", "df_nets:make_net"),
+        ("pkg/nets.py:make", "pkg.nets:make"),
+        ("/somewhere/nets.py:make", "nets:make"),
+    ],
+)
+def test_a_python_file_is_answered_with_the_import_path_to_write(network: str, path: str) -> None:
+    assert f"is no import path: write {path}, for a module" in refusal(lambda: NetworkSpec(network=network))
+
+
+def test_own_code_that_nobody_trained_is_noticed_and_random_numbers_go_on_as_before(own_code: Path) -> None:
+    (own_code / "df_trained.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def loaded():\n    net = nn.Conv2d(3, 2, 1)\n    net.load_state_dict(torch.load('kept.pt'))\n    return net\n"
+        "def headless():\n    return nn.Sequential(loaded(), nn.Conv2d(2, 4, 1, bias=False))\n"
+        "def once(left=[1]):\n    left.pop()\n    return loaded()\n"
+    )
+    torch.save(nn.Conv2d(3, 2, 1).state_dict(), own_code / "kept.pt")
+    save_weights(nn.Conv2d(3, 2, 1), own_code / "kept.safetensors")
+
+    def said(network: str, **more: Any) -> str:
+        spec = NetworkSpec(network=network, **more)
+        wrapped = spec.wrap(build_network(spec, num_classes=2))
+        state = torch.get_rng_state()
+        found = untrained(spec, wrapped)
+        assert torch.equal(torch.get_rng_state(), state)
+        return found
+
+    assert said("df_nets:make_net").startswith("each call of it makes other values (2 of 2 tensors, such as 'weight')")
+    assert said("df_trained:headless").startswith("each call of it makes other values (1 of 3 tensors, such as '1.")
+    assert said("df_trained:loaded") == said("df_trained:once") == ""
+    assert said("df_nets:make_net", weights=own_code / "kept.safetensors") == ""
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,18 @@ def test_pictures_are_opened_with_care_and_take_a_bounded_room(tmp_path: Path) -
     assert len(page.source) < 1_000_000
 
 
+def test_pictures_are_called_by_the_students_steps_and_by_updates_of_the_warm_up(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    recipe = yaml.parse((run / "recipe.yaml").read_text(), "recipe")
+    recipe["source"]["warmup"] = 25
+    (run / "recipe.yaml").write_text(yaml.render(recipe))
+    for index in (25, 26, 1025):  # as the run numbers them: from the first update on
+        Image.new("RGB", (40, 32)).save(run / "samples" / f"{index:06d}.png")
+    text = page_of(run).text
+    assert all(words in text for words in ("update 25 of the warm-up", "step 1", "step 1,000"))
+    assert "update 26" not in text and "update 1,025" not in text
+
+
 def test_a_network_that_a_directory_names_is_never_imported(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     described = json.loads((run / "student.json").read_text())

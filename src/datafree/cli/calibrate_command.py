@@ -9,7 +9,7 @@ import typer
 
 from datafree.cli import teacher_options as options
 from datafree.cli.lines import remark, result, result_block
-from datafree.cli.parameters import AsJson, Device, Overrides, Quiet, Seed
+from datafree.cli.parameters import AsJson, Device, Overrides, Quiet, Seed, StudentCode
 from datafree.config.duration import seconds_of
 from datafree.deploy.written_names import require_calibration, require_count, require_int8
 from datafree.engine.stopping import ending
@@ -53,6 +53,7 @@ def calibrate(
     args: options.Args = None,
     size: options.Size = None,
     task: options.Task = None,
+    student: StudentCode = None,
     classes: options.Classes = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -71,6 +72,7 @@ def calibrate(
         source=source,
         size=size,
         task=task,
+        student=student,
         classes=classes,
         mean=mean,
         std=std,

@@ -10,6 +10,7 @@ import typer
 from datafree.cli.lines import result
 from datafree.preflight.option_values import require_there
 from datafree.storage.places import require_new
+from datafree.text import counted
 
 
 def convert(
@@ -24,4 +25,5 @@ def convert(
     made = write(old, new)
     of = f" of {made.kind}" if made.kind else ""
     where = f" (under {made.key!r})" if made.key else ""
-    result(f"{new}: {made.tensors:,} tensors, {made.values:,} values{of}{where}; nothing of {old} was run")
+    held = f"{counted(made.tensors, 'tensor')}, {counted(made.values, 'value')}"
+    result(f"{new}: {held}{of}{where}; nothing of {old} was run")

@@ -8,7 +8,7 @@ from datafree.preflight.inspection import Inspection
 from datafree.preflight.recommendation import BATCH, STEPS
 from datafree.preflight.subject import Fact
 from datafree.preflight.suitability import BatchNorm
-from datafree.text import shown, size, time
+from datafree.text import counted, shown, size, time
 
 Rows = list[tuple[str, str, str]]  # what, its value, a remark
 
@@ -53,8 +53,8 @@ def inspection_text(found: Inspection) -> str:
     if found.run is not None:
         run = found.run
         rows: Rows = [
-            ("source", f"{run.updates:,} updates", f"{time(run.update)} each"),
-            ("student", f"{run.steps:,} steps", f"{time(run.step)} each"),
+            ("source", counted(run.updates, "update"), f"{time(run.update)} each"),
+            ("student", counted(run.steps, "step"), f"{time(run.step)} each"),
             ("whole run", f"about {time(run.seconds)}", ""),
             ("memory", f"about {size(run.memory)}", "beside Python and torch"),
             *(("assumed", assumption, "") for assumption in run.assumed),

@@ -24,6 +24,7 @@ from datafree.cli.draft_commands import init
 from datafree.cli.help import example, write_verbs
 from datafree.cli.inspect_commands import inspect, list_, plan
 from datafree.cli.lines import remark, result
+from datafree.cli.parameters import with_paths
 from datafree.cli.result_commands import bench, evaluate, export, push, report, watch
 from datafree.cli.run_commands import demo, distill, synthesize
 from datafree.distributed.launch import first, let_the_first_speak
@@ -123,6 +124,6 @@ for verb in (
     *(distill, init, evaluate, synthesize, calibrate, export, bench, push),
     *(inspect, plan, report, watch, convert),
 ):
-    app.command(epilog=example(verb.__name__))(verb)
+    app.command(epilog=example(verb.__name__))(with_paths(verb))
 app.command(name="list", epilog=example("list"))(list_)
-app.command(epilog=example("demo"))(demo)
+app.command(epilog=example("demo"))(with_paths(demo))

@@ -1,8 +1,13 @@
-"""Options that several verbs of the command share."""
+"""Options that several verbs of the command share, and how a verb reads its paths."""
 
-from typing import Annotated
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+
+from datafree.config.paths import as_written
 
 Named = Annotated[str, typer.Argument(help="A YAML file, or a packaged recipe's name (`datafree list`).")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.seed=1.")]
@@ -24,3 +29,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Processes = Annotated[
     int, typer.Option(min=1, metavar="N", help="Share the work among N processes of this machine (torchrun: of many).")
 ]
+
+
+def with_paths(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb, its paths read as in recipes: a shell leaves the `~` of `--out=~/runs` as it is."""
+
+    @functools.wraps(verb)
+    def called(**given: Any) -> None:
+        verb(**{name: _as_written(value) for name, value in given.items()})
+
+    return called
+
+
+def _as_written(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_written(item) for item in value]
+    return as_written(value) if isinstance(value, Path) else value

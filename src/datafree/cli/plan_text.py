@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from datafree.cli.inspect_text import Rows, group
 from datafree.preflight.plan import Plan
-from datafree.text import shown, size, table, time
+from datafree.text import counted, shown, size, table, time
 
 
 def plan_text(plan: Plan) -> str:
     """The whole text."""
-    of = "" if plan.images is None else f": {plan.images:,} images in {plan.shards:,} shards, {plan.files:,} files"
+    of = ""
+    if plan.images is not None:
+        shards, files = counted(plan.shards or 0, "shard"), counted(plan.files or 0, "file")
+        of = f": {counted(plan.images, 'image')} in {shards}, {files}"
     once: Rows = [(row.what, f"{row.often:,} x {time(row.each)}", time(row.often * row.each)) for row in plan.work]
     needs: Rows = [("memory", size(plan.memory), "beside Python and torch")]
     needs += [("disk", size(count), what) for what, count in plan.disk.items()]

@@ -12,14 +12,14 @@ from datafree.cli.lines import remark, result, result_block
 from datafree.cli.parameters import Quiet, StudentCode, TaskCode
 from datafree.cli.score_table import print_outcome, score_table
 from datafree.deploy.format_facts import FACTS, wanted
-from datafree.deploy.written_names import require_export, require_qat_steps
+from datafree.deploy.written_names import require_export, require_int8_options
 from datafree.engine.stopping import ending
 from datafree.errors import RecipeError
 from datafree.preflight.option_values import require_device, require_there
 from datafree.recipe.files import require_recipe
 from datafree.storage import strict_json
 from datafree.storage.places import require_run, require_student
-from datafree.text import percent, table
+from datafree.text import counted, percent, table
 
 
 def evaluate(
@@ -75,7 +75,7 @@ def evaluate(
         result(f"note: {note}")
     if all_agree is not None:
         share = "nothing to compare" if all_agree.share is None else percent(all_agree.share)
-        result(f"agreement with the teacher: {share} on {all_agree.compared:,} images of {images}")
+        result(f"agreement with the teacher: {share} on {counted(all_agree.compared, 'image')} of {images}")
         for note in all_agree.remarks:
             result(f"note: {note}")
 
@@ -102,7 +102,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's student as files to ship: weights, ONNX and other formats, INT8, a description and a model card."""
-    require_qat_steps(qat_steps, int8)
+    require_int8_options(qat_steps, images, int8)
     wanted(to, FACTS, [], onnx=onnx, opset=opset, int8=int8)
     require_student(run)
     require_export(run / "export" if out is None else out)
@@ -191,6 +191,8 @@ def push(
     repo: Annotated[str, typer.Argument(metavar="REPO", help="Such as me/my-student; created where there is none.")],
     private: Annotated[bool, typer.Option("--private", help="For yourself alone, where it is created.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be uploaded.")] = False,
+    student: StudentCode = None,
+    task: TaskCode = None,
     quiet: Quiet = False,
 ) -> None:
     """Upload what `export` writes, made first where missing, to a Hugging Face repository."""
@@ -200,7 +202,7 @@ def push(
         from datafree.deploy.push import push_run
 
         with display(quiet=quiet) as shown:
-            done = push_run(run, repo, private=private, dry_run=dry_run, say=shown.say)
+            done = push_run(run, repo, private=private, dry_run=dry_run, student=student, task=task, say=shown.say)
     if done.files:
         result_block(table([[name, f"{size:,} bytes"] for name, size in done.files.items()]))
     for note in done.notes:

@@ -35,7 +35,7 @@ from datafree.preflight.option_values import require_device, require_seed
 from datafree.preflight.wishes import Wishes
 from datafree.recipe.files import require_recipe
 from datafree.storage.places import require_for_run, require_for_set
-from datafree.text import did_you_mean, show
+from datafree.text import counted, did_you_mean, show
 
 if TYPE_CHECKING:  # torch takes seconds to import: the verbs import what they need
     from datafree.recipe.recipe import Recipe
@@ -161,7 +161,7 @@ def synthesize(
             with display(quiet=quiet, verbose=verbose) as shown:
                 made = make(loaded, place, images or 0, stop=stop, log=shown.log, say=shown.say)
     sound = ", every file as it was written" if verify else ""
-    result(f"data set: {made.path}, {made.images:,} images in {made.shards:,} shards{sound}")
+    result(f"data set: {made.path}, {counted(made.images, 'image')} in {counted(made.shards, 'shard')}{sound}")
     for note in made.notes:
         result(f"note: {note}")
 

@@ -71,6 +71,11 @@ def times_fewer(text: str) -> float | None:
     return None if match is None or float(match[1]) <= 1 else float(match[1])
 
 
+def set_classes(count: int) -> str:
+    """The way out where a task has another number of classes: in a recipe, and on a command line."""
+    return f"set task.num_classes={count} (--classes {count})"
+
+
 def student_overrides(student: str | None, compress: str | None) -> list[str]:
     """What --student and --compress change in a recipe. Raises RecipeError."""
     if compress is not None and student not in (None, "auto"):

@@ -1,4 +1,4 @@
-"""Paths as a recipe writes them: `~`, `$NAME`, and `builtin:NAME` for the example in the package.
+"""Paths as users write them: `~`, `$NAME`, and `builtin:NAME` for the example in the package.
 
 Relative paths are relative to the current directory, in recipes and on the command line alike.
 """
@@ -10,6 +10,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from datafree.errors import DatafreeError
 from datafree.text import show
 
 BUILTIN = "builtin:"
@@ -34,6 +35,19 @@ def expand(given: object) -> Path:
         raise ValueError(f"{show(given)}: the variable {missing[0]} is not set{_HINTS.get(missing[0], '')}")
     text = _VARIABLE.sub(lambda match: os.environ[_name(match)], given)
     return Path(os.path.abspath(os.path.expanduser(text)))  # noqa: PTH100, PTH111  (folds "..", lets "~nobody" pass)
+
+
+def as_written(given: str | Path) -> Path:
+    """The path that a user has written on a command line or in a call: as it stands, so that messages show it so, and
+    what `expand` makes of it where it holds `~`, `$NAME` or `builtin:`. Raises DatafreeError.
+    """
+    text = str(given)
+    if not (text.startswith(("~", BUILTIN)) or _VARIABLE.search(text)):
+        return Path(text)
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise DatafreeError(str(error)) from error
 
 
 def shorten(path: Path) -> str:
@@ -72,5 +86,5 @@ def placed(text: str) -> Path | str:
     """The place that a user has written: a path, also of a `file://` URL, or a URL."""
     found = URL.fullmatch(text)
     if found is None:
-        return Path(text)
+        return as_written(text)
     return Path(found[2]) if found[1].lower() in _LOCAL else text

@@ -9,7 +9,7 @@ from typing import Any
 
 from datafree.errors import RunError
 from datafree.storage import strict_json
-from datafree.storage.atomic import write_whole
+from datafree.storage.atomic import cannot_write, write_whole
 from datafree.storage.run_files import BenchForm
 
 BENCH = "bench.json"
@@ -43,7 +43,7 @@ def write_bench(run: Path, bench: Bench) -> Path:
     try:
         write_whole(run / BENCH, strict_json.sealed(asdict(bench)))
     except OSError as error:
-        raise RunError(f"cannot write {run / BENCH}: {error.strerror}; free some space") from error
+        raise RunError(cannot_write(run / BENCH, error)) from error
     return run / BENCH
 
 

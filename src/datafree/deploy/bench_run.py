@@ -34,7 +34,7 @@ from datafree.networks.pretrained import PRETRAINED
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
 from datafree.storage import strict_json
-from datafree.storage.atomic import sha256_of, write_whole
+from datafree.storage.atomic import cannot_write, sha256_of, write_whole
 from datafree.storage.environment import hardware
 from datafree.tasks.base import Task
 from datafree.text import size
@@ -99,7 +99,7 @@ def bench_run(
         try:
             write_whole(folder / "README.md", model_card(loaded, record, export, bench).encode())
         except OSError as error:
-            raise RunError(f"cannot write {folder / 'README.md'}: {error.strerror}; free some space") from error
+            raise RunError(cannot_write(folder / "README.md", error)) from error
     return bench, export
 
 

@@ -32,7 +32,7 @@ from datafree.deploy.formats.check import Made, make_all
 from datafree.deploy.made_images import calibration_images, images_to_compare
 from datafree.deploy.model_card import model_card, public
 from datafree.deploy.qat import train_for_int8
-from datafree.deploy.written_names import CARD, CONFIG, WEIGHTS, require_export, require_qat_steps
+from datafree.deploy.written_names import CARD, CONFIG, WEIGHTS, require_export, require_int8_options
 from datafree.engine.progress import Progress, Work
 from datafree.errors import RunError
 from datafree.evaluation.finished_run import load_student, read_record
@@ -42,10 +42,10 @@ from datafree.networks.normalized import bare
 from datafree.networks.onnx import check_onnx, opset_of
 from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
-from datafree.storage.atomic import sha256_of, write_whole
+from datafree.storage.atomic import cannot_write, sha256_of, write_whole
 from datafree.storage.whole_folder import made_whole
 from datafree.tasks.base import Scores, Task, open_labelled
-from datafree.text import one_line
+from datafree.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def export_run(
     DatafreeError.
     """
     notes: list[str] = []
-    require_qat_steps(qat_steps, int8)
+    require_int8_options(qat_steps, images, int8)
     kinds = wanted(to, FORMATS, notes, onnx=onnx, opset=opset, int8=int8)
     out = run / "export" if out is None else out if out.name else out.absolute()
     require_export(out)
@@ -123,7 +123,7 @@ def export_run(
                 scores[WEIGHTS] = _score(loaded.network, loaded.task, labelled)
             if learnt is not None and qat_steps:
                 work.next("training for INT8")
-                say(f"training for INT8, {qat_steps:,} steps with {len(learnt)} images: {origin}")
+                say(f"training for INT8, {counted(qat_steps, 'step')} with {len(learnt)} images: {origin}")
                 trained = train_for_int8(
                     loaded.network,
                     loaded.task,
@@ -176,7 +176,7 @@ def export_run(
             sizes = {file.name: file.stat().st_size for file in sorted(stage.iterdir())}
         work.at(parts)
     except OSError as error:
-        raise RunError(f"cannot write {out}: {one_line(error)}; free some space, or choose another --out") from error
+        raise RunError(cannot_write(out, error, "choose another --out")) from error
     return Exported(folder=out, sizes=sizes, errors=errors, scores=scores, notes=notes, made=made, failed=failed)
 
 

@@ -9,11 +9,15 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datafree.deploy.written_names import EXPORTED
 from datafree.errors import DatafreeError
 from datafree.storage.places import require_student
 from datafree.text import one_line, show, size
+
+if TYPE_CHECKING:  # torch takes seconds to import: only making an export needs it
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +49,14 @@ def push_run(
     *,
     private: bool = False,
     dry_run: bool = False,
+    student: str | nn.Module | None = None,
+    task: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
     """Upload RUN/export, made first where there is none, to `repo` ("me/name"), which is created where there is none.
 
     The token is huggingface_hub's own (`hf auth login`, HF_TOKEN), the server HF_ENDPOINT. `dry_run` uploads and makes
-    nothing. Raises DatafreeError.
+    nothing. `student` and `task` as in `load_student`, where the export is made. Raises DatafreeError.
     """
     require_repository(repo)
     require_student(run)
@@ -62,7 +68,7 @@ def push_run(
             return Pushed(repo=repo, files={}, url=None, notes=[f"{run} holds no export: it would be made first"])
         from datafree.deploy.export_run import export_run  # with torch, which nothing else here waits for
 
-        notes += export_run(run, say=say).notes
+        notes += export_run(run, student=student, task=task, say=say).notes
     files = {name: (folder / name).stat().st_size for name in EXPORTED if (folder / name).is_file()}
     if dry_run:
         return Pushed(repo=repo, files=files, url=None, notes=["nothing was uploaded (--dry-run)"])

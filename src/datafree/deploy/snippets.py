@@ -9,12 +9,17 @@ import keyword
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from datafree.errors import NetworkError
 from datafree.evaluation.finished_run import Student
 from datafree.networks.detectors import Detector
 from datafree.networks.instances import class_of, is_live
 from datafree.networks.load import NetworkSpec
+from datafree.networks.normalized import device_of, name_of_answer
 from datafree.networks.pretrained import PRETRAINED
+from datafree.ops import modes
+from datafree.tasks.base import synthetic_batch
 
 
 def load_snippet(student: Student) -> str:
@@ -25,7 +30,7 @@ def load_snippet(student: Student) -> str:
     if library == "datafree" or spec.is_directory or (detector and library != "torchvision"):
         return _with_datafree(spec, task.num_classes, detector, task.image_size)
     outputs = task.num_classes if student.network.one_output is None else 1
-    build, imports, answer = _build(library, name, spec, outputs + detector)
+    build, imports = _build(library, name, spec, outputs + detector)
     lines = [
         *sorted([*imports, "import torch"]),
         *(["import torch.nn.functional as F"] if spec.input_size or spec.upsample else []),
@@ -48,7 +53,7 @@ def load_snippet(student: Student) -> str:
             "    found = network(list(x))  # for each image: boxes in pixels of x, scores, labels (class 0 is label 1)",
         ]
     else:
-        lines += ["with torch.no_grad():", f"    logits = {answer}"]
+        lines += ["with torch.no_grad():", f"    logits = network(x){_part_of_answer(student)}"]
         if (spec.input_size is not None or spec.upsample) and task.dense:
             lines.append('    logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")')
     return "\n".join(lines) + "\n"
@@ -106,21 +111,29 @@ def _prepared(spec: NetworkSpec) -> list[str]:
     return lines
 
 
-def _build(library: str, name: str, spec: NetworkSpec, num_classes: int) -> tuple[str, list[str], str]:
-    """The call that builds a library's or the user's network without weights, its imports, and how it answers."""
+def _part_of_answer(student: Student) -> str:
+    """What of the bare network's answer is the logits, as Python writes it: "" where it is all."""
+    images = synthetic_batch(student.task.image_size, device_of(student.network))
+    with torch.no_grad(), modes.frozen(student.network):
+        outputs = student.network.network(student.network.prepared(images))
+    name = name_of_answer(outputs)
+    return "" if name is None else f'["{name}"]' if isinstance(outputs, Mapping) else f".{name}"
+
+
+def _build(library: str, name: str, spec: NetworkSpec, num_classes: int) -> tuple[str, list[str]]:
+    """The call that builds a library's or the user's network without weights, and its imports."""
     args = {key: value for key, value in spec.args.items() if key not in (*PRETRAINED, "classes", "num_classes")}
     grey = spec.channels == 1
     if library == "timm":
         args = {"pretrained": False, **args, "num_classes": num_classes, **({"in_chans": 1} if grey else {})}
-        return f"timm.create_model({_call(repr(name), args)})", ["import timm"], "network(x)"
+        return f"timm.create_model({_call(repr(name), args)})", ["import timm"]
     if library == "torchvision":
         import torchvision
 
         parts = torchvision.models.get_model_builder(name).__module__.split(".")
         offline = {"weights_backbone": None} if {"segmentation", "detection"}.intersection(parts) else {}
         args = {"weights": None, **offline, **args, "num_classes": num_classes}
-        answer = 'network(x)["out"]' if "segmentation" in parts else "network(x)"
-        return f"torchvision.models.get_model({_call(repr(name), args)})", ["import torchvision"], answer
+        return f"torchvision.models.get_model({_call(repr(name), args)})", ["import torchvision"]
     if library == "smp":
         import segmentation_models_pytorch as smp
 
@@ -129,13 +142,13 @@ def _build(library: str, name: str, spec: NetworkSpec, num_classes: int) -> tupl
                 args[full] = args.pop(short)
         args = {**args, "encoder_weights": None, "classes": num_classes, **({"in_channels": 1} if grey else {})}
         kind = smp.MODEL_ARCHITECTURES_MAPPING[name].__name__
-        return f"smp.{kind}({_call('', args)})", ["import segmentation_models_pytorch as smp"], "network(x)"
+        return f"smp.{kind}({_call('', args)})", ["import segmentation_models_pytorch as smp"]
     if is_live(spec.network):
         module, kind = class_of(spec.network)
         imports = [f"from {module} import {kind}"] if module else []
-        return f"{kind or 'make_network'}()  # yours, made as it was for the run", imports, "network(x)"
+        return f"{kind or 'make_network'}()  # yours, made as it was for the run", imports
     module, _, attribute = spec.network.partition(":")
-    return f"{module}.{attribute}({_call('', spec.args)})", [f"import {module}"], "network(x)"
+    return f"{module}.{attribute}({_call('', spec.args)})", [f"import {module}"]
 
 
 def _with_datafree(spec: NetworkSpec, num_classes: int, detector: bool, size: tuple[int, int]) -> str:

@@ -40,12 +40,16 @@ def require_count(images: int) -> None:
         raise DataError(f"--images is {images}: give {LEAST} to {MOST:,}, 256 where nothing else is known")
 
 
-def require_qat_steps(steps: int, int8: bool) -> None:
-    """Raise NetworkError for a number of steps of training for INT8 that is none, or where INT8 is not wanted."""
+def require_int8_options(steps: int, images: Path | None, int8: bool) -> None:
+    """Raise NetworkError for a number of steps of training for INT8 that is none, or options of INT8 without it."""
     if not 0 <= steps <= MOST_STEPS:
         raise NetworkError(f"--qat-steps is {steps}: give 1 to {MOST_STEPS:,}, or 0 to quantise without training")
     if steps and not int8:
         raise NetworkError(f"--qat-steps {steps} trains for INT8, which is not wanted: add --int8, or leave it out")
+    if images is not None and not int8:
+        raise NetworkError(
+            f"--images {images} is what INT8 is calibrated with, which is not wanted: add --int8, or leave it out"
+        )
 
 
 def require_int8() -> None:

@@ -19,7 +19,7 @@ from datafree.networks.huggingface.directory import open_directory
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import bare
 from datafree.sources.base import ImageSource
-from datafree.storage.atomic import sha256_of, write_whole
+from datafree.storage.atomic import cannot_write, sha256_of, write_whole
 from datafree.tasks.base import Task
 
 
@@ -41,7 +41,7 @@ def save_calibration(images: Tensor, run: Path) -> None:
     try:
         write_whole(run / CALIBRATION, content)
     except OSError as error:
-        raise RunError(f"cannot write {run / CALIBRATION}: {error.strerror}; free some space") from error
+        raise RunError(cannot_write(run / CALIBRATION, error)) from error
 
 
 def class_names(spec: NetworkSpec, task: Task) -> list[str] | None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from datafree.config.overrides import set_classes
+from datafree.engine.network_checks import require_apart, require_gradients
 from datafree.engine.rehearsal import rehearse
 from datafree.engine.student_init import check_start, why_not
 from datafree.errors import DatafreeError, NetworkError, WeightsError
@@ -19,9 +21,10 @@ from datafree.networks.checks.class_count import classes_of
 from datafree.networks.checks.input_form import channels_hint, require_flat_images
 from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.checks.preprocessing_doubt import doubt
+from datafree.networks.checks.untrained import untrained
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
-from datafree.networks.foreign.file_teacher import AnswersOnly, FileTeacher
+from datafree.networks.foreign.file_teacher import FileTeacher
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec, adapted, build_network, has_weights
 from datafree.networks.normalized import Normalized, bare
@@ -29,12 +32,10 @@ from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.ops.predictions import raw_tensors
 from datafree.recipe.recipe import Recipe
 from datafree.sources.auto import Auto
-from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.text import first_line, show
+from datafree.text import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +150,10 @@ def require_weights(spec: NetworkSpec, task: Task) -> None:
     if not asks_for_all_weights(library, spec.args):
         raise NetworkError(f"the teacher {spec.network} has weights for a part of it only, the rest is random; {way}")
     metadata = known(spec)
-    if metadata is not None and metadata.classes not in (None, task.num_classes):
+    if metadata is not None and metadata.classes is not None and metadata.classes != task.num_classes:
         raise NetworkError(
             f"{library}'s weights for {spec.network} tell {metadata.classes} classes apart, but the task has "
-            f"{task.num_classes}, so its last layer would be random; set task.num_classes={metadata.classes}, or {way}"
+            f"{task.num_classes}, so its last layer would be random; {set_classes(metadata.classes)}, or {way}"
         )
 
 
@@ -212,8 +213,9 @@ def prepare(
             say(f"note: {spec.network}: {note}")
     if len(outputs) != len(look):
         raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
-    if what == "teacher" and (line := doubt(spec, network, spec.input_size or task.image_size)):
-        say(f"note: {what} {spec.network}: {line}")
+    if what == "teacher":
+        for line in filter(None, (doubt(spec, network, spec.input_size or task.image_size), untrained(spec, network))):
+            say(f"note: {what} {spec.network}: {line}")
     if warning := task.warning(outputs, f"{what} {spec.network}"):
         say(f"note: {warning}")
     if what == "student":
@@ -233,11 +235,11 @@ def _built(spec: NetworkSpec, task: Task, say: Callable[[str], None]) -> nn.Modu
     except WeightsError as error:
         library = spec.weights is not None and not (spec.is_own_code or spec.is_directory)
         count = classes_of(spec) if library else None
-        if count in (None, task.num_classes):
+        if count is None or count == task.num_classes:
             raise
         if count == 1 and task.num_classes == 2:
             return build(1)
-        raise WeightsError(f"{error}; its last layers are of {count} classes: set task.num_classes={count}") from error
+        raise WeightsError(f"{error}; its last layers are of {count} classes: {set_classes(count)}") from error
 
 
 def _size_hint(spec: NetworkSpec, task: Task, what: str) -> str:
@@ -246,53 +248,3 @@ def _size_hint(spec: NetworkSpec, task: Task, what: str) -> str:
     if metadata is None or metadata.input_size in (None, tuple(task.image_size)):
         return ""
     return f"; {metadata.origin} has {metadata.input_size}: set {what}.input_size={list(metadata.input_size or ())}"
-
-
-def require_apart(teacher: nn.Module, student: nn.Module) -> None:
-    """Raise NetworkError if training the student would change the teacher: they share tensors, or are one object."""
-    theirs = _stored(teacher)
-    for place, name in _stored(student).items():
-        if place in theirs:
-            raise NetworkError(
-                f"teacher and student share tensors (the teacher's {show(theirs[place])}, the student's {show(name)}): "
-                "what the student learns would change the teacher; give copy.deepcopy(network) as one of them"
-            )
-
-
-def _stored(network: nn.Module) -> dict[int, str]:
-    """Where a network's tensors lie, and what they are called."""
-    found = {}
-    for name, value in bare(network).state_dict().items():
-        if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
-            found[value.untyped_storage().data_ptr()] = name
-    return found
-
-
-def require_gradients(source: ImageSource, teacher: nn.Module, task: Task, device: torch.device, name: str) -> None:
-    """Raise NetworkError if `source` learns through the teacher and no gradient comes back to the teacher's images.
-
-    Such a source, or one that it holds, would run to its end and know nothing of the teacher. From a detector the
-    gradient has to come back by its own loss. `name` is the teacher's, for the message.
-    """
-    if not any(each.needs_gradients and (each.warmup or each.update_every) for each in source.all_sources()):
-        return
-    look = synthetic_batch(task.image_size, device).requires_grad_()
-    why = "the source learns by it; those that do without are procedural, folder, dataset and noise"
-    if isinstance(bare(teacher), AnswersOnly):
-        raise NetworkError(f"the teacher {name} only answers, no gradient comes back through it, and {why}")
-    with torch.enable_grad(), modes.frozen(teacher):
-        try:
-            outputs = teacher(look)
-            if any(part.requires_grad for part in raw_tensors(outputs)):
-                task.probe_teacher(outputs, look, f"teacher {name}", why)
-        except NetworkError:
-            raise
-        except Exception as error:  # whatever a network of anyone's raises, such as one that writes into its input
-            raise NetworkError(
-                f"a gradient cannot go through the teacher {name}: {first_line(error)}; {why}"
-            ) from error
-        if look.grad is None:
-            raise NetworkError(
-                f"no gradient comes back through the teacher {name} to its images (a detach() or no_grad() in its "
-                f"code?), and {why}"
-            )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from datafree.engine import out_of_memory
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.errors import DatafreeError, NetworkError
+from datafree.networks import features
 from datafree.ops import modes
 from datafree.recipe.training import Training, TrainingOptions
 from datafree.tasks.base import Task, synthetic_batch
@@ -27,7 +28,8 @@ _PLAIN = (Tensor, bool, int, float, str, bytes, list, tuple, dict, type(None))
 def rehearse(task: Task, teacher: nn.Module, student: nn.Module, training: TrainingOptions, name: str) -> None:
     """Raise NetworkError if the student called `name` cannot learn a step from the teacher, or not be saved.
 
-    Numbers that are not finite are for the run to deal with, and so is memory that does not suffice.
+    Also where the layers whose attention it is to learn are not there. Numbers that are not finite are for the run to
+    deal with, and so is memory that does not suffice.
     """
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise NetworkError(
@@ -38,6 +40,9 @@ def rehearse(task: Task, teacher: nn.Module, student: nn.Module, training: Train
         if not isinstance(value, _PLAIN):
             raise NetworkError(f"the student {name} cannot be saved: {show(key)} of its state is {show(value)}")
     require_room(task, training, next(student.parameters()).device)
+    if training.attention_weight or training.attention_layers:  # what was named is looked for in any case
+        look = synthetic_batch(task.image_size, next(student.parameters()).device)
+        features.chosen_pairs(teacher, student, look, training.attention_layers)
     several = not isinstance(training, Training) or training.batch_size > 1
     images = synthetic_batch(task.image_size, next(student.parameters()).device)[: 2 if several else 1]
     try:

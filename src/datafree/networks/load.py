@@ -6,7 +6,7 @@ only, when the user writes "package.module:callable" themselves.
 
 from __future__ import annotations
 
-import shlex
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,9 +32,11 @@ from datafree.networks.huggingface.directory import PREFIX, located
 from datafree.networks.instances import is_live, not_by_name, require_values
 from datafree.networks.libraries import build_from_library, library_names
 from datafree.networks.normalized import Normalized, bare
-from datafree.networks.own_code import import_network
+from datafree.networks.own_code import import_network, name_it_yourself
 from datafree.networks.pretrained import PRETRAINED, asks_for_weights
-from datafree.text import show, shown
+from datafree.text import show
+
+_PYTHON_FILE = re.compile(r"([\w./ -]+)\.py:([\w.]+)")
 
 
 @dataclass(kw_only=True)
@@ -98,7 +100,15 @@ class NetworkSpec:
             )
         self.network, self.args = name, {**self.args, **given}
         if self.is_program and (self.weights is not None or (self.args and self.network.endswith(PT2))):
-            raise NetworkError(f"{show(self.network)} is a program and holds its weights: leave args and weights out")
+            out = "args and weights" if self.network.endswith(PT2) else "weights"  # ONNX files take some args
+            raise NetworkError(f"{show(self.network)} is a program and holds its weights: leave {out} out")
+        if (found := _PYTHON_FILE.fullmatch(self.network)) is not None:
+            parts = Path(found[1]).parts
+            module = ".".join(parts) if {"/", ".."}.isdisjoint(parts) else parts[-1]
+            raise NetworkError(
+                f"{show(self.network)} is no import path: write {module}:{found[2]}, for a module in the current "
+                "directory or an installed package"
+            )
 
     def located(self) -> NetworkSpec:
         """The same with the arguments that name files as absolute paths, as a recipe's. Raises Invalid."""
@@ -242,7 +252,7 @@ def refuse_files(network: str, args: Mapping[str, Any]) -> None:
     for key in (key for key in FILES if args.get(key) is not None):
         raise NetworkError(
             f"{network} is to read {key}={show(args[key])}, which is never done for a name found in a file; "
-            f"give it yourself with --student '{network}?{key}=FILE' if you trust that file"
+            f"if you trust that file, {name_it_yourself(f'{network}?{key}=FILE')}"
         )
 
 
@@ -265,7 +275,7 @@ def adapted(network: nn.Module) -> nn.Module:
 def _no_place(spec: NetworkSpec) -> NetworkError:
     return NetworkError(
         f"{show(spec.network)} is a place to read, which is never done for a name found in a file; "
-        f"if you trust that place, name it yourself: --student {shlex.quote(shown(spec.network))}"
+        f"if you trust that place, {name_it_yourself(spec.network)}"
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -105,6 +106,20 @@ def _two_classes(answer: Tensor, what: Literal["logit", "probability"]) -> Tenso
     return torch.cat((torch.zeros_like(z), z), 1)
 
 
+@contextmanager
+def in_float32(*networks: nn.Module) -> Iterator[None]:
+    """Hold the forward passes of those that are `Normalized` in float32."""
+    wrapped = [network for network in networks if isinstance(network, Normalized)]
+    kept = [network.dtype for network in wrapped]
+    try:
+        for network in wrapped:
+            network.dtype = torch.float32
+        yield
+    finally:
+        for network, dtype in zip(wrapped, kept, strict=True):
+            network.dtype = dtype
+
+
 def bare(network: nn.Module) -> nn.Module:
     """The network inside a `Normalized` or a `Detector`, whose layers users know by name; any other itself."""
     while isinstance(network, (Normalized, Detector)):
@@ -128,10 +143,10 @@ def only_answer(outputs: object) -> Tensor | Predictions:
     """
     if isinstance(outputs, (Tensor, Predictions)):
         return outputs
-    named = outputs if isinstance(outputs, Mapping) else _fields(outputs)
-    for name in ("logits", "out"):
-        if isinstance(out := named.get(name), Tensor):
-            return out
+    if (name := name_of_answer(outputs)) is not None:
+        answer = _named(outputs)[name]
+        assert isinstance(answer, Tensor)
+        return answer
     if isinstance(outputs, Mapping):
         found = f"a dict with the keys {sorted(map(str, outputs))}"
     elif isinstance(outputs, (tuple, list)):
@@ -145,8 +160,16 @@ def only_answer(outputs: object) -> Tensor | Predictions:
     )
 
 
-def _fields(outputs: object) -> dict[str, object]:
-    """The fields of a dataclass's object or a named tuple, by name; of anything else, none."""
+def name_of_answer(outputs: object) -> str | None:
+    """Under which name a dict, a dataclass's object or a named tuple holds the logits; None where it has no such."""
+    named = _named(outputs)
+    return next((name for name in ("logits", "out") if isinstance(named.get(name), Tensor)), None)
+
+
+def _named(outputs: object) -> Mapping[str, object]:
+    """What a dict, a dataclass's object or a named tuple holds, by name; of anything else, nothing."""
+    if isinstance(outputs, Mapping):
+        return outputs
     if dataclasses.is_dataclass(outputs):
         return {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
     return {name: getattr(outputs, name) for name in getattr(outputs, "_fields", ())}

@@ -209,7 +209,7 @@ def open_session(file: Path) -> Any:
         model = str(file) if is_unicode(str(file)) else file.read_bytes()
         return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # of classes that onnxruntime does not export
-        raise WeightsError(f"{file}: damaged, or not an ONNX file ({one_line(error)})") from error
+        raise WeightsError(f"{file}: damaged, or not an ONNX file ({one_line(error)}): fetch it again") from error
 
 
 def _description(session: Any) -> Mapping[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from functools import reduce
@@ -15,6 +16,12 @@ from torch import nn
 
 from datafree.errors import NetworkError
 from datafree.networks.libraries import one_line_errors, unknown
+from datafree.text import shown
+
+
+def name_it_yourself(network: str) -> str:
+    """How a user names the network of a finished run that may not name itself."""
+    return f"give it with --student {shlex.quote(shown(network))} (to evaluate, export, bench, push or calibrate)"
 
 
 def import_network(network: str, args: Mapping[str, Any], allow_import: bool = True) -> nn.Module:
@@ -22,7 +29,7 @@ def import_network(network: str, args: Mapping[str, Any], allow_import: bool = T
     if not allow_import:
         raise NetworkError(
             f"{network!r} names code to import, which is never done for a name found in a file; "
-            f"give it yourself with --student {network} if you trust that code"
+            f"if you trust that code, {name_it_yourself(network)}"
         )
     dotted = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
     if not re.fullmatch(f"{dotted}:{dotted}", network):

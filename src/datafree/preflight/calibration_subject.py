@@ -30,6 +30,7 @@ from datafree.recipe.recipe import FAMILIES, SOURCE, load_recipe, make_task_and_
 from datafree.sources.auto import Auto
 from datafree.sources.base import ImageSource
 from datafree.storage.places import is_run
+from datafree.text import show
 
 _OF_IMAGES = ("source", "photos", "data", "time", "device", "seed")  # wishes that say nothing of the network
 
@@ -46,6 +47,8 @@ def calibration_subject(
     path = Path(teacher).expanduser()
     if given is None and is_run(path):
         return _of_run(path, asked, overrides)
+    if asked.student is not None:
+        raise RecipeError([f"--student is the code of a run's student, and {show(teacher)} is no run: leave it out"])
     if given is None and kind_of(teacher) == "recipe":
         return _of_recipe(teacher, asked, overrides)
     made = draft(teacher, asked, overrides, given, chooses_student=False)
@@ -93,11 +96,12 @@ def _of_run(run: Path, wishes: Wishes, overrides: Sequence[str]) -> Wanted:
     """A finished run's student, which says itself what it is. Raises RecipeError for options that would say more."""
     for option in dataclasses.fields(wishes):
         value = getattr(wishes, option.name)
-        if option.name not in _OF_IMAGES and value not in (None, ()):
+        names_code = option.name == "student" or (option.name == "task" and ":" in str(value))
+        if option.name not in _OF_IMAGES and value not in (None, ()) and not names_code:
             raise RecipeError(
                 [f"--{option.name.replace('_', '-')}: {run} is a run and says itself what its student is"]
             )
-    student = load_student(run)
+    student = load_student(run, student=wishes.student, task=wishes.task)
     sections: dict[str, Any] = {"source": source_section(wishes.source or "auto", wishes.photos)}
     try:
         for override in overrides:

@@ -1,15 +1,20 @@
-"""A recipe's sections out of what a call from Python gives: networks, tasks, sources as names, mappings or objects."""
+"""A recipe's sections out of what a call from Python gives: networks, tasks, sources as names, mappings or objects;
+times as seconds or texts.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from datafree.errors import NetworkError
+from datafree.config.duration import duration_of
+from datafree.engine.stopping import parse_time
+from datafree.errors import NetworkError, RecipeError
 from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
 from datafree.sources.base import ImageSource
@@ -65,3 +70,21 @@ def fresh(source: Any) -> Any:
         return source
     fields = {field.name: getattr(source, field.name) for field in dataclasses.fields(source) if field.init}
     return dataclasses.replace(source, **{name: fresh(value) for name, value in fields.items()})
+
+
+def planned_time(time: float | str | None) -> str | None:
+    """`training.time` of seconds, or of a text as it has it. Raises RecipeError."""
+    if time is None or isinstance(time, str):
+        return time
+    if not 0 < time < math.inf:
+        raise RecipeError([f"time is {time}: give seconds above 0, or a text such as 30m"])
+    return duration_of(time)
+
+
+def most_seconds(max_time: float | str | None) -> float | None:
+    """`max_time` in seconds. Raises RecipeError."""
+    if isinstance(max_time, str):
+        return parse_time(max_time)
+    if max_time is not None and not max_time > 0:
+        raise RecipeError([f"max_time is {max_time}: give seconds above 0, or a text such as 9m"])
+    return max_time

@@ -116,7 +116,8 @@ def _short(seen: Examined, training: dict[str, Any]) -> list[str]:
         return []
     each = answers_alone(seen.network, seen.input_size.value, batch)
     steps = int(seconds / max(each, 1e-9))
-    return [f"warning: {too_few(str(training['time']), steps, each * ENOUGH)}"] if steps < FEW else []
+    few = too_few(str(training["time"]), steps, each * ENOUGH, at_most=True)
+    return [f"warning: {few}"] if steps < FEW else []
 
 
 # --- what the user has named ---

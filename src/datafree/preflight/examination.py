@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datafree.errors import NetworkError
 from datafree.networks.checks.input_form import channels_hint, require_flat_images
 from datafree.networks.checks.one_output import settle_one_output
+from datafree.networks.checks.untrained import untrained
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
 from datafree.networks.foreign.file_teacher import FileTeacher
@@ -98,6 +99,7 @@ def examine(
     middle, spread, order = input_facts(subject, metadata, suggestion)
     notes = [*remarks, suggestion.why] if trained else ["no weights: only the form of the network can be looked at"]
     notes += network.network.notes if isinstance(network.network, FileTeacher) else []
+    notes += filter(None, [untrained(spec, network)])
     doubts: list[str] = []
     if suggestion.seen is not None and middle.value is not None:
         doubts = _doubts(suggestion.seen, middle, spread, order)

@@ -13,7 +13,7 @@ from datafree.preflight.plan import plan
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
 from datafree.storage.trackers import require
-from datafree.text import size, time
+from datafree.text import counted, size, time
 
 
 def rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> list[str]:
@@ -24,8 +24,9 @@ def rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> list
     if images is not None:
         made = plan(recipe, images)
         seconds, disk = made.on[0].seconds, sum(made.disk.values())
+        shards = counted(made.shards or 0, "shard")
         return [
-            f"{made.shards:,} shards of {recipe.name} would be made in {out}: about {time(seconds)}, {size(disk)}",
+            f"{shards} of {recipe.name} would be made in {out}: about {time(seconds)}, {size(disk)}",
             *_checked(),
         ]
     recipe, lines = with_student(recipe)

@@ -24,7 +24,7 @@ from datafree.report.charts import SHOWN, line_chart
 from datafree.report.formats import formats
 from datafree.report.image_grid import Picture
 from datafree.report.run_reader import Seen, Series, read_run
-from datafree.storage.atomic import NoFile, write_whole
+from datafree.storage.atomic import cannot_write, write_whole
 from datafree.storage.environment import version
 from datafree.storage.held_folders import held
 from datafree.text import readable, shown
@@ -57,8 +57,7 @@ def save(text: str, place: Path) -> Path:
     try:
         write_whole(place, text.encode())
     except OSError as error:
-        way = "choose" if isinstance(error, NoFile) else "free some space, or choose"
-        raise RunError(f"cannot write {place}: {error.strerror}; {way} another --out") from error
+        raise RunError(cannot_write(place, error, "choose another --out")) from error
     return place
 
 

@@ -136,7 +136,8 @@ def pictures(seen: Seen) -> tuple[list[Picture], list[list[Picture]]]:
             continue
         rows = image_grid.titles(image_grid.rows_in(image, size) if size else None, trained=int(file.stem) > warmup)
         below = ", ".join(image_grid.MEANING[title] for title in rows[1:])
-        caption = f"update {int(file.stem):,}"
+        step = int(file.stem) - round(warmup)
+        caption = f"step {step:,}" if step > 0 else f"update {int(file.stem):,} of the warm-up"
         picture = image_grid.inline(
             image, f"Made images at {caption}; below: {below}", caption, room=room // len(files)
         )

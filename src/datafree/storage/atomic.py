@@ -22,10 +22,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from datafree.storage.held_folders import make_folder, require_held
+from datafree.text import one_line
 
 ASIDE = ".*.part"
 _STEM = 200  # bytes of a name that its file aside keeps: the system takes 255 in all
 
+_WAYS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make that place writable"),
+}
 _KINDS = (
     (stat.S_ISLNK, "a symbolic link"),
     (stat.S_ISDIR, "a folder"),
@@ -41,6 +46,17 @@ class NoFile(OSError):
 
     def __init__(self, path: Path, kind: str) -> None:
         super().__init__(errno.EINVAL, f"{path.name} is {kind}, and no ordinary file", str(path))
+
+
+def cannot_write(place: Path, error: OSError, other: str = "") -> str:
+    """The line for what could not be written at `place`: why, and what would help; `other`: "choose another --out"."""
+    return f"cannot write {place}: {error.strerror or one_line(error)}; {to_write(error, other)}"
+
+
+def to_write(error: OSError, other: str = "") -> str:
+    """What helps where a file could not be written, or what else does."""
+    ways = [way for way in (_WAYS.get(error.errno or 0, ""), other) if way]
+    return ", or ".join(ways) or "mend that"
 
 
 def require_ordinary(path: Path) -> None:

@@ -34,7 +34,7 @@ from datafree.config import yaml
 from datafree.data.images import to_image
 from datafree.errors import RunError
 from datafree.storage import checkpoint, strict_json, written
-from datafree.storage.atomic import Growing, remove_asides, require_ordinary_in, room_for, write_whole
+from datafree.storage.atomic import Growing, remove_asides, require_ordinary_in, room_for, to_write, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.lock import Lock
 from datafree.storage.migrations import STATE_VERSION, migrated
@@ -261,11 +261,10 @@ class Run:
 
     def _cannot_write(self, file: Path, error: OSError) -> RunError:
         need = f" ({room_for(file, error.size)})" if isinstance(error, checkpoint.NoRoom) else ""
-        kept = ""
+        way = to_write(error, "choose another --out")
         if (self.path / "state" / "state.pt").exists():
-            kept = "; the last checkpoint is intact: fix that and run the same command to resume"
-        kept = kept or "; free some space, or choose another --out"
-        return RunError(f"cannot write {file}: {error.strerror or error}{need}{kept}")
+            way = "the last checkpoint is intact: fix that and run the same command to resume"
+        return RunError(f"cannot write {file}: {error.strerror or error}{need}; {way}")
 
     def _tell_once(self, what: str, error: OSError) -> None:
         if what not in self._mute:

@@ -38,6 +38,7 @@ from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
 from datafree.tasks.base import open_labelled
+from datafree.text import counted
 
 _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
 
@@ -99,7 +100,7 @@ def _fill(
     notes: list[str] = []
     trained = partial(save_artefacts, source)  # its networks, as files
     if shards.count:
-        say(f"resuming {shards.place}, which holds {shards.images:,} images")
+        say(f"resuming {shards.place}, which holds {counted(shards.images, 'image')}")
     if shards.images < images:
         device = modes.choose_device(training.device)
         dtype = modes.choose_precision(training.precision, device)

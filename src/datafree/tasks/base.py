@@ -20,6 +20,7 @@ from typing_extensions import Doc, TypeVar
 
 from datafree.config import options
 from datafree.config.options import PositiveInt
+from datafree.config.overrides import set_classes
 from datafree.data.labelled import LabelledData
 from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
@@ -266,9 +267,8 @@ def check_logits(outputs: object, what: str, *, dims: int, wanted: str, num_clas
     if outputs.ndim != dims:
         raise NetworkError(f"the {what} answers {tuple(outputs.shape)}, but the task needs logits {wanted}")
     if outputs.shape[1] != num_classes:
-        way = f"give its last layer {num_classes}"
-        if not what.startswith("student"):  # which has to follow the task
-            way = f"set task.num_classes={outputs.shape[1]}, or choose another network"
+        follows = what.startswith("student")  # the task
+        way = f"give its last layer {num_classes}" if follows else f"{set_classes(outputs.shape[1])}, or choose another"
         raise NetworkError(f"the {what} answers {outputs.shape[1]} classes, but the task has {num_classes}; {way}")
     if not torch.isfinite(outputs).all():
         raise NetworkError(f"the {what} answers numbers that are not finite; its weights may be damaged")

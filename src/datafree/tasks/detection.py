@@ -19,6 +19,7 @@ from typing_extensions import Doc
 
 from datafree.config import yaml
 from datafree.config.options import Share, Temperature, Weight
+from datafree.config.overrides import set_classes
 from datafree.data.coco_yolo import coco_text, is_entry, yolo_text
 from datafree.data.detection_folder import BoxFolder
 from datafree.data.images import to_image
@@ -99,8 +100,8 @@ class Detection(Task[Predictions]):
         if outputs.scores.shape[-1] != self.num_classes:
             found = outputs.scores.shape[-1]
             raise NetworkError(
-                f"the {what} answers {found} classes, but the task has {self.num_classes}; set task.num_classes="
-                f"{found} or choose another {what}"
+                f"the {what} answers {found} classes, but the task has {self.num_classes}; "
+                f"{set_classes(found)} or choose another {what}"
             )
         count = outputs.scores.shape[:2]
         for name, last in (("class_logits", self.num_classes), ("boxes", 4), ("centres", 2)):

@@ -52,11 +52,10 @@ from datafree.ops import modes
 from datafree.recipe.recipe import FAMILIES
 from datafree.sources.base import ImageSource, SourceContext
 from datafree.storage import strict_json
-from datafree.storage.atomic import room_for, sha256_of, sync, write_whole
+from datafree.storage.atomic import cannot_write, room_for, sha256_of, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.whole_folder import made_whole
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.text import one_line
 
 IMAGES = 256  # where nobody says how many
 TIME = "10m"
@@ -263,4 +262,4 @@ def _one_line(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"cannot write {out}: {one_line(error)}; free some space, or choose another --out") from error
+        raise RunError(cannot_write(out, error, "choose another --out")) from error

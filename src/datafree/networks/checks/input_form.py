@@ -22,5 +22,5 @@ def channels_hint(network: nn.Module, channels: int) -> str:
     if first is None or first.in_channels in (channels, 3):
         return ""
     if first.in_channels == 1:
-        return "; its first layer takes grey images: set channels to 1"
+        return "; its first layer takes grey images: set channels to 1 (--channels 1)"
     return f"; its first layer takes {first.in_channels} channels, but images here have 3 (RGB), or 1 (grey)"

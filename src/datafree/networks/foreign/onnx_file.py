@@ -71,7 +71,7 @@ def read_onnx(path: Path) -> OnnxFile:
     except (OSError, MemoryError) as error:
         raise _fault(path, f"cannot be read ({one_line(error)})") from error
     except Exception as error:  # of whatever class the parsers have
-        raise _fault(path, f"damaged, or not an ONNX file ({one_line(error)})") from error
+        raise _fault(path, f"damaged, or not an ONNX file ({one_line(error)}): fetch it again") from error
 
 
 def _fault(path: Path, what: str) -> WeightsError:

@@ -17,6 +17,7 @@ from datafree.networks.foreign.onnx_answers import choose
 from datafree.networks.foreign.onnx_file import OnnxFile
 from datafree.networks.foreign.onnx_session import computed, open_model
 from datafree.ops.predictions import Predictions
+from datafree.text import counted
 
 
 class OnnxTeacher(AnswersOnly):
@@ -37,9 +38,11 @@ class OnnxTeacher(AnswersOnly):
         height, width = file.images.shape[2:]
         self.size = None if height is None or width is None else (height, width)
         if self._session.freed:
-            self.notes.append(f"made for {file.images.shape[0]} images at once; computed for any number, as compared")
+            declared = file.images.shape[0]
+            assert declared is not None
+            self.notes.append(f"made for {counted(declared, 'image')} at once; computed for any number, as compared")
         elif (count := self._session.at_once) is not None:
-            self.notes.append(f"made for {count} images at once: a batch is computed in parts")
+            self.notes.append(f"made for {counted(count, 'image')} at once: a batch is computed in parts")
         if file.images.channels_last:
             self.notes.append("takes (B, H, W, channels): images are handed on so, and maps of classes turned back")
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from datafree.config.overrides import set_classes
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.checkpoints.weights import load_weights, read_tensors, without_classifier
 from datafree.networks.huggingface.directory import ModelDirectory, open_directory, require_weights_file
@@ -55,8 +56,8 @@ def build_from_directory(
         num_classes = 1
     if own_weights and directory.classes != num_classes:
         raise NetworkError(
-            f"{network} tells {directory.classes} classes apart, but the task has {num_classes}; set "
-            f"task.num_classes={directory.classes}, or build it anew by {network}?pretrained=false"
+            f"{network} tells {directory.classes} classes apart, but the task has {num_classes}; "
+            f"{set_classes(directory.classes)}, or build it anew by {network}?pretrained=false"
         )
     if directory.timm_name is not None:
         name = f"timm/{directory.timm_name}"

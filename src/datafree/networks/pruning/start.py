@@ -7,8 +7,7 @@ feature maps on made images. A student of the teacher's own shape starts as the 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError
-from datafree.networks.normalized import Normalized, bare
+from datafree.networks.normalized import bare, in_float32
 from datafree.networks.pruning.channel_labels import Followed
 from datafree.networks.pruning.copying import Copied, copy, cut_of, kept_rows
 from datafree.networks.pruning.correspondence import WAY_OUT, Correspondence, Drop, block_effects, correspond
@@ -102,22 +101,8 @@ def start_from_teacher(
     Both take images in [0, 1]. With `task`, one image in eight is held out, and a refit that agrees less with the
     teacher there than the copy is undone. Raises NetworkError, naming the first layer, where they do not correspond.
     """
-    with _in_float32(teacher, student):
+    with in_float32(teacher, student):  # autocast hides which parameters are used, and blurs what is solved for
         return _start(teacher, student, images, options or StartOptions(), task, fixed or FixedTime())
-
-
-@contextmanager
-def _in_float32(*networks: nn.Module) -> Iterator[None]:
-    """Hold forward passes in float32: autocast hides which parameters are used, and blurs what is solved for."""
-    wrapped = [network for network in networks if isinstance(network, Normalized)]
-    kept = [network.dtype for network in wrapped]
-    try:
-        for network in wrapped:
-            network.dtype = torch.float32
-        yield
-    finally:
-        for network, dtype in zip(wrapped, kept, strict=True):
-            network.dtype = dtype
 
 
 def _start(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from datafree.engine import validation
 from datafree.health.signals import images_looked_at
+from datafree.networks.normalized import in_float32
 from datafree.ops import modes
 from datafree.preflight.cost.calibration import Calibration
 from datafree.preflight.cost.pass_cost import Cost, cost_of
@@ -46,12 +47,17 @@ def beside(calibrated: Calibration) -> Beside:
     shown = once(draw, min(len(images), validation.SHOWN))
     each = both_networks(calibrated, images)
     looked = images_looked_at(len(images))
-    if looked * each.seconds <= calibrated.budget:
+    short = looked * each.seconds <= calibrated.budget
+    if short:
         look = once(lambda: validation.signals(task, teacher, student, source), len(images))
-        record = once(lambda: measure(task, teacher, student, images), len(images))
     else:
         look = replace(each.times(looked), images=len(images))
-        record = once(lambda: measure(task, teacher, student, images[:0]), 1) + each.times(len(images))
+    with in_float32(teacher, student):  # as the run ends
+        if short:
+            record = once(lambda: measure(task, teacher, student, images), len(images))
+        else:
+            each = both_networks(calibrated, images)
+            record = once(lambda: measure(task, teacher, student, images[:0]), 1) + each.times(len(images))
     return Beside(look=look, picture=shown, record=record, drawn=drawn[0])
 
 

@@ -15,6 +15,7 @@ import torch
 from datafree.data.labelled import LabelledData
 from datafree.distributed import replicas
 from datafree.engine.build_networks import Networks
+from datafree.networks.normalized import in_float32
 from datafree.ops import modes
 from datafree.preflight.cost.banks import banks_of
 from datafree.preflight.cost.beside import beside, both_networks
@@ -26,7 +27,7 @@ from datafree.recipe.recipe import SOURCE, Recipe, dump
 from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import synthetic_batch
-from datafree.text import first_line
+from datafree.text import counted, first_line
 from datafree.text import size as bytes_shown
 from datafree.text import time as time_shown
 
@@ -103,7 +104,8 @@ def lines_of(
     seconds += (training.steps + recipe.source.warmup) / training.picture_every * around.picture.seconds
     if labelled is not None:
         images = synthetic_batch(recipe.task.image_size, calibrated.device)
-        seconds += len(labelled) * both_networks(calibrated, images).seconds
+        with in_float32(calibrated.teacher, calibrated.student):
+            seconds += len(labelled) * both_networks(calibrated, images).seconds
     return [
         forecast(seconds, cost.memory, calibrated.device) + beyond,
         *forgotten(recipe),
@@ -120,14 +122,13 @@ def outline(recipe: Recipe, images: int | None, *, resolved: bool = True) -> str
     training = recipe.training
     if images is None and training.time is not None and not resolved:
         return f"{recipe.name}: as many steps of {training.batch_size} images as fit into {training.time}"
-    parts = [
-        f"{images:,} images" if images is not None else f"{training.steps:,} steps, batches of {training.batch_size}"
-    ]
+    learns = f"{counted(training.steps, 'step')}, batches of {training.batch_size}"
+    parts = [learns if images is None else counted(images, "image")]
     for each in recipe.source.updated_sources():
         updates = each.count_due(range(-each.warmup, 0 if images is not None else training.steps))
         size, name = each.update_size(), type(each).__name__.lower()
         if updates and size is not None:
-            parts.append(f"{name}: {updates:,} updates of {size.images} images")
+            parts.append(f"{name}: {counted(updates, 'update')} of {counted(size.images, 'image')}")
     pixels = 3 * math.prod(recipe.task.image_size)
     banked = 0 if images is not None else sum(each.bank_images() for each in recipe.source.all_sources())
     if banked:

@@ -17,10 +17,11 @@ FEW, ENOUGH = FEW_STEPS, ENOUGH_STEPS  # below the first a student has hardly le
 _TIMED = 2  # images of an answer that is timed
 
 
-def too_few(time: str, steps: int, seconds: float) -> str:
-    """What a time of so few steps is worth; `seconds`: of one of ENOUGH steps."""
+def too_few(time: str, steps: int, seconds: float, *, at_most: bool = False) -> str:
+    """What a time of so few steps is worth; `seconds`: of one of ENOUGH steps; `at_most`: were answers all they take."""
+    holds = f"holds{' at most' if at_most else ''}" if steps else "is less than"
     return (
-        f"{time} {'holds' if steps else 'is less than'} {little(max(1, steps))}: some {ENOUGH:,} take "
+        f"{time} {holds} {little(max(1, steps))}: some {ENOUGH:,} take "
         f"{_rounded(seconds)} or more here (--time)"
     )
 

@@ -34,6 +34,7 @@ from datafree.preflight.cost.start_cost import start_of
 from datafree.recipe.recipe import SOURCE, Recipe
 from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
+from datafree.text import counted
 from datafree.text import size as bytes_shown
 
 WARMUP, UPDATES = 1 / 2, 2 / 3  # of the time, and of what the warm-up leaves of it, at most
@@ -81,7 +82,7 @@ def planned(costs: Costs, seconds: float) -> Schedule:
         raise RecipeError(
             [
                 f"training.time={duration_of(seconds)} is too short for one step: give "
-                f"{duration_of(_DOUBT * (costs.fixed + least))} or more (measured on this machine just now), or set "
+                f"{duration_of(_DOUBT * (costs.fixed + least))} or more (--time; measured on this machine just now), or set "
                 "training.steps without a time"
             ]
         )
@@ -262,16 +263,16 @@ def _told(asked: str, source: ImageSource, schedule: Schedule, memory: int) -> s
     """What is planned, in a line."""
     parts = list(zip(source.updated_sources(), schedule.rhythm, strict=True))
     warmups = [
-        f"{f'{warmup:,} of ' if warmup < part.warmup else ''}{part.warmup:,} warm-up updates"
+        f"{f'{warmup:,} of ' if warmup < part.warmup else ''}{counted(part.warmup, 'warm-up update')}"
         for part, (warmup, _) in parts
         if part.warmup
     ]
     slower = [
-        f"; an update every {every:,} steps, not {part.update_every:,}"
+        f"; an update every {counted(every, 'step')}, not {part.update_every:,}"
         for part, (_, every) in parts
         if every != part.update_every
     ]
-    return (
-        f"training.time={asked}: {' and '.join([*warmups, f'{schedule.steps:,} steps'])} are planned{''.join(slower)}"
-        + (f"; {bytes_shown(memory)} beside Python and torch" if memory else "")
+    planned = " and ".join([*warmups, counted(schedule.steps, "step")])
+    return f"training.time={asked}: {planned} are planned{''.join(slower)}" + (
+        f"; {bytes_shown(memory)} beside Python and torch" if memory else ""
     )
