@@ -61,4 +61,6 @@ def _plain(path: Path) -> dict[str, Tensor]:
     except DatafreeError:
         raise
     except Exception as error:  # the parsers raise anything for damaged files
-        raise WeightsError(f"weights {path}: damaged, or not a weights file ({one_line(error)}): fetch it again") from error
+        raise WeightsError(
+            f"weights {path}: damaged, or not a weights file ({one_line(error)}): fetch it again"
+        ) from error

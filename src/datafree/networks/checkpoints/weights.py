@@ -71,7 +71,9 @@ def _read(path: Path, read_file: Callable[[Path], dict[str, Tensor]]) -> dict[st
     except MemoryError as error:
         raise WeightsError(f"weights {path}: not enough memory to read it") from error
     except Exception as error:  # the parsers raise anything from KeyError to RuntimeError for damaged files
-        raise WeightsError(f"weights {path}: damaged, or not a weights file ({one_line(error)}): fetch it again") from error
+        raise WeightsError(
+            f"weights {path}: damaged, or not a weights file ({one_line(error)}): fetch it again"
+        ) from error
     prefix = shared_prefix((name for name in found if name != "n_averaged"), WRAPPED)
     if prefix:
         found.pop("n_averaged", None)  # the counter of torch's AveragedModel, beside its module

@@ -55,7 +55,9 @@ def read_module(path: Path) -> WholeModule | None:
     except (OSError, MemoryError) as error:
         raise WeightsError(f"network {path}: cannot be read ({one_line(error)})") from error
     except Exception as error:  # the parsers raise anything from KeyError to RuntimeError for damaged files
-        raise WeightsError(f"network {path}: damaged, or not a file of torch.save ({one_line(error)}): fetch it again") from error
+        raise WeightsError(
+            f"network {path}: damaged, or not a file of torch.save ({one_line(error)}): fetch it again"
+        ) from error
     if not found:
         return None
     ((key, module),) = found

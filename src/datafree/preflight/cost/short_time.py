@@ -18,12 +18,9 @@ _TIMED = 2  # images of an answer that is timed
 
 
 def too_few(time: str, steps: int, seconds: float, *, at_most: bool = False) -> str:
-    """What a time of so few steps is worth; `seconds`: of one of ENOUGH steps; `at_most`: were answers all they take."""
+    """What a time of so few steps is worth; `seconds`: of one of ENOUGH steps; `at_most`: if answers were all."""
     holds = f"holds{' at most' if at_most else ''}" if steps else "is less than"
-    return (
-        f"{time} {holds} {little(max(1, steps))}: some {ENOUGH:,} take "
-        f"{_rounded(seconds)} or more here (--time)"
-    )
+    return f"{time} {holds} {little(max(1, steps))}: some {ENOUGH:,} take {_rounded(seconds)} or more here (--time)"
 
 
 def _rounded(seconds: float) -> str:

@@ -79,11 +79,11 @@ def planned(costs: Costs, seconds: float) -> Schedule:
     first = costs.step + sum(source.late for source in costs.sources if source.update_every)  # step 0 has all updates
     least = first + sum(source.early for source in costs.sources if source.warmup)
     if room < least:
+        enough = duration_of(_DOUBT * (costs.fixed + least))
         raise RecipeError(
             [
-                f"training.time={duration_of(seconds)} is too short for one step: give "
-                f"{duration_of(_DOUBT * (costs.fixed + least))} or more (--time; measured on this machine just now), or set "
-                "training.steps without a time"
+                f"training.time={duration_of(seconds)} is too short for one step: give {enough} or more (--time; measured "
+                "on this machine just now), or set training.steps without a time"
             ]
         )
     warmups = _warmups(costs.sources, min(WARMUP * room, room - first))
