@@ -82,8 +82,8 @@ def planned(costs: Costs, seconds: float) -> Schedule:
         enough = duration_of(_DOUBT * (costs.fixed + least))
         raise RecipeError(
             [
-                f"training.time={duration_of(seconds)} is too short for one step: give {enough} or more (--time; measured "
-                "on this machine just now), or set training.steps without a time"
+                f"training.time={duration_of(seconds)} is too short for one step: give {enough} or more (--time; "
+                "measured on this machine just now), or set training.steps without a time"
             ]
         )
     warmups = _warmups(costs.sources, min(WARMUP * room, room - first))
