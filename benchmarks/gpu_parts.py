@@ -127,7 +127,7 @@ def _process(rank: int, together: int, kind: str, quick: bool, folder: Path) -> 
     else:
         torch.set_num_threads(1)
     meeting = {"init_method": f"file://{folder / f'meet-{together}'}", "rank": rank, "world_size": together}
-    group = collectives.process_group("nccl" if kind == "cuda" else "gloo", **meeting)
+    group = collectives.process_group(collectives.backend_for(device), **meeting)
     with group if together > 1 else nullcontext():
         pairs = QUICK if quick else PAIRS
         rig = make_rig(pairs["resnet34-18"], "cgdd", folder, device)

@@ -91,7 +91,7 @@ def test_what_cannot_be_told_is_asked_for(here: Path) -> None:
     assert "nothing is there" in refusal("timm/test_resnet", weights=here / "none.pth")
     assert "needs photos" in refusal("small.safetensors", source="folder", **SEEN)
     assert "there is no task 'classify'" in refusal("small.safetensors", task="classify", **SEEN)
-    assert "answers (1, 7), but the task needs" in refusal("small.safetensors", task="segmentation", **SEEN)
+    assert "answers (2, 7), but the task needs" in refusal("small.safetensors", task="segmentation", **SEEN)
 
 
 def test_another_number_of_classes_than_the_last_layers_have_is_refused_with_both(here: Path) -> None:

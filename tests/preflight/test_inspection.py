@@ -63,11 +63,24 @@ def trained(network, mean, std, order):
 
 
 def classifier(classes=5, mean=0.0, std=1.0, channel_order="rgb"):
+    torch.manual_seed(0)  # the same each time, as one that loads its weights
     return trained(body(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, classes)), mean, std, channel_order)
 
 
 def probabilities():
     return nn.Sequential(classifier(), nn.Softmax(1))
+
+
+class Chance(nn.Module):
+    """Two logits, the mean of an image and a half, which sum to 1 for one image of two."""
+
+    def __init__(self):
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, images):
+        mean = images.mean((1, 2, 3))
+        return torch.stack((mean, self.level.expand(len(mean))), 1)
 
 
 def picky():
@@ -473,6 +486,10 @@ def test_answers_that_do_not_fit_their_task_are_a_finding(own: Path, untimed: No
     assert "probabilities" in refusal(
         lambda: inspect_teacher("df_seen:probabilities", size="16", task="classification")
     )
+
+
+def test_logits_that_look_like_probabilities_for_one_image_are_logits(own: Path, untimed: None) -> None:
+    assert inspect_teacher("df_seen:Chance", size="16").problem is None
 
 
 def test_sizes_are_tried_where_nobody_says_one(own: Path, untimed: None) -> None:

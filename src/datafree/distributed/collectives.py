@@ -17,6 +17,11 @@ from datafree.distributed.lines import Lines, connected
 _lines: list[Lines] = []  # to all other processes, where there are any
 
 
+def backend_for(device: torch.device) -> str:
+    """The group's for processes whose tensors are there; objects and checkpoints stay on the host."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
 @contextmanager
 def process_group(backend: str, **meeting: Any) -> Iterator[None]:
     """Within it, this process is of torch's group, met as `init_process_group` is told; then no thread of it is left.

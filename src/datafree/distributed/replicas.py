@@ -75,10 +75,9 @@ def joined(device: str) -> Iterator[str]:
         yield device
         return
     mine = modes.choose_device(device)
-    backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"  # objects, checkpoints too, stay on the host
     with ExitStack() as held:
         try:
-            held.enter_context(collectives.process_group(backend, timeout=PATIENCE))
+            held.enter_context(collectives.process_group(collectives.backend_for(mine), timeout=PATIENCE))
         except (RuntimeError, ValueError) as error:
             which = f"process {os.environ.get('RANK')} of {wanted}"
             raise DatafreeError(

@@ -128,13 +128,16 @@ def examine(
 
 
 def _look(network: Normalized, subject: Subject, device: torch.device) -> tuple[Any, Fact, int]:
-    """What it answers to an image, of which size, and the multiplications that takes. Raises NetworkError."""
+    """What it answers to two images, of which size, and the multiplications of one. Raises NetworkError."""
     tried = [subject.size.value] if subject.size.value is not None else list(_SIZES)
     reason = ""
     for height, width in tried:
         try:
-            with torch.no_grad(), modes.frozen(network), FlopCounterMode(display=False) as counter:
-                outputs = network(synthetic_batch((height, width), device)[:1])
+            look = synthetic_batch((height, width), device)
+            with torch.no_grad(), modes.frozen(network):
+                with FlopCounterMode(display=False) as counter:
+                    network(look[:1])
+                outputs = network(look)
         except NetworkError as error:
             reason = reason or str(error)
         except Exception as error:  # whatever a network of anyone's raises
