@@ -275,7 +275,7 @@ def cost(seen: Seen) -> list[tuple[str, str]]:
     if seconds is None:
         return []
     minutes = f"{int(seconds // 60)} min {seconds % 60:.0f} s"
-    return [("time", minutes + (" since it was last resumed" if given.get("resumed") is True else ""))]
+    return [("wall time", minutes + (" since it was last resumed" if given.get("resumed") is True else ""))]
 
 
 def percent(value: float | None) -> str:
