@@ -36,6 +36,7 @@ from datafree.deploy.calibration.folder import IMAGES, TIME, Calibration
 from datafree.deploy.calibration.folder import calibrate as make_calibration
 from datafree.deploy.export_run import Exported, export_run
 from datafree.deploy.written_names import require_calibration, require_count
+from datafree.engine.artifacts import class_names
 from datafree.engine.build_networks import Given, prepare
 from datafree.engine.progress import Progress
 from datafree.engine.stopping import Stop, parse_time
@@ -55,7 +56,8 @@ from datafree.report.calibration_page import calibration_page
 from datafree.run import run_recipe
 from datafree.sources.base import ImageSource
 from datafree.storage.places import require_for_run
-from datafree.tasks.base import Scores, Task, open_labelled
+from datafree.tasks.base import Scores, Task
+from datafree.tasks.labelled import open_labelled
 from datafree.text import show
 
 
@@ -191,7 +193,8 @@ def evaluate(
     except Invalid as error:
         raise RecipeError([str(fault) for fault in error.faults]) from error
     where = modes.choose_device(device)
-    labelled = open_labelled(made, as_written(data))
+    known = [] if network is not None else class_names(spec, made) or []
+    labelled = open_labelled(made, as_written(data), known)
     with _as_before(*([] if network is None else [network])):
         prepared = prepare(spec, made, "network", where, torch.float32, network)
         return score(prepared, made, labelled, device=where)

@@ -42,7 +42,8 @@ from datafree.storage.run_directory import NOTED
 from datafree.storage.run_files import ResultForm, known
 from datafree.storage.shared_run import RunDirectory, open_run
 from datafree.storage.trackers import require
-from datafree.tasks.base import Scores, open_labelled, relative
+from datafree.tasks.base import Scores, relative
+from datafree.tasks.labelled import names_of, open_labelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +124,8 @@ def _carry_out(
 
     # Everything that can be wrong is checked before the first file is written.
     require(training.track)
-    labelled = open_labelled(task, recipe.data) if recipe.data else None
+    known = class_names(recipe.teacher, task) or []
+    labelled = open_labelled(task, recipe.data, known) if recipe.data else None
     require_weights(recipe.teacher, task)
     remarks: list[str] = []
     networks = build_networks(recipe, device, dtype, given, learns=not run.finished, say=remarks.append)
@@ -169,7 +171,7 @@ def _carry_out(
         {
             "network": {**described["student"], "weights": None},
             "task": described["task"],
-            "class_names": class_names(recipe.teacher, task) if labelled is None else labelled.class_names,
+            "class_names": ([] if labelled is None else names_of(labelled)) or known or None,
             "teacher": describe_teacher(recipe.teacher, teacher),
             "cost": {"seconds": round(time.monotonic() - began, 1), "resumed": run.saved is not None},
             "sha256": digests,

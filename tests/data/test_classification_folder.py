@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -143,6 +145,38 @@ def test_an_empty_folder_of_a_class_is_refused_by_name(animals: Path) -> None:
     line = refusal(animals)
     assert str(animals / "dog") in line
     assert "holds no images" in line
+
+
+def test_an_empty_folder_that_classes_txt_names_is_a_class_without_images(animals: Path) -> None:
+    (animals / "dog" / "a.png").unlink()
+    (animals / "classes.txt").write_text("owl\ndog\ncat\n")
+    assert seen(opened(animals)) == {10: 2, 11: 2, 30: 0, 31: 0, 32: 0}
+    for file in animals.rglob("*.png"):
+        file.unlink()
+    assert "no folder of a class holds an image" in refusal(animals)
+
+
+@pytest.mark.parametrize(("folder", "line"), [("NFD", "NFC"), ("NFC", "NFD")])
+def test_names_are_the_same_however_their_accents_are_encoded(
+    animals: Path, folder: Literal["NFC", "NFD"], line: Literal["NFC", "NFD"]
+) -> None:
+    put(animals, f"{normalize(folder, 'bébé')}/a.png", 40)
+    name = normalize(line, "bébé")
+    (animals / "classes.txt").write_text(f"cat\n{name}\ndog\nowl\n", encoding="utf-8")
+    found = opened(animals, classes=4)
+    assert found.class_names[1] == name
+    assert seen(found)[40] == 1
+
+
+def test_two_names_that_look_the_same_are_refused(animals: Path) -> None:
+    names = [normalize("NFC", "bébé"), normalize("NFD", "bébé")]
+    for name in names:
+        put(animals, f"{name}/a.png")
+    assert "two folders 'bébé', whose accents are encoded in two ways" in refusal(animals, classes=5)
+    (animals / "classes.txt").write_text("\n".join(["cat", "dog", "owl", *names]), encoding="utf-8")
+    (animals / names[1] / "a.png").unlink()
+    (animals / names[1]).rmdir()
+    assert "names the class 'bébé' twice" in refusal(animals, classes=5)
 
 
 def test_a_class_named_twice_is_refused(animals: Path) -> None:

@@ -218,6 +218,14 @@ def test_yolo_labels_may_lie_beside_their_images(tmp_path: Path) -> None:
     assert seen(opened(tmp_path)) == WANTED
 
 
+def test_hidden_label_files_are_left_out_as_hidden_images_are(tmp_path: Path) -> None:
+    put_yolo(tmp_path)
+    for name in ("images/._a.jpg", "labels/._a.txt", "labels/.trash/b.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    assert len(opened(tmp_path)) == len(BOXES)
+
+
 def test_a_written_data_set_is_read_alike_from_both_forms(tmp_path: Path) -> None:
     put_yolo(tmp_path)
     yolo = opened(tmp_path)

@@ -49,6 +49,12 @@ def test_listing_is_recursive_sorted_and_without_hidden_or_other_files(tmp_path:
     ]
 
 
+def test_a_jfif_is_listed_and_read_as_the_jpeg_it_is(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.JFIF", RAMP, format="JPEG")
+    assert list_images(tmp_path) == [path]
+    np.testing.assert_array_equal(read_image(path), Image.open(path))
+
+
 def test_listing_visits_each_real_directory_once_despite_link_loops(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.png").touch()

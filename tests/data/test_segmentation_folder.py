@@ -159,6 +159,13 @@ def test_lossy_masks_are_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_a_jpeg_that_is_called_png_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a", some_ids())
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks" / "a.png", format="JPEG")
+    with pytest.raises(DataError, match=r"masks/a\.png is a JPEG, whatever its name says.*as PNG$"):
+        opened(tmp_path)
+
+
 def test_unreadable_files_are_skipped_and_recorded_once(tmp_path: Path) -> None:
     for name in "abcd":
         put(tmp_path, name, some_ids())

@@ -66,6 +66,40 @@ def test_means_of_inputs_are_those_of_all_images(network: Normalized, tmp_path: 
         torch.testing.assert_close(torch.from_numpy(means.of(node.input[0])), expected, rtol=1e-4, atol=1e-5)
 
 
+class Tokens(nn.Module):
+    """A linear layer for each patch of an image, its rows those of all images: (B * T, C) -> (B * T, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 2, 2)
+        self.linear, self.head = nn.Linear(16, 8), nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.patches(images).flatten(2).transpose(1, 2)  # (B, T, 16)
+        seen = self.linear(maps.reshape(-1, 16)).relu().view(len(images), -1, 8)
+        logits: Tensor = self.head(seen.mean(1))
+        return logits
+
+
+def test_a_linear_layer_of_many_rows_an_image_takes_their_mean(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Normalized(Tokens().eval())
+    rows: list[Tensor] = []
+    for layer in (network.network.linear, network.network.head):
+        layer.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0]))
+    images = torch.rand(10, 3, 12, 12)
+    network(images)
+    given_rows = list(rows)
+    model = onnx.load(str(written(network, tmp_path)))
+    means = InputMeans(model)
+    for part in (images[:4], images[4:]):
+        means.see({"images": part.numpy()})
+    layers = [node for node in model.graph.node if node.op_type == "Gemm"]
+    assert len(layers) == 2 and len(given_rows[0]) == 360
+    for node, given in zip(layers, given_rows, strict=True):
+        torch.testing.assert_close(torch.from_numpy(means.of(node.input[0])), given.mean(0))
+
+
 def test_rounding_shifts_the_mean_of_answers_less(
     network: Normalized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

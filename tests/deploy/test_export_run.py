@@ -21,6 +21,7 @@ from datafree.config import schema
 from datafree.deploy import export_run as module
 from datafree.deploy.export_run import Exported, export_run
 from datafree.deploy.formats import onnx as onnx_format
+from datafree.deploy.made_images import apart
 from datafree.deploy.push import push_run
 from datafree.engine.artifacts import CALIBRATION, describe_teacher, save_calibration
 from datafree.errors import DataError, DatafreeError, NetworkError, RecipeError, RunError
@@ -385,6 +386,17 @@ def test_tied_and_channels_last_tensors_are_shipped(tmp_path: Path, monkeypatch:
     tensors = load_file(done.folder / "student.safetensors")
     assert torch.equal(tensors["one.weight"], tensors["two.weight"])
     assert "import tied_nets" in (done.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 12, 256])
+def test_images_in_the_order_of_their_folders_calibrate_and_are_compared_on_for_every_class(count: int) -> None:
+    found = torch.arange(count).view(-1, 1, 1, 1)
+    learnt, fresh = apart(found)
+    assert sorted([*learnt.flatten().tolist(), *fresh.flatten().tolist()]) == list(range(count))
+    assert len(learnt) and len(fresh) == max(1, count // 4)
+    if count > 11:
+        quarters = [{int(value) * 3 // count for value in part} for part in (learnt, fresh)]  # three classes
+        assert quarters == [{0, 1, 2}] * 2
 
 
 def test_every_verb_that_builds_a_student_takes_its_own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,45 @@ def test_snippet_of_own_code_takes_the_logits_out_of_its_answer(
     assert f"logits = {taken}\n" in code
     with torch.no_grad():
         torch.testing.assert_close(space["logits"], made.network.eval()(space["images"]))
+
+
+@pytest.mark.parametrize("what", ["logit", "probability"])
+@pytest.mark.parametrize("network", ["timm/test_resnet", "datafree/resnet"])
+def test_snippet_of_one_output_answers_two_classes(
+    network: str, what: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = {"depth": 8, "width": 2} if network.startswith("datafree") else {}
+    spec = NetworkSpec(network=network, args=args)
+    inner = build_network(spec, num_classes=1)
+    made = spec.wrap(inner)
+    made.one_output = what
+    task = Classification(num_classes=2, image_size=(32, 32))
+    save_weights(inner, tmp_path / "student.safetensors")
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(load_snippet(Student(spec=spec, task=task, network=made, class_names=[], taught_by=TEACHER)), space)
+    assert space["logits"].shape == (1, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(space["logits"], made.eval()(space["images"]))
+
+
+def test_no_folder_of_the_machine_is_published() -> None:
+    for text, shown in {
+        "/home/me/runs/mine/recipe.yaml": ".../mine/recipe.yaml",
+        "the teacher was not timed: /home/me/runs/mine/recipe.yaml does not say": "the teacher was not timed: "
+        ".../mine/recipe.yaml does not say",
+        "not written ('C:\\Users\\me\\a.onnx')": "not written ('.../me/a.onnx')",
+        "~/data/photos": ".../data/photos",
+        "1 / 2 and https://host/a/b": "1 / 2 and https://host/a/b",
+        "timm/resnet18": "timm/resnet18",
+    }.items():
+        assert public(text) == shown
+    directory = NetworkSpec(network="hf//home/me/customer/tiny")
+    unet = small()
+    card = model_card(replace(unet, spec=replace(unet.spec, network=directory.network)), record(), Export())
+    assert "# hf/tiny, distilled by datafree" in card and "network='hf/tiny'" in card
+    assert "the place of the directory whose config.json it was built from" in card
+    assert "/home" not in card and "customer" not in card
 
 
 def test_snippet_holds_arguments_as_literals_only() -> None:

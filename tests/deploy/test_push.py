@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from datafree.deploy.bench_run import bench_run
 from datafree.deploy.export_run import export_run
 from datafree.deploy.push import push_run
 from datafree.errors import DatafreeError, RunError
+from datafree.evaluation.finished_run import load_student
+from datafree.networks.checkpoints.weights import save_weights
+from datafree.networks.normalized import bare
 from deploy.test_export_run import UNET, write_run
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The four requests of an upload, as the Hub answers them."""
+    """The requests of an upload, as the Hub answers them."""
 
     asked: list[str]
     files: dict[str, bytes]
@@ -45,13 +50,18 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del hub.files[line["value"]["path"]]
             return self._answer({"commitUrl": f"{address}/me/it/commit/1", "commitOid": "1", "success": True})
         return self._answer({"errors": [], "warnings": []})  # of the card's front matter
 
     def do_GET(self) -> None:
-        self._answer({"sha": "0", "id": "me/it", "siblings": []})
+        if "/tree/" in self.path:
+            files: Any = self.server
+            return self._answer([{"type": "file", "path": name, "size": 1, "oid": "0"} for name in files.files])
+        return self._answer({"sha": "0", "id": "me/it", "siblings": []})
 
-    def _answer(self, content: dict[str, Any], code: int = 200) -> None:
+    def _answer(self, content: Any, code: int = 200) -> None:
         text = json.dumps(content).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
@@ -110,6 +120,31 @@ def test_a_push_uploads_the_files_of_the_export_and_nothing_else(tmp_path: Path,
     assert all((run / "export" / name).read_bytes() == content for name, content in here.files.items())
     assert here.asked[0] == "/api/repos/create"
     assert done.url == f"http://127.0.0.1:{here.server_port}/me/it"
+
+
+def test_a_push_takes_what_an_earlier_export_left_out_of_the_repository(tmp_path: Path, here: Any) -> None:
+    run = write_run(tmp_path / "run", UNET)
+    export_run(run, onnx=False)
+    here.files |= {"student.int8.onnx": b"old", "notes.md": b"mine", ".gitattributes": b""}
+    push_run(run, "me/it")
+    assert set(here.files) == {"student.safetensors", "config.json", "README.md", "notes.md", ".gitattributes"}
+
+
+def test_an_export_of_another_student_is_neither_pushed_nor_timed(tmp_path: Path, here: Any) -> None:
+    run = write_run(tmp_path / "run", UNET)
+    export_run(run)
+    card = (run / "export" / "README.md").read_text()
+    later = load_student(run)
+    with torch.no_grad():
+        next(later.network.parameters()).add_(1.0)
+    save_weights(bare(later.network), run / "student.safetensors")
+    with pytest.raises(RunError, match=r"is of another student than .* holds now; run `datafree export .*` again"):
+        push_run(run, "me/it")
+    assert not here.files
+    timed, _ = bench_run(run, rounds=1, threads=1)
+    assert set(timed.rows) <= {"teacher", "student"}
+    assert any("is of another student" in note for note in timed.notes)
+    assert (run / "export" / "README.md").read_text() == card
 
 
 @pytest.mark.thorough

@@ -66,9 +66,7 @@ def test_an_image_size_beyond_all_memory_is_refused_in_a_line() -> None:
 
 def test_classes_too_many_are_told_with_a_way_that_helps() -> None:
     wrong = Classification(num_classes=3, image_size=(16, 16))
-    with pytest.raises(
-        NetworkError, match=r"answers 4 classes, but .* 3; set task\.num_classes=4 \(--classes 4\), or"
-    ):
+    with pytest.raises(NetworkError, match=r"answers 4 classes, but .* 3; set task\.num_classes=4 \(--classes 4\), or"):
         prepared(task=wrong)
     with pytest.raises(NetworkError, match=r"the student mine:net answers 4 .* has 3; give its last layer 3$"):
         prepared(what="student", task=wrong)

@@ -24,8 +24,9 @@ from datafree.sources.folder import Folder
 from datafree.storage import made_set
 from datafree.storage.whole_folder import made_whole
 from datafree.synthesis.shards import Shards
-from datafree.tasks.base import Task, open_labelled
+from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
+from datafree.tasks.labelled import open_labelled
 from datafree.tasks.segmentation import Segmentation
 from small_shards import DETECTION, RECIPE, SIZE, batch_of
 

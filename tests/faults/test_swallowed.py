@@ -25,9 +25,10 @@ from datafree.recipe.training import Training
 from datafree.run import _how_chosen
 from datafree.sources.base import SourceContext
 from datafree.sources.dataset import Dataset
-from datafree.tasks.base import Scores, Task, open_labelled
+from datafree.tasks.base import Scores, Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
+from datafree.tasks.labelled import open_labelled
 from datafree.tasks.segmentation import Segmentation, SegmentationMetric
 
 SIZE = (8, 8)

@@ -76,6 +76,14 @@ def test_shift_and_flip_is_a_crop_of_the_padded_image() -> None:
     assert len(set(distance.argmin(1).tolist())) > 20
 
 
+def test_a_shift_of_0_mirrors_nothing_and_draws_nothing() -> None:
+    images, before = numbered(16), torch.get_rng_state()
+    moved, move = augment.shift_and_flip(images, 0)
+    assert torch.equal(moved, images) and move == Move()
+    assert torch.equal(TASK.move_targets(masks_of(images), move), masks_of(images))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_shift_and_flip_moves_masks_with_the_pixels_and_goes_on_at_the_edge() -> None:
     modes.seed_everything(0)
     images = numbered(16)

@@ -270,6 +270,19 @@ def test_a_collapse_stops_the_run_and_names_the_weight_to_lower() -> None:
             source.update(teacher, step)
 
 
+def test_without_a_shift_the_teacher_sees_images_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = classifier(0)
+    source = attached(small(iterations=4, shift=0), teacher)
+    made: list[Tensor] = []
+    seen: list[Tensor] = []
+    forward = ResizeGenerator.forward
+    monkeypatch.setattr(ResizeGenerator, "forward", lambda *args: made.append(forward(*args)) or made[-1])
+    teacher.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0]))
+    source.update(teacher, -1)
+    assert len(made) == 4
+    assert all(any(torch.equal(images, look) for look in seen) for images in made)
+
+
 def test_a_teacher_without_batchnorm_is_refused_in_a_line_that_names_other_methods() -> None:
     bare = nn.Sequential(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(NetworkError, match=r"no BatchNorm.*source\.method=fast.*dfad"):

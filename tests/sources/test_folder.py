@@ -233,6 +233,86 @@ def test_looking_at_held_out_images_changes_nothing(tmp_path: Path) -> None:
     assert f"{damaged:03}.png (not an image" in looked.notes()[0]
 
 
+def damage(path: Path, drawn: str, count: int) -> list[str]:
+    """Damage those files that are drawn to be kept back of as many: `drawn` says which, "x" for a damaged one.
+
+    All names, in the order of the draw.
+    """
+    names = [path.name for path in sorted(path.iterdir())]
+    assert len(names) == count
+    order = attached(path)._drawn(names)
+    for name, letter in zip(order, drawn, strict=False):
+        if letter == "x":
+            (path / name).write_text("not an image")
+    return order
+
+
+@pytest.mark.parametrize(
+    ("drawn", "options", "kept", "learnt"),
+    [
+        ("x....", {}, 1, [2, 3, 4]),
+        ("xx.x.", {}, 2, [4]),
+        ("xxxx.", {}, None, [4]),  # the only one is learnt from
+        ("x.x..", {"limit": 1}, None, [1]),  # else there would be none to learn from
+        ("x....", {"hold_out": 0}, None, [1, 2, 3, 4]),
+    ],
+)
+def test_an_image_is_kept_back_in_the_stead_of_one_that_cannot_be_read(
+    tmp_path: Path, drawn: str, options: dict[str, int], kept: int | None, learnt: list[int]
+) -> None:
+    order = damage(make_folder(tmp_path, 5), drawn, 5)
+    places = {index: order.index(f"{index:03}.png") for index in range(5)}
+    folder = attached(tmp_path, **options)
+    assert {places[name] for name in draw(folder, 12, batch=4)} == set(learnt)
+    assert [places[name] for name in names(folder.validation_images(9))] == ([] if kept is None else [kept])
+    if drawn[0] == "x" and folder.hold_out:
+        assert f"{order[0]} (not an image" in folder.notes()[0]  # which `select` of agreement may tell
+
+
+@pytest.mark.parametrize("drawn", [0, 3, 7])
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_is_kept_back_in_another_image_s_stead_stays_so_after_a_resume(
+    tmp_path: Path, drawn: int, gone: bool
+) -> None:
+    path = make_folder(tmp_path / "photos", 8)
+    order = damage(path, "xx", 8)
+    straight = attached(path)
+    straight.sample(drawn)
+    state = straight.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    expected, held = [straight.sample(n).images for n in (5, 9)], straight.validation_images(9)
+    for name in order[:2]:  # both may be mended, or removed as the note asks
+        if gone:
+            (path / name).unlink()
+        else:
+            Image.new("RGB", (8, 8)).save(path / name)
+    resumed = attached(path)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(resumed.validation_images(9), held) and len(held) == 1
+    for images in expected:
+        assert torch.equal(resumed.sample(len(images)).images, images)
+    assert not any("had changed" in note for note in resumed.notes())
+
+
+def test_a_folder_that_has_changed_is_looked_at_again(tmp_path: Path) -> None:
+    path = make_folder(tmp_path / "photos", 8)
+    order = damage(path, "x", 8)
+    state = attached(path).state_dict()
+    (path / order[1]).write_text("not an image")  # the one that was kept back
+    (path / order[2]).unlink()
+    resumed = attached(path)
+    resumed.load_state_dict(state)
+    assert any("had changed" in note for note in resumed.notes())
+    assert [f"{name:03}.png" for name in names(resumed.validation_images(9))] == [order[3]]
+    assert set(draw(resumed, 8, batch=4)) == {int(name[:3]) for name in order[4:]}
+
+
+def test_crops_of_the_only_readable_photograph_are_held_out(tmp_path: Path) -> None:
+    damage(make_folder(tmp_path, 2), "x", 2)
+    folder = attached(tmp_path, crop="multiscale")
+    assert len(folder.validation_images(3)) == len(folder.sample(3).images) == 3
+
+
 def test_held_out_images_are_read_and_no_others(tmp_path: Path) -> None:
     make_folder(tmp_path, 20)
     held = names(attached(tmp_path).validation_images(9))

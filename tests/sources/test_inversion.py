@@ -221,6 +221,24 @@ def test_the_rate_rises_in_a_line_and_falls_along_a_cosine() -> None:
     assert [pixel_optimizer.cosine(i, 10, 0.3, 0.3) for i in range(10)] == pytest.approx([0.3] * 10)
 
 
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_a_batch_is_mirrored_with_the_probability_that_is_stated(
+    monkeypatch: pytest.MonkeyPatch, classifier: nn.Module, probability: float
+) -> None:
+    source = attached(Inversion(batch_size=2, iterations=8, jitter=0, flip_probability=probability), classifier)
+    roll, mirrored = augment.roll_and_flip, []
+
+    def watched(images: Tensor, *options: Any) -> tuple[Tensor, augment.Move]:
+        moved, move = roll(images, *options)
+        mirrored.append(torch.equal(moved, images.flip(-1)))
+        assert mirrored[-1] or torch.equal(moved, images)
+        return moved, move
+
+    monkeypatch.setattr(augment, "roll_and_flip", watched)
+    source.update(classifier, -1)
+    assert mirrored == [probability == 1] * 8
+
+
 def test_a_teacher_without_batchnorm_is_refused_in_a_line_that_names_other_methods() -> None:
     bare = nn.Sequential(nn.Conv2d(3, CLASSES, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.raises(NetworkError, match=r"no BatchNorm.*source\.method=inversion.*dfad") as caught:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
 import datafree
+from datafree.data.labelled import NamesFiles
 from datafree.data.multilabel_folder import MultiLabelFolder
 from datafree.errors import DataError, NetworkError
 from datafree.evaluation.scoring import evaluate
@@ -77,9 +78,30 @@ def test_a_class_that_no_image_shows_has_no_average_precision() -> None:
     targets[0, 1] = 1
     metric = TASK.new_metric(list("abcd"))
     metric.update(logits(6, 0), targets)
-    assert list(metric.compute().per_class["ap"]) == ["b"]
+    scores = metric.compute()
+    assert list(scores.per_class["ap"]) == ["b"]
+    assert scores.remarks == ["3 of 4 classes are not scored, no labelled image is of them: 'a', 'c', 'd'"]
     with pytest.raises(DataError, match="no image shows any class"):
         TASK.new_metric().compute()
+
+
+def test_mean_average_precision_is_over_all_classes_whatever_their_names() -> None:
+    outputs, targets = logits(40, 0), (logits(40, 1) > 1).long()
+    found = []
+    for names in (list("abcd"), list("aaab")):
+        metric = TASK.new_metric(names)
+        metric.update(outputs, targets)
+        found.append(metric.compute().values["map"])
+    assert found[0] == found[1]
+
+
+def test_sure_answers_are_ranked_by_their_logits() -> None:
+    outputs = torch.tensor([20.0, 25, 30, 35])[:, None].expand(4, C)  # their float32 probabilities are all 1
+    metric = TASK.new_metric()
+    metric.update(outputs, torch.tensor([0, 0, 1, 1])[:, None].expand(4, C))
+    scores = metric.compute()
+    assert scores.values["map"] == 1.0
+    assert scores.values["f1"] == pytest.approx(2 * 2 / (4 + 2))
 
 
 def test_agreement_is_f1_of_the_labels() -> None:
@@ -87,7 +109,13 @@ def test_agreement_is_f1_of_the_labels() -> None:
     teacher = torch.tensor([[9.0, -9, 9, -9], [9, -9, -9, -9]])
     assert TASK.agreement(student, teacher) == pytest.approx(2 * 2 / (3 + 3))
     assert TASK.class_agreement(student, teacher) == [1.0, 0.0, 0.0, None]
-    assert TASK.agreement(-teacher.abs(), -teacher.abs()) == 1.0
+    assert TASK.agreement(torch.cat([student, -student.abs()]), torch.cat([teacher, -student.abs()])) == 2 * 2 / (3 + 3)
+
+
+def test_there_is_no_agreement_where_neither_network_names_a_class() -> None:
+    nothing = -logits(8, 0).abs() - 1
+    assert TASK.agreement(nothing, nothing - 1) is None
+    assert TASK.agreement(nothing, -nothing) == 0.0
 
 
 def test_targets_hold_every_class_and_some_images_two() -> None:
@@ -132,12 +160,24 @@ def test_labels_are_read_from_a_table(name: str, tmp_path: Path) -> None:
         (GOOD.replace("1,0,1,0", "1,0,x,0"), "line 2"),
         (GOOD.replace("images/0.png", "../0.png"), "no image below"),
         (GOOD.replace("images/0.png", "/etc/0.png"), "no image below"),
+        (GOOD.replace("large", "red"), "names the class 'red' twice, in columns 2 and 4; give each class its own name"),
+        (GOOD.replace("round", " "), "column 3 of 5 has no class name; name it"),
+        (
+            GOOD + "\n./images/1.png,1,0,0,0\n",
+            r"names the image '\./images/1\.png' twice, in lines 3 and 6; remove one",
+        ),
     ],
 )
 def test_tables_that_do_not_serve_are_one_line(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=said) as caught:
         MultiLabelFolder(folder(tmp_path, text), image_size=(16, 16), num_classes=C)
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_and_its_labels_are_read_from_named_files(tmp_path: Path) -> None:
+    data = TASK.open_dataset(folder(tmp_path, GOOD))
+    assert isinstance(data, NamesFiles)
+    assert list(data.files(1)) == [tmp_path / "images" / "1.png", tmp_path / "labels.csv"]
 
 
 def test_a_folder_without_a_table_says_what_is_expected(tmp_path: Path) -> None:

@@ -68,7 +68,27 @@ def test_an_ignored_id_below_0_is_that_of_no_class(ignore_index: int) -> None:
     assert scores.values == {"miou": 0.5, "pixel_accuracy": pytest.approx(2 / 3)}
     unseen = Segmentation(num_classes=2, image_size=(1, 4), ignore_index=ignore_index).new_metric(["sky", "road"])
     unseen.update(outputs, torch.tensor([[[0, 0, 0, 0]]]))
-    assert unseen.compute().remarks == ["1 of 2 classes are not scored, no labelled pixel is of them: 'road'"]
+    assert unseen.compute().remarks == ["the class 'road' counts as 0: predicted, but no labelled pixel is of it"]
+
+
+def test_a_class_that_is_only_predicted_is_said_to_count_as_0_and_another_not_to_be_scored() -> None:
+    targets = torch.tensor([[[0, 0, 1, 1]]])
+    for named, said in (
+        ([0, 0, 1, 2], ["the class 'c' counts as 0: predicted, but no labelled pixel is of it"]),
+        ([0, 3, 1, 2], ["2 classes count as 0: predicted, but no labelled pixel is of them: 'c', 'd'"]),
+    ):
+        metric = make_task().new_metric(list("abcdef"))
+        metric.update(torch.eye(C)[torch.tensor([[named]])].movedim(-1, 1), targets)
+        scores = metric.compute()
+        assert scores.per_class["iou"]["c"] == 0
+        assert scores.remarks[1:] == said
+        assert scores.remarks[0].startswith(f"{6 - len(set(named))} of 6 classes are not scored, no labelled pixel")
+
+
+def test_an_ignored_class_that_is_predicted_is_not_said_to_count() -> None:
+    metric = Segmentation(num_classes=3, image_size=(1, 4), ignore_index=2).new_metric()
+    metric.update(torch.eye(3)[torch.tensor([[[0, 1, 2, 2]]])].movedim(-1, 1), torch.tensor([[[0, 1, 1, 2]]]))
+    assert metric.compute().remarks == []
 
 
 def test_zscore_of_two_classes_is_refused() -> None:

@@ -25,6 +25,7 @@ from datafree.data.detection_paths import (
     first_three,
     image_folder,
     is_file,
+    label_files,
     label_folder,
     split_folder,
 )
@@ -207,7 +208,7 @@ def _open_yolo(path: Path, listing: Path | None, size: tuple[int, int], num_clas
         files[label] = file
     there = set(filter(is_file, files))
     if labels != folder:
-        there |= {label for label in labels.rglob("*.txt") if label.name != "classes.txt"}
+        there |= label_files(labels)
     alone = sorted(str(label.relative_to(labels)) for label in there - files.keys())
     if alone:
         raise DataError(

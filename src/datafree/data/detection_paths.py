@@ -77,6 +77,12 @@ def label_folder(root: Path, folder: Path) -> Path:
     return root.joinpath(*parts)
 
 
+def label_files(labels: Path) -> set[Path]:
+    """YOLO's label files below `labels`. Hidden names are left out, as of images: macOS puts ._NAME.txt beside NAME."""
+    found = {label for label in labels.rglob("*.txt") if label.name != "classes.txt"}
+    return {label for label in found if not any(part.startswith(".") for part in label.relative_to(labels).parts)}
+
+
 def first_three(names: list[str]) -> str:
     """The names as an error shows them."""
     return ", ".join(map(show, names[:3])) + (", ..." if len(names) > 3 else "")

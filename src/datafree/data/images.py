@@ -19,7 +19,7 @@ from torch import Tensor
 
 from datafree.errors import DataError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 MAX_PIXELS = 89_478_485  # a larger image is refused undecoded: a quarter GiB of RGB, where Pillow warns
 
 # What is in the file decides, not its suffix; other formats stay closed (Pillow hands EPS to Ghostscript).
@@ -46,11 +46,11 @@ class UnreadableImage(DataError):
         super().__init__(f"cannot read the image {path}: {reason}; mend or remove it")
 
 
-def list_images(folder: Path) -> list[Path]:
+def list_images(folder: Path, *, may_be_empty: bool = False) -> list[Path]:
     """Every image below `folder` by its suffix, sorted. Hidden names are left out.
 
     Links are followed, each real directory once. A link to nothing is listed: reading it says what is wrong.
-    Raises DataError if the folder is missing, is a file, cannot be listed or holds no images.
+    Raises DataError if the folder is missing, is a file, cannot be listed, or holds no images where it may not.
     """
     if not folder.exists():
         raise DataError(f"the folder {folder} does not exist; check its path")
@@ -75,7 +75,7 @@ def list_images(folder: Path) -> list[Path]:
                 waiting.append(Path(entry.path))
             elif entry.name.lower().endswith(SUFFIXES) and (entry.is_symlink() or entry.is_file()):
                 found.append(Path(entry.path))
-    if not found:
+    if not found and not may_be_empty:
         raise DataError(f"the folder {folder} holds no images ({', '.join(SUFFIXES)}); give one that does")
     return sorted(found)
 

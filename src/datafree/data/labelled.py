@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
@@ -24,13 +25,14 @@ def stream(
     """
     assert batch_size > 0
     pairs: list[tuple[Tensor, Tensor]] = []
-    any_read = False
+    any_read, known = False, set(skipped)
     for index in range(count):
         try:
             pairs.append(read(index))
         except UnreadableImage as error:
             line = f"{error.path.relative_to(folder)}: {error.reason}"
-            if line not in skipped:
+            if line not in known:  # of an earlier pass
+                known.add(line)
                 skipped.append(line)
             continue
         any_read = True
@@ -68,16 +70,22 @@ def names_file(folder: Path) -> Path | None:
 
 
 def read_names(file: Path) -> list[str]:
-    """The names in a classes.txt, one a line. Raises DataError, also for a name given twice."""
+    """The names in a classes.txt, one a line. Raises DataError, also for a name given twice (as `composed`)."""
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {file} ({error}); save it as UTF-8 text, one class name a line") from error
     names = [line for line in lines if line]
-    if len(set(names)) != len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    alike = [composed(name) for name in names]
+    if len(set(alike)) != len(names):
+        twice = next(name for name in alike if alike.count(name) > 1)
         raise DataError(f"{file} names the class {twice!r} twice; give each class its own name")
     return names
+
+
+def composed(name: str) -> str:
+    """A name as it is compared: in Unicode's composed form (NFC), since some file systems decompose accents."""
+    return unicodedata.normalize("NFC", name)
 
 
 def names_text(names: list[str]) -> str:

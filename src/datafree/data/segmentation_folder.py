@@ -106,12 +106,13 @@ class MaskFolder:
     def _read_ids(self, path: Path) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.int32]], int]:
         """(H, W) class ids, checked, upright; and the EXIF orientation they were turned from."""
         image, orientation = images.read_stored(path)
+        step = _grey_step(path)
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise DataError(
                 f"the mask {path} is a colour picture ({image.mode}), not class ids; "
                 "save one class id per pixel, as a greyscale or palette PNG"
             )
-        ids = np.asarray(image).astype(np.int32) // _grey_step(path)
+        ids = np.asarray(image).astype(np.int32) // step
         wrong = (ids < 0) | ((ids >= self.num_classes) & (ids != self.ignore_index))
         if wrong.any():
             raise DataError(
@@ -132,12 +133,20 @@ def one_class(name: str, ignore_index: int) -> str:
 
 
 def _grey_step(path: Path) -> int:
-    """What Pillow has multiplied the values of a 2- or 4-bit grey PNG by (85 or 17), else 1."""
+    """What Pillow has multiplied the values of a 2- or 4-bit grey PNG by (85 or 17), else 1.
+
+    Raises DataError for a JPEG that is only called .png, which looks like a mask and is none.
+    """
     try:
         with path.open("rb") as file:
             header = file.read(26)  # signature (8), chunk head (8), width, height (8), bit depth, colour type
     except OSError as error:
         raise UnreadableImage(path, "no such file") from error
+    if header.startswith(b"\xff\xd8\xff"):
+        raise DataError(
+            f"the mask {path} is a JPEG, whatever its name says: JPEG changes class ids, and they do not come back; "
+            "export the mask again, as PNG"
+        )
     is_grey_png = len(header) == 26 and header.startswith(b"\x89PNG") and header[25] == 0
     return {2: 85, 4: 17}.get(header[24], 1) if is_grey_png else 1
 

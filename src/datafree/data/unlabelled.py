@@ -15,6 +15,8 @@ from torch import Tensor
 from datafree.data.images import UnreadableImage, fit, read_image, to_tensor
 from datafree.errors import DataError
 
+_NAMED = 5  # files that a line names
+
 
 def read_fitted(files: Sequence[Path], size: tuple[int, int], skipped: list[str], folder: Path) -> Iterator[Tensor]:
     """Images (3, H, W) in [0, 1], each scaled to cover `size` (height, width) and cut to its middle.
@@ -42,5 +44,14 @@ def in_batches(images: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
 
 def unread(skipped: Sequence[str]) -> str:
     """A line about what was left out."""
-    some = ", ".join(skipped[:5]) + (f" and {len(skipped) - 5} more" if len(skipped) > 5 else "")
-    return f"{len(skipped):,} images cannot be read and were left out: {some}"
+    return f"{len(skipped):,} images cannot be read and were left out: {_first(skipped, ', ')}"
+
+
+def unscored(skipped: Sequence[str]) -> str:
+    """A line about what of labelled data was not scored: what `LabelledData.skipped` holds, once each."""
+    return f"not scored: {_first(list(dict.fromkeys(skipped)), '; ')}"
+
+
+def _first(items: Sequence[str], between: str) -> str:
+    """The first few, and how many more there are: a line stays a line however many files are damaged."""
+    return between.join(items[:_NAMED]) + (f" and {len(items) - _NAMED:,} more" if len(items) > _NAMED else "")

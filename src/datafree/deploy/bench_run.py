@@ -24,6 +24,7 @@ from datafree.deploy.export_record import Export
 from datafree.deploy.formats import FORMATS
 from datafree.deploy.made_images import images_to_compare
 from datafree.deploy.model_card import model_card
+from datafree.deploy.written_names import is_export_of
 from datafree.engine.build_networks import prepare
 from datafree.engine.progress import Progress, Work
 from datafree.errors import DatafreeError, RunError
@@ -76,6 +77,9 @@ def bench_run(
     except strict_json.Damaged as error:
         raise RunError(f"{folder}/config.json is damaged ({error}); run `datafree export` again") from error
     notes = [] if export.made else [f"{run} holds no export in another format; `datafree export --to ...` makes one"]
+    if export.made and not is_export_of(run, folder):
+        export = Export()
+        notes = [f"{folder} is of another student than {run} holds now, and left out; `datafree export` makes it again"]
     images = images_to_compare(run, loaded.task)[0][:1].float() / 255
     with _threads(threads) as used:
         timers: dict[str, _Timer] = {}

@@ -41,18 +41,18 @@ class InputMeans:
         self._tensors = list(tensors)
         self._session = onnxruntime.InferenceSession(watching.SerializeToString(), providers=["CPUExecutionProvider"])
         self._sums: dict[str, Any] = {}  # of arrays
-        self._count = 0
+        self._counts: dict[str, int] = {}  # rows: a linear layer may see several of each image, as of its patches
 
     def see(self, batch: Mapping[str, Array]) -> None:
         """Count a batch, by the name of the network's input."""
         answers = self._session.run(None, batch) if self._tensors else []
         for tensor, answer in zip(self._tensors, answers, strict=True):
             self._sums[tensor] = self._sums.get(tensor, 0.0) + answer.reshape(len(answer), -1).sum(0)
-        self._count += len(next(iter(batch.values())))
+            self._counts[tensor] = self._counts.get(tensor, 0) + len(answer)
 
     def of(self, tensor: str) -> Array:
         """(K,) of a layer's input, by the tensor's name."""
-        mean: Array = self._sums[tensor] / self._count
+        mean: Array = self._sums[tensor] / self._counts[tensor]
         return mean
 
 

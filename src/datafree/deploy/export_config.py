@@ -14,6 +14,7 @@ from datafree.deploy.formats import FORMATS
 from datafree.deploy.formats.check import Made
 from datafree.deploy.model_card import public
 from datafree.deploy.written_names import CONFIG
+from datafree.engine.artifacts import without_place
 from datafree.evaluation.finished_run import Record, Student, mapping, number
 from datafree.networks.instances import is_live
 from datafree.recipe.recipe import FAMILIES
@@ -29,7 +30,7 @@ def config(student: Student, record: Record, export: Export, sums: Mapping[str, 
     own = spec.is_own_code or is_live(spec.network)
     return {
         "library": "own code" if own else spec.network.partition("/")[0],
-        "network": spec.network,
+        "network": without_place(spec),
         "args": dict(spec.args),
         "parameters": sum(parameter.numel() for parameter in student.network.parameters()),
         "task": schema.plain(student.task, FAMILIES),

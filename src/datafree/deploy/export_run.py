@@ -29,7 +29,7 @@ from datafree.deploy.format_facts import wanted
 from datafree.deploy.formats import FORMATS
 from datafree.deploy.formats.base import Given
 from datafree.deploy.formats.check import Made, make_all
-from datafree.deploy.made_images import calibration_images, images_to_compare
+from datafree.deploy.made_images import apart, calibration_images, images_to_compare
 from datafree.deploy.model_card import model_card, public
 from datafree.deploy.qat import train_for_int8
 from datafree.deploy.written_names import CARD, CONFIG, WEIGHTS, require_export, require_int8_options
@@ -44,7 +44,8 @@ from datafree.recipe.recipe import FAMILIES
 from datafree.storage import strict_json
 from datafree.storage.atomic import cannot_write, sha256_of, write_whole
 from datafree.storage.whole_folder import made_whole
-from datafree.tasks.base import Scores, Task, open_labelled
+from datafree.tasks.base import Scores, Task
+from datafree.tasks.labelled import names_of, open_labelled
 from datafree.text import counted
 
 
@@ -93,13 +94,12 @@ def export_run(
     out = run / "export" if out is None else out if out.name else out.absolute()
     require_export(out)
     loaded, record = load_student(run, student=student, task=task), read_record(run)
-    labelled = open_labelled(loaded.task, data) if data is not None else None
+    labelled = open_labelled(loaded.task, data, loaded.class_names) if data is not None else None
     if labelled is not None and not loaded.class_names:
-        loaded = replace(loaded, class_names=labelled.class_names)
+        loaded = replace(loaded, class_names=names_of(labelled))
     if int8:
         found, origin = calibration_images(run, images, loaded.task, notes)
-        compared = max(1, len(found) // 4)
-        learnt, fresh = found[:-compared], found[-compared:]
+        learnt, fresh = apart(found)
     else:
         learnt, (fresh, origin) = None, images_to_compare(run, loaded.task)
     scores: dict[str, Scores] = {}

@@ -54,6 +54,14 @@ def calibration_images(run: Path, folder: Path | None, task: Task, notes: list[s
     return found[:CALIBRATED_ON], origin
 
 
+def apart(found: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two images or more those to calibrate with, and every fourth to compare on: of all classes, as folders come in
+    order.
+    """
+    held = torch.arange(len(found)) % 4 == min(3, len(found) - 1)
+    return found[~held], found[held]
+
+
 def images_to_compare(run: Path, task: Task) -> tuple[Tensor, str]:
     """Images (N, 3, H, W) uint8 and what they are: some of the run's source, else noise."""
     try:

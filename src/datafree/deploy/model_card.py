@@ -16,6 +16,7 @@ from datafree.deploy.bench_file import Bench
 from datafree.deploy.export_record import Export
 from datafree.deploy.format_table import format_table
 from datafree.deploy.snippets import load_snippet, onnx_snippet, openvino_snippet
+from datafree.engine.artifacts import without_place
 from datafree.evaluation.finished_run import Record, Student, mapping, number
 from datafree.health.verdict import ENOUGH_STEPS, FEW_STEPS, SELDOM, SELDOM_SAID, little
 from datafree.text import shown
@@ -25,7 +26,7 @@ def model_card(student: Student, record: Record, export: Export, bench: Bench | 
     """The card as Markdown, with the front matter of the Hugging Face Hub. `bench`: times, where there are any."""
     parts = [
         _front(student),
-        f"# {public(student.spec.network)}, distilled by datafree",
+        f"# {public(without_place(student.spec))}, distilled by datafree",
         _summary(student, record),
         "## Teacher",
         _teacher(student),
@@ -46,13 +47,21 @@ def model_card(student: Student, record: Record, export: Export, bench: Bench | 
     return shown("\n\n".join(parts) + "\n", lines=True)
 
 
+_PATH = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")  # the beginning of a text that is one
+_PATH_INSIDE = re.compile(r"(?<![\w.:/\\])(?:~?/|[A-Za-z]:[/\\])[^\s'\"();,/\\]+[/\\][^\s'\"();,]*")
+
+
+def _ends_of_path(text: str) -> str:
+    return "/".join(["...", *[part for part in re.split(r"[/\\]+", text) if part][-2:]])
+
+
 def public(value: Any) -> Any:
-    """`value` as it may be published: texts on one line without code marks, of a path only its last two parts."""
+    """`value` as it may be published: texts on one line without code marks, of each path only its last two parts."""
     if isinstance(value, str):
         text = shown(re.sub(r"[`\x00-\x1f\x7f<>]+", " ", value))[:200]
-        if re.match(r"[/~\\]|[A-Za-z]:[/\\]", text):
-            return "/".join(["...", *[part for part in re.split(r"[/\\]+", text) if part][-2:]])
-        return text
+        if _PATH.match(text):
+            return _ends_of_path(text)
+        return _PATH_INSIDE.sub(lambda found: _ends_of_path(found[0]), text)
     if isinstance(value, Mapping):
         return {public(str(key)): public(item) for key, item in value.items()}
     return [public(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datafree.deploy.written_names import EXPORTED
-from datafree.errors import DatafreeError
+from datafree.deploy.written_names import EXPORTED, is_export_of
+from datafree.errors import DatafreeError, RunError
 from datafree.storage.places import require_student
 from datafree.text import one_line, show, size
 
@@ -69,6 +69,8 @@ def push_run(
         from datafree.deploy.export_run import export_run  # with torch, which nothing else here waits for
 
         notes += export_run(run, student=student, task=task, say=say).notes
+    elif not is_export_of(run, folder):
+        raise RunError(f"{folder} is of another student than {run} holds now; run `datafree export {run}` again")
     files = {name: (folder / name).stat().st_size for name in EXPORTED if (folder / name).is_file()}
     if dry_run:
         return Pushed(repo=repo, files=files, url=None, notes=["nothing was uploaded (--dry-run)"])
@@ -83,6 +85,7 @@ def push_run(
             repo_id=repo,
             folder_path=folder,
             allow_patterns=list(files),
+            delete_patterns=[name for name in EXPORTED if name not in files],  # of an earlier student
             commit_message="A student distilled by datafree",
         )
     except Exception as error:  # the server's, the network's, huggingface_hub's own

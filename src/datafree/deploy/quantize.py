@@ -76,7 +76,7 @@ def quantize(file: Path, out: Path, images: Iterable[Tensor], *, exact_ends: boo
         except DataError:
             raise
         except Exception as error:  # of any class, for operators or shapes it does not know
-            raise NetworkError(f"{file} cannot be quantised ({one_line(error)}); ship the float file") from error
+            raise NetworkError(f"{file.name} cannot be quantised ({one_line(error)}); ship the float file") from error
 
 
 class _Batches:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from datafree.engine.artifacts import without_place
 from datafree.errors import NetworkError
 from datafree.evaluation.finished_run import Student
 from datafree.networks.detectors import Detector
@@ -28,7 +29,7 @@ def load_snippet(student: Student) -> str:
     library, _, name = spec.network.partition("/")
     detector = isinstance(student.network.network, Detector)
     if library == "datafree" or spec.is_directory or (detector and library != "torchvision"):
-        return _with_datafree(spec, task.num_classes, detector, task.image_size)
+        return _with_datafree(student, detector)
     outputs = task.num_classes if student.network.one_output is None else 1
     build, imports = _build(library, name, spec, outputs + detector)
     lines = [
@@ -54,6 +55,9 @@ def load_snippet(student: Student) -> str:
         ]
     else:
         lines += ["with torch.no_grad():", f"    logits = network(x){_part_of_answer(student)}"]
+        if student.network.one_output is not None:
+            z = "logits" if student.network.one_output == "logit" else "torch.logit(logits, eps=1e-6)"
+            lines.append(f"    logits = torch.cat((torch.zeros_like(logits), {z}), 1)  # of no and yes")
         if (spec.input_size is not None or spec.upsample) and task.dense:
             lines.append('    logits = F.interpolate(logits, size=images.shape[-2:], mode="bilinear")')
     return "\n".join(lines) + "\n"
@@ -151,9 +155,10 @@ def _build(library: str, name: str, spec: NetworkSpec, num_classes: int) -> tupl
     return f"{module}.{attribute}({_call('', spec.args)})", [f"import {module}"]
 
 
-def _with_datafree(spec: NetworkSpec, num_classes: int, detector: bool, size: tuple[int, int]) -> str:
+def _with_datafree(student: Student, detector: bool) -> str:
+    spec, task, one_output = student.spec, student.task, student.network.one_output
     given = {
-        "network": spec.network,
+        "network": without_place(spec),
         "args": dict(spec.args),
         "mean": tuple(spec.mean),
         "std": tuple(spec.std),
@@ -178,10 +183,12 @@ def _with_datafree(spec: NetworkSpec, num_classes: int, detector: bool, size: tu
         "import torch",
         "from datafree.networks.load import NetworkSpec, build_network",
         "",
+        *(["# hf/ and the place of the directory whose config.json it was built from:"] if spec.is_directory else []),
         f'spec = NetworkSpec({_call("", given)}, weights=Path("student.safetensors"))',
-        f"network = spec.wrap(build_network(spec, num_classes={num_classes})).eval()",
+        f"network = spec.wrap(build_network(spec, num_classes={1 if one_output else task.num_classes})).eval()",
+        *([f"network.one_output = {one_output!r}  # of no and yes"] if one_output else []),
         "",
-        *_images(size),
+        *_images(task.image_size),
         "with torch.no_grad():",
     ]
     answer = "found = network(images)  # .boxes (B, L, 4) in pixels, .scores (B, L, C)"

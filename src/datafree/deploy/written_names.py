@@ -7,7 +7,10 @@ from pathlib import Path
 from datafree.config.extras import require
 from datafree.deploy.format_facts import FACTS
 from datafree.errors import DataError, NetworkError
+from datafree.storage import strict_json
+from datafree.storage.atomic import sha256_of
 from datafree.storage.places import require_replaceable
+from datafree.storage.run_files import ConfigForm
 
 WEIGHTS, CONFIG, CARD = "student.safetensors", "config.json", "README.md"
 EXPORTED = (
@@ -50,6 +53,15 @@ def require_int8_options(steps: int, images: Path | None, int8: bool) -> None:
         raise NetworkError(
             f"--images {images} is what INT8 is calibrated with, which is not wanted: add --int8, or leave it out"
         )
+
+
+def is_export_of(run: Path, folder: Path) -> bool:
+    """Whether the export in `folder` is of the student that `run` holds now; of a damaged one it is not."""
+    try:
+        made_of = ConfigForm.model_validate(strict_json.read(folder / CONFIG, ConfigForm)).sha256.get(WEIGHTS)
+        return made_of == sha256_of(run / WEIGHTS)
+    except (OSError, strict_json.Damaged):
+        return False
 
 
 def require_int8() -> None:

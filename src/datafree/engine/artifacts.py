@@ -50,7 +50,7 @@ def class_names(spec: NetworkSpec, task: Task) -> list[str] | None:
     return names if names is not None and len(names) == task.num_classes else None
 
 
-def _without_place(spec: NetworkSpec) -> str:
+def without_place(spec: NetworkSpec) -> str:
     """The network's name; of a file or a directory without its place on this machine."""
     name = Path(spec.network).name
     return f"hf/{name}" if spec.is_directory else name if spec.is_program else spec.network
@@ -78,7 +78,7 @@ def describe_teacher(spec: NetworkSpec, network: nn.Module) -> dict[str, Any]:
         }
         digest, of = hashlib.sha256(safetensors.torch.save(tensors)).hexdigest(), "tensors"
     return {
-        "network": _without_place(spec),
+        "network": without_place(spec),
         "args": schema.plain(spec.args),
         "weights": None if file is None else file.name,
         "sha256": digest,

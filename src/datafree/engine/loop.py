@@ -82,7 +82,10 @@ def distill(
             recovery=recovery,
         )
         if training.select == "agreement" and not len(source.validation_images(1)):
-            raise DataError("training.select=agreement needs validation images, and this source has none; use last")
+            why = "".join(f" ({note})" for note in source.notes())
+            raise DataError(
+                f"training.select=agreement needs validation images, and this source has none{why}; use last"
+            )
         state = TrainState(
             run=run,
             student=student,

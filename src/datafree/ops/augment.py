@@ -45,12 +45,14 @@ def roll_and_flip(images: Tensor, jitter: int, mirror: float = 0.5) -> tuple[Ten
 
 
 def shift_and_flip(images: Tensor, most: int, padding: str = "zeros") -> tuple[Tensor, Move]:
-    """Each image shifted by up to `most` pixels each way and mirrored with probability 1/2, on its own.
+    """Each image shifted by up to `most` pixels each way and mirrored with probability 1/2, on its own; 0: as it is.
 
     The crop of padded images that CIFAR networks are trained with (He et al., arXiv 1512.03385, section 4.2). Images
     (B, 3, H, W); what comes in from outside is black, what is at the edge (`padding` "border"), or the image mirrored
     there ("reflection").
     """
+    if not most:
+        return images, Move()
     count, _, height, width = images.shape
     x, y = torch.randint(-most, most + 1, (count, 2), device=images.device).unbind(1)  # pixels
     offset = torch.stack([2 * x / width, 2 * y / height], 1)

@@ -55,6 +55,15 @@ def present(targets: Tensor) -> Tensor:
     return (targets[..., 0] >= 0) & (sides >= MIN_SIDE).all(-1) & targets.isfinite().all(-1)
 
 
+def renumbered(targets: Tensor, order: Tensor) -> Tensor:
+    """The rows (B, M, 5) in which class c is called `order[c]` (C,), a crowd of it too; rows without a box stay."""
+    labels = targets[..., 0].long()
+    crowd = labels < NONE
+    named = order.to(targets.device)[torch.where(crowd, -2 - labels, labels).clamp_min(0)]
+    found = torch.where(labels == NONE, labels, torch.where(crowd, -2 - named, named))
+    return torch.cat((found[..., None].to(targets.dtype), targets[..., 1:]), -1)
+
+
 def clip(targets: Tensor, size: tuple[int, int]) -> Tensor:
     """The rows with their boxes cut to images of `size` (height, width); what is left of none becomes empty."""
     height, width = size

@@ -31,7 +31,7 @@ from datafree.recipe.recipe import Recipe
 from datafree.sources.base import Batch
 from datafree.storage.environment import hardware
 from datafree.synthesis.synthesize import require_number, trains_first
-from datafree.tasks.base import open_labelled
+from datafree.tasks.labelled import open_labelled
 from datafree.text import time as shown
 
 PARTS = 4  # of the work that a plan is

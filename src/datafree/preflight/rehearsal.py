@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datafree.engine.artifacts import class_names
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_source, with_student
 from datafree.ops import modes
 from datafree.preflight.cost.batch_size import with_batch_size
@@ -13,6 +14,7 @@ from datafree.preflight.plan import plan
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
 from datafree.storage.trackers import require
+from datafree.tasks.labelled import open_labelled
 from datafree.text import counted, size, time
 
 
@@ -36,7 +38,8 @@ def rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> list
     recipe, training, sized = with_batch_size(recipe, None, NOTHING_GIVEN, device, dtype)
     recipe, training, timed = with_time(recipe, training, None, NOTHING_GIVEN, device, dtype)
     require(training.track)
-    labelled = recipe.task.open_dataset(recipe.data) if recipe.data else None
+    known = class_names(recipe.teacher, recipe.task) or []
+    labelled = open_labelled(recipe.task, recipe.data, known) if recipe.data else None
     require_weights(recipe.teacher, recipe.task)
     networks = build_networks(recipe, device, dtype, say=lines.append)
     assert isinstance(training, Training)

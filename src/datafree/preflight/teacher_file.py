@@ -23,7 +23,7 @@ RECIPES = (".yaml", ".yml")
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".index.json")
 _PROGRAMS = (".pt2", ".torchscript", ".ts")
 _SCRIPTS = (".pt", ".pth", ".torchscript", ".ts")  # how archives of TorchScript are called
-PHOTOS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+PHOTOS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 _TEACHERS = (
     "a teacher is a network's name (timm/resnet18), a weights file, a .pt2, an ONNX file, a Hugging Face "
     "directory or a recipe"

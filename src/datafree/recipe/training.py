@@ -40,7 +40,10 @@ class TrainingOptions(ABC):
     weight_decay: NonNegative = 5e-4
     lr_schedule: Annotated[Literal["step", "cosine", "none"], Doc("step: a tenth at 1/3 and 2/3 of them")] = "cosine"
     lr_warmup: Annotated[
-        Count, Doc("first steps, during which the rate rises linearly to its schedule's; 0 = none")
+        Count,
+        Doc(
+            "first steps, during which the rate rises linearly to its schedule's; with `time` a tenth at most; 0 = none"
+        ),
     ] = 0
     ema: Annotated[
         Momentum, Doc("of the average of the student's weights, which is kept in their place; 0 = the last weights")

@@ -23,7 +23,8 @@ from datafree.ops.upload import uploaded
 from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
 from datafree.sources.parts.seen_files import SeenFiles, content_of, remark
-from datafree.tasks.base import Task, open_labelled
+from datafree.tasks.base import Task
+from datafree.tasks.labelled import open_labelled
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
 

@@ -40,7 +40,8 @@ class Folder(ImageSource):
     Order, crops and flips are pure functions of the run's seed, the epoch and the position in it: no random
     state is touched, and a resumed run goes on with the very image. The next batch is decoded while the
     student learns from this one; the state knows only of images handed out. Files that cannot be read, or
-    vanish, are skipped and named in `notes`.
+    vanish, are skipped and named in `notes`. Where none of those to keep back can be read, the next one of the draw
+    is kept back that can, if another is left to learn from; the state knows which.
     """
 
     paper: ClassVar[Paper | None] = Paper("Hinton et al.", "1503.02531", "distillation itself")
@@ -63,6 +64,9 @@ class Folder(ImageSource):
         self._found = [p.relative_to(self._root).as_posix() for p in images.list_images(self._root)]
         self._index = {name: index for index, name in enumerate(self._found)}
         self._files = SeenFiles([(self._root / name,) for name in self._found])
+        # Unreadable files in whose stead another is kept back, with reasons; None until an image is asked for, since
+        # attaching decodes nothing.
+        self._passed: dict[str, str] | None = None
         self._held, names = self._split(self._found)  # names of files
         self._reader = Reader(
             keys=names,
@@ -84,19 +88,50 @@ class Folder(ImageSource):
         self._cache_lock = Lock()
 
     def _split(self, names: list[str]) -> tuple[list[str], list[str]]:
-        """Names to keep back and names to learn from, drawn by the seed.
-
-        The draw is name by name, so that a file that comes or goes leaves the others on their side.
-        """
-        drawn = sorted(names, key=lambda name: _digest(self._context.seed, name))
-        held = kept_back(len(names), self.hold_out)
+        """Names to keep back and names to learn from, drawn by the seed; to keep back: up to one that can be read."""
+        drawn, held = self._drawn(names), kept_back(len(names), self.hold_out)
+        if self._passed:
+            held = 1 + next((place for place, name in enumerate(drawn) if name not in self._passed), held - 1)
         return drawn[:held], sorted(drawn[held:][: self.limit])
+
+    def _drawn(self, names: list[str]) -> list[str]:
+        """Names in the order drawn by the seed: name by name, so that a file that comes or goes moves no other."""
+        return sorted(names, key=lambda name: _digest(self._context.seed, name))
+
+    def _settle(self) -> None:
+        """Decide once what is kept back; mostly that is known when the first file drawn has been read."""
+        if self._passed is None:
+            self._passed = self._to_pass_over()
+            self._held, names = self._split(self._found)
+            if self._passed:
+                self._reader.resume_at(names, self._reader.next, {})
+
+    def _to_pass_over(self) -> dict[str, str]:
+        """The files drawn before the first that can be read, with reasons, if it is to be kept back in their stead."""
+        drawn, held = self._drawn(self._found), kept_back(len(self._found), self.hold_out)
+        faults: dict[str, str] = {}
+        for place, name in enumerate(drawn if held else []):
+            if reason := self._fault(name):
+                faults[name] = reason
+                continue
+            others = drawn[place + 1 :][: self.limit]
+            return faults if place >= held and not all(map(self._fault, others)) else {}
+        return {}
+
+    def _fault(self, name: str) -> str:
+        """Why a file cannot be read; "" if it can."""
+        try:
+            self._covering(name)
+        except UnreadableImage as error:
+            return error.reason
+        return ""
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         return {}
 
     def sample(self, n: int) -> Batch:
         """The next n images of the sequence. Raises DataError when no image of the folder can be read."""
+        self._settle()
         taken = self._reader.take(n)
         for name, _, content in taken:
             if name in self._index:
@@ -108,35 +143,39 @@ class Folder(ImageSource):
 
         Of a folder of multiscale crops, n such crops, if need be of images that others are learnt from.
         """
+        self._settle()
         if self.crop == "multiscale":
             return self._to_images(self._held_crops(n))
+        return self._to_images([self._centre(pixels) for pixels in self._looked_at(self._held, n)])
+
+    def _looked_at(self, names: list[str], most: int) -> list[Pixels]:
+        """The first `most` images that can be read."""
         found: list[Pixels] = []
-        for name in self._held:
-            if len(found) == n:
+        for name in names:
+            if len(found) == most:
                 break
+            if name in (self._passed or {}):
+                continue
             try:
-                found.append(self._centre(self._covering(name)[0]))
+                found.append(self._covering(name)[0])
             except UnreadableImage as error:
                 self._held_skipped[name] = error.reason
-        return self._to_images(found)
+        return found
 
     def _held_crops(self, n: int) -> list[Pixels]:
         """n crops of the readable images kept back, in turn; of one that is learnt from where that is the only one."""
-        photos: list[Pixels] = []
-        for name in self._held or self._reader.keys[:1]:
-            try:
-                photos.append(self._covering(name)[0])
-            except UnreadableImage as error:
-                self._held_skipped[name] = error.reason
+        photos = self._looked_at(self._held, len(self._held)) or self._looked_at(self._reader.keys, 1)
         draws = [random.Random(f"{self._context.seed} held {place}") for place in range(n)] if photos else []
         size = self._context.task.image_size
         return [multiscale(photos[place % len(photos)], size, draw) for place, draw in enumerate(draws)]
 
     def state_dict(self) -> dict[str, Any]:
+        self._settle()
         return {
             "epoch": self._reader.next.epoch,
             "position": self._reader.next.position,
             "skipped": dict(self._reader.skipped),
+            "passed": dict(self._passed or {}),
             "fingerprint": _digest(*self._reader.keys).hex(),
             "remarks": list(self._remarks),
             "files": self._files.state_dict(),
@@ -146,9 +185,12 @@ class Folder(ImageSource):
         skipped, self._remarks = dict(state["skipped"]), list(state["remarks"])
         place = Place(state["epoch"], state["position"])
         # A file that was skipped may be gone by now, but it still has its place in the order.
-        self._held, names = self._split([*{*self._found, *skipped}])
+        self._passed = dict(state.get("passed", {}))  # older checkpoints pass over none
+        self._held, names = self._split([*{*self._found, *skipped, *self._passed}])
         if state["fingerprint"] != _digest(*names).hex():  # the old position means nothing in the new order
-            self._held, names = self._split(self._found)
+            self._passed = None
+            self._settle()
+            names = self._split(self._found)[1]
             place = Place(state["epoch"] + 1, 0)
             self._remarks.append(
                 f"the files in {self.path} had changed when the run was resumed in epoch {state['epoch']}: "
@@ -163,7 +205,7 @@ class Folder(ImageSource):
         self._reader.resume_at(names, place, skipped)
 
     def notes(self) -> list[str]:
-        skipped, lines = self._reader.skipped | self._held_skipped, list(self._remarks)
+        skipped, lines = self._reader.skipped | (self._passed or {}) | self._held_skipped, list(self._remarks)
         used = len(self._held) + len(self._reader.keys)
         if skipped:
             named = listed([f"{name} ({reason})" for name, reason in skipped.items()])

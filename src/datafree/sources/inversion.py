@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Temperature, Weight
+from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Share, Temperature, Weight
 from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers, require_batchnorm
 from datafree.networks.patches import PatchEntropy
 from datafree.ops import augment, losses, modes
@@ -67,7 +67,8 @@ class Inversion(PoolSource):
     lr_warmup: Annotated[Count, Doc("iterations in which lr rises")] = 0
     beta1: Annotated[Momentum, Doc("Adam's")] = 0.9
     beta2: Annotated[Momentum, Doc("Adam's")] = 0.999
-    jitter: Annotated[Count, Doc("pixels: the batch is rolled by up to this, each iteration, and mirrored at 1/2")] = 2
+    jitter: Annotated[Count, Doc("pixels: the batch is rolled by up to this, each iteration")] = 2
+    flip_probability: Annotated[Share, Doc("probability that the batch is mirrored, each iteration")] = 0.5
     shift: Annotated[Count, Doc("pixels: images drawn are shifted by up to this, and mirrored; 0 = as made")] = 4
     bank_size: Annotated[PositiveInt | None, Doc("images; unset: 60,000, of large images as many as 2 GB hold")] = None
     warmup: Annotated[Count, Doc("batches before the student's first step: 51,200 images")] = 200
@@ -98,7 +99,7 @@ class Inversion(PoolSource):
         terms: dict[str, Tensor] = {}
 
         def loss(images: Tensor, iteration: int) -> Tensor:
-            moved, move = augment.roll_and_flip(images, self.jitter)
+            moved, move = augment.roll_and_flip(images, self.jitter, self.flip_probability)
             moved_targets = task.move_targets(targets, move)
             with (self._patches or self._match).watching():
                 outputs = teacher(moved)

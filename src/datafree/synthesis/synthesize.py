@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from datafree.data.labelled import names_text
+from datafree.engine import artifacts
 from datafree.engine.artifacts import save_artefacts
 from datafree.engine.build_networks import build_networks, with_source
 from datafree.engine.nonfinite import NotFinite, Watch
@@ -37,7 +38,7 @@ from datafree.synthesis.preview import means
 from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
-from datafree.tasks.base import open_labelled
+from datafree.tasks.labelled import open_labelled
 from datafree.text import counted
 
 _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
@@ -214,7 +215,8 @@ def class_names(recipe: Recipe) -> list[str]:
     Those of a model directory may be any text, which does not name folders.
     """
     if recipe.data is not None:
-        names = open_labelled(recipe.task, recipe.data).class_names
+        known = artifacts.class_names(recipe.teacher, recipe.task) or []
+        names = open_labelled(recipe.task, recipe.data, known).class_names
         names_text(names)  # they are written
         return names
     count = recipe.task.num_classes

@@ -25,7 +25,6 @@ from datafree.data.labelled import LabelledData
 from datafree.data.visualize import class_colours
 from datafree.errors import DataError, NetworkError
 from datafree.ops.augment import Move
-from datafree.storage import made_set
 from datafree.text import show
 
 # What a network answers in a task. A bare `Task` is a task of whatever kind.
@@ -163,6 +162,10 @@ class Task(ABC, Generic[OutputsT]):
     def open_dataset(self, path: Path) -> LabelledData:
         """Labelled data at `path`, in this task's folder layout. Raises DataError."""
 
+    def renumbered(self, targets: Tensor, order: Tensor) -> Tensor:
+        """Targets (B, ...) in which class c is called `order[c]` (C,); by default they are class ids."""
+        return order.to(targets.device)[targets]
+
     @abstractmethod
     def write_example(
         self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]
@@ -237,11 +240,6 @@ def unseen(class_names: Sequence[str], seen: Sequence[bool], what: str) -> list[
         return []
     some = ", ".join(map(show, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return [f"{len(names)} of {len(class_names)} classes are not scored, no labelled {what} is of them: {some}"]
-
-
-def open_labelled(task: Task, path: Path) -> LabelledData:
-    """The labelled data at `path`; of a made data set what it holds, if it is finished. Raises DataError, RunError."""
-    return task.open_dataset(made_set.data_of(path))
 
 
 def require_spread(distill: str, num_classes: int) -> None:

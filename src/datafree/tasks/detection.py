@@ -255,6 +255,9 @@ class Detection(Task[Predictions]):
     def open_dataset(self, path: Path) -> BoxFolder:
         return BoxFolder(path, image_size=self.image_size, num_classes=self.num_classes)
 
+    def renumbered(self, targets: Tensor, order: Tensor) -> Tensor:
+        return boxes.renumbered(targets, order)
+
     def write_example(
         self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]
     ) -> dict[str, Any]:

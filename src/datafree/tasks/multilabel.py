@@ -25,7 +25,7 @@ from datafree.errors import DataError
 from datafree.ops import losses
 from datafree.ops.augment import Move
 from datafree.storage.atomic import write_pieces
-from datafree.tasks.base import Scores, Task, check_logits
+from datafree.tasks.base import Scores, Task, check_logits, unseen
 
 
 @final
@@ -85,11 +85,11 @@ class MultiLabel(Task[Tensor]):
     def disagreement(self, student: Tensor, teacher: Tensor) -> Tensor:
         return losses.l1_loss(student, teacher)
 
-    def agreement(self, student: Tensor, teacher: Tensor) -> float:
-        """F1 of the student's labels against the teacher's, all classes together; 1 where neither names any."""
+    def agreement(self, student: Tensor, teacher: Tensor) -> float | None:
+        """F1 of the student's labels against the teacher's, all classes together; None where neither names any."""
         ours, theirs = self._named(student), self._named(teacher)
         named = int(ours.sum() + theirs.sum())
-        return 2 * int((ours & theirs).sum()) / named if named else 1.0
+        return 2 * int((ours & theirs).sum()) / named if named else None
 
     def class_agreement(self, student: Tensor, teacher: Tensor) -> list[float | None]:
         """`agreement` for each class; None where neither network names it."""
@@ -104,6 +104,9 @@ class MultiLabel(Task[Tensor]):
 
     def open_dataset(self, path: Path) -> MultiLabelFolder:
         return MultiLabelFolder(path, image_size=self.image_size, num_classes=self.num_classes)
+
+    def renumbered(self, targets: Tensor, order: Tensor) -> Tensor:
+        return torch.empty_like(targets).index_copy(1, order.to(targets.device), targets)
 
     def write_example(
         self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]
@@ -137,31 +140,35 @@ class MultiLabel(Task[Tensor]):
 class MultiLabelMetric:
     """mAP, the mean over classes of the area under precision and recall, as scikit-learn's average_precision_score.
 
-    And F1 of all labels together ("OF1") at the threshold. A class that no image shows has no AP.
+    And F1 of all labels together ("OF1") at the threshold. A class that no image shows has no AP. Images are ranked by
+    logits: of sure answers, float32 probabilities are all 1.
     """
 
     class_names: list[str]
     threshold: float
-    scores: list[Tensor] = field(default_factory=list, init=False)  # each (B, C)
+    logits: list[Tensor] = field(default_factory=list, init=False)  # each (B, C)
     truth: list[Tensor] = field(default_factory=list, init=False)
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Keep probabilities of outputs (B, C) logits, and targets (B, C) of 0 and 1."""
-        self.scores.append(outputs.float().sigmoid().cpu())
+        """Keep outputs (B, C) logits, and targets (B, C) of 0 and 1."""
+        self.logits.append(outputs.float().cpu())
         self.truth.append(targets.bool().cpu())
 
     def compute(self) -> Scores:
         if not any(part.any() for part in self.truth):
             raise DataError("no label was scored: no image shows any class")
-        scores, truth = torch.cat(self.scores).double().numpy(), torch.cat(self.truth).numpy()
-        each = {
-            name: average_precision(scores[:, c], truth[:, c])
-            for c, name in enumerate(self.class_names)
-            if truth[:, c].any()
-        }
-        named = scores > self.threshold
-        f1 = 2 * int((named & truth).sum()) / max(1, int(named.sum() + truth.sum()))
-        return Scores(values={"map": float(np.mean(list(each.values()))), "f1": f1}, per_class={"ap": each})
+        logits, labels = torch.cat(self.logits), torch.cat(self.truth)  # (N, C)
+        scores, truth, shown = logits.numpy(), labels.numpy(), labels.any(0).tolist()
+        each = [
+            (name, average_precision(scores[:, c], truth[:, c])) for c, name in enumerate(self.class_names) if shown[c]
+        ]
+        named = logits.sigmoid() > self.threshold
+        f1 = 2 * int((named & labels).sum()) / max(1, int(named.sum() + labels.sum()))
+        return Scores(
+            values={"map": float(np.mean([value for _, value in each])), "f1": f1},  # not by name: names may be equal
+            per_class={"ap": dict(each)},
+            remarks=unseen(self.class_names, shown, "image"),
+        )
 
 
 def average_precision(scores: Any, truth: Any) -> float:

@@ -26,6 +26,7 @@ from datafree.ops import augment, losses
 from datafree.ops.augment import Move
 from datafree.ops.upload import uploaded
 from datafree.tasks.base import Scores, Task, check_logits, require_spread, unseen
+from datafree.text import show
 
 _MOST_IGNORED = 0.5  # of the pixels; street scenes have some 0.1
 
@@ -123,6 +124,17 @@ class Segmentation(Task[Tensor]):
             path, image_size=self.image_size, num_classes=self.num_classes, ignore_index=self.ignore_index
         )
 
+    def renumbered(self, targets: Tensor, order: Tensor) -> Tensor:
+        """As the base class; ignored pixels stay so. Raises DataError where another class would be the ignored one."""
+        ignored = targets == self.ignore_index
+        if self.ignore_index in range(self.num_classes) and int(order[self.ignore_index]) != self.ignore_index:
+            raise DataError(
+                f"task.ignore_index {self.ignore_index} is another class to the network than in the masks: write the "
+                "masks' ids in the order of its outputs"
+            )
+        ids = order.to(targets.device)[targets.masked_fill(ignored, 0)]
+        return torch.where(ignored, targets, ids)
+
     def write_example(self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]) -> None:
         """images/SHARD/NUMBER.png and masks/SHARD/NUMBER.png, of 16 bits where ids need them."""
         wide = max(self.num_classes - 1, self.ignore_index) > 255
@@ -193,9 +205,23 @@ class SegmentationMetric:
             raise DataError(one_class(self.class_names[int(seen.int().argmax())], self.ignore_index))
         if self._ignores_a_class:
             seen[self.ignore_index] = True  # that it is not scored was asked for
-        remarks = unseen(self.class_names, seen.tolist(), "pixel")
+        named = self.confusion.sum(0) > 0
+        remarks = [
+            *unseen(self.class_names, (seen | named).tolist(), "pixel"),
+            *_wrongly_named([n for n, s, p in zip(self.class_names, seen, named, strict=True) if p and not s]),
+        ]
         if share > _MOST_IGNORED:
             remarks.append(
                 f"{share:.0%} of the labelled pixels are not scored: they have the ignored id {self.ignore_index}"
             )
         return remarks
+
+
+def _wrongly_named(names: list[str]) -> list[str]:
+    """A line about the classes that the mean IoU is over because the network names them, and nothing else does."""
+    if not names:
+        return []
+    some = ", ".join(map(show, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    if len(names) == 1:
+        return [f"the class {some} counts as 0: predicted, but no labelled pixel is of it"]
+    return [f"{len(names)} classes count as 0: predicted, but no labelled pixel is of them: {some}"]

@@ -116,6 +116,33 @@ def test_what_convert_cannot_do_is_one_line_and_writes_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["old.pt", "there.safetensors"]
 
 
+@pytest.mark.parametrize("kind", ["weights", "module"])
+def test_convert_does_not_make_gigabytes_of_many_names_for_one_tensor(kind: str, tmp_path: Path) -> None:
+    """1 MB under 300 names, which would each be written."""
+    values, names = torch.zeros(250_000), [f"n{index}" for index in range(300)]
+    module = nn.Module()
+    for name in names:
+        module.register_buffer(name, values)
+    torch.save(module if kind == "module" else dict.fromkeys(names, values), tmp_path / "old.pt")
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "old.pt"), str(tmp_path / "new.safetensors")])
+    assert isinstance(result.exception, WeightsError)
+    line = str(result.exception)
+    assert "300 tensors that share their values would take 300 MB" in line
+    assert "save each tensor under one name" in line
+    assert line.isprintable()
+    assert result.exception.exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["old.pt"]
+
+
+def test_convert_writes_tied_weights_under_each_of_their_names(tmp_path: Path) -> None:
+    values = torch.rand(1000, 50)
+    content = {"shared": values, "encoder": values, "decoder": values, "head": values.t()}
+    torch.save(content, tmp_path / "old.pt")
+    convert(tmp_path / "old.pt", tmp_path / "new.safetensors")
+    assert (tmp_path / "new.safetensors").stat().st_size > 3 * (tmp_path / "old.pt").stat().st_size
+    same(dict(sorted(load_file(tmp_path / "new.safetensors").items())), dict(sorted(content.items())))
+
+
 def test_a_whole_module_as_network_is_told_both_steps(net: Net, tmp_path: Path) -> None:
     torch.save(net, tmp_path / "old.pt")
     with pytest.raises(NetworkError, match=r"datafree convert old\.pt old\.safetensors, and give .*:Net") as caught:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from datafree.engine.artifacts import describe_teacher
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.networks.foreign import onnx_file, protobuf
+from datafree.networks.foreign.onnx_answers import class_names
 from datafree.networks.foreign.onnx_teacher import OnnxTeacher
 from datafree.networks.foreign.open_onnx import open_onnx
 from datafree.networks.load import NetworkSpec, build_network
@@ -441,6 +442,128 @@ def test_a_false_length_beside_the_file_is_refused(file: Path, tmp_path: Path) -
 
     (tmp_path / "a.onnx").write_bytes(edited(file, away, "false.onnx").read_bytes())
     assert "but has 7 bytes" in refusal(tmp_path / "a.onnx")
+
+
+def beside(model: Any, location: str, offsets: Callable[[int], int]) -> int:
+    """Say that the graph's tensors lie in `location`, each `offsets` behind what was there so far; bytes in all."""
+    at = 0
+    for tensor in model.graph.initializer:
+        at, length = offsets(at), len(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = tensor.EXTERNAL
+        for key, value in (("location", location), ("offset", str(at)), ("length", str(length))):
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, value
+        at += length
+    return at
+
+
+def spread(file: Path, to: Path) -> Path:
+    """A copy of `file` with its tensors in `w.bin`, each at a multiple of 4,096 bytes as onnx_ir and others align."""
+    import onnx
+
+    model = onnx.load(str(file))
+    values = [tensor.raw_data for tensor in model.graph.initializer]
+    size = beside(model, "w.bin", lambda at: -(-at // 4096) * 4096)
+    content = bytearray(size)
+    for tensor, value in zip(model.graph.initializer, values, strict=True):
+        at = int(next(entry.value for entry in tensor.external_data if entry.key == "offset"))
+        content[at : at + len(value)] = value
+    (to / "w.bin").write_bytes(content)
+    (to / "a.onnx").write_bytes(model.SerializeToString())
+    return to / "a.onnx"
+
+
+def test_tensors_at_aligned_places_beside_the_file_are_read(file: Path, tmp_path: Path) -> None:
+    torch.testing.assert_close(opened(spread(file, tmp_path))(IMAGES), opened(file)(IMAGES))
+
+
+@pytest.mark.parametrize("names", ["one", "links"])
+def test_many_tensors_on_the_same_bytes_beside_the_file_are_refused(names: str, file: Path, tmp_path: Path) -> None:
+    """By links, the bytes have many names; hard links cannot be told from the file itself."""
+
+    def again(model: Any) -> None:
+        largest = max(model.graph.initializer, key=lambda tensor: tensor.dims[0] * tensor.dims[-1])
+        for index in range(30):
+            tensor = model.graph.initializer.add()
+            tensor.CopyFrom(largest)
+            tensor.name = f"again{index}"
+            if names == "links":
+                tensor.external_data[0].value = f"link{index}"
+                link = tmp_path / f"link{index}"
+                link.symlink_to("w.bin") if index % 2 else link.hardlink_to(tmp_path / "w.bin")
+
+    line = refusal(edited(spread(file, tmp_path), again))
+    assert "lie on top of each other" in line
+    assert "save_as_external_data=True" in line
+
+
+def branches(model: Any) -> None:
+    """Two branches, which each have a tensor of the same name and values."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    model.graph.initializer.append(numpy_helper.from_array(torch.tensor(True).numpy(), "c"))
+    answer = helper.make_tensor_value_info("o", TensorProto.FLOAT, [CLASSES])
+    held = numpy_helper.from_array(torch.ones(CLASSES).numpy(), "w")
+    branch = helper.make_graph([helper.make_node("Identity", ["w"], ["o"])], "branch", [], [answer], [held])
+    logits, model.graph.output[0].name = model.graph.output[0].name, "sum"
+    model.graph.node.append(helper.make_node("If", ["c"], ["x"], then_branch=branch, else_branch=branch))
+    model.graph.node.append(helper.make_node("Add", [logits, "x"], ["sum"]))
+
+
+def test_the_same_tensor_in_two_branches_is_read_as_onnx_writes_it_beside_the_file(file: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(str(edited(file, branches, "branches.onnx")))
+    onnx.save(model, str(tmp_path / "a.onnx"), save_as_external_data=True, location="w.bin", size_threshold=0)
+    found, held = onnx_file.read_onnx(tmp_path / "a.onnx"), onnx_file.read_onnx(file)
+    assert found.files == (tmp_path / "a.onnx", tmp_path / "w.bin")
+    assert found.parameter_count == held.parameter_count + 2 * CLASSES
+
+
+@pytest.mark.parametrize("count", [64, 65])
+def test_a_tensor_of_very_many_dimensions_is_refused(count: int, file: Path) -> None:
+    def add(model: Any) -> None:
+        tensor = model.graph.initializer.add()
+        tensor.name, tensor.data_type, tensor.raw_data = "deep", tensor.FLOAT, bytes(4)
+        tensor.dims.extend([1] * count)
+
+    copy = edited(file, add, f"dims{count}.onnx")
+    if count <= 64:
+        assert onnx_file.read_onnx(copy).parameter_count == onnx_file.read_onnx(file).parameter_count + 1
+    else:
+        assert "the tensor 'deep' has 65 dimensions" in refusal(copy)
+
+
+@pytest.mark.parametrize("place", ["input", "output"])
+def test_images_and_outputs_of_very_many_dimensions_are_a_short_line(place: str, file: Path) -> None:
+    def widen(model: Any) -> None:
+        if place == "output":
+            model.graph.output.add().CopyFrom(model.graph.output[0])
+            model.graph.output[1].name = "again"
+        for _ in range(5000):
+            getattr(model.graph, place)[-1].type.tensor_type.shape.dim.add().dim_value = 3
+
+    line = refusal(edited(file, widen, f"wide_{place}.onnx"))
+    assert len(line.replace(str(file.parent), "")) < 300
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("{0: 'cat', 1: 'dog'}", ["cat", "dog"]),
+        (str(["bird"] * 8000), ["bird"] * 8000),  # 64,000 letters
+        (str(["bird"] * 9000), []),  # 72,000: reading them takes hundreds of times that
+        ("{[]: 1}", []),
+        ("{'a': 'b'", []),
+        (f"[0x{'f' * 5000}]", []),
+        (f"0x{'f' * 5000} + 1j", []),
+        ("(" * 60_000, []),
+    ],
+    ids=range(8),
+)
+def test_names_of_classes_are_read_where_they_are_a_plain_list(names: str, found: list[str]) -> None:
+    assert class_names({"names": names}) == found
 
 
 @pytest.mark.parametrize("content", [b"", b"no protobuf" * 9, b"PK\x03\x04", b"\x3a\xff\xff\xff\xff\x7f"])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,12 @@ import torch
 from torch import nn
 
 import datafree
+from datafree.cli.main import main
 from datafree.errors import NetworkError, WeightsError
 from datafree.networks.batchnorm import require_batchnorm
+from datafree.networks.checkpoints import torch_files
 from datafree.networks.load import NetworkSpec, build_network
+from datafree.networks.preprocessing import known
 from datafree.networks.pruning.start import start_from_teacher
 from datafree.preflight.inspection import inspect_teacher
 
@@ -87,3 +93,65 @@ def test_what_is_no_program_is_one_line(tmp_path: Path) -> None:
         build_network(NetworkSpec(network=str(tmp_path / "a.pt")), num_classes=5)
     with pytest.raises(WeightsError, match="no such file"):
         build_network(NetworkSpec(network=str(tmp_path / "b.pt")), num_classes=5)
+
+
+# --- damaged archives ---
+
+
+def archive(directory: bytes, *, claimed: int = 60) -> bytes:
+    """A zip archive with these bytes as its directory, which it says has `claimed` bytes."""
+    start = b"PK\x03\x04" + b"x" * 100
+    return start + directory + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, claimed, len(start) - 60, 0)
+
+
+DAMAGED = {
+    "no directory": archive(b""),
+    "another place": archive(b"", claimed=6000),
+    "an entry cut short": archive(b"PK\x01\x02" + b"\0" * 20, claimed=24),
+    "a version to come": archive(b"PK\x01\x02" + b"\xff" * 24 + b"\0" * 18, claimed=46),
+    "a huge directory": archive(b"", claimed=2**31),
+    "no end": b"PK\x03\x04" + b"x" * 200,
+    "behind other bytes": b"x" * 50 + archive(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_a_damaged_archive_as_network_is_one_line(damage: str, suffix: str, tmp_path: Path) -> None:
+    file = (tmp_path / "net").with_suffix(suffix)
+    file.write_bytes(DAMAGED[damage])
+    spec = NetworkSpec(network=str(file))
+    for use in (lambda: build_network(spec, num_classes=3), lambda: known(spec)):
+        with pytest.raises(WeightsError, match="damaged") as caught:
+            use()
+        assert str(file) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_names_a_damaged_archive_ends_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.pt").write_bytes(DAMAGED["no directory"])
+    Path("recipe.yaml").write_text(
+        "task: {kind: classification, num_classes: 3, image_size: [32, 32]}\nteacher: {network: net.pt}\n"
+        "student: {network: datafree/resnet}\nsource: {method: noise}\ntraining: {steps: 2}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["datafree", "distill", "recipe.yaml", "--out", "run"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert left.value.code == 2
+    assert "net.pt: a damaged archive" in line
+    assert "fetch it again" in line
+
+
+def test_a_directory_that_would_take_much_memory_is_refused_unread(
+    script: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "net.pt"
+    file.write_bytes(script[1].read_bytes())
+    monkeypatch.setattr(torch_files, "_MAX_DIRECTORY", 100)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(WeightsError, match=r"net\.pt: an archive with a directory of"):
+        build_network(NetworkSpec(network=str(file)), num_classes=3)

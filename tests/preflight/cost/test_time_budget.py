@@ -28,7 +28,7 @@ from datafree.preflight.plan import plan
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
 from datafree.run import run_recipe
-from datafree.sources import Procedural
+from datafree.sources import Noise, Procedural
 from datafree.sources.base import Batch, UpdateSize
 from recipes import VALID, fault, write
 from small_runs import assert_same, everything, recipe_for, stop_after
@@ -191,7 +191,9 @@ def test_a_cut_and_stretched_schedule_is_the_runs_own(
     # 6 of 0.25 are 1.5, within the half; updates of 0.4 a step against 0.11 are stretched by 1.8, to every 10 steps;
     # what is left, 2.5 s, is one update and 4 steps.
     assert "training.time=4s: 6 warm-up updates and 4 steps are planned; an update every 10 steps, not 5" in said
-    assert recorded(tmp_path / "run" / "recipe.yaml", recipe.source) == Schedule(steps=4, rhythm=((6, 10),))
+    assert recorded(tmp_path / "run" / "recipe.yaml", recipe.source) == Schedule(
+        steps=4, rhythm=((6, 10),), lr_warmup=0
+    )
     assert (recipe.source.warmup, recipe.source.update_every) == (6, 5)  # the caller's own is left as it was
     # In 3 s the first step takes 2.11: 0.89 are left for the warm-up, of which 3 updates fit, then 2 steps.
     run_recipe(timed(tmp_path, time="3s"), tmp_path / "short", say=said.append)
@@ -224,6 +226,45 @@ def test_the_learning_rate_reaches_its_end_with_the_last_step(
     monkeypatch.setattr(Training, "lr_at", noted)
     run_recipe(timed(tmp_path, steps=100_000), tmp_path / "run")
     assert rates == pytest.approx([0.5e-3 * (1 + math.cos(math.pi * step / 9)) for step in range(9)])
+
+
+def test_the_learning_rate_rises_in_a_tenth_of_the_planned_steps_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time_budget, "measured", lambda *args: costs((6, 5, 0.01, 0.0), step=0.1))
+    said: list[str] = []
+    with pytest.raises(Interrupted):
+        run_recipe(timed(tmp_path, time="4s", lr_warmup=50), tmp_path / "run", stop=stop_after(8), say=said.append)
+    # 4 s less 6 x 0.01 are 39 steps of 0.1, of which 3 are a tenth at most.
+    line = "training.time=4s: 6 warm-up updates and 39 steps are planned; the learning rate rises over 3 steps, not 50"
+    assert line in said
+    content = yaml.parse((tmp_path / "run" / "recipe.yaml").read_text(), "recipe.yaml")["training"]
+    assert (content["steps"], content["lr_warmup"]) == (39, 3)
+    monkeypatch.setattr(time_budget, "measured", None)
+    with pytest.raises(RunError, match=r"training\.lr_warmup: 2 here, 3 in the run"):
+        run_recipe(timed(tmp_path, time="4s", lr_warmup=2), tmp_path / "run")
+    run_recipe(timed(tmp_path, time="4s", lr_warmup=50), tmp_path / "run")
+    run_recipe(timed(tmp_path, time=None, steps=39, lr_warmup=3), tmp_path / "stated")
+    assert_same(everything(tmp_path / "run"), everything(tmp_path / "stated"))
+
+
+@pytest.mark.parametrize(("stated", "planned_for"), [(0, 0), (2, 2), (4, 4), (5, 4), (50, 4)])
+def test_a_rise_that_is_a_tenth_of_the_steps_is_kept_and_nothing_said(stated: int, planned_for: int) -> None:
+    training, schedule = Training(time="5s", lr_warmup=stated), Schedule(steps=49, rhythm=((0, 0),))
+    assert time_budget._in_steps(training, schedule).lr_warmup == planned_for
+    assert ("rises over 4 steps" in time_budget._told(training, Noise(), schedule, 0)) == (stated > 4)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_rise(tmp_path: Path, known: None) -> None:
+    recipe = timed(tmp_path, lr_warmup=50)
+    with pytest.raises(Interrupted):
+        run_recipe(recipe, tmp_path / "run", stop=stop_after(8))
+    file = tmp_path / "run" / "recipe.yaml"
+    content = yaml.parse(file.read_text(), "recipe.yaml")
+    assert isinstance(recipe.training, Training) and content["training"]["lr_warmup"] == 0  # a tenth of 9 is none
+    file.write_text(file.read_text().replace("lr_warmup: 0", "lr_warmup: 50"))
+    _, training, _ = time_budget.with_time(recipe, recipe.training, tmp_path / "run", NOTHING_GIVEN, CPU, torch.float32)
+    assert (training.steps, training.lr_warmup) == (9, 50)
 
 
 def test_a_measured_run_has_steps_and_the_given_networks_are_not_touched(tmp_path: Path) -> None:

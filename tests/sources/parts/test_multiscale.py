@@ -133,5 +133,6 @@ def test_held_out_crops_are_of_photographs_kept_back_where_there_are_several(tmp
     assert len(folder.validation_images(9)) == 9
     for name in folder._held:
         (folder_path / name).write_text("not an image")
-    unread = attached(folder_path)
-    assert len(unread.validation_images(9)) == 0 and "2 of 20 images" in unread.notes()[0]
+    another = attached(folder_path)
+    assert len(another.validation_images(9)) == 9 and "2 of 20 images" in another.notes()[0]
+    assert [name for name in another._held if name not in folder._held] == another._held[2:] and len(another._held) == 3

@@ -21,6 +21,7 @@ from datafree.sources.procedural.mixture import MAKERS
 from datafree.sources.procedural.shares import alone, told_apart
 from datafree.tasks import Task
 from datafree.tasks.classification import Classification
+from datafree.tasks.multilabel import MultiLabel
 from datafree.tasks.segmentation import Segmentation
 
 SIZE, CLASSES = (16, 16), 4
@@ -169,6 +170,73 @@ def test_a_bank_is_bred_from_once_it_holds_images(monkeypatch: pytest.MonkeyPatc
     assert drawn == [64, 32]
 
 
+class Halves(nn.Module):
+    """Two classes, each as often among images of whatever origin: by the parity of a pixel's eighth bit."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        odd = (images[:, 0, 3, 5] * 255).round() % 2
+        return 10 * torch.stack([odd, 1 - odd], 1)
+
+
+def test_drawn_and_bred_images_of_a_class_are_as_likely_to_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Classification(num_classes=2, image_size=SIZE)
+    source = attached(small(bred=0.5, batch_size=128, bank_size=2000), Halves(), task)
+    drawn: list[bytes] = []
+    kept: list[Tensor] = []
+    draw, keep = source._draw, source._keep
+
+    def drawing(count: int) -> Tensor:
+        images = draw(count)
+        drawn.extend(image.numpy().tobytes() for image in images)
+        return images
+
+    monkeypatch.setattr(source, "_draw", drawing)
+    monkeypatch.setattr(source, "_keep", lambda images, keys: (kept.append(images), keep(images, keys)))
+    source.update(NOBODY, -3)
+    kept.clear(), drawn.clear()
+    source.update(NOBODY, -2)
+    source.update(NOBODY, -1)
+    known = set(drawn)
+    anew = [image.numpy().tobytes() in known for images in kept for image in images]
+    assert len(anew) == 256 and 0.4 < sum(anew) / 256 < 0.6  # four standard deviations are 0.09 of 256 out of 512
+
+
+def test_the_balance_of_drawn_images_is_of_those_that_are_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = attached(small(bred=0.5))
+    source.update(NOBODY, -3)
+    monkeypatch.setattr(source, "_draw", lambda count: torch.full((count, 3, *SIZE), 0.1))
+    logs = source.update(NOBODY, -2)
+    assert float(logs["drawn_balance"]) == 0 < float(logs["kept_balance"])
+    source.bred = 1.0
+    assert "drawn_balance" not in source.update(NOBODY, -1)  # none is
+
+
+def test_an_update_goes_on_exactly_from_a_state_though_its_candidates_are_mixed() -> None:
+    source, other = attached(small()), attached(small())
+    source.update(NOBODY, -3)
+    other.load_state_dict(source.state_dict())
+    for each in (source, other):
+        torch.manual_seed(1)
+        each.update(NOBODY, -2)
+        each.update(NOBODY, -1)
+    assert torch.equal(source._bank.first(200), other._bank.first(200)) and len(source._bank) > 60
+    assert torch.equal(source._bank.keys, other._bank.keys)
+
+
+def test_every_sixteenth_image_is_held_out_however_few_an_update_keeps() -> None:
+    source = attached(small(batch_size=6))
+    for _ in range(3):
+        source.update(NOBODY, -1)
+    assert (len(source._bank), len(source._held)) == (17, 1)
+    other = attached(small(batch_size=6))
+    other.load_state_dict(source.state_dict())
+    for _ in range(2):
+        other.update(NOBODY, -1)
+    assert (len(other._bank), len(other._held)) == (29, 1)  # of 30
+    other.update(NOBODY, -1)
+    assert (len(other._bank), len(other._held)) == (34, 2)
+
+
 def test_segmented_images_of_one_class_are_kept_only_where_others_lack() -> None:
     task = Segmentation(num_classes=CLASSES, image_size=SIZE)
     shares = []
@@ -239,6 +307,7 @@ class Deaf(Brightness):
     [
         (Deaf(), Classification(num_classes=CLASSES, image_size=SIZE), "no gradient"),
         (Brightness(pixels=True), Segmentation(num_classes=CLASSES, image_size=SIZE), "one class an image"),
+        (Brightness(), MultiLabel(num_classes=CLASSES, image_size=SIZE), "one class an image"),
     ],
 )
 def test_boundary_pairs_are_off_with_a_note_where_they_cannot_be_made(teacher: nn.Module, task: Task, why: str) -> None:
@@ -278,6 +347,7 @@ def test_small_images_are_refused_with_their_size() -> None:
         ({"cutmix": 1.5}, "cutmix is 1.5"),
         ({"fresh": -0.1}, "fresh is -0.1"),
         ({"boundary": 2.0}, "boundary is 2.0"),
+        ({"boundary": 0.1, "balanced": False}, "boundary is 0.1, but the teacher is not asked where balanced is false"),
         ({"rotation": -1.0}, "rotation is -1.0"),
         ({"surplus": 0.5}, "surplus is 0.5"),
         ({"bank_size": 0}, "bank_size is 0"),

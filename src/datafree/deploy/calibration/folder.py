@@ -130,7 +130,7 @@ def calibrate(
     task = wanted.task
     network = _prepared(wanted, device, say)
     _check_room(out, network, task, images)
-    real = None if data is None else read_real(task, data, images)
+    real = None if data is None else read_real(task, data, images, wanted.class_names)
     notes = [] if real is None else list(real.notes)
     others, left_out = (torch.empty(0), []) if photos_of is None else photos(task, photos_of, images // 2)
     notes += left_out

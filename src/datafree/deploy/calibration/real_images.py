@@ -17,7 +17,8 @@ from datafree.data.labelled import LabelledData, NothingToScore
 from datafree.data.unlabelled import read_fitted, unread
 from datafree.errors import DataError
 from datafree.storage import made_set
-from datafree.tasks.base import Task, open_labelled
+from datafree.tasks.base import Task
+from datafree.tasks.labelled import open_labelled
 
 COMPARED = 200  # images at most
 
@@ -32,10 +33,13 @@ class Real:
     notes: list[str]
 
 
-def read_real(task: Task, folder: Path, count: int) -> Real:
-    """Up to `count` images to calibrate with and COMPARED to compare on, spread over a folder. Raises DataError."""
+def read_real(task: Task, folder: Path, count: int, class_names: Sequence[str] = ()) -> Real:
+    """Up to `count` images to calibrate with and COMPARED to compare on, spread over a folder. Raises DataError.
+
+    `class_names`: the network's, as `open_labelled` takes them.
+    """
     try:
-        data = open_labelled(task, folder)
+        data = open_labelled(task, folder, class_names)
     except NothingToScore as error:
         data = error.data
     except DataError as error:

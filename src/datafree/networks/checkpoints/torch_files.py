@@ -97,7 +97,7 @@ def open_archive(what: str, path: Path, file: BinaryIO) -> tuple[zipfile.ZipFile
     `what` the file at `path` is called in errors. Raises WeightsError.
     """
     size = file.seek(0, io.SEEK_END)
-    _check_directory(what, path, file)
+    check_directory(what, path, file)
     archive = zipfile.ZipFile(file)  # closed with the file
     members = {member.filename: member for member in archive.infolist()}
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
@@ -142,13 +142,16 @@ def _open_zip(path: Path, file: BinaryIO, objects: bool) -> tuple[Any, Blocks]:
     return content, block
 
 
-def _check_directory(what: str, path: Path, file: BinaryIO) -> None:
-    """Refuse a directory that would take much memory, before zipfile makes objects of it."""
+def check_directory(what: str, path: Path, file: BinaryIO) -> None:
+    """Refuse a directory that would take much memory, before zipfile makes objects of it. Raises WeightsError.
+
+    `what` the file at `path` is called in errors.
+    """
     end = 22  # bytes of the record that ends an archive without a comment
     file.seek(max(0, file.seek(0, io.SEEK_END) - end - 20 - 56))
     tail = file.read()
     if tail[-end : -end + 4] != b"PK\x05\x06" or tail[-2:] != b"\0\0":
-        raise WeightsError(f"{what} {path}: damaged, or not a {what} file (the archive has no end)")
+        raise WeightsError(f"{what} {path}: damaged, or not a {what} file (the archive has no end): fetch it again")
     (size,) = struct.unpack("<I", tail[-end + 12 : -end + 16])
     if tail[-end - 20 :].startswith(b"PK\x06\x07"):  # archives beyond 4 GiB have a larger record before
         size = max(size, struct.unpack("<Q", tail[-end - 20 - 16 : -end - 20 - 8])[0])

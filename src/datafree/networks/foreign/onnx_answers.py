@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from datafree.ops.predictions import Heads, Predictions
 from datafree.text import show
 
 _SMALLEST = 1e-7  # scores are kept this far from 0 and 1 where logits are made of them
-_LONGEST = 2**20  # letters of a list of names
+_LONGEST = 2**16  # letters of a list of names, which takes hundreds of times as many bytes to read
 _SHOWN = 5  # of a list
 
 Form = Callable[[list[Tensor]], Tensor | Predictions]  # what is made of the values of a graph
@@ -71,18 +72,22 @@ def _chosen(file: OnnxFile, output: str | None) -> Output:
 
 
 def _shown(shape: tuple[int | None, ...] | None) -> str:
-    return "" if shape is None else f" ({', '.join('?' if side is None else str(side) for side in shape)})"
+    if shape is None:
+        return ""
+    return f" ({', '.join('?' if side is None else str(side) for side in shape[: 2 * _SHOWN])})"
 
 
 def class_names(metadata: dict[str, str]) -> list[str]:
     """The classes that a file names: as `datafree export`, Ultralytics' `names`, or a line each (`character`)."""
     if len(names := metadata.get("names", "")) <= _LONGEST and names:  # {0: 'person', 1: ...}, written by Python
         try:
-            found = ast.literal_eval(names)  # plain values alone
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            found = None
-        if isinstance(found, dict | list):
-            return [str(name) for name in (found.values() if isinstance(found, dict) else found)]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of unknown escapes in a text
+                found = ast.literal_eval(names)  # plain values alone
+            if isinstance(found, dict | list):
+                return [str(name) for name in (found.values() if isinstance(found, dict) else found)]
+        except (ValueError, TypeError, ArithmeticError, SyntaxError, MemoryError, RecursionError):
+            pass  # no list, or one with lists as keys or numbers of thousands of digits
     try:
         described = json.loads(metadata.get(DESCRIPTION, "{}"))
         listed = described.get("class_names")

@@ -24,6 +24,8 @@ MAX_BYTES = 2**31 - 1  # protobuf's own limit; larger networks keep their tensor
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")  # whose operators onnxruntime has by itself
 _LOADERS = ("EPContext",)  # of these domains, but it loads what another tool has compiled
 _NAMES = 4  # shown of a list
+_SIDES = 8  # shown of a shape
+_MOST_DIMENSIONS = 64  # of a tensor; onnxruntime's operators take few more than 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +98,16 @@ def _read(path: Path) -> OnnxFile:
     _check_operators(path, model, nodes)
     tensors = list(_tensors(model, nodes))
     beside: dict[Path, None] = {}
+    taken: dict[tuple[int, int], int] = {}
     for tensor in tensors:
+        if (count := len(tensor.dims)) > _MOST_DIMENSIONS:  # whose product would take for ever
+            raise _fault(
+                path,
+                f"the tensor {show(tensor.name)} has {count:,} dimensions, {_MOST_DIMENSIONS} are read at most; the "
+                "file is damaged or forged: fetch it again",
+            )
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            beside[_external(path, tensor)] = None
+            beside[_external(path, tensor, taken)] = None
         elif not _is_whole(tensor):
             raise _fault(path, f"the tensor {show(tensor.name)} is declared as {_form(tensor)}, but not held whole")
     return OnnxFile(
@@ -169,7 +178,7 @@ def _tensors(model: Any, nodes: list[Any]) -> Iterator[Any]:
 
 
 def _form(tensor: Any) -> str:
-    return " x ".join(map(str, tensor.dims[:8])) or "one value"
+    return " x ".join(map(str, tensor.dims[:_SIDES])) or "one value"
 
 
 def _is_whole(tensor: Any) -> bool:
@@ -185,8 +194,13 @@ def _is_whole(tensor: Any) -> bool:
     return bool(held == (-(-count * small // 8) if small < 8 else count * each))
 
 
-def _external(path: Path, tensor: Any) -> Path:
-    """The file beside `path` that holds a tensor, whole. Raises WeightsError."""
+def _external(path: Path, tensor: Any, taken: dict[tuple[int, int], int]) -> Path:
+    """The file beside `path` that holds a tensor, whole. Raises WeightsError.
+
+    `taken`: bytes of each such file that are tensors so far, by its device and inode: it has other names by links. In
+    all they are no more than the file has; exporters give each tensor, those of branches too, bytes of its own, and
+    many tensors on the same ones would take many times the files' size in memory.
+    """
     said = {entry.key: entry.value for entry in tensor.external_data}
     name = said.get("location", "")
     place = Path(name)
@@ -201,8 +215,17 @@ def _external(path: Path, tensor: Any) -> Path:
     length = int(said.get("length", wanted))
     if begin < 0 or any(side < 0 for side in tensor.dims) or length != wanted:
         raise _fault(path, f"the tensor {show(tensor.name)} is declared as {_form(tensor)}, but has {length:,} bytes")
-    if begin + length > file.stat().st_size:
+    state = file.stat()
+    if begin + length > state.st_size:
         raise _fault(path, f"the tensor {show(tensor.name)} does not lie whole in {show(name)}; copy that file again")
+    key = state.st_dev, state.st_ino
+    taken[key] = taken.get(key, 0) + length
+    if taken[key] > state.st_size:
+        raise _fault(
+            path,
+            f"tensors in {show(name)} lie on top of each other, more bytes in all than the {state.st_size:,} of that "
+            "file; export it again, or save it where it was made by onnx.save(..., save_as_external_data=True)",
+        )
     return file
 
 
@@ -221,7 +244,7 @@ def _images(path: Path, model: Any) -> Images:
     kind = _IMAGE_TYPES.get(given.type.tensor_type.elem_type)
     shape = _shape(given) or (None,) * 4
     if len(shape) != 4 or kind is None:
-        shown = " x ".join("any" if side is None else str(side) for side in shape)
+        shown = " x ".join("any" if side is None else str(side) for side in shape[:_SIDES])
         wanted = "images (B, channels, height, width) of float numbers or of 0 to 255 are needed"
         raise _fault(path, f"takes {show(given.name)} of {shown}, {kind or 'another type'}; {wanted}")
     last = shape[3] in (1, 3) and shape[1] not in (1, 3)

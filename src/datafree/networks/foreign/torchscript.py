@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.errors import NetworkError, WeightsError
+from datafree.networks.checkpoints.torch_files import check_directory
 from datafree.networks.foreign.file_teacher import FileTeacher
 from datafree.text import one_line, show
 
@@ -53,11 +54,20 @@ class ScriptTeacher(FileTeacher):
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of TorchScript, by its list of members. Raises OSError."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") or "/code/" in name for name in archive.namelist())
+    """Whether a file is an archive of TorchScript, by its members' names. Raises WeightsError for a damaged archive."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\x03\x04":  # how torch's archives begin, and those that are read as weights
+                return False
+            check_directory("network", path, file)
+            names = zipfile.ZipFile(file).namelist()
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"network {path}: cannot be read ({one_line(error)})") from error
+    except Exception as error:  # zipfile raises anything from BadZipFile to struct.error for damaged archives
+        raise WeightsError(f"network {path}: a damaged archive ({one_line(error)}): fetch it again") from error
+    return any(name.endswith("/constants.pkl") or "/code/" in name for name in names)
 
 
 def open_torchscript(path: Path, args: Mapping[str, Any]) -> ScriptTeacher:

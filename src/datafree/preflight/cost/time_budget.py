@@ -2,7 +2,7 @@
 
 It is planned once, when a run begins, from costs that are measured on this machine, and written into the run's recipe;
 a resumed run takes it from there. The warm-up is kept where it takes at most half of the time, the rhythm where updates
-take at most two thirds of what is left then.
+take at most two thirds of what is left then, the rise of the learning rate where it is at most a tenth of the steps.
 
 On a CPU seconds are processor time of the thread that computes, so that other work on the machine changes no plan; they
 are wall time elsewhere. Planning, building the networks, the student's start from its teacher, comparisons and pictures
@@ -38,6 +38,7 @@ from datafree.text import counted
 from datafree.text import size as bytes_shown
 
 WARMUP, UPDATES = 1 / 2, 2 / 3  # of the time, and of what the warm-up leaves of it, at most
+RISE = 10  # of so many steps one at most has a learning rate that still rises
 ALLOWED, ALLOWED_SHARE = 10.0, 0.05  # seconds, and share of the time, that the measurement may take, about
 _PASSES = 80  # passes through the teacher, and work of that length, that it makes
 _TIMED = 20  # of what is allowed, each thing is timed for one part
@@ -71,6 +72,7 @@ class Schedule:
 
     steps: int
     rhythm: tuple[tuple[int, int], ...]
+    lr_warmup: int | None = None  # as a run's recipe has it; None: as `_in_steps` has it
 
 
 def planned(costs: Costs, seconds: float) -> Schedule:
@@ -148,8 +150,19 @@ def with_time(
             return found(recipe, training, given, device, dtype)
 
     schedule, lines = replicas.broadcast_from_rank0(decide)
-    training = replace(training, steps=schedule.steps)
+    training = _in_steps(training, schedule)
     return replace(recipe, training=training, source=_scheduled(recipe.source, schedule)), training, lines
+
+
+def _in_steps(training: Training, schedule: Schedule) -> Training:
+    """The training in the schedule's steps, with a rise of the learning rate that is over after a tenth of them.
+
+    A run of an earlier version, where it is as long as the recipe states, goes on so.
+    """
+    rise = training.lr_warmup
+    if rise != schedule.lr_warmup:
+        rise = min(rise, schedule.steps // RISE)
+    return replace(training, steps=schedule.steps, lr_warmup=rise)
 
 
 def recorded(file: Path, source: ImageSource) -> Schedule | None:
@@ -157,14 +170,16 @@ def recorded(file: Path, source: ImageSource) -> Schedule | None:
     try:
         content = yaml.parse(file.read_text(encoding="utf-8"), str(file))
         steps, rhythm = content["training"]["steps"], tuple(_rhythm(content["source"]))
+        rise = content["training"]["lr_warmup"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     updated = {id(each) for each in source.updated_sources()}
     own = [id(each) in updated for each in source.all_sources()]
-    counts = [steps, *(count for pair in rhythm for count in pair)]
+    counts = [steps, rise, *(count for pair in rhythm for count in pair)]
     if len(rhythm) != len(own) or any(type(count) is not int or count < 0 for count in counts) or not steps:
         return None
-    return Schedule(steps=steps, rhythm=tuple(pair for pair, wanted in zip(rhythm, own, strict=True) if wanted))
+    kept = tuple(pair for pair, wanted in zip(rhythm, own, strict=True) if wanted)
+    return Schedule(steps=steps, rhythm=kept, lr_warmup=rise)
 
 
 def _rhythm(section: Any) -> Iterator[tuple[Any, Any]]:
@@ -197,7 +212,7 @@ def found(
     assert seconds is not None
     costs = measured(recipe, training, given, device, dtype, seconds)
     schedule = planned(costs, seconds)
-    lines = [_told(training.time, recipe.source, schedule, costs.memory), *costs.warnings]
+    lines = [_told(training, recipe.source, schedule, costs.memory), *costs.warnings]
     if schedule.steps < FEW:
         lines.append(f"warning: {too_few(training.time, schedule.steps, time_for(costs, ENOUGH))}")
     return schedule, lines
@@ -259,7 +274,7 @@ def measured(
     return Costs(sources=sources, step=step, fixed=fixed, memory=memory, warnings=warnings)
 
 
-def _told(asked: str, source: ImageSource, schedule: Schedule, memory: int) -> str:
+def _told(training: Training, source: ImageSource, schedule: Schedule, memory: int) -> str:
     """What is planned, in a line."""
     parts = list(zip(source.updated_sources(), schedule.rhythm, strict=True))
     warmups = [
@@ -272,7 +287,9 @@ def _told(asked: str, source: ImageSource, schedule: Schedule, memory: int) -> s
         for part, (_, every) in parts
         if every != part.update_every
     ]
+    if (rise := _in_steps(training, schedule).lr_warmup) < training.lr_warmup:
+        slower.append(f"; the learning rate rises over {counted(rise, 'step')}, not {training.lr_warmup:,}")
     planned = " and ".join([*warmups, counted(schedule.steps, "step")])
-    return f"training.time={asked}: {planned} are planned{''.join(slower)}" + (
+    return f"training.time={training.time}: {planned} are planned{''.join(slower)}" + (
         f"; {bytes_shown(memory)} beside Python and torch" if memory else ""
     )

@@ -79,7 +79,7 @@ class Procedural(ImageSource):
         Share, Doc("of a segmented image that one class may cover; with more it is kept only if others lack")
     ] = 0.9
     boundary: Annotated[
-        Share, Doc("share of the images kept that are boundary pairs; needs a teacher with gradients")
+        Share, Doc("share of the images kept that are boundary pairs; needs `balanced` and a teacher with gradients")
     ] = 0.0
     boundary_steps: Annotated[
         Count, Doc("towards the other class at most; each asks the teacher forward and backward")
@@ -101,6 +101,11 @@ class Procedural(ImageSource):
             raise DataError(
                 f"noise_share, leaves_share, sines_share, spectrum_share and figures_share are {list(self._shares)}; "
                 "one must be above 0"
+            )
+        if self.boundary and not self.balanced:
+            raise DataError(
+                f"boundary is {self.boundary:g}, but the teacher is not asked where balanced is false; "
+                "give boundary: 0, or balanced: true"
             )
 
     @property
@@ -148,8 +153,8 @@ class Procedural(ImageSource):
     def _can_walk(self) -> bool:
         """Whether boundary pairs can be made; else says why not."""
         task, device = self._context.task, self._context.device
-        layout = task.class_maps(task.sample_targets(1, device, torch.Generator().manual_seed(0)))
-        if layout[0, 0].numel() > 1:
+        targets = task.sample_targets(1, device, torch.Generator().manual_seed(0))
+        if targets.ndim > 1:  # not a class id (B,), but masks, boxes or several labels
             self._note = "source.boundary is off: boundary pairs are made for tasks with one class an image"
         elif not gives_gradients(task, self._context.teacher, device):
             self._note = "source.boundary is off: no gradient comes back through the teacher to its images"
@@ -159,11 +164,14 @@ class Procedural(ImageSource):
 
     @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
-        candidates = self._candidates()
+        candidates, fresh = self._candidates()
         shares = self._seen(candidates)
         keys = keys_of(shares)
         crowded = self._crowded(shares)
-        order = (ranks(keys) + len(keys) * crowded).argsort(stable=True)
+        mixed = torch.arange(len(keys), device=keys.device)
+        if fresh < len(keys):  # of a class the latest are kept, which else were the bred ones
+            mixed = mixed[torch.randperm(len(keys), device=keys.device)]
+        order = mixed[(ranks(keys[mixed]) + len(keys) * crowded[mixed]).argsort(stable=True)]
         chosen, rest = order[: self.batch_size], order[self.batch_size :]
         images, kept = candidates[chosen], keys[chosen]
         if self._walks:
@@ -173,19 +181,19 @@ class Procedural(ImageSource):
             return {}
         classes = self._context.task.num_classes
         return {
-            "drawn_balance": entropy(keys, classes),
+            **({"drawn_balance": entropy(keys[:fresh], classes)} if fresh else {}),
             "kept_balance": entropy(kept, classes),
             "crowded": crowded.float().mean(),
         }
 
-    def _candidates(self) -> Tensor:
-        """(N, 3, H, W): images drawn anew, and offspring of those that the bank has, all classes alike."""
-        if not self.balanced:
-            return self._draw(self.batch_size)
-        count = round(self.surplus * self.batch_size)
-        bred = round(self.bred * count) if len(self._bank) else 0
+    def _candidates(self) -> tuple[Tensor, int]:
+        """(N, 3, H, W): images drawn anew, then offspring of the bank's, all classes alike; how many the former are."""
+        count = round(self.surplus * self.batch_size) if self.balanced else self.batch_size
+        bred = round(self.bred * count) if self.balanced and len(self._bank) else 0
         drawn = self._draw(count - bred)
-        return torch.cat([drawn, self._mixture.varied(self._bank.sample(bred, math.inf))]) if bred else drawn
+        if bred:
+            drawn = torch.cat([drawn, self._mixture.varied(self._bank.sample(bred, math.inf))])
+        return drawn, count - bred
 
     def _draw(self, count: int) -> Tensor:
         return self._mixture.draw(count, self._context.task.image_size, self._context.device)
@@ -220,7 +228,8 @@ class Procedural(ImageSource):
             self._context.on_finished_batch(Batch(images=images))
             if not self.bred:  # a set needs no bank but to breed from
                 return
-        every = torch.arange(len(images)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
+        before = self._bank.added + self._held.added  # of all updates: one may keep fewer than sixteen
+        every = torch.arange(before, before + len(images)) % VALIDATION_EVERY == VALIDATION_EVERY - 1
         learnt, held = (uploaded(mask.nonzero()[:, 0], images.device) for mask in (~every, every))
         self._bank.add(images[learnt], keys[learnt])
         self._held.add(images[held], keys[held])
