@@ -6,7 +6,6 @@ B images, C classes, H x W pixels.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
@@ -14,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from datafree.data.labelled import LabelledData, Remarked
+from datafree.data.labelled import LabelledData, Remarked, composed
 from datafree.storage import made_set
 from datafree.tasks.base import Task
 from datafree.text import show
@@ -86,7 +85,7 @@ def _numbers(count: int) -> list[str]:
 
 def _alike(name: str) -> str:
     """A name without what is written one way or the other."""
-    return unicodedata.normalize("NFC", name).casefold().replace("_", " ").strip()
+    return composed(name).casefold().replace("_", " ").strip()
 
 
 def _some(names: Sequence[str]) -> str:
