@@ -16,6 +16,7 @@ from datafree.sources import Cmi
 from datafree.sources import cmi as module
 from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
+from sources.test_fast import require_unmoved
 
 SIZE, CLASSES, B = (32, 32), 4, 8
 
@@ -259,14 +260,7 @@ def test_the_head_learns_with_each_batch() -> None:
 def test_without_a_shift_the_teacher_sees_images_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = classifier(0)
     source = attached(teacher, iterations=4, shift=0)
-    made: list[Tensor] = []
-    seen: list[Tensor] = []
-    forward = ResizeGenerator.forward
-    monkeypatch.setattr(ResizeGenerator, "forward", lambda *args: made.append(forward(*args)) or made[-1])
-    teacher.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0]))
-    source.update(teacher, -1)
-    assert len(made) == 4
-    assert all(any(torch.equal(images, look) for look in seen) for images in made)
+    require_unmoved(source, teacher, monkeypatch)
 
 
 def test_a_teacher_without_batchnorm_is_refused_in_a_line_that_names_other_methods() -> None:

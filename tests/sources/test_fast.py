@@ -13,7 +13,7 @@ from datafree.networks.resnet import resnet
 from datafree.ops import augment, modes
 from datafree.sources import Fast
 from datafree.sources import fast as module
-from datafree.sources.base import SourceContext
+from datafree.sources.base import ImageSource, SourceContext
 from datafree.tasks.classification import Classification
 from thorough import some
 
@@ -270,9 +270,8 @@ def test_a_collapse_stops_the_run_and_names_the_weight_to_lower() -> None:
             source.update(teacher, step)
 
 
-def test_without_a_shift_the_teacher_sees_images_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    teacher = classifier(0)
-    source = attached(small(iterations=4, shift=0), teacher)
+def require_unmoved(source: ImageSource, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update of four iterations shows the teacher the images that the generator makes, as they are."""
     made: list[Tensor] = []
     seen: list[Tensor] = []
     forward = ResizeGenerator.forward
@@ -281,6 +280,12 @@ def test_without_a_shift_the_teacher_sees_images_as_they_are_made(monkeypatch: p
     source.update(teacher, -1)
     assert len(made) == 4
     assert all(any(torch.equal(images, look) for look in seen) for images in made)
+
+
+def test_without_a_shift_the_teacher_sees_images_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = classifier(0)
+    source = attached(small(iterations=4, shift=0), teacher)
+    require_unmoved(source, teacher, monkeypatch)
 
 
 def test_a_teacher_without_batchnorm_is_refused_in_a_line_that_names_other_methods() -> None:
