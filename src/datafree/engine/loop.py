@@ -20,6 +20,7 @@ from datafree.engine.origin import TEACHER, origin_of
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.engine.progress import Progress, StepRate, place
 from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Recovery
+from datafree.engine.rehearsal import least_images
 from datafree.engine.student_init import start_student
 from datafree.engine.student_step import StudentStep
 from datafree.engine.train_state import BestStudent, TrainState
@@ -164,7 +165,7 @@ def distill(
                     watch.look(wait=True)
                     state.save(must=last)
             except (NotFinite, OutOfMemory) as fault:
-                _roll_back(state, fault, training, say)
+                _roll_back(state, fault, task, training, say)
 
         if training.select == "agreement":
             student.load_state_dict(state.best.weights)
@@ -241,7 +242,7 @@ def _validate(
 
 
 def _roll_back(
-    state: TrainState, fault: NotFinite | OutOfMemory, training: Training, say: Callable[[str], None]
+    state: TrainState, fault: NotFinite | OutOfMemory, task: Task, training: Training, say: Callable[[str], None]
 ) -> None:
     """Go back to the last checkpoint, with something changed. Raises TrainingError where that was done often enough."""
     run, recovery, good = state.run, state.recovery, state.good_step
@@ -251,7 +252,10 @@ def _roll_back(
         file = run.save_fault(fault.step + state.source.warmup, evidence)
         line = recovery.with_numbers(fault, training, good, f" (its inputs are saved in {file})" if file else "")
     else:
-        line = recovery.with_memory(fault, training, good, state.source, state.student, state.step)
+        student = state.student
+        line = recovery.with_memory(
+            fault, training, good, state.source, student, state.step, lambda: least_images(task, student)
+        )
     say(line)
     state.watch.forget()
     checkpoint = run.last_state()

@@ -57,6 +57,20 @@ def rehearse(task: Task, teacher: nn.Module, student: nn.Module, training: Train
         raise NetworkError(f"the student {name} cannot learn: {first_line(error)}{way}") from error
 
 
+@torch.no_grad()
+def least_images(task: Task, student: nn.Module) -> int:
+    """How many images the student has to see at once in order to learn: one, or two where a BatchNorm needs them."""
+    image = synthetic_batch(task.image_size, next(student.parameters()).device)[:1]
+    try:
+        with out_of_memory.noticed("a look at one image"), modes.looked_through(student, "train"):
+            student(image)
+    except OutOfMemory:
+        return 1
+    except Exception:  # whatever a network of anyone's raises
+        return 2
+    return 1
+
+
 def require_room(task: Task, training: TrainingOptions, device: torch.device) -> None:
     """Raise NetworkError if the images of one batch alone are more than all the memory there is."""
     if not isinstance(training, Training):
