@@ -237,7 +237,7 @@ def _validate(
     if training.select == "last":
         state.best = BestStudent(step=state.step, agreement=agreement)
     elif state.best.agreement is None or (agreement or 0.0) > state.best.agreement:
-        weights = {name: value.clone() for name, value in state.student.state_dict().items()}
+        weights = modes.copied_state(state.student)
         state.best = BestStudent(step=state.step, agreement=agreement, weights=weights)
 
 
