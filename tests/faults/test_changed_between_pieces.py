@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from injected import at_step, in_student
 from PIL import Image
 from torch import nn
 
@@ -27,7 +28,6 @@ from datafree.sources.parts.seen_files import SeenFiles, content_of
 from datafree.synthesis.synthesize import synthesize
 from datafree.tasks.classification import Classification
 from datafree.tasks.segmentation import Segmentation
-from injected import at_step, in_student
 from set_recipes import INVERSION
 from set_recipes import recipe_for as set_recipe
 from small_runs import recipe_for, stop_after

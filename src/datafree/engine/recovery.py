@@ -81,8 +81,8 @@ class Recovery:
             size = "one image" if fewest == 1 else f"{fewest} images, the fewest that it can learn from at once"
             few = f", with micro-batches of {size}" if where == STUDENT_STEP and self.parts > 1 else ""
             raise TrainingError(
-                f"out of memory in {where} at step {step}{few}; the checkpoint of step {good} is kept: free some memory, "
-                f"or lower training.batch_size (now {training.batch_size}) with another --out"
+                f"out of memory in {where} at step {step}{few}; the checkpoint of step {good} is kept: free some "
+                f"memory, or lower training.batch_size (now {training.batch_size}) with another --out"
             )
         self.parts = min(2 * self.parts, most)
         return self._note(

@@ -42,8 +42,8 @@ def rehearse(task: Task, teacher: nn.Module, student: nn.Module, training: Train
     for key, value in (*student.named_parameters(), *student.named_buffers()):
         if value.is_floating_point() and value.layout == torch.strided and not torch.isfinite(value).all():
             raise NetworkError(
-                f"the student {name} begins with numbers that are not finite, in {show(key)}: a run neither goes on from "
-                "such nor saves them; give it other weights, or a mask of -1e9 for one of minus infinity"
+                f"the student {name} begins with numbers that are not finite, in {show(key)}: a run neither goes on "
+                "from such nor saves them; give it other weights, or a mask of -1e9 for one of minus infinity"
             )
     require_room(task, training, next(student.parameters()).device)
     if training.attention_weight or training.attention_layers:  # what was named is looked for in any case

@@ -93,7 +93,7 @@ def looked_through(network: nn.Module, mode: Literal["train", "eval"]) -> Iterat
 
 
 def copied_state(network: nn.Module) -> dict[str, Any]:
-    """What `load_state_dict` of it puts back: a copy of its tensors, and of what else its modules save (extra state)."""
+    """What `load_state_dict` of it puts back: a copy of its tensors, and of all else that its modules save."""
     return {
         name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
         for name, value in network.state_dict().items()
