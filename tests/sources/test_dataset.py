@@ -156,6 +156,48 @@ def test_held_out_images_are_never_sampled_and_looking_changes_nothing(
     assert set(draw(source, 2 * count, batch=count)) == set(range(count)) - set(held)
 
 
+def held(source: Dataset) -> list[int]:
+    """Which images of `make_folder` are kept back."""
+    return [round(float(image.mean()) * 255) for image in source.validation_images(100)]
+
+
+def spoil(path: Path, index: int) -> Path:
+    file = path / f"class {index % 3}" / f"{index:03}.png"
+    file.write_text("not an image")
+    return file
+
+
+@pytest.mark.parametrize("drawn", [0, 3, 7])
+def test_another_image_is_kept_back_where_none_of_those_drawn_can_be_read(tmp_path: Path, drawn: int) -> None:
+    path = make_folder(tmp_path / "set", 8)
+    (first,) = held(attached(path))
+    spoiled = spoil(path, first)
+    straight = attached(path)
+    straight.sample(drawn)
+    state = straight.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    expected, (second,) = [straight.sample(n).images for n in (5, 9)], held(straight)
+    assert set(draw(straight, 12, batch=4)) == set(range(8)) - {first, second}
+    assert f"{spoiled.relative_to(path).as_posix()} (not an image" in straight.notes()[0]
+
+    Image.new("RGB", (8, 8), (first, first, first)).save(spoiled)  # mended: the resumed run keeps to what it began with
+    resumed = attached(path)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert held(resumed) == [second] and resumed.state_dict()["passed"] == state["passed"]
+    for images in expected:
+        assert torch.equal(resumed.sample(len(images)).images, images)
+
+
+def test_the_only_readable_image_is_learnt_from(tmp_path: Path) -> None:
+    path = make_folder(tmp_path, 3)
+    (first,) = held(attached(path))
+    (only, other) = (index for index in range(3) if index != first)
+    spoil(path, first)
+    spoil(path, other)
+    source = attached(path)
+    assert held(source) == [] and set(draw(source, 4, batch=2)) == {only}
+
+
 @pytest.mark.parametrize(
     "task",
     [
