@@ -150,6 +150,7 @@ def _carry_out(
         training=training,
         run=run,
         init="teacher" if recipe.student.init == "teacher" else "random",
+        class_names=known or ([] if labelled is None else names_of(labelled)),
         stop=stop,
         log=log,
         say=say,

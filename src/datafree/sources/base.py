@@ -6,7 +6,7 @@ B images, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, NamedTuple, final
 
@@ -40,6 +40,7 @@ class SourceContext:
     teacher: nn.Module  # images in [0, 1] -> outputs, eval mode, no parameter gradients
     steps: int  # the student's steps in the whole run (for rates that fall during it)
     batch_size: int  # the student's batch
+    class_names: Sequence[str] = ()  # in the order of the teacher's outputs; empty where nobody has named them
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32  # of forward passes

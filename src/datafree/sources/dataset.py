@@ -16,7 +16,7 @@ from typing_extensions import Doc
 
 from datafree.config.options import Count, ExistingFolder
 from datafree.data.images import UnreadableImage
-from datafree.data.labelled import LabelledData, NamesFiles, NothingToScore
+from datafree.data.labelled import LabelledData, NamesFiles, NothingToScore, Remarked
 from datafree.distributed import divided
 from datafree.errors import DataError
 from datafree.ops.upload import uploaded
@@ -24,7 +24,6 @@ from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.parts.held_out import HeldOut
 from datafree.sources.parts.prefetch import Place, Reader, listed
 from datafree.sources.parts.seen_files import SeenFiles, content_of, remark
-from datafree.tasks.base import Task
 from datafree.tasks.labelled import open_labelled
 
 Example = tuple[Tensor, Tensor]  # an image (3, H, W) and its target
@@ -49,7 +48,7 @@ class Dataset(ImageSource):
 
     def attach(self, context: SourceContext) -> None:
         self._context = context
-        self._data, self._lacking = _opened(context.task, self.path)
+        self._data, self._lacking = _opened(context, self.path)
         if not len(self._data):
             raise DataError(f"{self.path} holds no images; give a data set that does")
         self._held_out = HeldOut(wanted=self.hold_out, read=self._data.__getitem__, fault=self._fault)
@@ -135,6 +134,7 @@ class Dataset(ImageSource):
         found = [
             *self._remarks,
             *([self._lacking] if self._lacking else []),
+            *(f"{self.path}: {line}" for line in (self._data.remarks if isinstance(self._data, Remarked) else [])),
             *(f"{self.path}: {line}, left out" for line in self._data.skipped),
         ]
         if skipped:
@@ -166,9 +166,12 @@ class Dataset(ImageSource):
         return Batch(images=uploaded(images, device), targets=uploaded(targets, device))
 
 
-def _opened(task: Task[Any], path: Path) -> tuple[LabelledData, str]:
-    """The data at `path`, and why nothing is labelled in it, if so: it is learnt from, nothing is scored by it."""
+def _opened(context: SourceContext, path: Path) -> tuple[LabelledData, str]:
+    """The data at `path`, and why nothing is labelled in it, if so: it is learnt from, nothing is scored by it.
+
+    Targets are in the order of the teacher's classes, where both are named.
+    """
     try:
-        return open_labelled(task, path), ""
+        return open_labelled(context.task, path, context.class_names), ""
     except NothingToScore as error:
         return error.data, f"{error} (its images are learnt from all the same)"

@@ -38,7 +38,7 @@ from datafree.synthesis.preview import means
 from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
-from datafree.tasks.labelled import open_labelled
+from datafree.tasks.labelled import numbered, open_labelled, real_names
 from datafree.text import counted
 
 _USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
@@ -117,9 +117,12 @@ def _fill(
             say(f"warning: {line}")
             notes.append(line)
         finished: list[Batch] = []
+        known = artifacts.class_names(recipe.teacher, task) or real_names(names)
         watch = Watch(device)
         with modes.frozen(teacher), watch.answers_of(teacher):
-            context = training.source_context(task, teacher, device, dtype, say, on_finished_batch=finished.append)
+            context = training.source_context(
+                task, teacher, device, dtype, say, on_finished_batch=finished.append, class_names=known
+            )
             attach(source, context)
             shards.begin(names)
             work = ShardWorker(
@@ -219,5 +222,4 @@ def class_names(recipe: Recipe) -> list[str]:
         names = open_labelled(recipe.task, recipe.data, known).class_names
         names_text(names)  # they are written
         return names
-    count = recipe.task.num_classes
-    return [f"class {label:0{len(str(count - 1))}}" for label in range(count)]
+    return numbered(recipe.task.num_classes)
