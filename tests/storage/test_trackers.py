@@ -16,6 +16,7 @@ from datafree.errors import Interrupted, RecipeError
 from datafree.recipe.recipe import Recipe
 from datafree.run import Outcome, run_recipe
 from datafree.storage import trackers
+from datafree.storage.run_directory import Run
 from small_runs import recipe_for
 
 PINNED = {"device": "cpu", "precision": "fp32", "steps": 6, "log_every": 2, "picture_every": 6}
@@ -84,6 +85,33 @@ def test_tensorboard_is_on_unless_track_leaves_it_out(tmp_path: Path) -> None:
     assert list((tmp_path / "default" / "tensorboard").iterdir())
     run_recipe(tracked(tmp_path), tmp_path / "none")
     assert not (tmp_path / "none" / "tensorboard").exists()
+
+
+def test_tensorboard_has_each_line_of_the_log_once_also_of_a_run_that_was_resumed_or_went_back(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def shown(run: Path) -> list[tuple[int, float]]:
+        events = EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+        return [(event.step, event.value) for event in events.Scalars("loss")]
+
+    def logged(run: Path) -> list[tuple[int, float]]:
+        return [(index, pytest.approx(values["loss"])) for index, values in lines(run) if "loss" in values]
+
+    asked = iter([None, None, "enough"])
+    recipe = tracked(tmp_path, "tensorboard", log_every=1)
+    with pytest.raises(Interrupted):
+        run_recipe(recipe, tmp_path / "run", stop=lambda: next(asked))
+    run_recipe(tracked(tmp_path, "tensorboard", log_every=1), tmp_path / "run")
+    assert shown(tmp_path / "run") == logged(tmp_path / "run") and len(logged(tmp_path / "run")) == 6
+
+    run = Run(tmp_path / "back", {})
+    for start in (0, 0, 2):  # back to its first step, then to its second
+        run.start(start)
+        for index in range(start + 1, start + 4):
+            run.log(index, index, {"loss": start + index / 10})
+    run.close()
+    assert shown(run.path) == logged(run.path) and len(logged(run.path)) == 5
 
 
 def test_a_resumed_run_goes_on_under_its_name_and_another_track_is_no_other_recipe(
