@@ -1,6 +1,11 @@
-"""Names of a made data set's shards and of the states between them."""
+"""Names of a made data set's shards and of the states between them; which names mean nothing."""
 
 from __future__ import annotations
+
+from pathlib import Path
+
+from datafree.storage.lock import NAME as LOCK
+from datafree.synthesis.claims import FOLDER as CLAIMS
 
 
 def named(number: int) -> str:
@@ -11,3 +16,10 @@ def named(number: int) -> str:
 def state_for(number: int) -> str:
     """The file of what the source goes on from for a shard."""
     return f"before-{named(number)}.pt"
+
+
+def means_something(entry: Path) -> bool:
+    """Whether an entry of the directory is more than what a process leaves that is killed before its first file."""
+    if entry.name in (LOCK, CLAIMS) or entry.match(".recipe.yaml.*.part"):
+        return False
+    return entry.name != "shards" or not entry.is_dir() or any(entry.iterdir())

@@ -36,14 +36,12 @@ from datafree.storage import checkpoint, strict_json
 from datafree.storage.atomic import remove, remove_asides, require_ordinary, require_ordinary_in, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.held_folders import require_held
-from datafree.storage.lock import NAME as LOCK
-from datafree.storage.made_set import RECORD, Record, damages, read_record
+from datafree.storage.made_set import NAMES, RECORD, Record, damages, names_changed, read_record
 from datafree.storage.run_files import EnvironmentForm
-from datafree.synthesis.claims import FOLDER as CLAIMS
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
 from datafree.synthesis.shard_index import sealed, write_index
-from datafree.synthesis.shard_names import named, state_for
+from datafree.synthesis.shard_names import means_something, named, state_for
 from datafree.tasks.base import Task
 
 _WRITTEN = (".json", ".png", ".pt", ".safetensors", ".txt", ".yaml")  # the files of a set, by their suffixes
@@ -71,7 +69,7 @@ class Shards:
         self._claims = Claims(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another --out")
-        if path.is_dir() and any(map(_means_something, path.iterdir())):
+        if path.is_dir() and any(map(means_something, path.iterdir())):
             self._check_same()
             self._read_names()
             self.look()
@@ -102,10 +100,14 @@ class Shards:
             for name, text in (
                 ("recipe.yaml", yaml.render(self.recipe)),
                 ("environment.json", strict_json.sealed({**environment(), "origin": self.origin}).decode()),
-                ("data/classes.txt", names_text(class_names)),
+                (f"data/{NAMES}", names_text(class_names)),
             ):
                 if not (self.path / name).exists():
                     write_whole(self.path / name, text.encode())
+            if names_changed(self.path):  # the index would be written anew, with these
+                raise RunError(
+                    f"{self.data / NAMES} has changed since it was written; put it back, or choose another --out"
+                )
             self._read_names()
             for part in sorted(self.path.glob(".[0-9]*.part")):
                 number = int(part.name[1:-5])
@@ -174,7 +176,7 @@ class Shards:
         self._claims.close()
 
     def _read_names(self) -> None:
-        file = self.data / "classes.txt"
+        file = self.data / NAMES
         self.class_names = read_names(file) if file.is_file() else None
 
     def write(self, number: int, task: Task, batch: Batch, state: dict[str, Any] | None = None) -> None:
@@ -291,10 +293,3 @@ class Shards:
         self._counts[record["shard"]] = record["images"]
         self._known.add(named(record["shard"]))
         self.carries |= record["carries"]
-
-
-def _means_something(entry: Path) -> bool:
-    """Whether an entry of the directory is more than what a process leaves that is killed before its first file."""
-    if entry.name in (LOCK, CLAIMS) or entry.match(".recipe.yaml.*.part"):
-        return False
-    return entry.name != "shards" or not entry.is_dir() or any(entry.iterdir())

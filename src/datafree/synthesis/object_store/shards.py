@@ -18,7 +18,7 @@ from typing import Any
 
 from datafree.errors import RunError
 from datafree.sources.base import Batch
-from datafree.storage.made_set import INDEX, hashes, is_finished, read_record, records
+from datafree.storage.made_set import INDEX, NAMES, hashes, is_finished, read_record, records
 from datafree.storage.scratch import Scratch
 from datafree.synthesis.object_store.bucket import Bucket, in_words
 from datafree.synthesis.object_store.leases import EXPIRES, Leases
@@ -26,7 +26,7 @@ from datafree.synthesis.shard_names import named, state_for
 from datafree.synthesis.shards import Shards
 from datafree.tasks.base import Task
 
-_BEGUN = ("recipe.yaml", "environment.json", "data/classes.txt")  # the first is there if any is
+_BEGUN = ("recipe.yaml", "environment.json", f"data/{NAMES}")  # the first is there if any is
 _KNOWN = {"recipe.yaml", "environment.json", "data", "shards", "state", INDEX}
 _WEIGHTS = ".safetensors"
 
