@@ -11,6 +11,7 @@ import signal
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,15 +29,16 @@ from datafree.engine.progress import Progress
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
 from datafree.networks.unet import unet
 from datafree.ops.boxes import unpack
-from datafree.recipe.recipe import Recipe
+from datafree.recipe.recipe import Recipe, dump
 from datafree.sources.base import Batch
 from datafree.sources.inversion import Inversion
 from datafree.sources.parts.image_pool import ImagePool
+from datafree.storage.made_set import is_finished
 from datafree.synthesis import shards as shards_module
 from datafree.synthesis import synthesize as synthesize_module
 from datafree.synthesis import worker
 from datafree.synthesis.shards import Shards
-from datafree.synthesis.synthesize import Made, synthesize, verify
+from datafree.synthesis.synthesize import Made, class_names, synthesize, verify
 from datafree.tasks.base import Task
 from set_recipes import ARGS, CGDD, CMI, DIODE, INVERSION, SIZE, everything, recipe_for, stop_after
 from thorough import some
@@ -313,13 +315,72 @@ def test_processes_make_one_set_together_and_take_over_from_one_that_dies(method
     assert everything(out) == everything(tmp_path / "alone")
 
 
+@pytest.mark.parametrize("source", [INVERSION, {"method": "noise"}])
+def test_a_process_makes_no_shard_more_than_is_asked_for_while_another_makes_the_first(
+    source: dict[str, Any], tmp_path: Path
+) -> None:
+    """A shard has 5 images by the update's size, 6 by `SAMPLED`."""
+    recipe, said = recipe_for(tmp_path, source), list[str]()
+    with closing(Shards(tmp_path / "out", dump(recipe))) as other:
+        other.begin(class_names(recipe))
+        assert other.claim(5, 5) == 0
+        with pytest.raises(Interrupted, match="stopped at 0 of 5 images"):
+            synthesize(recipe, tmp_path / "out", 5, stop=lambda: "enough" if said else None, say=said.append)
+    assert "waiting for them" in said[-1] and not list((tmp_path / "out" / "shards").glob("*.json"))
+    assert synthesize(recipe, tmp_path / "out", 5).shards == 1
+
+
+def test_shards_that_are_made_while_another_process_writes_the_index_are_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = recipe_for(tmp_path, INVERSION), tmp_path / "out"
+    asked = iter([5, 10])
+    write_index, written = shards_module.write_index, list[int]()
+
+    def writes(*args: Any) -> None:
+        write_index(*args)
+        written.append(1)
+        if (images := next(asked, 0)) == 10:  # this one has listed 5; meanwhile
+            with pytest.raises(Interrupted, match="stopped while another process is writing the index"):
+                synthesize(recipe_for(tmp_path, INVERSION), out, images, stop=lambda: "enough" if ready() else None)
+
+    def ready() -> bool:
+        return (out / "shards" / "00001.json").exists()
+
+    monkeypatch.setattr(shards_module, "write_index", writes)
+    synthesize(recipe, out, 5)
+    synthesize(recipe, out, 5)
+    assert not is_finished(out) and written == [1, 1]
+    monkeypatch.setattr(synthesize_module, "time", SimpleNamespace(sleep=lambda pause: other.close()))
+    other = Shards(out, dump(recipe))
+    other.begin([])
+    with other.alone_at("index"):
+        assert synthesize(recipe, out, 10).images == 10
+    assert is_finished(out) and written == [1, 1, 1]
+
+
+def test_an_index_that_another_process_has_written_about_all_is_not_written_again(tmp_path: Path) -> None:
+    recipe, out = recipe_for(tmp_path, INVERSION), tmp_path / "out"
+    synthesize(recipe, out, 5)
+    with closing(Shards(out, dump(recipe))) as one, closing(Shards(out, dump(recipe))) as other:
+        for shards in (one, other):
+            shards.begin([])
+        with one.alone_at("index"):
+            assert not other.finish(recipe.task)
+        before = (out / "index.json").stat().st_ino  # a file that is written has a new one
+        assert other.finish(recipe.task) and (out / "index.json").stat().st_ino == before
+        assert one.finish(recipe.task) and (out / "index.json").stat().st_ino != before
+
+
 def test_a_process_that_has_nothing_to_do_asks_less_and_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
     lines: list[str] = []
     claim, taken = Shards.claim, iter([True] * 6)
-    monkeypatch.setattr(Shards, "claim", lambda shards, images: None if next(taken, False) else claim(shards, images))
+    monkeypatch.setattr(
+        Shards, "claim", lambda shards, images, each: None if next(taken, False) else claim(shards, images, each)
+    )
     clock = SimpleNamespace(sleep=slept.append, perf_counter=time.perf_counter)
     monkeypatch.setattr(worker, "time", clock)
     assert synthesize(recipe_for(tmp_path, INVERSION), tmp_path / "out", 5, say=lines.append).images == 5

@@ -36,7 +36,7 @@ from datafree.storage import checkpoint, strict_json
 from datafree.storage.atomic import remove, remove_asides, require_ordinary, require_ordinary_in, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.held_folders import require_held
-from datafree.storage.made_set import NAMES, RECORD, Record, damages, names_changed, read_record
+from datafree.storage.made_set import NAMES, RECORD, Record, damages, is_finished, names_changed, read_record
 from datafree.storage.run_files import EnvironmentForm
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
@@ -66,6 +66,7 @@ class Shards:
         self._counts: dict[int, int] = {}  # images of each whole shard
         self._known: set[str] = set()  # their names
         self._is_free = is_free
+        self._awaited = False  # whether another process was writing the index
         self._claims = Claims(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another --out")
@@ -132,14 +133,15 @@ class Shards:
             if file.stem not in self._known:
                 self._note(read_record(file))
 
-    def claim(self, images: int) -> int | None:
+    def claim(self, images: int, each: int = 1) -> int | None:
         """The number of a shard that is missing until there are `images`, from now on this process's to make.
 
-        None when other processes are at all that are missing: `look` again later. Raises RunError.
+        `each`: images of a shard, as far as is known before there is one. None when other processes are at all that are
+        missing: `look` again later. Raises RunError.
         """
         with writing(self.path):
             self.look()
-            size = max(self._counts.values(), default=1)
+            size = max(self._counts.values(), default=each)
             missing = -(-(images - self.images) // size)  # shards, as far as can be told
             number, tried = -1, 0
             while tried < missing:
@@ -250,16 +252,19 @@ class Shards:
         """Every file that is not as it was written: its name below `place`, and what is wrong."""
         return damages(self.path)
 
-    def finish(self, task: Task) -> None:
+    def finish(self, task: Task) -> bool:
         """Write what is about the whole set: the files of `Task.write_index`, and index.json at last.
 
-        Nothing where another process is doing so.
+        False where another process is doing so, perhaps without this one's shards: call it again later, when nothing
+        is written if all is in it.
         """
         assert self.class_names is not None
         with self.alone_at("index") as mine:
-            if mine:
+            if mine and not (self._awaited and is_finished(self.path)):
                 with writing(self.path):
                     write_index(self.path, task, self.class_names)
+            self._awaited |= not mine
+            return mine
 
     def _check_same(self) -> None:
         file = self.path / "recipe.yaml"

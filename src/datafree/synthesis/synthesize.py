@@ -11,6 +11,7 @@ B images, H x W pixels.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.origin import compare, origin_of
 from datafree.engine.progress import Progress
 from datafree.engine.recovery import way_out
-from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
+from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError, TrainingError
 from datafree.networks.load import has_weights
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
@@ -33,11 +34,13 @@ from datafree.sources.auto import Auto
 from datafree.sources.base import Batch, ImageSource, attach
 from datafree.storage.made_set import INDEX, hashes, read_record, records
 from datafree.storage.run_directory import FREE_KEYS
+from datafree.synthesis.claims import PAUSE, longer
 from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.preview import means
 from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
+from datafree.tasks.base import Task
 from datafree.tasks.labelled import numbered, open_labelled, real_names
 from datafree.text import counted
 
@@ -152,10 +155,20 @@ def _fill(
         if work.answered:
             notes.append("the source's images have no targets: they were written with the teacher's answers")
     shards.begin(names)
-    shards.finish(task)
+    _finish(shards, task, stop)
     if figures := means(records(shards.path)):  # of a bucket, its mirror's
         notes.append(figures)
     return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
+
+
+def _finish(shards: ShardStore, task: Task, stop: Callable[[], str | None]) -> None:
+    """Write the index, or see that another process has written it about all there is."""
+    pause = PAUSE
+    while not shards.finish(task):
+        if reason := stop():
+            raise Interrupted(f"stopped while another process is writing the index ({reason})")
+        time.sleep(pause)
+        pause = longer(pause)
 
 
 def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lambda line: None) -> Made:

@@ -27,7 +27,7 @@ from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
-from datafree.sources.base import Batch
+from datafree.sources.base import Batch, ImageSource
 from datafree.synthesis.claims import PAUSE, longer
 from datafree.synthesis.preview import write_preview
 from datafree.synthesis.shard_store import ShardStore
@@ -108,13 +108,14 @@ class ShardWorker:
         fresh = _serialised(source.state_dict())
         at, known = 0, _digest(fresh)  # the shard that the source's state is for; that state
         before: set[bytes] = set()  # the images of the shard before
+        each = shard_images(source, self.training.batch_size)
         pause, seen = PAUSE, -1  # images, when others were last waited for
         while shards.images < images:
             if reason := self.stop():
                 raise Interrupted(
                     f"stopped at {shards.images:,} of {images:,} images ({reason}); run the same command to resume"
                 )
-            if (number := shards.claim(images)) is None:  # other processes are at what is missing
+            if (number := shards.claim(images, each)) is None:  # other processes are at what is missing
                 if seen < 0:
                     self.say(f"other processes are making all missing shards: waiting for them{self.shards.if_killed}")
                 pause, seen = longer(pause) if shards.images == seen else PAUSE, shards.images
@@ -177,7 +178,7 @@ class ShardWorker:
             parts = list(self.finished)
             self.finished.clear()
         else:
-            parts = [source.sample(size) for _ in range(-(-SAMPLED // size))]
+            parts = [source.sample(size) for _ in range(shard_images(source, size) // size)]
         images = torch.cat([part.images for part in parts]).float()
         if not torch.isfinite(images).all():
             raise TrainingError(f"images of shard {number:05} are not finite; lower source.lr or the source's weights")
@@ -188,6 +189,14 @@ class ShardWorker:
             with torch.no_grad():
                 targets = [self.recipe.task.pseudo_targets(self.teacher(part)) for part in torch.split(images, size)]
         return Batch(images=images, targets=torch.cat(targets), figures=_as_numbers(values))
+
+
+def shard_images(source: ImageSource, batch_size: int) -> int:
+    """Images of a shard: those of enough batches of the student's, or of an update, as far as the source says so."""
+    if not source.finishes:
+        return -(-SAMPLED // batch_size) * batch_size
+    size = source.update_size()
+    return 1 if size is None else size.images
 
 
 def _new(batch: Batch, before: set[bytes]) -> set[bytes]:

@@ -45,6 +45,7 @@ class BucketShards:
         self._leases = Leases(self._bucket)
         self.if_killed = f" (for {EXPIRES / 60:.0f} minutes, should one have been killed)"
         self._states: dict[str, str] = {}  # those that the mirror has, and which they are
+        self._awaited = False  # whether another process was writing the index
         self._folder = Scratch()
         self.path = self._folder.path / "set"  # the mirror
         try:
@@ -122,12 +123,12 @@ class BucketShards:
         with self._called():
             self._mirror.look()
 
-    def claim(self, images: int) -> int | None:
+    def claim(self, images: int, each: int = 1) -> int | None:
         self.look()
         self._leases.look()
         passed = []  # shards that others are at
         try:
-            while (number := self._mirror.claim(images)) is not None:
+            while (number := self._mirror.claim(images, each)) is not None:
                 passed.append(number)
                 if not self._leases.take(named(number)):
                     continue
@@ -221,14 +222,19 @@ class BucketShards:
         finally:
             shutil.rmtree(folder)
 
-    def finish(self, task: Task) -> None:
+    def finish(self, task: Task) -> bool:
         with self.alone_at("index") as mine:
-            if mine:
+            if self._awaited:
+                self._fetch_one(INDEX)
+                self.look()
+            if mine and not (self._awaited and is_finished(self.path)):
                 with self._called():
                     self._mirror.finish(task)
                 about = [f"data/{name}" for name in read_record(self.path / INDEX)["files"]]
                 self._bucket.put({name: self.path / name for name in about})
                 self._bucket.put({INDEX: self.path / INDEX})
+            self._awaited |= not mine
+            return mine
 
     def damages(self) -> Iterator[tuple[str, str]]:
         index = [read_record(self.path / INDEX)] if (self.path / INDEX).exists() else []
