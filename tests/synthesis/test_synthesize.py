@@ -480,12 +480,28 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(tmp_path: Path) -> None:
     assert everything(out) == before
 
 
+def test_verify_asks_for_no_shard_to_be_removed_that_cannot_be_made_again(tmp_path: Path) -> None:
+    recipe, out = recipe_for(tmp_path, CMI), tmp_path / "out"
+    synthesize(recipe, out, 8)
+    before = everything(out)
+    image = next(out.rglob("00001/*.png"))
+    content = image.read_bytes()
+    image.unlink()
+    with pytest.raises(DataError, match=r"cannot be made again alone: put its files back, or make the set anew"):
+        verify(recipe, out)
+    image.write_bytes(content)
+    (out / "index.json").unlink()  # "a file of no shard"
+    synthesize(recipe_for(tmp_path, CMI), out, 8)
+    assert everything(out) == before and verify(recipe, out).notes == []
+
+
 def test_a_set_of_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     synthesize(recipe_for(tmp_path, INVERSION), out, 5)
     before = everything(out)
     for other, key in (
         (recipe_for(tmp_path, INVERSION, training={"seed": 1}), "training.seed: 1 here, 0"),
+        (recipe_for(tmp_path, INVERSION, training={"speed": {"fused_statistics": False}}), "speed.fused_statistics"),
         (recipe_for(tmp_path, INVERSION | {"lr": 0.5}), "source.lr: 0.5 here"),
         (recipe_for(tmp_path, INVERSION, task={"num_classes": 4}), "task.num_classes: 4 here, 3"),
     ):

@@ -44,7 +44,12 @@ from datafree.tasks.base import Task
 from datafree.tasks.labelled import numbered, open_labelled, real_names
 from datafree.text import counted
 
-_USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
+_USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision", "speed"))
+_ANEW = "to have a shard made again remove its shards/NNNNN.json, a file of no shard itself"
+_FROM_BEFORE = (
+    "a shard goes on from the one before and cannot be made again alone: put its files back, or make the set anew in "
+    "another --out; to have a file of no shard made again remove it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +192,7 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
             more = f", {added:,} of them added, which are to be removed" if added else ""
             raise DataError(
                 f"{bad:,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or "
-                f"missing{more}; to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, "
-                "and run the command without --verify"
+                f"missing{more}; {_FROM_BEFORE if shards.carries else _ANEW}, and run the command without --verify"
             )
         index = shards.path / INDEX
         finished = index.exists() and read_record(index)["images"] == shards.images
@@ -219,7 +223,7 @@ def _is_free(source: ImageSource) -> Callable[[str], bool]:
 
     def is_free(key: str) -> bool:
         section = key.partition(".")[0]
-        unused = section == "training" and key not in _USED
+        unused = section == "training" and not any(f"{key}.".startswith(f"{used}.") for used in _USED)
         return key in FREE_KEYS or unused or (section == "student" and source.finishes)
 
     return is_free
