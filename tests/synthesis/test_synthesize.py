@@ -584,6 +584,17 @@ def test_a_source_that_gives_the_same_images_again_is_refused(tmp_path: Path) ->
     assert not list((tmp_path / "out" / "shards").iterdir())
 
 
+def test_a_class_whose_name_is_no_folders_is_refused_before_any_work(tmp_path: Path) -> None:
+    for name in ("dress", "coat"):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "labelled" / name / "a.png")
+    (tmp_path / "labelled" / "classes.txt").write_text("dress\ncoat\nT-shirt/top\n")
+    recipe = recipe_for(tmp_path, CGDD, "classification", data=str(tmp_path / "labelled"))
+    with pytest.raises(DataError, match=r"the class name 'T-shirt/top' cannot name a folder; rename it"):
+        synthesize(recipe, tmp_path / "out", 5)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_teacher_without_weights_is_refused(tmp_path: Path) -> None:
     network = {"network": "datafree/unet", "args": ARGS["segmentation"]}
     with pytest.raises(NetworkError, match=r"has no weights.*teacher.weights=FILE"):

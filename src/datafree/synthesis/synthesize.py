@@ -238,5 +238,6 @@ def class_names(recipe: Recipe) -> list[str]:
         known = artifacts.class_names(recipe.teacher, recipe.task) or []
         names = open_labelled(recipe.task, recipe.data, known).class_names
         names_text(names)  # they are written
+        recipe.task.require_names(names)
         return names
     return numbered(recipe.task.num_classes)
