@@ -595,6 +595,22 @@ def test_a_class_whose_name_is_no_folders_is_refused_before_any_work(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_too_few_photos_for_a_set_is_said(tmp_path: Path) -> None:
+    """Of twelve photos one is kept back; shards hold 6."""
+    for index in range(12):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * index, 0, 0)).save(tmp_path / "photos" / f"{index:02}.png")
+    folder = {"method": "folder", "path": str(tmp_path / "photos")}
+    notes = []
+    for images, out in ((6, "few"), (12, "many")):
+        made = synthesize(recipe_for(tmp_path, folder, "classification"), tmp_path / out, images)
+        pictures = [file.read_bytes() for file in sorted(Path(made.path).rglob("*.png"))]
+        assert len(pictures) == images
+        notes.append(any("more than once" in note for note in made.notes))
+        assert notes[-1] == (len(set(pictures)) < images)
+    assert notes == [False, True]
+
+
 def test_a_teacher_without_weights_is_refused(tmp_path: Path) -> None:
     network = {"network": "datafree/unet", "args": ARGS["segmentation"]}
     with pytest.raises(NetworkError, match=r"has no weights.*teacher.weights=FILE"):

@@ -157,6 +157,8 @@ def _fill(
         if not trains:
             shards.keep(trained)
         notes += source.notes()
+        if work.repeats:
+            notes.append("the source gave images again that it had given before: the set holds these more than once")
         if work.answered:
             notes.append("the source's images have no targets: they were written with the teacher's answers")
     shards.begin(names)

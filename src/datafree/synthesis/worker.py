@@ -51,6 +51,7 @@ class ShardWorker:
     watch: Watch
     say: Callable[[str], None] = lambda line: None
     answered: bool = False  # whether the teacher's answers became targets
+    repeats: bool = False  # whether images came again, as those of a folder do that has too few
 
     def train(self) -> None:
         """The updates of the source's warm-up, or those that are left of it; by one process, the others wait."""
@@ -107,7 +108,7 @@ class ShardWorker:
         began, had = time.perf_counter(), shards.images
         fresh = _serialised(source.state_dict())
         at, known = 0, _digest(fresh)  # the shard that the source's state is for; that state
-        before: set[bytes] = set()  # the images of the shard before
+        before: set[bytes] = set()  # the images of the shard before; of a source that is not trained, of the first one
         each = shard_images(source, self.training.batch_size)
         pause, seen = PAUSE, -1  # images, when others were last waited for
         while shards.images < images:
@@ -134,6 +135,10 @@ class ShardWorker:
             batch = self._batch(number)
             if trained:
                 before = _new(batch, before)
+            elif not source.finishes:
+                here, again = _told_apart(batch, before)
+                self.repeats |= again > 0
+                before = before or here
 
             after: dict[str, Any] | None = None
             if not trained:
@@ -201,15 +206,20 @@ def shard_images(source: ImageSource, batch_size: int) -> int:
 
 def _new(batch: Batch, before: set[bytes]) -> set[bytes]:
     """Digests of a batch's images. Raises DataError if some are in the batch twice, or among those `before`."""
-    images = batch.images.mul(255).round().to(torch.uint8).cpu()
-    here = {_digest(image.numpy().tobytes()) for image in images}
-    again = len(images) - len(here - before)
+    here, again = _told_apart(batch, before)
     if again:
         raise DataError(
-            f"the source gives images that it has given before ({again} of {len(images)}): it makes no data set; "
+            f"the source gives images that it has given before ({again} of {len(batch.images)}): it makes no data set; "
             "choose a source.method that makes new images, such as inversion or cgdd"
         )
     return here
+
+
+def _told_apart(batch: Batch, before: set[bytes]) -> tuple[set[bytes], int]:
+    """Digests of a batch's images, and how many of these are in it twice or among those `before`."""
+    images = batch.images.mul(255).round().to(torch.uint8).cpu()
+    here = {_digest(image.numpy().tobytes()) for image in images}
+    return here, len(images) - len(here - before)
 
 
 def _seed(seed: int, what: str, number: int) -> int:

@@ -176,7 +176,7 @@ class Task(ABC, Generic[OutputsT]):
     ) -> dict[str, Any] | None:
         """Write an image (3, H, W) in [0, 1] and its target below `folder`, so that `open_dataset` reads them there.
 
-        `name` is "SHARD/NUMBER". Returns what `write_index` lists of it, None where it lists nothing. Raises DataError.
+        `name` is "SHARD/NUMBER". Returns what `write_index` lists of it, or None. Raises OSError, DataError.
         """
 
     def is_entry(self, entry: Any) -> bool:
