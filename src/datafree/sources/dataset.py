@@ -77,6 +77,9 @@ class Dataset(ImageSource):
         if (learnt := self._held_out.settle(self._drawn)) is not None:
             self._reader.resume_at(sorted(learnt), self._reader.next, {})
 
+    def reads(self) -> tuple[Path, ...]:
+        return (self.path,)
+
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         return {}
 

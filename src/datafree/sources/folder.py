@@ -100,6 +100,9 @@ class Folder(ImageSource):
         if (learnt := self._held_out.settle(lambda: self._drawn(self._found))) is not None:
             self._reader.resume_at(sorted(learnt), self._reader.next, {})
 
+    def reads(self) -> tuple[Path, ...]:
+        return (self.path,)
+
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         return {}
 

@@ -31,8 +31,9 @@ from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
 from datafree.sources.auto import Auto
-from datafree.sources.base import Batch, ImageSource, attach
+from datafree.sources.base import Batch, ImageSource, attach, require_outside
 from datafree.storage.made_set import INDEX, hashes, read_record, records
+from datafree.storage.places import is_run
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.claims import PAUSE, longer
 from datafree.synthesis.object_store.shards import BucketShards
@@ -84,6 +85,8 @@ def synthesize(
         recipe, lines = with_source(recipe, device, modes.choose_precision(training.precision, device))
         say(lines[0])  # which source it is; the others are about the student
     trains = trains_first(recipe.source)
+    if isinstance(out, Path) and not is_run(out):
+        require_outside(recipe.source, out)
     with contextlib.closing(_opened(recipe, out)) as shards:
         return _fill(shards, recipe, training, images, trains=trains, stop=stop, log=log, say=say)
 
