@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from datafree.storage.lock import NAME as LOCK
@@ -16,6 +17,12 @@ def named(number: int) -> str:
 def state_for(number: int) -> str:
     """The file of what the source goes on from for a shard."""
     return f"before-{named(number)}.pt"
+
+
+def is_past(state: str, number: int) -> bool:
+    """Whether a file of the folder of states is what a source went on from for this shard, or an earlier one."""
+    found = re.fullmatch(r"before-(\d{5,})\.pt", state)
+    return found is not None and int(found[1]) <= number
 
 
 def means_something(entry: Path) -> bool:

@@ -41,7 +41,7 @@ from datafree.storage.run_files import EnvironmentForm
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
 from datafree.synthesis.shard_index import sealed, write_index
-from datafree.synthesis.shard_names import means_something, named, state_for
+from datafree.synthesis.shard_names import is_past, means_something, named, state_for
 from datafree.tasks.base import Task
 
 _WRITTEN = (".json", ".png", ".pt", ".safetensors", ".txt", ".yaml")  # the files of a set, by their suffixes
@@ -290,7 +290,7 @@ class Shards:
         sync(self.path / "shards")
         shutil.rmtree(part)
         for file in (self.path / "state").glob("before-*.pt"):
-            if file.name <= state_for(record["shard"]):
+            if is_past(file.name, record["shard"]):
                 file.unlink()
         self._note(record)
 

@@ -22,7 +22,7 @@ from datafree.storage.made_set import INDEX, NAMES, hashes, is_finished, read_re
 from datafree.storage.scratch import Scratch
 from datafree.synthesis.object_store.bucket import Bucket, in_words
 from datafree.synthesis.object_store.leases import EXPIRES, Leases
-from datafree.synthesis.shard_names import named, state_for
+from datafree.synthesis.shard_names import is_past, named, state_for
 from datafree.synthesis.shards import Shards
 from datafree.tasks.base import Task
 
@@ -184,7 +184,7 @@ class BucketShards:
             return
         self._bucket.put({record: folder / record})
         for name in self._bucket.names("state") if states else ():
-            if name.startswith("before-") and name <= state_for(number):
+            if is_past(name, number):
                 self._bucket.remove(f"state/{name}")
 
     def state_before(self, number: int) -> Any:
