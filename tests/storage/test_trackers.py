@@ -17,6 +17,7 @@ from datafree.errors import Interrupted, RecipeError
 from datafree.recipe.recipe import Recipe
 from datafree.run import Outcome, run_recipe
 from datafree.storage import trackers
+from datafree.storage.atomic import Growing
 from datafree.storage.run_directory import Run
 from small_runs import recipe_for
 
@@ -113,6 +114,31 @@ def test_tensorboard_has_each_line_of_the_log_once_also_of_a_run_that_was_resume
             run.log(index, index, {"loss": start + index / 10})
     run.close()
     assert shown(run.path) == logged(run.path) and len(logged(run.path)) == 5
+
+
+def test_what_is_logged_while_a_disk_is_full_is_in_tensorboard_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, full, flush = Run(tmp_path / "run", {}), False, Growing.flush
+
+    def flushed(file: Growing, *, to_disk: bool = False) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        flush(file, to_disk=to_disk)
+
+    monkeypatch.setattr(Growing, "flush", flushed)
+    run.start(0)
+    for index in range(1, 6):
+        full = index in (2, 3)
+        run.log(index, index, {"loss": index / 10, "accuracy": index / 5, "rate": 1.0})
+    run.close()
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    for name in ("loss", "accuracy", "rate"):
+        wanted = [(index, pytest.approx(values[name])) for index, values in lines(run.path)]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == wanted and len(wanted) == 5
 
 
 def test_a_resumed_run_goes_on_under_its_name_and_another_track_is_no_other_recipe(

@@ -29,11 +29,14 @@ class EventFile:
         self._add(last + 1, session_log=SessionLog(status=SessionLog.START))  # readers drop this step and later ones
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Add numbers by their names."""
+        """Add numbers by their names, as one event: without room all of them wait."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard.summary import scalar
 
+        summary = Summary()
         for name, value in values.items():
-            self._add(step, summary=scalar(name, value))  # type: ignore[no-untyped-call]
+            summary.MergeFrom(scalar(name, value))  # type: ignore[no-untyped-call]
+        self._add(step, summary=summary)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
         """Add a picture (3, H, W) in [0, 1]."""
