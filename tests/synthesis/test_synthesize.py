@@ -611,6 +611,18 @@ def test_a_folder_of_too_few_photos_for_a_set_is_said(tmp_path: Path) -> None:
     assert notes == [False, True]
 
 
+@pytest.mark.parametrize("names", ["", "class 0\n", "class 0\nclass 1\nclass 2\nclass 3\n"])
+def test_a_set_whose_names_are_no_longer_those_of_its_classes_is_refused(names: str, tmp_path: Path) -> None:
+    recipe, out = recipe_for(tmp_path, INVERSION, "classification"), tmp_path / "out"
+    with pytest.raises(Interrupted):
+        synthesize(recipe, out, 10, stop=stop_after(1))
+    (out / "data" / "classes.txt").write_text(names)
+    with pytest.raises(
+        RunError, match=r"classes\.txt has \d names? where the task has 3 classes; put it back as it was"
+    ):
+        synthesize(recipe, out, 10)
+
+
 def test_a_teacher_without_weights_is_refused(tmp_path: Path) -> None:
     network = {"network": "datafree/unet", "args": ARGS["segmentation"]}
     with pytest.raises(NetworkError, match=r"has no weights.*teacher.weights=FILE"):

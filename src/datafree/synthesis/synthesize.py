@@ -32,7 +32,7 @@ from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
 from datafree.sources.auto import Auto
 from datafree.sources.base import Batch, ImageSource, attach, require_outside
-from datafree.storage.made_set import INDEX, hashes, read_record, records
+from datafree.storage.made_set import INDEX, NAMES, hashes, read_record, records
 from datafree.storage.places import is_run
 from datafree.storage.run_directory import FREE_KEYS
 from datafree.synthesis.claims import PAUSE, longer
@@ -108,7 +108,12 @@ def _fill(
     say: Callable[[str], None],
 ) -> Made:
     task, source = recipe.task, recipe.source
-    names = shards.class_names or class_names(recipe)
+    names = class_names(recipe) if shards.class_names is None else shards.class_names
+    if shards.class_names is not None and len(names) != task.num_classes:
+        raise RunError(
+            f"{shards.data}/{NAMES} has {counted(len(names), 'name')} where the task has {task.num_classes} classes; "
+            "put it back as it was, or choose another --out"
+        )
     notes: list[str] = []
     trained = partial(save_artefacts, source)  # its networks, as files
     if shards.count:

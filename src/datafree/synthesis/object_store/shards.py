@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from datafree.errors import RunError
+from datafree.errors import DataError, RunError
 from datafree.sources.base import Batch
 from datafree.storage.made_set import INDEX, NAMES, hashes, is_finished, read_record, records
 from datafree.storage.scratch import Scratch
@@ -255,5 +255,5 @@ class BucketShards:
         """Within it, what is said of the mirror is said of the bucket."""
         try:
             yield
-        except RunError as error:
-            raise RunError(str(error).replace(str(self.path), self.place)) from error
+        except (DataError, RunError) as error:
+            raise type(error)(str(error).replace(str(self.path), self.place)) from error
