@@ -6,7 +6,7 @@ Steps count from `-source.warmup` (the source works alone) over 0 (the student's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,6 +53,7 @@ def distill(
     training: Training,
     run: RunDirectory,
     init: Literal["random", "teacher"] = "random",
+    class_names: Sequence[str] = (),
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
@@ -61,6 +62,7 @@ def distill(
 
     `teacher` and `student` take images (B, 3, H, W) in [0, 1] and answer in the task's form. `stop` is asked at every
     step: a reason to stop saves the state and raises Interrupted; the same call resumes later, to the same bits.
+    `class_names`: in the order of the teacher's outputs, as far as anyone has named them.
     `init`: the student's own first weights, or its teacher's, cut and refitted at step 0 on the source's images.
     Numbers that are not finite, and memory that runs out, roll the run back to its last checkpoint (`recovery`); raises
     TrainingError when that does not help, RunError when the state cannot be saved.
@@ -68,7 +70,10 @@ def distill(
     device, dtype = next(student.parameters()).device, _dtype_of(student)
     recovery, watch = Recovery(), Watch(device)
     with modes.frozen(teacher), watch.answers_of(teacher):
-        attach(source, training.source_context(task, teacher, device, dtype, say, lr_scale=lambda: recovery.pace))
+        context = training.source_context(
+            task, teacher, device, dtype, say, lr_scale=lambda: recovery.pace, class_names=class_names
+        )
+        attach(source, context)
         own_state.require_same_start(source.state_dict)
         divided.seed(training.seed)
         student_step = StudentStep(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datafree.config.paths import is_url
 from datafree.engine.artifacts import class_names
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_source, with_student
 from datafree.ops import modes
@@ -13,6 +14,8 @@ from datafree.preflight.cost.time_budget import with_time
 from datafree.preflight.plan import plan
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
+from datafree.sources.base import require_outside
+from datafree.storage.places import is_run
 from datafree.storage.trackers import require
 from datafree.tasks.labelled import open_labelled
 from datafree.text import counted, size, time
@@ -23,6 +26,8 @@ def rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> list
 
     Raises DatafreeError as the run would before its first step.
     """
+    if not is_url(str(out)) and not is_run(Path(out)):
+        require_outside(recipe.source, Path(out))
     if images is not None:
         made = plan(recipe, images)
         seconds, disk = made.on[0].seconds, sum(made.disk.values())
