@@ -21,6 +21,7 @@ from datafree.networks.checks.class_count import classes_of
 from datafree.networks.checks.input_form import channels_hint, require_flat_images
 from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.checks.preprocessing_doubt import doubt
+from datafree.networks.checks.said_task import other_task
 from datafree.networks.checks.untrained import untrained
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
@@ -35,6 +36,7 @@ from datafree.ops.performance import ALL_ON, Speed
 from datafree.recipe.recipe import Recipe
 from datafree.sources.auto import Auto
 from datafree.tasks.base import Task, synthetic_batch
+from datafree.tasks.classification import Classification
 from datafree.text import first_line
 
 
@@ -214,7 +216,9 @@ def prepare(
     if len(outputs) != len(look):
         raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
     if what == "teacher":
-        for line in filter(None, (doubt(spec, network, spec.input_size or task.image_size), untrained(spec, network))):
+        size = spec.input_size or task.image_size
+        other = other_task(spec) if isinstance(task, Classification) else ""
+        for line in filter(None, (other, doubt(spec, network, size), untrained(spec, network))):
             say(f"note: {what} {spec.network}: {line}")
     if warning := task.warning(outputs, f"{what} {spec.network}"):
         say(f"note: {warning}")

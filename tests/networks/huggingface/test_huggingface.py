@@ -20,6 +20,7 @@ from datafree.deploy.snippets import load_snippet
 from datafree.engine.build_networks import prepare
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.evaluation.finished_run import load_student
+from datafree.networks import bounded
 from datafree.networks.comparison import relative_error
 from datafree.networks.families import choose_student
 from datafree.networks.huggingface.detectors import adapt
@@ -30,6 +31,7 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, write_onnx
 from datafree.networks.preprocessing import known
 from datafree.ops import boxes
+from datafree.preflight.inspection import inspect_teacher
 from datafree.tasks.classification import Classification
 
 transformers = pytest.importorskip("transformers")
@@ -489,6 +491,74 @@ def test_a_directory_whose_head_is_untrained_is_told_apart(tmp_path: Path) -> No
     transformers.ViTModel.from_pretrained(tmp_path).save_pretrained(tmp_path)
     edit(tmp_path, architectures=["ViTForImageClassification"])
     assert "without its last layer, the classifier ('classifier.weight', 'classifier.bias' missing)" in refusal(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 100_000}, "a network of more than 2,000 modules"),
+        ({"hidden_size": 10_000}, "has 803,640,069 parameters, but only 7,941 values"),
+        ({"intermediate_size": 10**9}, "parameters, but only"),
+    ],
+)
+def test_a_config_far_larger_than_its_weights_is_refused_before_it_takes_memory(
+    changes: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = vit(tmp_path)
+    edit(tmp_path, **changes)
+    monkeypatch.setattr(transformers.ViTForImageClassification, "from_pretrained", None)  # which takes it
+    monkeypatch.setattr(bounded, "MOST_MODULES", 2_000)
+    assert said in refusal(name)
+
+
+def test_a_directory_of_timms_fetches_nothing_and_is_no_larger_than_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    asked: list[dict[str, Any]] = []
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **args: asked.append(args) or make(name, **args))
+    network = make("test_vit", num_classes=5, depth=2)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config: dict[str, Any] = {"architecture": "test_vit", "num_classes": 5}
+    given = {"depth": 2, "pretrained": True, "img_size": [160, 160]}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": given}))
+    built = build_network(NetworkSpec(network=f"hf/{tmp_path}"), num_classes=5)
+    torch.testing.assert_close(built.eval()(images(160)), network.eval()(images(160)))
+    assert not any(args["pretrained"] for args in asked)
+    assert asked[-1]["img_size"] == [160, 160]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {"embed_dim": 64_000}}))
+    assert "parameters, but only" in refusal(f"hf/{tmp_path}")
+
+
+def test_a_backbone_of_timms_as_transformers_4_wrote_it_is_built_and_the_hub_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As saved by 4.40: `backbone` and `backbone_kwargs` in place of `backbone_config`."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **options: pytest.fail("asked the Hub"))
+    network = make("DetrForObjectDetection", use_timm_backbone=True, backbone="resnet18", **DETR)
+    name = saved(tmp_path, network)
+    old = {"in_chans": 3, "out_indices": [1, 2, 3, 4]}
+    names = {"backbone": "resnet18", "use_timm_backbone": True, "use_pretrained_backbone": True}
+    edit(tmp_path, backbone_config=None, backbone_kwargs=old, **names)
+    built = build_network(NetworkSpec(network=name), num_classes=5).eval()
+    torch.testing.assert_close(built(images(64)).heads[0], network(images(64)).logits)
+
+
+def test_the_task_that_a_config_says_is_taken(tmp_path: Path) -> None:
+    name = vit(tmp_path, problem_type="multi_label_classification")
+    found = inspect_teacher(name, size="32")
+    assert (found.task.value, found.task.provenance) == ("multilabel", "known")
+    assert inspect_teacher(name, size="32", task="classification").task.value == "classification"
+    said: list[str] = []
+    spec, task = NetworkSpec(network=name), Classification(num_classes=5, image_size=(32, 32))
+    prepare(spec, task, "teacher", torch.device("cpu"), torch.float32, say=said.append)
+    assert any("set task.kind=multilabel" in line for line in said)
+    edit(tmp_path, problem_type="regression")
+    assert "answer quantities" in refusal(name)
 
 
 def test_a_backbone_is_a_name_never_a_place(tmp_path: Path) -> None:
