@@ -139,13 +139,18 @@ def only_answer(outputs: object) -> Tensor | Predictions:
 
     Dicts and dataclasses have these: torchvision's {"out": ..., "aux": ...}, transformers' outputs with `logits`.
 
-    Raises NetworkError for any other answer, naming what it is.
+    Raises NetworkError for any other answer, naming what it is, and for whole numbers, which are no logits.
     """
-    if isinstance(outputs, (Tensor, Predictions)):
+    if isinstance(outputs, Predictions):
         return outputs
-    if (name := name_of_answer(outputs)) is not None:
-        answer = _named(outputs)[name]
-        assert isinstance(answer, Tensor)
+    name = None if isinstance(outputs, Tensor) else name_of_answer(outputs)
+    answer = outputs if name is None else _named(outputs)[name]
+    if isinstance(answer, Tensor):
+        if not answer.is_floating_point():
+            raise NetworkError(
+                f"the network answers whole numbers ({str(answer.dtype).removeprefix('torch.')}), perhaps the classes "
+                "that it has chosen: logits are needed; take its last argmax, or its quantisation, off"
+            )
         return answer
     if isinstance(outputs, Mapping):
         found = f"a dict with the keys {sorted(map(str, outputs))}"
