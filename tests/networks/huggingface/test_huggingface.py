@@ -373,6 +373,8 @@ def test_an_rt_detr_in_onnx_answers_as_in_torch_for_any_number_of_images(tmp_pat
         ("ViTImageProcessor", {"do_normalize": False, "do_rescale": False}),
         ("EfficientNetImageProcessor", {"rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False}),
         ("EfficientNetImageProcessor", IMAGENET),
+        ("MobileViTImageProcessor", {"do_center_crop": False}),
+        ("PPLCNetImageProcessor", {"do_center_crop": False}),
     ],
 )
 def test_images_are_normalised_as_the_image_processor_does(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -383,8 +385,11 @@ def test_images_are_normalised_as_the_image_processor_does(kind: str, options: d
     assert found is not None
     pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted = processor(pixels, return_tensors="pt")["pixel_values"][0]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (found.mean, found.std))
-    torch.testing.assert_close((pixels / 255 - mean) / std, wanted.float(), atol=1e-4, rtol=1e-5)
+    assert found.channel_order is not None
+    given = Normalized(nn.Identity(), found.mean, found.std, channel_order=found.channel_order).prepared(
+        pixels[None] / 255
+    )
+    torch.testing.assert_close(given[0], wanted.float(), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -394,6 +399,11 @@ def test_images_are_normalised_as_the_image_processor_does(kind: str, options: d
         ({"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, (32, 32)),
         ({"size": {"shortest_edge": 40}}, (40, 40)),
         ({"size": 28}, (28, 28)),
+        ({"size": 28, "do_resize": False}, None),
+        (
+            {"image_processor_type": "PerceiverImageProcessor", "size": 24, "do_center_crop": True, "crop_size": 28},
+            (24, 24),
+        ),
         ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, None),
         ({"size": 800, "max_size": 1333}, None),
     ],
