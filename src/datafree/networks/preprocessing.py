@@ -143,7 +143,7 @@ def _timm(name: str, args: dict[str, Any]) -> Preprocessing | None:
         mean=_three(config.mean),
         std=_three(config.std),
         channel_order="rgb",
-        input_size=_built_for(args, "img_size") or tuple(config.input_size[1:]),
+        input_size=_built_for(args, "img_size") or (config.input_size[1], config.input_size[2]),
         classes=config.num_classes or None,
         origin=f"timm's default_cfg{f' ({config.tag})' if config.tag else ''}",
     )
@@ -153,7 +153,8 @@ def _built_for(args: dict[str, Any], key: str) -> tuple[int, int] | None:
     """(height, width) that a network of a fixed size is built for, where this argument says it."""
     size = args.get(key)
     sides = size if isinstance(size, list | tuple) else [size, size]
-    return (sides[0], sides[1]) if len(sides) == 2 and all(isinstance(side, int) for side in sides) else None
+    whole = [side for side in sides if isinstance(side, int)]
+    return (whole[0], whole[1]) if len(whole) == len(sides) == 2 else None
 
 
 def _torchvision(name: str, args: dict[str, Any]) -> Preprocessing | None:

@@ -42,11 +42,11 @@ def settle_one_output(network: Normalized, images: Tensor) -> str:
     return f"it has one output, {what}: taken as two classes, 0 for no and 1 for yes"
 
 
-class _Squashed(TorchDispatchMode):
+class _Squashed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees which values come out of a sigmoid, be it a layer or a function, and of nothing else behind it."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._kept: list[Tensor] = []  # so that their memory is not taken again
         self._squashed: set[int] = set()  # places in memory
 

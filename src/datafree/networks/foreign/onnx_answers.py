@@ -113,7 +113,8 @@ def _without_last(file: OnnxFile, output: Output) -> str | None:
     makers = {made: node for node in file.model.graph.node for made in node.output}
     rank = len(output.shape) if output.shape is not None else 2
     axis: int | None = rank - 1 if file.images.channels_last else 1  # of the classes; None: no longer known
-    name, passed = output.name, []
+    name: str = output.name
+    passed: list[Any] = []
     for _ in range(len(makers)):  # a damaged graph may go round
         node = makers.get(name)
         if node is None or node.domain not in ("", "ai.onnx") or not node.input:
