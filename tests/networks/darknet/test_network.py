@@ -411,7 +411,7 @@ def test_what_makes_no_network_is_refused_with_its_line(text: str, expected: str
 
 
 def test_a_cfg_for_training_on_written_by_an_editor_of_windows_is_read(tmp_path: Path) -> None:
-    """With a byte order mark, CRLF, and the option of the Darknet that people train with to train the last layers alone."""
+    """With a byte order mark, CRLF, and the option that has the last layers trained alone."""
     file = tmp_path / "mine.cfg"
     text = CFG.lstrip().replace("activation=leaky", "activation=leaky\nstopbackward=800", 1).replace("\n", "\r\n")
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
