@@ -33,10 +33,9 @@ from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.recipe.recipe import Recipe
+from datafree.recipe.recipe import TASK, Recipe
 from datafree.sources.auto import Auto
 from datafree.tasks.base import Task, synthetic_batch
-from datafree.tasks.classification import Classification
 from datafree.text import first_line
 
 
@@ -217,7 +216,7 @@ def prepare(
         raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
     if what == "teacher":
         size = spec.input_size or task.image_size
-        other = other_task(spec) if isinstance(task, Classification) else ""
+        other = other_task(spec, TASK.name_of(type(task)))
         for line in filter(None, (other, doubt(spec, network, size), untrained(spec, network))):
             say(f"note: {what} {spec.network}: {line}")
     if warning := task.warning(outputs, f"{what} {spec.network}"):

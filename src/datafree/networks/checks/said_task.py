@@ -14,7 +14,7 @@ def said_task(spec: NetworkSpec) -> str | None:
     return "multilabel" if spec.is_directory and open_directory(spec.network).multilabel else None
 
 
-def other_task(spec: NetworkSpec) -> str:
-    """What to say of a network that is to teach classification, but says another task itself; "" for any other."""
-    said = said_task(spec)
+def other_task(spec: NetworkSpec, kind: str) -> str:
+    """What to say of a network that is to teach classification, but says another task itself; "" for any other kind."""
+    said = said_task(spec) if kind == "classification" else None
     return "" if said is None else f"its config.json says problem_type multi_label_classification: set task.kind={said}"
