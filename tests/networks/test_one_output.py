@@ -101,7 +101,7 @@ def test_chosen_classes_are_no_logits() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.argmax(1, keepdim=True)
 
-    with pytest.raises(NetworkError, match=r"answers whole numbers \(int64\).* take its last argmax"):
+    with pytest.raises(NetworkError, match=r"whole numbers, one each \(int64\).* take its last argmax"):
         settle_one_output(Normalized(Chosen()), torch.rand(1, 3, 4, 4))
 
 

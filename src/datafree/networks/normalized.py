@@ -139,18 +139,13 @@ def only_answer(outputs: object) -> Tensor | Predictions:
 
     Dicts and dataclasses have these: torchvision's {"out": ..., "aux": ...}, transformers' outputs with `logits`.
 
-    Raises NetworkError for any other answer, naming what it is, and for whole numbers, which are no logits.
+    Raises NetworkError for any other answer, naming what it is.
     """
-    if isinstance(outputs, Predictions):
+    if isinstance(outputs, (Tensor, Predictions)):
         return outputs
-    name = None if isinstance(outputs, Tensor) else name_of_answer(outputs)
-    answer = outputs if name is None else _named(outputs)[name]
-    if isinstance(answer, Tensor):
-        if not answer.is_floating_point():
-            raise NetworkError(
-                f"the network answers whole numbers ({str(answer.dtype).removeprefix('torch.')}), perhaps the classes "
-                "that it has chosen: logits are needed; take its last argmax, or its quantisation, off"
-            )
+    if (name := name_of_answer(outputs)) is not None:
+        answer = _named(outputs)[name]
+        assert isinstance(answer, Tensor)
         return answer
     if isinstance(outputs, Mapping):
         found = f"a dict with the keys {sorted(map(str, outputs))}"

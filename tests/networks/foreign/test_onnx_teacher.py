@@ -234,9 +234,8 @@ def test_classes_that_a_file_has_chosen_are_no_logits(tmp_path: Path) -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.argmax(1, keepdim=True)
 
-    spec = NetworkSpec(network=str(write(Chosen(), tmp_path / "a.onnx")))
     with pytest.raises(NetworkError, match="answers whole numbers"):
-        spec.wrap(build_network(spec, num_classes=2))(IMAGES)
+        inspect_teacher(str(write(Chosen(), tmp_path / "a.onnx")))
 
 
 def test_a_softmax_over_pixels_is_no_last_softmax_of_classes(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from datafree.errors import NetworkError
 from datafree.networks.normalized import Normalized, only_answer
 from datafree.ops import modes
 
@@ -24,7 +25,8 @@ _RESIZING = "upsample_"
 def settle_one_output(network: Normalized, images: Tensor) -> str:
     """Have a network that answers (B, 1) or (B, 1, h, w) answer two classes, no and yes; a line that says so.
 
-    "" for any other network, which stays as it is. `images` (B, 3, H, W) are any that it takes.
+    "" for any other network, which stays as it is. `images` (B, 3, H, W) are any that it takes. Raises NetworkError for
+    one output of whole numbers, which is no logit; and as `only_answer`.
     """
     last: list[object] = []
     handle = network.network.register_forward_hook(lambda module, given, answer: last.append(answer))
@@ -37,6 +39,11 @@ def settle_one_output(network: Normalized, images: Tensor) -> str:
         return ""
     answer = only_answer(last[0])
     assert isinstance(answer, Tensor)
+    if not answer.is_floating_point():
+        raise NetworkError(
+            f"the network answers whole numbers, one each ({str(answer.dtype).removeprefix('torch.')}): the classes "
+            "that it has chosen, perhaps, but logits are needed; take its last argmax or threshold off"
+        )
     network.one_output = "probability" if squashed.has(answer) else "logit"
     what = "a sigmoid" if network.one_output == "probability" else "a logit"
     return f"it has one output, {what}: taken as two classes, 0 for no and 1 for yes"
