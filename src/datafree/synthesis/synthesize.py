@@ -29,7 +29,7 @@ from datafree.networks.load import has_weights
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
-from datafree.sources.auto import Auto
+from datafree.sources.auto import is_open
 from datafree.sources.base import Batch, ImageSource, attach
 from datafree.storage.made_set import INDEX, hashes, read_record, records
 from datafree.storage.run_directory import FREE_KEYS
@@ -71,7 +71,7 @@ def synthesize(
     to stop raises Interrupted. Raises DatafreeError. Shards that are whole stay good whatever happens.
     """
     training = require_number(recipe)
-    if isinstance(recipe.source, Auto):
+    if is_open(recipe.source):
         device = modes.choose_device(training.device)
         recipe, lines = with_source(recipe, device, modes.choose_precision(training.precision, device))
         say(lines[0])  # which source it is; the others are about the student
