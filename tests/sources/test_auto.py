@@ -1,5 +1,6 @@
 """`auto`: which source it takes for which teacher, that a run's recipe names it, and that it is that source."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,15 @@ from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.run import run_recipe
-from datafree.sources import Auto, Degan, Fast, Mixed, Noise, Procedural
+from datafree.sources import Auto, Degan, Fast, Inversion, Mixed, Noise, Procedural
 from datafree.sources.auto import batch_of, count_kernels, is_open, settled
+from datafree.sources.base import SourceContext
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
 from small_runs import recipe_for
 
-TASK = Classification(num_classes=4, image_size=(16, 16))
+TASK = Classification(num_classes=4, image_size=(32, 32))
 CPU = torch.device("cpu")
 
 
@@ -94,6 +96,27 @@ def test_segmenters_and_detectors_with_batchnorm_get_fast_too() -> None:
     for task, teacher in (street, cells):
         source, _ = Auto().choose(task, teacher, CPU)
         assert isinstance(source, Fast) and source.width == 16
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((17, 23), Inversion), ((299, 299), Inversion), ((28, 28), Fast)])
+def test_sizes_that_no_generator_makes_get_pixels_of_their_own(size: tuple[int, int], wanted: type) -> None:
+    task = Classification(num_classes=4, image_size=size)
+    source, why = Auto(warmup=2).choose(task, seen(Normalized(resnet(4, depth=8, width=4))), CPU)
+    assert type(source) is wanted and source.warmup == 2
+    assert why.startswith(f"source.method=auto: {wanted.__name__.lower()}, as ")
+
+
+@pytest.mark.parametrize("task", [Classification, Segmentation])
+def test_such_images_can_be_made_and_learnt_from(task: type[Classification | Segmentation]) -> None:
+    made = task(num_classes=4, image_size=(17, 23))
+    network = unet(4, width=4, depth=2) if task is Segmentation else resnet(4, depth=8, width=4)
+    teacher = seen(Normalized(network))
+    source, _ = Auto(warmup=1).choose(made, teacher, CPU)
+    source = replace(source, iterations=2, batch_size=2)
+    with modes.frozen(teacher):
+        source.attach(SourceContext(task=made, teacher=teacher, steps=1, batch_size=2))
+        source.update(teacher, -1)
+        assert source.sample(3).images.shape == (3, 3, 17, 23)
 
 
 def test_photos_are_half_of_each_batch(tmp_path: Path) -> None:

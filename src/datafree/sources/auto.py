@@ -19,10 +19,12 @@ from typing_extensions import Doc
 
 from datafree.config.options import Count, ExistingFolder
 from datafree.networks.batchnorm import batchnorm_layers, is_as_new
+from datafree.networks.generators import can_be_resized_to
 from datafree.networks.normalized import bare
 from datafree.sources.base import Batch, ImageSource, SourceContext
 from datafree.sources.fast import Fast
 from datafree.sources.folder import Folder
+from datafree.sources.inversion import Inversion
 from datafree.sources.mixed import Mixed
 from datafree.sources.parts.memory_bank import default_capacity
 from datafree.sources.procedural.boundary import gives_gradients
@@ -39,7 +41,10 @@ WIDTH = 16  # channels of the generator at full size: a wider one costs several 
 @final
 @dataclass(kw_only=True)
 class Auto(ImageSource):
-    """`fast` for a teacher with BatchNorm statistics and gradients, `procedural` for others; half photos if given."""
+    """`fast` for a teacher with BatchNorm statistics and gradients, `procedural` for others; half photos if given.
+
+    `inversion` where `fast` would be taken and its generator cannot make images of that size.
+    """
 
     forwards_updates: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False  # chooses by whether there are some
@@ -77,6 +82,10 @@ class Auto(ImageSource):
             return self._procedural(), f"procedural, as {norms} BatchNorm layers are too few for {kernels} layers"
         if not gives_gradients(task, teacher, device):
             return self._procedural(), "procedural, as no gradient comes back through the teacher"
+        if not can_be_resized_to(task.image_size):
+            height, width = task.image_size
+            why = f"{norms} BatchNorm layers know what the teacher's images were like"
+            return self.inversion(task), f"inversion, as no generator makes images of {height} x {width}, and {why}"
         return self.fast(task), f"fast, as {norms} BatchNorm layers know what the teacher's images were like"
 
     def fast(self, task: Task) -> Fast:
@@ -94,6 +103,18 @@ class Auto(ImageSource):
             bank_size=default_capacity(BANKED, size),
             warmup=self.warmup,
             update_every=self.update_every,
+        )
+
+    def inversion(self, task: Task) -> Inversion:
+        """`inversion` as it was measured, with crops that make its few images many: all of them made first."""
+        return Inversion(
+            batch_size=batch_of(task.image_size),
+            iterations=100,
+            lr=0.05,
+            least_crop=0.08,
+            drawn_crop=0.08,
+            bank_size=default_capacity(BANKED, task.image_size),
+            warmup=max(1, self.warmup),
         )
 
     def _procedural(self) -> Procedural:
