@@ -98,8 +98,8 @@ def argument(text: str) -> tuple[str, Any]:
 
 def require_classes(count: int | None) -> None:
     """Raise NetworkError for a number of classes that is none."""
-    if count is not None and count < 1:
-        raise NetworkError(f"--classes is {count}: give a number of at least 1")
+    if count is not None and (type(count) is not int or count < 1):  # a call from Python may give anything
+        raise NetworkError(f"--classes is {show(count)}: give a number of at least 1")
 
 
 def require_time(text: str | None, option: str = "--time") -> None:
@@ -110,8 +110,8 @@ def require_time(text: str | None, option: str = "--time") -> None:
 
 def require_seed(seed: int | None) -> None:
     """Raise RecipeError for a seed that no generator takes."""
-    if seed is not None and seed < 0:
-        raise RecipeError([f"--seed is {seed}: give 0 or more"])
+    if seed is not None and (type(seed) is not int or seed < 0):
+        raise RecipeError([f"--seed is {show(seed)}: give 0 or more"])
 
 
 def require_kind(kind: str | None) -> None:
