@@ -227,6 +227,17 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
         write_page(run, tmp_path)
 
 
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    before = (run / "recipe.yaml").read_bytes()
+    with pytest.raises(RunError, match=r"recipe\.yaml is there, and no page"):
+        write_report([run], run / "recipe.yaml")
+    assert (run / "recipe.yaml").read_bytes() == before
+    place = tmp_path / "page.html"
+    place.touch()
+    assert [write_report([run], place) for _ in range(2)] == [place, place]
+
+
 def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     one, other = write_run(tmp_path / "a"), write_run(tmp_path / "b", finished=False)
     text = (other / "recipe.yaml").read_text().replace("seed: 3", "seed: 4").replace("cgdd", "fast")

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from datafree.config import paths, yaml
 from datafree.config.duration import seconds_of
-from datafree.errors import DatafreeError, NetworkError, RecipeError
+from datafree.errors import DatafreeError, NetworkError, RecipeError, WeightsError
 from datafree.text import did_you_mean, show
 
 Three = tuple[float, float, float]  # R, G, B
@@ -149,6 +149,12 @@ def require_there(option: str, path: Path | None, kind: Literal["file", "folder"
         raise DatafreeError(
             f"{option} {show(str(path))}: {f'not a {kind}' if there else 'nothing is there'} (looked for {place})"
         )
+
+
+def require_one_file(teacher: str, weights: Path | None) -> None:
+    """Raise WeightsError for weights beside a teacher that is a weights file itself."""
+    if weights is not None:
+        raise WeightsError(f"{teacher} is a weights file, and so is --weights {weights}: give one of them")
 
 
 def parse_link(text: str) -> float:
