@@ -87,6 +87,7 @@ def _lines(
         training=training,
         known=known,
         dtype=dtype,
+        scored=labelled is not None,
         pass_seconds=PASS,
     ) as calibrated:
         return lines_of(calibrated, recipe, labelled, whole=whole)
