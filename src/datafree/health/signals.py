@@ -271,7 +271,7 @@ def signals(task: Task[OutputsT], images: Tensor, outputs: OutputsT) -> dict[str
 
 def _signals(images: Tensor, seen: Rows) -> dict[str, Tensor]:
     shares = torch.bincount(seen.named, minlength=seen.classes).float() / len(seen.named)
-    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    entropy = 0.0 - (shares * shares.clamp_min(1e-12).log()).sum()  # of one class 0, not -0
     spread = images.float().std(0, correction=0).mean() if len(images) > 1 else images.new_zeros(())
     most = min(seen.classes, len(seen.named))  # different classes that could be named
     balance = entropy / math.log(most) if most > 1 else torch.ones_like(entropy)  # one: nothing to tell

@@ -26,22 +26,25 @@ from datafree.ops.predictions import all_tensors
 from datafree.tasks.base import Task
 
 
-class _Living(TorchDispatchMode):
+class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, the values that operations make are counted for as long as anybody holds them."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak: int = 0
         self._living: dict[int, tuple[StorageWeakRef, int]] = {}  # by address: whether they live, and their bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = {_address(part) for part in tree_leaves((args, kwargs))} - {None}
         found = func(*args, **(kwargs or {}))
-        self._living = {key: (values, size) for key, (values, size) in self._living.items() if not values.expired()}
+        gone = [key for key, (values, _) in self._living.items() if values.expired()]  # type: ignore[no-untyped-call]
+        for key in gone:
+            del self._living[key]
         for part in tree_leaves(found):
             if isinstance(part, Tensor) and _address(part) not in given:
                 values = part.untyped_storage()
-                self._living.setdefault(values.data_ptr(), (StorageWeakRef(values), values.nbytes()))
+                lives = StorageWeakRef(values)  # type: ignore[no-untyped-call]
+                self._living.setdefault(values.data_ptr(), (lives, values.nbytes()))
         self.peak = max(self.peak, sum(size for _, size in self._living.values()))
         return found
 
@@ -52,7 +55,8 @@ def _address(part: Any) -> int | None:
 
 def peak_of(work: Callable[[], object]) -> int:
     """Bytes of the values that `work` makes, all those that are held at once, at the most. Views count once."""
-    with _Living() as living:
+    living = _Living()
+    with living:
         work()
     return living.peak
 
