@@ -36,7 +36,7 @@ import torch
 
 import results
 from budget_problems import PROBLEMS, Problem, trained
-from cells import Cell, Stop, folder_of, measure, read_cells, run_cells, seconds, spread
+from cells import Cell, Stop, folder_of, measure, read_cells, run_cells, saving, seconds, spread, write_json
 from datafree.config.paths import expand
 from datafree.engine.build_networks import prepare
 from datafree.errors import Interrupted
@@ -113,11 +113,17 @@ def run_cell(cell: Cell, work: Path, stop: Stop) -> dict[str, float]:
     recipe = recipe_of(row, seed, work, trained(problem, row.split("/")[0], work, stop))
     test = problem.test()
     began = time.process_time()
+
+    def save() -> None:
+        write_json(clock, before + time.process_time() - began)
+
+    def say(line: str) -> None:
+        print(f"{row}: {line}", flush=True)
+
     try:
-        outcome = run_recipe(recipe, folder / "run", stop=stop, say=lambda line: print(f"{row}: {line}", flush=True))
+        outcome = run_recipe(recipe, folder / "run", stop=saving(stop, save), say=say)
     except Interrupted:
-        folder.mkdir(parents=True, exist_ok=True)
-        clock.write_text(json.dumps(before + time.process_time() - began))
+        save()
         raise
     spent = before + time.process_time() - began
     teacher = prepare(recipe.teacher, recipe.task, "teacher", torch.device("cpu"), torch.float32)

@@ -24,6 +24,7 @@ from results import commit
 
 TIME_UP = 75  # exit status: run the same command again
 LEAST = 5  # seconds: with less left, no further cell is started
+SAVED_EVERY = 10.0  # seconds: how often a cell's time is written down
 
 Cell = tuple[str, int]  # row, seed
 Stop = Callable[[], str | None]  # why to stop now, or None
@@ -42,17 +43,21 @@ def measure(cell: Cell, work: Path, max_time: float, run: Callable[[Stop], dict[
     `processor_seconds` where the processor is what computes.
 
     `run` gets what to ask whether to stop, and returns metrics as fractions, or raises Interrupted. Returns the
-    process's exit status: TIME_UP if time (`max_time` seconds) was up before the cell's end.
+    process's exit status: TIME_UP if time (`max_time` seconds) was up before the cell's end. A piece that is killed has
+    been counted up to some seconds before; what is then done again counts twice.
     """
     began, spent = time.monotonic(), processor_seconds()
     folder = folder_of(work, cell)
     clock = folder / "seconds.json"  # of earlier pieces
     before = read_clock(clock)
+
+    def save() -> None:
+        write_json(clock, _later(before, began, spent))
+
     try:
-        metrics = run(lambda: "time is up" if time.monotonic() - began > max_time else None)
+        metrics = run(saving(lambda: "time is up" if time.monotonic() - began > max_time else None, save))
     except Interrupted as error:
-        clock.parent.mkdir(parents=True, exist_ok=True)
-        clock.write_text(json.dumps(_later(before, began, spent)))
+        save()
         print(error, flush=True)
         return TIME_UP
     done = {
@@ -61,12 +66,31 @@ def measure(cell: Cell, work: Path, max_time: float, run: Callable[[Stop], dict[
         "peak_memory_mib": peak_memory_mib(),
         "commit": commit(),
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ".cell.json"
-    aside.write_text(json.dumps(done))
-    aside.replace(folder / "cell.json")
+    write_json(folder / "cell.json", done)
     print(f"{cell[0]} seed {cell[1]}: " + ", ".join(f"{k} {_shown(v)}" for k, v in metrics.items()), flush=True)
     return 0
+
+
+def saving(stop: Stop, save: Callable[[], None]) -> Stop:
+    """`stop`, which also calls `save` now and then: a piece that is killed leaves its time."""
+    last = time.monotonic()
+
+    def asked() -> str | None:
+        nonlocal last
+        if time.monotonic() - last >= SAVED_EVERY:
+            save()
+            last = time.monotonic()
+        return stop()
+
+    return asked
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a file whole, its folder first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}")
+    aside.write_text(json.dumps(content))
+    aside.replace(file)
 
 
 Clock = dict[str, float | None]  # `seconds` on the wall, and `processor_seconds`: None where they were not counted

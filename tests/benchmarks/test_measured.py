@@ -117,6 +117,22 @@ def test_a_cell_counts_processor_seconds_over_its_pieces_and_no_waiting(tmp_path
     assert 0.2 - 0.03 <= found["processor_seconds"] <= found["seconds"] - 0.5
 
 
+def test_a_piece_that_is_killed_has_been_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = importlib.import_module("cells")
+    monkeypatch.setattr(cells, "SAVED_EVERY", 0.05)
+
+    def killed(stop: Any) -> dict[str, float]:
+        busy(0.3)
+        assert stop() is None
+        raise KeyboardInterrupt  # which nothing in the cell's way sees
+
+    with pytest.raises(KeyboardInterrupt):
+        cells.measure(("a", 0), tmp_path, 10.0, killed)
+    assert cells.measure(("a", 0), tmp_path, 10.0, lambda stop: {"miou": 0.5}) == 0
+    found = json.loads((tmp_path / "seed0" / "a" / "cell.json").read_text())
+    assert found["seconds"] >= 0.3 - 0.03
+
+
 def test_a_cell_whose_earlier_piece_counted_no_processor_time_says_nothing_of_it(tmp_path: Path) -> None:
     cells = importlib.import_module("cells")
     clock = tmp_path / "seed0" / "a" / "seconds.json"
