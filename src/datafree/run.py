@@ -36,8 +36,9 @@ from datafree.recipe.training import Training
 from datafree.report.live_writer import is_behind, page_kept
 from datafree.report.profile import measure
 from datafree.report.run_reader import MEASURED
+from datafree.sources.base import require_outside
 from datafree.storage import strict_json, written
-from datafree.storage.places import require_for_run
+from datafree.storage.places import is_run, require_for_run
 from datafree.storage.run_directory import NOTED
 from datafree.storage.run_files import ResultForm, known
 from datafree.storage.shared_run import RunDirectory, open_run
@@ -75,6 +76,8 @@ def run_recipe(
     `drafted`: the text of a recipe that datafree has chosen, which is kept in the directory for whoever edits it.
     """
     require_for_run(out)  # before any work; whoever opens the run looks again
+    if not is_run(out):
+        require_outside(recipe.source, out)
     recipe, chosen = with_student(recipe, given.teacher)
     with contextlib.ExitStack() as held:
         device = modes.choose_device(held.enter_context(replicas.joined(recipe.training.device)))
@@ -150,6 +153,7 @@ def _carry_out(
         training=training,
         run=run,
         init="teacher" if recipe.student.init == "teacher" else "random",
+        class_names=known or ([] if labelled is None else names_of(labelled)),
         stop=stop,
         log=log,
         say=say,

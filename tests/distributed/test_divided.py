@@ -439,7 +439,7 @@ def test_memory_that_runs_out_on_one_process_ends_the_run_since_the_others_wait(
         network, source = torch.nn.Linear(1, 1), make_source("noise", tmp_path, make_task("classification"))
         wanted = f"out of memory in the student's step at step 7, on process {rank} of 2; the checkpoint of step 4"
         with divided.sharing(parts), pytest.raises(TrainingError, match=wanted):
-            Recovery().with_memory(OutOfMemory(STUDENT_STEP), Training(), 4, source, network, 7)
+            Recovery().with_memory(OutOfMemory(STUDENT_STEP), Training(), 4, source, network, 7, lambda: 1)
         return {}
 
     on_processes(tmp_path, act)

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import typer
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig
 
 from datafree.cli import run_commands
 from datafree.config import yaml
+from datafree.distributed.launch import launch
+from datafree.distributed.replicas import PATIENCE
 from datafree.recipe.recipe import dump
 from datafree.sources.base import UpdateSize
 from small_runs import recipe_for
@@ -74,6 +78,24 @@ def test_the_process_that_starts_others_looks_at_the_teacher_on_the_cpu(monkeypa
         with pytest.raises(typer.Exit):
             run_commands.distill("timm/resnet18", device=device, processes=2)
     assert places == ["cpu", "cpu"]
+
+
+def test_after_a_signal_a_step_of_minutes_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's launcher kills its processes after 30 seconds, which no update of minutes has saved anything by."""
+    waits: list[int | None] = []
+
+    def elastic_launch(config: LaunchConfig, command: str) -> Callable[..., None]:
+        waits.append(config.shutdown_timeout)
+        return lambda *arguments: None
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", elastic_launch)
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_ERROR_FILE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        monkeypatch.setenv(name, "")  # put back at the end
+        monkeypatch.delenv(name)
+    assert launch(2, []) == 0
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "7")
+    launch(2, [])
+    assert waits == [PATIENCE.total_seconds(), 7]  # who says otherwise is heard
 
 
 @pytest.mark.thorough

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from injected import at_step, in_student
 from PIL import Image
 from torch import nn
 
@@ -233,3 +234,14 @@ def test_a_set_is_not_gone_on_with_by_another_teacher_and_other_threads_are_said
         synthesize(recipe, out, 15)
     shutil.copy(kept, weights)
     assert synthesize(recipe, out, 15).images == 15
+
+
+def test_what_changed_is_not_forgotten_when_the_run_then_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(tmp_path, {"method": "noise"}, save_every=50)
+    begun(recipe, tmp_path / "run")
+    changed_origin(monkeypatch, threads=77)
+    at_step(monkeypatch, recipe.source, 10, in_student, times=1)  # before anything is saved again
+    notes = run_recipe(recipe, tmp_path / "run").notes
+    assert [sum(what in note for note in notes) for what in ("rolled back to step 8", "threads 77, ")] == [1, 1]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,12 @@ TASKS: dict[str, Task] = {
 
 
 def made(path: Path, task: Task, shards: int = 2, *, finish: bool = True) -> Path:
-    opened = Shards(path, RECIPE)
-    opened.begin(["cat", "dog"])
-    for number in range(shards):
-        opened.write(number, task, batch_of(task, 4, number))
-    if finish:
-        opened.finish(task)
-    opened.close()
+    with closing(Shards(path, RECIPE)) as opened:
+        opened.begin(["cat", "dog"])
+        for number in range(opened.count, shards):
+            opened.write(number, task, batch_of(task, 4, number))
+        if finish:
+            opened.finish(task)
     return path
 
 
@@ -143,6 +143,30 @@ def test_a_set_with_other_files_than_were_written_is_refused(
     shutil.copytree(path / "data", elsewhere)
     if kind == "classification" or change in (repaint, change_names):
         assert len(open_labelled(task, elsewhere)) in (7, 8, 9)
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_changed_file_is_refused_also_when_the_set_was_gone_on_with(tmp_path: Path, more: int) -> None:
+    task = TASKS["segmentation"]
+    path = made(tmp_path / "set", task)
+    repaint(path / "data")
+    made(path, task, shards=2 + more)
+    assert Shards(path, RECIPE).images == 8 + 4 * more
+    for use in uses(task, path):
+        with pytest.raises(DataError, match="1 files that have changed since they were written"):
+            use()
+
+
+def test_a_set_whose_classes_were_renamed_is_not_gone_on_with(tmp_path: Path) -> None:
+    task = TASKS["classification"]
+    path = made(tmp_path / "set", task)
+    change_names(path / "data")
+    assert list(made_set.damages(path)) == [("data/classes.txt", "damaged")]
+    with pytest.raises(RunError, match=r"classes\.txt has changed since it was written; put it back"):
+        made(path, task, shards=3)
+    (path / "data" / "classes.txt").write_text("cat\ndog\n")
+    made(path, task, shards=3)
+    assert len(open_labelled(task, path)) == 12
 
 
 @pytest.mark.parametrize("kind", TASKS)

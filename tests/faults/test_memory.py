@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from datafree import distill
 from datafree.engine import out_of_memory
 from datafree.engine.nonfinite import Watch
 from datafree.engine.recovery import Recovery
@@ -85,6 +86,42 @@ def test_one_image_that_does_not_fit_ends_the_run_in_one_line(tmp_path: Path, mo
     with pytest.raises(TrainingError, match="with micro-batches of one image; the checkpoint of step 0") as error:
         run_recipe(recipe, tmp_path / "run")
     assert error.value.exit_code == 3
+
+
+class Pooled(nn.Module):
+    """BatchNorm over a single value of each image, as behind a global pooling: it cannot learn from one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.last = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.last(self.norm(images.mean((2, 3), keepdim=True)).flatten(1))
+        return answer
+
+
+@pytest.mark.parametrize("batch", [3, 4, 5])
+def test_a_student_that_needs_two_images_at_once_is_never_given_one(
+    batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepLabV3 is one."""
+    parts, out = learn_with(monkeypatch, "student", at_most(2)), tmp_path / "run"
+    task = Classification(num_classes=3, image_size=(8, 8))
+    training = Training(steps=2, batch_size=batch, save_every=9, picture_every=9)
+
+    def run() -> None:
+        torch.manual_seed(0)
+        teacher = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+        distill(teacher=teacher, student=Pooled(), task=task, source=Noise(), training=training, out=out)
+
+    if batch == 4:
+        run()
+        assert parts == [2, 2]
+    else:  # one part of two would be of three images, or one of three of one
+        with pytest.raises(TrainingError, match="out of memory in the student's step at step 0") as error:
+            run()
+        assert ("with micro-batches of 2 images, the fewest" in str(error.value)) == (batch == 5)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])

@@ -21,13 +21,17 @@ from datafree.deploy.written_names import EXPORTED
 from datafree.engine.artifacts import CALIBRATION, save_calibration
 from datafree.errors import RunError
 from datafree.networks.checkpoints.weights import save_weights
+from datafree.preflight.rehearsal import rehearse
 from datafree.report.page import save, write_page
+from datafree.run import run_recipe
 from datafree.storage import checkpoint
 from datafree.storage.atomic import Growing, NoFile, write_pieces, write_whole
 from datafree.storage.lock import Lock
 from datafree.storage.run_directory import Run
 from datafree.synthesis.shards import Shards
+from datafree.synthesis.synthesize import synthesize
 from run_directories import write_run
+from small_runs import labelled, recipe_for
 from small_shards import DETECTION, RECIPE, batch_of
 from syntax import nodes_of
 from thorough import some
@@ -44,6 +48,31 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "log": lambda place: Growing(place).add(b"new"),
     "lock": lambda place: Lock(place.parent, place.name).take(),
 }
+
+
+@pytest.mark.parametrize("kind", ["folder", "mixed", "degan", "dataset"])
+def test_a_place_within_the_images_that_are_learnt_from_is_refused(tmp_path: Path, kind: str) -> None:
+    """Else the next run learns from the pictures of this one."""
+    photos = labelled(tmp_path / "photos")
+    folder = {"method": "folder", "path": str(photos / "images")}
+    source = {
+        "folder": folder,
+        "mixed": {"method": "mixed", "parts": [{"method": "noise"}, folder]},
+        "degan": {"method": "degan", "proxy": {"path": str(photos / "images")}, "warmup": 1},
+        "dataset": {"method": "dataset", "path": str(photos)},
+    }[kind]
+    recipe, place = recipe_for(tmp_path, source), photos / "images" / "runs" / "one"
+    (tmp_path / "link").symlink_to(photos, target_is_directory=True)
+    for use in (
+        lambda out: run_recipe(recipe, out),
+        lambda out: synthesize(recipe, out, 1),
+        lambda out: rehearse(recipe, out),
+        lambda out: rehearse(recipe, out, 1),
+    ):
+        for out in (place, tmp_path / "link" / "images" / "runs"):
+            with pytest.raises(RunError, match=r"lies in .*photos.*, of which every image is learnt from: .* another"):
+                use(out)
+    assert not (photos / "images" / "runs").exists()
 
 
 def to_a_file(place: Path) -> None:

@@ -118,6 +118,24 @@ class NotSaved(Net):
         pass
 
 
+class Masked(Net):
+    """With a buffer that no checkpoint may hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+
+class Remembering(Net):
+    """With a value beside its tensors that is saved with them."""
+
+    def get_extra_state(self) -> Any:
+        return {"classes": ["a", "b"]}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"classes": ["a", "b"]}
+
+
 class NotFinite(Net):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) * float("nan")
@@ -149,6 +167,7 @@ STUDENTS: dict[type[nn.Module], str] = {
     Sparse: "cannot learn: RuntimeError: ",
     NotSaved: "cannot be saved: 'network._extra_state' of its state is <function ",
     NotFinite: "answers numbers that are not finite",
+    Masked: "begins with numbers that are not finite, in 'network.mask': ",
 }
 
 
@@ -161,6 +180,11 @@ def test_a_student_that_cannot_learn_is_refused_before_any_work(student: type[nn
 def test_a_teacher_that_cannot_answer_is_refused_before_any_work(teacher: type[nn.Module], tmp_path: Path) -> None:
     line = refused(lambda: distil(tmp_path / "run", Net(), teacher()), tmp_path / "run", NetworkError)
     assert STUDENTS[teacher] in line
+
+
+@pytest.mark.parametrize("options", [{"ema": 0.5}, {"select": "agreement"}, {"ema": 0.5, "select": "agreement"}])
+def test_what_a_student_saves_beside_its_tensors_has_no_average(options: dict[str, Any], tmp_path: Path) -> None:
+    distil(tmp_path / "run", Remembering(), **options)
 
 
 def test_one_network_is_not_both_teacher_and_student(tmp_path: Path) -> None:

@@ -226,6 +226,14 @@ def test_total_variation_has_the_gradient_of_its_formula(
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_total_variation_of_a_row_of_pixels_is_that_of_its_one_direction() -> None:
+    row = torch.tensor([0.0, 0.3, 0.1]).expand(2, 3, 1, 3)
+    for images in (row, row.mT):
+        assert losses.total_variation_l1(images).item() == pytest.approx((0.3 + 0.2) / 2)
+        assert losses.total_variation_l2(images).item() == pytest.approx((6 * (0.09 + 0.04)) ** 0.5)
+    assert losses.total_variation_l1(row[..., :1]) == losses.total_variation_l2(row[..., :1]) == 0
+
+
 def test_total_variation_of_flat_images_has_no_gradient_and_no_nan() -> None:
     images = torch.full((1, 3, 8, 8), 0.3, requires_grad=True)
     values = [losses.total_variation_l1(images), losses.total_variation_l2(images)]

@@ -221,6 +221,26 @@ def test_a_layer_whose_kernel_corrupts_memory_computes_in_the_plain_layout() -> 
         torch.testing.assert_close(ours.grad, theirs.grad)
 
 
+@pytest.mark.parametrize(("width", "stride", "kernel"), [(1, 2, 3), (1, 2, 7), (2, 3, 5), (2, 4, 5), (7, 2, 3)])
+def test_the_gradient_of_a_strided_layer_is_of_its_images_alone(width: int, stride: int, kernel: int) -> None:
+    """They lie in bfloat16 between numbers that a kernel which reads beyond them shows in the gradient."""
+    torch.manual_seed(0)
+    exact = nn.Conv2d(16, 16, kernel, stride=stride, padding=kernel // 2).double()
+    for images in (1, 2, 3):
+        memory = torch.full((images + 2, 3, width, 16), 1e20, dtype=torch.bfloat16)
+        memory[1:-1] = torch.randn(images, 3, width, 16)
+        shown = memory.permute(0, 3, 1, 2)[1:-1]
+        for switch in (True, False):
+            layer = Speed(channels_last=switch).laid_out(copy.deepcopy(exact).float())
+            with modes.autocast(torch.device("cpu"), torch.bfloat16):
+                answer = layer(shown)
+            expected = exact(shown.double())
+            assert answer.shape == expected.shape
+            ours, theirs = answer.float().square().mean(), expected.square().mean()
+            (gradient,), (truth,) = torch.autograd.grad(ours, layer.weight), torch.autograd.grad(theirs, exact.weight)
+            torch.testing.assert_close(gradient.double(), truth, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.thorough
 def test_steps_of_a_narrow_network_leave_the_memory_of_others_alone() -> None:
     """In a process of its own, whose heap glibc finds corrupted where that kernel runs with channels last."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from datafree.config import yaml
+from datafree.engine.build_networks import with_source
 from datafree.networks.batchnorm import batchnorm_layers
 from datafree.networks.darknet.yolov3 import yolov3
 from datafree.networks.normalized import Normalized
@@ -14,8 +15,8 @@ from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.ops import modes
 from datafree.run import run_recipe
-from datafree.sources import Auto, Fast, Mixed, Procedural
-from datafree.sources.auto import batch_of, count_kernels
+from datafree.sources import Auto, Degan, Fast, Mixed, Noise, Procedural
+from datafree.sources.auto import batch_of, count_kernels, is_open, settled
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
 from datafree.tasks.segmentation import Segmentation
@@ -99,6 +100,27 @@ def test_photos_are_half_of_each_batch(tmp_path: Path) -> None:
     source, why = Auto(photos=tmp_path).choose(TASK, Normalized(resnet(4, depth=8, width=4)), CPU)
     assert isinstance(source, Mixed) and source.ratio == (1.0, 1.0)
     assert why.endswith("half of each batch is photos")
+
+
+def test_a_part_of_a_mixture_and_a_proxy_are_chosen_too() -> None:
+    teacher = Normalized(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(4)))
+    noise = Noise()
+    mixed = Mixed(parts=[Auto(warmup=3), noise], ratio=(3.0, 1.0))
+    assert is_open(mixed) and is_open(Degan(proxy=mixed)) and not is_open(noise)
+    assert settled(noise, lambda auto: noise) is noise
+    found = settled(Degan(proxy=mixed), lambda auto: auto.choose(TASK, teacher, CPU)[0])
+    assert isinstance(found, Degan) and isinstance(found.proxy, Mixed)
+    assert (found.proxy.ratio, found.proxy.warmup, found.proxy.parts[1]) == ((3.0, 1.0), 3, noise)
+    assert type(found.proxy.parts[0]) is Procedural and not is_open(found)
+    assert type(mixed.parts[0]) is Auto  # the recipe's own stays as it is
+
+
+def test_what_plans_a_run_sees_the_sources_that_are_updated(tmp_path: Path) -> None:
+    recipe = recipe_for(tmp_path, {"method": "mixed", "parts": [{"method": "auto"}, {"method": "noise"}]}, steps=2)
+    found, lines = with_source(recipe, CPU, torch.float32)
+    assert isinstance(found.source, Mixed) and [type(part) for part in found.source.parts] == [Fast, Noise]
+    assert [type(part) for part in found.source.updated_sources()] == [Fast, Noise]
+    assert lines[0].startswith("source.method=auto: fast")
 
 
 def test_a_choice_draws_no_random_number() -> None:

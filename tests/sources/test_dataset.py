@@ -14,12 +14,15 @@ from PIL import Image
 from torch import nn
 
 from datafree.errors import DataError, Interrupted
+from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.darknet.yolov3 import yolov3
+from datafree.networks.resnet import resnet
 from datafree.recipe.recipe import Recipe
 from datafree.run import run_recipe
 from datafree.sources.base import Batch, SourceContext
 from datafree.sources.dataset import Dataset
 from datafree.synthesis.shards import Shards
+from datafree.synthesis.synthesize import synthesize
 from datafree.tasks.base import Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
@@ -156,6 +159,48 @@ def test_held_out_images_are_never_sampled_and_looking_changes_nothing(
     assert set(draw(source, 2 * count, batch=count)) == set(range(count)) - set(held)
 
 
+def held(source: Dataset) -> list[int]:
+    """Which images of `make_folder` are kept back."""
+    return [round(float(image.mean()) * 255) for image in source.validation_images(100)]
+
+
+def spoil(path: Path, index: int) -> Path:
+    file = path / f"class {index % 3}" / f"{index:03}.png"
+    file.write_text("not an image")
+    return file
+
+
+@pytest.mark.parametrize("drawn", [0, 3, 7])
+def test_another_image_is_kept_back_where_none_of_those_drawn_can_be_read(tmp_path: Path, drawn: int) -> None:
+    path = make_folder(tmp_path / "set", 8)
+    (first,) = held(attached(path))
+    spoiled = spoil(path, first)
+    straight = attached(path)
+    straight.sample(drawn)
+    state = straight.state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    expected, (second,) = [straight.sample(n).images for n in (5, 9)], held(straight)
+    assert set(draw(straight, 12, batch=4)) == set(range(8)) - {first, second}
+    assert f"{spoiled.relative_to(path).as_posix()} (not an image" in straight.notes()[0]
+
+    Image.new("RGB", (8, 8), (first, first, first)).save(spoiled)  # mended: the resumed run keeps to what it began with
+    resumed = attached(path)
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert held(resumed) == [second] and resumed.state_dict()["passed"] == state["passed"]
+    for images in expected:
+        assert torch.equal(resumed.sample(len(images)).images, images)
+
+
+def test_the_only_readable_image_is_learnt_from(tmp_path: Path) -> None:
+    path = make_folder(tmp_path, 3)
+    (first,) = held(attached(path))
+    (only, other) = (index for index in range(3) if index != first)
+    spoil(path, first)
+    spoil(path, other)
+    source = attached(path)
+    assert held(source) == [] and set(draw(source, 4, batch=2)) == {only}
+
+
 @pytest.mark.parametrize(
     "task",
     [
@@ -210,6 +255,58 @@ def test_boxes_without_area_are_said_to_be_left_out(tmp_path: Path) -> None:
     scores_nothing, left_out = source.notes()
     assert scores_nothing.startswith(f"{tmp_path} has no box to score: all 1 boxes are without area")
     assert left_out == f"{tmp_path}: 1 boxes without area, the first in a.png, left out"
+
+
+NAMED = {"zebra": 250, "mole": 20, "ant": 130}  # what every pixel of a class's images is; in a teacher's order
+
+
+def named_folders(path: Path, *, ordered: bool = False) -> Path:
+    for name, grey in NAMED.items():
+        (path / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (8, 8), (grey, grey, grey)).save(path / name / f"{number}.png")
+    if ordered:
+        (path / "classes.txt").write_text("\n".join(NAMED) + "\n")
+    return path
+
+
+def test_targets_have_the_ids_that_the_teacher_gives_classes_of_these_names(tmp_path: Path) -> None:
+    path = named_folders(tmp_path)
+    wanted = {grey: label for label, grey in enumerate(NAMED.values())}
+    source = Dataset(path=path, hold_out=0)
+    context = SourceContext(task=LABELS, teacher=nn.Identity(), steps=1, batch_size=4, class_names=list(NAMED))
+    source.attach(context)
+    batch = source.sample(12)
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [wanted[round(float(image.mean()) * 255)] for image in batch.images]
+    (note,) = source.notes()
+    assert note.startswith(f"{path}: classes are in the network's own order ('zebra', 'mole', 'ant'), not the data's")
+    (path / "mole" / "0.png").write_bytes((path / "zebra" / "0.png").read_bytes())
+    again = Dataset(path=path, hold_out=0)
+    again.attach(context)
+    again.load_state_dict(source.state_dict())
+    assert any("mole/0.png" in line for line in again.notes())  # its files are known under any order
+
+
+def test_a_run_and_a_made_set_take_the_order_of_the_classes_that_their_recipe_names(tmp_path: Path) -> None:
+    learnt, scored = named_folders(tmp_path / "learnt"), named_folders(tmp_path / "scored", ordered=True)
+    network = {"network": "datafree/resnet", "args": {"depth": 8, "width": 4}}
+    weights = tmp_path / "weights.safetensors"
+    save_weights(resnet(3, depth=8, width=4), weights)
+    content = {
+        "task": {"kind": "classification", "num_classes": 3, "image_size": [8, 8]},
+        "teacher": {**network, "weights": str(weights)},
+        "student": network,
+        "source": {"method": "dataset", "path": str(learnt)},
+        "training": {"steps": 1, "batch_size": 4, "device": "cpu", "track": [], "label_weight": 1.0},
+        "data": str(scored),
+    }
+    notes = run_recipe(load(tmp_path, content), tmp_path / "run").notes
+    assert sum("classes are in the network's own order" in note for note in notes) == 1
+    made = synthesize(load(tmp_path, content), tmp_path / "made", 8)
+    for name, grey in NAMED.items():
+        files = list((Path(made.path) / name).iterdir())
+        assert files and {Image.open(file).getpixel((0, 0)) for file in files} == {(grey, grey, grey)}
 
 
 def stop_after(calls: int) -> Callable[[], str | None]:

@@ -76,6 +76,18 @@ def test_networks_of_one_name_are_all_kept() -> None:
     assert [found[name] for name in found] == [part.network for part in parts]
 
 
+def test_metrics_of_all_parts_are_kept_under_names_that_stay() -> None:
+    class Logs(Noise):
+        def update(self, student: nn.Module, step: int) -> dict[str, torch.Tensor]:
+            return {"loss": torch.tensor(float(self.update_every))}
+
+    mixed = Mixed(parts=[Noise(), Logs(update_every=2), Logs(update_every=3), Logs(warmup=1)], ratio=(1, 1, 1, 1))
+    found = {
+        step: {name: int(value) for name, value in mixed.update(nn.Identity(), step).items()} for step in (-1, 0, 2, 3)
+    }
+    assert found == {-1: {"loss_3": 0}, 0: {"loss": 2, "loss_2": 3}, 2: {"loss": 2}, 3: {"loss_2": 3}}
+
+
 def test_shares_must_fit_the_parts() -> None:
     with pytest.raises(DataError, match="2 parts but a ratio of 3"):
         Mixed(parts=[Noise(), Noise()], ratio=(1, 1, 1))

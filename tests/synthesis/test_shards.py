@@ -183,6 +183,16 @@ def test_what_a_source_goes_on_from_is_kept_for_the_next_shard_only(tmp_path: Pa
         again.state_before(2)
 
 
+def test_a_state_after_the_99999th_shard_is_kept(tmp_path: Path) -> None:
+    """Its name sorts before those of earlier ones."""
+    shards = begun(tmp_path)
+    for number in (99_998, 99_999, 100_000):
+        shards.write(number, DETECTION, batch_of(DETECTION, 2), {"position": number})
+        assert shards.state_before(number + 1) == {"position": number}
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["before-100001.pt"]
+    assert Shards(tmp_path, RECIPE).count == 3
+
+
 # Damage.
 
 

@@ -11,6 +11,7 @@ import signal
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,15 +29,16 @@ from datafree.engine.progress import Progress
 from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError
 from datafree.networks.unet import unet
 from datafree.ops.boxes import unpack
-from datafree.recipe.recipe import Recipe
+from datafree.recipe.recipe import Recipe, dump
 from datafree.sources.base import Batch
 from datafree.sources.inversion import Inversion
 from datafree.sources.parts.image_pool import ImagePool
+from datafree.storage.made_set import is_finished
 from datafree.synthesis import shards as shards_module
 from datafree.synthesis import synthesize as synthesize_module
 from datafree.synthesis import worker
 from datafree.synthesis.shards import Shards
-from datafree.synthesis.synthesize import Made, synthesize, verify
+from datafree.synthesis.synthesize import Made, class_names, synthesize, verify
 from datafree.tasks.base import Task
 from set_recipes import ARGS, CGDD, CMI, DIODE, INVERSION, SIZE, everything, recipe_for, stop_after
 from thorough import some
@@ -313,13 +315,72 @@ def test_processes_make_one_set_together_and_take_over_from_one_that_dies(method
     assert everything(out) == everything(tmp_path / "alone")
 
 
+@pytest.mark.parametrize("source", [INVERSION, {"method": "noise"}])
+def test_a_process_makes_no_shard_more_than_is_asked_for_while_another_makes_the_first(
+    source: dict[str, Any], tmp_path: Path
+) -> None:
+    """A shard has 5 images by the update's size, 6 by `SAMPLED`."""
+    recipe, said = recipe_for(tmp_path, source), list[str]()
+    with closing(Shards(tmp_path / "out", dump(recipe))) as other:
+        other.begin(class_names(recipe))
+        assert other.claim(5, 5) == 0
+        with pytest.raises(Interrupted, match="stopped at 0 of 5 images"):
+            synthesize(recipe, tmp_path / "out", 5, stop=lambda: "enough" if said else None, say=said.append)
+    assert "waiting for them" in said[-1] and not list((tmp_path / "out" / "shards").glob("*.json"))
+    assert synthesize(recipe, tmp_path / "out", 5).shards == 1
+
+
+def test_shards_that_are_made_while_another_process_writes_the_index_are_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = recipe_for(tmp_path, INVERSION), tmp_path / "out"
+    asked = iter([5, 10])
+    write_index, written = shards_module.write_index, list[int]()
+
+    def writes(*args: Any) -> None:
+        write_index(*args)
+        written.append(1)
+        if (images := next(asked, 0)) == 10:  # this one has listed 5; meanwhile
+            with pytest.raises(Interrupted, match="stopped while another process is writing the index"):
+                synthesize(recipe_for(tmp_path, INVERSION), out, images, stop=lambda: "enough" if ready() else None)
+
+    def ready() -> bool:
+        return (out / "shards" / "00001.json").exists()
+
+    monkeypatch.setattr(shards_module, "write_index", writes)
+    synthesize(recipe, out, 5)
+    synthesize(recipe, out, 5)
+    assert not is_finished(out) and written == [1, 1]
+    monkeypatch.setattr(synthesize_module, "time", SimpleNamespace(sleep=lambda pause: other.close()))
+    other = Shards(out, dump(recipe))
+    other.begin([])
+    with other.alone_at("index"):
+        assert synthesize(recipe, out, 10).images == 10
+    assert is_finished(out) and written == [1, 1, 1]
+
+
+def test_an_index_that_another_process_has_written_about_all_is_not_written_again(tmp_path: Path) -> None:
+    recipe, out = recipe_for(tmp_path, INVERSION), tmp_path / "out"
+    synthesize(recipe, out, 5)
+    with closing(Shards(out, dump(recipe))) as one, closing(Shards(out, dump(recipe))) as other:
+        for shards in (one, other):
+            shards.begin([])
+        with one.alone_at("index"):
+            assert not other.finish(recipe.task)
+        before = (out / "index.json").stat().st_ino  # a file that is written has a new one
+        assert other.finish(recipe.task) and (out / "index.json").stat().st_ino == before
+        assert one.finish(recipe.task) and (out / "index.json").stat().st_ino != before
+
+
 def test_a_process_that_has_nothing_to_do_asks_less_and_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
     lines: list[str] = []
     claim, taken = Shards.claim, iter([True] * 6)
-    monkeypatch.setattr(Shards, "claim", lambda shards, images: None if next(taken, False) else claim(shards, images))
+    monkeypatch.setattr(
+        Shards, "claim", lambda shards, images, each: None if next(taken, False) else claim(shards, images, each)
+    )
     clock = SimpleNamespace(sleep=slept.append, perf_counter=time.perf_counter)
     monkeypatch.setattr(worker, "time", clock)
     assert synthesize(recipe_for(tmp_path, INVERSION), tmp_path / "out", 5, say=lines.append).images == 5
@@ -419,12 +480,28 @@ def test_verify_finds_a_flipped_byte_and_a_missing_file(tmp_path: Path) -> None:
     assert everything(out) == before
 
 
+def test_verify_asks_for_no_shard_to_be_removed_that_cannot_be_made_again(tmp_path: Path) -> None:
+    recipe, out = recipe_for(tmp_path, CMI), tmp_path / "out"
+    synthesize(recipe, out, 8)
+    before = everything(out)
+    image = next(out.rglob("00001/*.png"))
+    content = image.read_bytes()
+    image.unlink()
+    with pytest.raises(DataError, match=r"cannot be made again alone: put its files back, or make the set anew"):
+        verify(recipe, out)
+    image.write_bytes(content)
+    (out / "index.json").unlink()  # "a file of no shard"
+    synthesize(recipe_for(tmp_path, CMI), out, 8)
+    assert everything(out) == before and verify(recipe, out).notes == []
+
+
 def test_a_set_of_another_recipe_is_refused_with_what_differs(tmp_path: Path) -> None:
     out = tmp_path / "out"
     synthesize(recipe_for(tmp_path, INVERSION), out, 5)
     before = everything(out)
     for other, key in (
         (recipe_for(tmp_path, INVERSION, training={"seed": 1}), "training.seed: 1 here, 0"),
+        (recipe_for(tmp_path, INVERSION, training={"speed": {"fused_statistics": False}}), "speed.fused_statistics"),
         (recipe_for(tmp_path, INVERSION | {"lr": 0.5}), "source.lr: 0.5 here"),
         (recipe_for(tmp_path, INVERSION, task={"num_classes": 4}), "task.num_classes: 4 here, 3"),
     ):
@@ -505,6 +582,45 @@ def test_a_source_that_gives_the_same_images_again_is_refused(tmp_path: Path) ->
     with pytest.raises(DataError, match="images that it has given before"):
         synthesize(recipe_for(tmp_path, zskt), tmp_path / "out", 5)
     assert not list((tmp_path / "out" / "shards").iterdir())
+
+
+def test_a_class_whose_name_is_no_folders_is_refused_before_any_work(tmp_path: Path) -> None:
+    for name in ("dress", "coat"):
+        (tmp_path / "labelled" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "labelled" / name / "a.png")
+    (tmp_path / "labelled" / "classes.txt").write_text("dress\ncoat\nT-shirt/top\n")
+    recipe = recipe_for(tmp_path, CGDD, "classification", data=str(tmp_path / "labelled"))
+    with pytest.raises(DataError, match=r"the class name 'T-shirt/top' cannot name a folder; rename it"):
+        synthesize(recipe, tmp_path / "out", 5)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_too_few_photos_for_a_set_is_said(tmp_path: Path) -> None:
+    """Of twelve photos one is kept back; shards hold 6."""
+    for index in range(12):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (20 * index, 0, 0)).save(tmp_path / "photos" / f"{index:02}.png")
+    folder = {"method": "folder", "path": str(tmp_path / "photos")}
+    notes = []
+    for images, out in ((6, "few"), (12, "many")):
+        made = synthesize(recipe_for(tmp_path, folder, "classification"), tmp_path / out, images)
+        pictures = [file.read_bytes() for file in sorted(Path(made.path).rglob("*.png"))]
+        assert len(pictures) == images
+        notes.append(any("more than once" in note for note in made.notes))
+        assert notes[-1] == (len(set(pictures)) < images)
+    assert notes == [False, True]
+
+
+@pytest.mark.parametrize("names", ["", "class 0\n", "class 0\nclass 1\nclass 2\nclass 3\n"])
+def test_a_set_whose_names_are_no_longer_those_of_its_classes_is_refused(names: str, tmp_path: Path) -> None:
+    recipe, out = recipe_for(tmp_path, INVERSION, "classification"), tmp_path / "out"
+    with pytest.raises(Interrupted):
+        synthesize(recipe, out, 10, stop=stop_after(1))
+    (out / "data" / "classes.txt").write_text(names)
+    with pytest.raises(
+        RunError, match=r"classes\.txt has \d names? where the task has 3 classes; put it back as it was"
+    ):
+        synthesize(recipe, out, 10)
 
 
 def test_a_teacher_without_weights_is_refused(tmp_path: Path) -> None:

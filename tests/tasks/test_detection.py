@@ -331,10 +331,13 @@ def test_another_number_of_classes_is_refused(sure: Predictions) -> None:
         ({"boxes_per_image": (3, 2)}, "boxes_per_image is"),
         ({"box_sides": (0.0, 0.5)}, "box_sides is"),
         ({"box_sides": (0.2, 1.5)}, "box_sides is"),
+        ({"nms_iou": 50.0}, "nms_iou is 50.0; it must be from 0 to 1"),  # percent
+        ({"score_threshold": 30.0}, "score_threshold is 30.0; it must be from 0 to 1"),
+        ({"min_teacher_score": -0.1}, "min_teacher_score is -0.1; it must be from 0 to 1"),
         ({"class_frequencies": (1.0, 2.0)}, "class_frequencies has 2 numbers for 3 classes"),
         ({"class_frequencies": (0.0, 0.0, 0.0)}, "not all 0"),
     ],
 )
-def test_options_that_make_no_boxes_are_refused(options: dict[str, Any], message: str) -> None:
+def test_options_that_make_no_boxes_or_find_none_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_task(**options)

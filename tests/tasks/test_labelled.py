@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from datafree.data.labelled import LabelledData
+from datafree.data.labelled import LabelledData, Remarked
 from datafree.errors import DataError
 from datafree.evaluation.scoring import at_once, evaluate
 from datafree.tasks.base import Scores, Task
 from datafree.tasks.classification import Classification
 from datafree.tasks.detection import Detection
-from datafree.tasks.labelled import names_of, open_labelled
+from datafree.tasks.labelled import names_of, numbered, open_labelled
 from datafree.tasks.multilabel import MultiLabel
 from datafree.tasks.segmentation import Segmentation
 
@@ -91,7 +91,7 @@ def test_folders_are_scored_in_the_order_of_the_networks_names_and_it_is_said(tm
     found = scored(Knows(), CLASSES, data)
     assert found.values["top1"] == 1.0 and data.class_names == list(GREYS)
     ours, theirs = "('zebra', 'mole', 'ant')", "('ant', 'mole', 'zebra')"
-    assert found.remarks[0] == f"classes are scored in the network's own order {ours}, not the data's {theirs}"
+    assert found.remarks[0] == f"classes are in the network's own order {ours}, not the data's {theirs}"
     image, label = data[0]
     assert int(label) == int(Knows()(image[None]).argmax())
 
@@ -134,6 +134,20 @@ def test_data_without_names_get_the_networks_and_are_none_themselves(tmp_path: P
     data = open_labelled(MAPS, path, list(GREYS))
     assert names_of(data) == list(GREYS)
     assert not scored(KnowsMaps(), MAPS, data).remarks
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_names_that_are_but_numbers_give_way_to_the_networks(count: int, tmp_path: Path) -> None:
+    """Also those of a made set, which sort as the ids do: "class 00" of twelve."""
+    known = [f"kind {letter}" for letter in "lkjihgfedcba"[:count]]
+    for name in numbered(count):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", SIZE).save(tmp_path / name / "a.png")
+    task = Classification(num_classes=count, image_size=SIZE)
+    data = open_labelled(task, tmp_path, known)
+    assert data.class_names == known and not (data.remarks if isinstance(data, Remarked) else [])
+    assert [int(data[index][1]) for index in range(count)] == list(range(count))
+    assert names_of(open_labelled(task, tmp_path)) == [] and sorted(numbered(count)) == numbered(count)
 
 
 def test_other_names_are_taken_in_order_and_both_are_said(tmp_path: Path) -> None:

@@ -35,9 +35,12 @@ def let_the_first_speak() -> None:
 def launch(count: int, arguments: Sequence[str]) -> int:
     """Run `datafree ARGUMENTS` on `count` processes; returns the exit code of the first that ended badly, or 0.
 
-    A signal reaches all of them: they stop at the same step. Each has an equal share of this machine's processor cores
+    A signal reaches all of them: they stop at the same step, which is waited for as they wait for one another; a second
+    one ends them at once. Each has an equal share of this machine's processor cores
     (OMP_NUM_THREADS, where it is set, says otherwise). Raises DatafreeError where torch has no launcher.
     """
+    from datafree.distributed.replicas import PATIENCE
+
     try:
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -46,6 +49,8 @@ def launch(count: int, arguments: Sequence[str]) -> int:
         raise DatafreeError("this torch was built without torch.distributed; leave out --processes") from error
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     os.environ.setdefault("TORCHELASTIC_ERROR_FILE", os.devnull)
+    # From a signal to SIGKILL; torch has 30 seconds, and a step with an update of the source may take minutes.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(PATIENCE.total_seconds())))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # a worker's own line says what was wrong
     config = LaunchConfig(
         min_nodes=1,

@@ -33,7 +33,8 @@ from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.recipe.recipe import Recipe
-from datafree.sources.auto import Auto
+from datafree.sources.auto import Auto, is_open, settled
+from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
 from datafree.text import first_line
 
@@ -114,13 +115,19 @@ def sourced(recipe: Recipe, device: torch.device, dtype: torch.dtype, given: Giv
     Raises NetworkError for networks that do not serve.
     """
     task, speed, spec = recipe.task, recipe.training.speed, recipe.student
-    if not isinstance(recipe.source, Auto):
+    if not is_open(recipe.source):
         started = replace(recipe, student=replace(spec, init="random")) if spec.init == "auto" else recipe
         return Sourced(recipe=started, lines=[])
     require_weights(recipe.teacher, task)
     teacher = prepare(recipe.teacher, task, "teacher", device, dtype, given.teacher, speed)
-    source, line = recipe.source.choose(task, teacher, device)
-    recipe, lines = replace(recipe, source=source), [line]
+    lines: list[str] = []
+
+    def choose(auto: Auto) -> ImageSource:
+        source, line = auto.choose(task, teacher, device)
+        lines.append(line)
+        return source
+
+    recipe = replace(recipe, source=settled(recipe.source, choose))
     if spec.init != "auto":
         return Sourced(recipe=recipe, lines=lines, teacher=teacher)
     init: Literal["random", "teacher"] = "random"

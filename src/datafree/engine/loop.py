@@ -6,7 +6,7 @@ Steps count from `-source.warmup` (the source works alone) over 0 (the student's
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +20,7 @@ from datafree.engine.origin import TEACHER, origin_of
 from datafree.engine.out_of_memory import OutOfMemory
 from datafree.engine.progress import Progress, StepRate, place
 from datafree.engine.recovery import SOURCE_UPDATE, STUDENT_STEP, Recovery
+from datafree.engine.rehearsal import least_images
 from datafree.engine.student_init import start_student
 from datafree.engine.student_step import StudentStep
 from datafree.engine.train_state import BestStudent, TrainState
@@ -53,6 +54,7 @@ def distill(
     training: Training,
     run: RunDirectory,
     init: Literal["random", "teacher"] = "random",
+    class_names: Sequence[str] = (),
     stop: Callable[[], str | None] = lambda: None,
     log: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
@@ -61,6 +63,7 @@ def distill(
 
     `teacher` and `student` take images (B, 3, H, W) in [0, 1] and answer in the task's form. `stop` is asked at every
     step: a reason to stop saves the state and raises Interrupted; the same call resumes later, to the same bits.
+    `class_names`: in the order of the teacher's outputs, as far as anyone has named them.
     `init`: the student's own first weights, or its teacher's, cut and refitted at step 0 on the source's images.
     Numbers that are not finite, and memory that runs out, roll the run back to its last checkpoint (`recovery`); raises
     TrainingError when that does not help, RunError when the state cannot be saved.
@@ -68,7 +71,10 @@ def distill(
     device, dtype = next(student.parameters()).device, _dtype_of(student)
     recovery, watch = Recovery(), Watch(device)
     with modes.frozen(teacher), watch.answers_of(teacher):
-        attach(source, training.source_context(task, teacher, device, dtype, say, lr_scale=lambda: recovery.pace))
+        context = training.source_context(
+            task, teacher, device, dtype, say, lr_scale=lambda: recovery.pace, class_names=class_names
+        )
+        attach(source, context)
         own_state.require_same_start(source.state_dict)
         divided.seed(training.seed)
         student_step = StudentStep(
@@ -164,7 +170,7 @@ def distill(
                     watch.look(wait=True)
                     state.save(must=last)
             except (NotFinite, OutOfMemory) as fault:
-                _roll_back(state, fault, training, say)
+                _roll_back(state, fault, task, training, say)
 
         if training.select == "agreement":
             student.load_state_dict(state.best.weights)
@@ -236,12 +242,12 @@ def _validate(
     if training.select == "last":
         state.best = BestStudent(step=state.step, agreement=agreement)
     elif state.best.agreement is None or (agreement or 0.0) > state.best.agreement:
-        weights = {name: value.clone() for name, value in state.student.state_dict().items()}
+        weights = modes.copied_state(state.student)
         state.best = BestStudent(step=state.step, agreement=agreement, weights=weights)
 
 
 def _roll_back(
-    state: TrainState, fault: NotFinite | OutOfMemory, training: Training, say: Callable[[str], None]
+    state: TrainState, fault: NotFinite | OutOfMemory, task: Task, training: Training, say: Callable[[str], None]
 ) -> None:
     """Go back to the last checkpoint, with something changed. Raises TrainingError where that was done often enough."""
     run, recovery, good = state.run, state.recovery, state.good_step
@@ -251,7 +257,10 @@ def _roll_back(
         file = run.save_fault(fault.step + state.source.warmup, evidence)
         line = recovery.with_numbers(fault, training, good, f" (its inputs are saved in {file})" if file else "")
     else:
-        line = recovery.with_memory(fault, training, good, state.source, state.student, state.step)
+        student = state.student
+        line = recovery.with_memory(
+            fault, training, good, state.source, student, state.step, lambda: least_images(task, student)
+        )
     say(line)
     state.watch.forget()
     checkpoint = run.last_state()

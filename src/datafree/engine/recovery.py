@@ -6,6 +6,7 @@ and nothing bad is ever saved. What was changed is part of the training state.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -49,13 +50,21 @@ class Recovery:
         )
 
     def with_memory(
-        self, fault: OutOfMemory, training: Training, good: int, source: ImageSource, student: nn.Module, step: int
+        self,
+        fault: OutOfMemory,
+        training: Training,
+        good: int,
+        source: ImageSource,
+        student: nn.Module,
+        step: int,
+        least: Callable[[], int],
     ) -> str:
         """The line to say on going back to step `good`. Raises TrainingError where nothing can be split.
 
         Nothing can with several processes: one alone would go back while the others wait for its part of a pass.
         What the student learns from is split: its loss is a mean over images. What a source makes depends on the whole
-        batch (diversity, BatchNorm statistics), so there the run ends with the size that fits.
+        batch (diversity, BatchNorm statistics), so there the run ends with the size that fits. `least`: images that the
+        student has to see at once.
         """
         where = str(fault)
         if replicas.count() > 1:
@@ -66,14 +75,16 @@ class Recovery:
             )
         if where == SOURCE_UPDATE:
             raise too_large(source, student, step)
-        if where != STUDENT_STEP or self.parts >= training.batch_size:
+        fewest = least() if where == STUDENT_STEP else 1
+        most = training.batch_size // fewest
+        if where != STUDENT_STEP or self.parts >= most:
+            size = "one image" if fewest == 1 else f"{fewest} images, the fewest that it can learn from at once"
+            few = f", with micro-batches of {size}" if where == STUDENT_STEP and self.parts > 1 else ""
             raise TrainingError(
-                f"out of memory in {where} at step {step}"
-                f"{', with micro-batches of one image' if where == STUDENT_STEP and self.parts > 1 else ''}; the "
-                f"checkpoint of step {good} is kept: free some memory, or lower training.batch_size (now "
-                f"{training.batch_size}) with another --out"
+                f"out of memory in {where} at step {step}{few}; the checkpoint of step {good} is kept: free some "
+                f"memory, or lower training.batch_size (now {training.batch_size}) with another --out"
             )
-        self.parts = min(2 * self.parts, training.batch_size)
+        self.parts = min(2 * self.parts, most)
         return self._note(
             f"out of memory in {where} at step {step}: rolled back to step {good}; each batch of {training.batch_size} "
             f"is split into {self.parts} micro-batches from here, with gradient accumulation"

@@ -28,8 +28,8 @@ _PLAIN = (Tensor, bool, int, float, str, bytes, list, tuple, dict, type(None))
 def rehearse(task: Task, teacher: nn.Module, student: nn.Module, training: TrainingOptions, name: str) -> None:
     """Raise NetworkError if the student called `name` cannot learn a step from the teacher, or not be saved.
 
-    Also where the layers whose attention it is to learn are not there. Numbers that are not finite are for the run to
-    deal with, and so is memory that does not suffice.
+    Also where the layers whose attention it is to learn are not there, or it begins with numbers that are not finite.
+    Such numbers in a step are for the run to deal with, and so is memory that does not suffice.
     """
     if not any(parameter.requires_grad for parameter in student.parameters()):
         raise NetworkError(
@@ -39,6 +39,12 @@ def rehearse(task: Task, teacher: nn.Module, student: nn.Module, training: Train
     for key, value in student.state_dict().items():
         if not isinstance(value, _PLAIN):
             raise NetworkError(f"the student {name} cannot be saved: {show(key)} of its state is {show(value)}")
+    for key, value in (*student.named_parameters(), *student.named_buffers()):
+        if value.is_floating_point() and value.layout == torch.strided and not torch.isfinite(value).all():
+            raise NetworkError(
+                f"the student {name} begins with numbers that are not finite, in {show(key)}: a run neither goes on "
+                "from such nor saves them; give it other weights, or a mask of -1e9 for one of minus infinity"
+            )
     require_room(task, training, next(student.parameters()).device)
     if training.attention_weight or training.attention_layers:  # what was named is looked for in any case
         look = synthetic_batch(task.image_size, next(student.parameters()).device)
@@ -55,6 +61,20 @@ def rehearse(task: Task, teacher: nn.Module, student: nn.Module, training: Train
     except Exception as error:  # whatever a network of anyone's raises
         way = "" if several else "; raise training.batch_size, now 1, if that is why"
         raise NetworkError(f"the student {name} cannot learn: {first_line(error)}{way}") from error
+
+
+@torch.no_grad()
+def least_images(task: Task, student: nn.Module) -> int:
+    """How many images the student has to see at once in order to learn: one, or two where a BatchNorm needs them."""
+    image = synthetic_batch(task.image_size, next(student.parameters()).device)[:1]
+    try:
+        with out_of_memory.noticed("a look at one image"), modes.looked_through(student, "train"):
+            student(image)
+    except OutOfMemory:
+        return 1
+    except Exception:  # whatever a network of anyone's raises
+        return 2
+    return 1
 
 
 def require_room(task: Task, training: TrainingOptions, device: torch.device) -> None:

@@ -30,7 +30,7 @@ class BestStudent:
 
     step: int = 0
     agreement: float | None = None  # with the teacher on validation images (fraction of rows); None: there were none
-    weights: dict[str, Tensor] = field(default_factory=dict)  # empty where the last student is kept
+    weights: dict[str, Any] = field(default_factory=dict)  # its state_dict; empty where the last student is kept
 
 
 @dataclass(kw_only=True)
@@ -106,8 +106,7 @@ class TrainState:
         line = compare(state.get("origin", {}), self.origin, "the run")  # older checkpoints do not say
         self.recovery.load_state_dict(state["recovery"])
         self.restore(state)
-        if line:
-            self.remarks.append(line)
+        self.remarks = [*state.get("remarks", []), *([line] if line else [])]  # a rollback keeps them
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what `save` wrote, but for what recovery has changed since: a rollback keeps that."""
@@ -116,7 +115,6 @@ class TrainState:
         self.best = BestStudent(step=best["step"], agreement=best["agreement"], weights=best["student"])
         self.latest = dict(state["latest"])
         self.start = list(state.get("start", []))  # older checkpoints know of no such start
-        self.remarks = list(state.get("remarks", []))
         self.verdict.load_state_dict(state["verdict"])
         self.student.load_state_dict(state["student"])
         self.average.load(state.get("average", {}), self.student)

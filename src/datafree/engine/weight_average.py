@@ -26,7 +26,7 @@ class WeightAverage:
         """Take in the weights after a step, counted from 0."""
         if not self.momentum:
             return
-        weights = student.state_dict()
+        weights = _tensors(student)
         if not self.values:
             self.values = {name: value.clone() for name, value in weights.items()}
             return
@@ -41,7 +41,7 @@ class WeightAverage:
     def shown_by(self, student: nn.Module, wanted: bool = True) -> Iterator[None]:
         """Within it the student holds the average, where that is `wanted`; afterwards its own weights, to the bit."""
         swaps = wanted and bool(self.values)
-        own = {name: value.clone() for name, value in student.state_dict().items()} if swaps else {}
+        own = {name: value.clone() for name, value in _tensors(student).items()} if swaps else {}
         if swaps:
             self.put_into(student)
         try:
@@ -55,12 +55,17 @@ class WeightAverage:
 
     def load(self, values: dict[str, Tensor], student: nn.Module) -> None:
         """Put back the values of a checkpoint, on the student's device."""
-        where = student.state_dict()
+        where = _tensors(student)
         self.values = {name: value.to(where[name].device, copy=True) for name, value in values.items()}
+
+
+def _tensors(student: nn.Module) -> dict[str, Tensor]:
+    """Its state without what else its modules save (extra state), which has no average."""
+    return {name: value for name, value in student.state_dict().items() if isinstance(value, Tensor)}
 
 
 @torch.no_grad()
 def _fill(student: nn.Module, values: dict[str, Tensor]) -> None:
-    weights = student.state_dict()
+    weights = _tensors(student)
     for name, value in values.items():
         weights[name].copy_(value)

@@ -207,8 +207,9 @@ class _VariationL1(_Variation):
         gradient = torch.zeros_like(images)
         for (one, other), (to_one, to_other) in zip(_neighbours(images), _neighbours(gradient), strict=True):
             sign = (one - other).sign_()
-            to_one.add_(sign, alpha=1 / sign.numel())
-            to_other.sub_(sign, alpha=1 / sign.numel())
+            share = 1 / max(1, sign.numel())  # of an image one pixel high or wide there may be no neighbours
+            to_one.add_(sign, alpha=share)
+            to_other.sub_(sign, alpha=share)
         ctx.save_for_backward(gradient)
         return (images * gradient).sum()  # |d| is d times its sign: no second look at the differences
 

@@ -5,6 +5,7 @@ A network is touched only inside a `with` that puts everything back, also after 
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 from collections.abc import Iterator
@@ -89,6 +90,14 @@ def looked_through(network: nn.Module, mode: Literal["train", "eval"]) -> Iterat
             module.training = training
         for norm, (momentum, tracked) in zip(norms, kept, strict=True):
             norm.momentum, norm.track_running_stats = momentum, tracked
+
+
+def copied_state(network: nn.Module) -> dict[str, Any]:
+    """What `load_state_dict` of it puts back: a copy of its tensors, and of all else that its modules save."""
+    return {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in network.state_dict().items()
+    }
 
 
 def choose_device(name: str) -> torch.device:

@@ -36,7 +36,7 @@ from datafree.storage.made_set import read_record
 from datafree.storage.scratch import Scratch
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.synthesize import class_names
-from datafree.synthesis.worker import SAMPLED
+from datafree.synthesis.worker import shard_images
 
 PAGE = 1.0  # seconds and
 PAGE_BYTES = 500_000  # bytes of a page of a run, about
@@ -144,7 +144,7 @@ def of_shard(calibrated: Calibration, recipe: Recipe, finished: list[Batch]) -> 
         images = round(sum(len(part.images) for part in parts) * whole)
     else:
         parts = [small.sample(calibrated.timed)]
-        images = -(-SAMPLED // batch) * batch
+        images = shard_images(source, batch)
         each = cost_of(
             lambda: small.sample(calibrated.timed),
             calibrated.device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from datafree.config.paths import is_url
 from datafree.engine.artifacts import class_names
 from datafree.engine.build_networks import NOTHING_GIVEN, build_networks, require_weights, with_source, with_student
 from datafree.ops import modes
@@ -12,8 +13,9 @@ from datafree.preflight.cost.forecast import foretold, outline
 from datafree.preflight.cost.time_budget import with_time
 from datafree.preflight.plan import plan
 from datafree.recipe.recipe import Recipe, dump
-from datafree.sources.auto import Auto
-from datafree.storage.places import require_for_run
+from datafree.sources.auto import is_open
+from datafree.sources.base import require_outside
+from datafree.storage.places import is_run, require_for_run
 from datafree.storage.run_directory import require_same
 from datafree.storage.trackers import require
 from datafree.synthesis.synthesize import require_number
@@ -27,6 +29,8 @@ def rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> list
 
     Raises DatafreeError as the run would before its first step.
     """
+    if not is_url(str(out)) and not is_run(Path(out)):
+        require_outside(recipe.source, Path(out))
     if images is not None:
         return _of_set(recipe, out, images)
     assert isinstance(out, Path)
@@ -56,7 +60,7 @@ def rehearse(recipe: Recipe, out: Path | str, images: int | None = None) -> list
 
 def _of_set(recipe: Recipe, out: Path | str, images: int) -> list[str]:
     training = require_number(recipe)
-    if isinstance(recipe.source, Auto):
+    if is_open(recipe.source):
         device = modes.choose_device(training.device)
         recipe, _ = with_source(recipe, device, modes.choose_precision(training.precision, device))
     if isinstance(out, Path):

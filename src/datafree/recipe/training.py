@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Literal, final
 
@@ -134,6 +134,7 @@ class Training(TrainingOptions):
         say: Callable[[str], None],
         on_finished_batch: Callable[[Batch], None] | None = None,
         lr_scale: Callable[[], float] = lambda: 1.0,
+        class_names: Sequence[str] = (),
     ) -> SourceContext:
         """What a source is given of this training before it works."""
         return SourceContext(
@@ -141,6 +142,7 @@ class Training(TrainingOptions):
             teacher=teacher,
             steps=self.steps,
             batch_size=self.batch_size,
+            class_names=class_names,
             seed=self.seed,
             device=device,
             dtype=dtype,

@@ -7,7 +7,9 @@ B images, H x W pixels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, final
 
@@ -123,6 +125,30 @@ class Auto(ImageSource):
 
     def notes(self) -> list[str]:
         return self._source.notes()
+
+
+def is_open(source: ImageSource) -> bool:
+    """Whether it, or a source that it holds, is still to be chosen."""
+    return any(isinstance(each, Auto) for each in source.all_sources())
+
+
+def settled(source: ImageSource, choose: Callable[[Auto], ImageSource]) -> ImageSource:
+    """`source` with what `choose` takes for each `auto` in it, however deep; one that holds none is itself.
+
+    What plans, times or records a run has to see the sources that are updated.
+    """
+    if isinstance(source, Auto):
+        return choose(source)
+    if not is_open(source):
+        return source
+    held: dict[str, Any] = {}
+    for field in dataclasses.fields(source):
+        value = getattr(source, field.name)
+        if isinstance(value, ImageSource):
+            held[field.name] = settled(value, choose)
+        elif isinstance(value, list):
+            held[field.name] = [settled(each, choose) if isinstance(each, ImageSource) else each for each in value]
+    return dataclasses.replace(source, **held)
 
 
 def batch_of(image_size: tuple[int, int]) -> int:

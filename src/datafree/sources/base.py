@@ -6,8 +6,9 @@ B images, H x W pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, final
 
 import torch
@@ -16,7 +17,7 @@ from typing_extensions import Doc
 
 from datafree.config import options
 from datafree.config.options import Count
-from datafree.errors import DataError, NetworkError
+from datafree.errors import DataError, NetworkError, RunError
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
 from datafree.tasks.base import Task
@@ -40,6 +41,7 @@ class SourceContext:
     teacher: nn.Module  # images in [0, 1] -> outputs, eval mode, no parameter gradients
     steps: int  # the student's steps in the whole run (for rates that fall during it)
     batch_size: int  # the student's batch
+    class_names: Sequence[str] = ()  # in the order of the teacher's outputs; empty where nobody has named them
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32  # of forward passes
@@ -141,6 +143,10 @@ class ImageSource(ABC):
         """
         assert min(image_size) > 0
 
+    def reads(self) -> tuple[Path, ...]:
+        """The user's folders that it takes images from itself, with all below them."""
+        return ()
+
     def nested_sources(self) -> tuple[ImageSource, ...]:
         """The sources that it holds: what it mixes, where its proxy images come from."""
         return ()
@@ -193,6 +199,16 @@ class ImageSource(ABC):
     def notes(self) -> list[str]:
         """Lines for the end of the run: images skipped, terms that were off."""
         return []
+
+
+def require_outside(source: ImageSource, out: Path) -> None:
+    """Raise RunError for a place to write to that lies in a folder of images: its own pictures would be among them."""
+    for folder in (folder for each in source.all_sources() for folder in each.reads()):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise RunError(
+                f"{out} lies in {folder}, of which every image is learnt from: those that are written there would be, "
+                "too; choose another --out"
+            )
 
 
 def attach(source: ImageSource, context: SourceContext) -> None:

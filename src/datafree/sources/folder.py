@@ -20,12 +20,12 @@ from typing_extensions import Doc
 
 from datafree.config.options import Count, ExistingFolder, PositiveInt
 from datafree.data import images
-from datafree.data.images import UnreadableImage
 from datafree.distributed import divided
 from datafree.ops.upload import uploaded
 from datafree.sources.base import Batch, ImageSource, Paper, SourceContext
+from datafree.sources.parts.held_out import HeldOut
 from datafree.sources.parts.multiscale import multiscale
-from datafree.sources.parts.prefetch import Place, Reader, kept_back, listed
+from datafree.sources.parts.prefetch import Place, Reader, listed
 from datafree.sources.parts.seen_files import SeenFiles, content_of, remark
 from datafree.storage import made_set
 
@@ -64,12 +64,14 @@ class Folder(ImageSource):
         self._found = [p.relative_to(self._root).as_posix() for p in images.list_images(self._root)]
         self._index = {name: index for index, name in enumerate(self._found)}
         self._files = SeenFiles([(self._root / name,) for name in self._found])
-        # Unreadable files in whose stead another is kept back, with reasons; None until an image is asked for, since
-        # attaching decodes nothing.
-        self._passed: dict[str, str] | None = None
-        self._held, names = self._split(self._found)  # names of files
+        self._held_out: HeldOut[str, Pixels] = HeldOut(
+            wanted=self.hold_out,
+            read=lambda name: self._covering(name)[0],
+            fault=lambda error: error.reason,
+            limit=self.limit,
+        )
         self._reader = Reader(
-            keys=names,
+            keys=self._split(self._found),  # names of files
             seed=context.seed,
             turn=divided.turn(),
             read=lambda name, place: (name, *self._read(name, place)),
@@ -79,7 +81,6 @@ class Folder(ImageSource):
                 "give a folder of sound images"
             ),
         )
-        self._held_skipped: dict[str, str] = {}  # not in the state: looking changes nothing
         self._remarks: list[str] = []
         self._sizes: dict[str, tuple[int, int]] = {}  # name -> bytes and time of change, of files that were read
         self._changed: dict[str, None] = {}  # files that were others when they were read again; an ordered set
@@ -87,44 +88,20 @@ class Folder(ImageSource):
         self._cache_room = self.cache_mib * 2**20  # bytes
         self._cache_lock = Lock()
 
-    def _split(self, names: list[str]) -> tuple[list[str], list[str]]:
-        """Names to keep back and names to learn from, drawn by the seed; to keep back: up to one that can be read."""
-        drawn, held = self._drawn(names), kept_back(len(names), self.hold_out)
-        if self._passed:
-            held = 1 + next((place for place, name in enumerate(drawn) if name not in self._passed), held - 1)
-        return drawn[:held], sorted(drawn[held:][: self.limit])
+    def _split(self, names: list[str]) -> list[str]:
+        """Keep some back; names to learn from, all drawn by the seed."""
+        return sorted(self._held_out.split(self._drawn(names)))
 
     def _drawn(self, names: list[str]) -> list[str]:
         """Names in the order drawn by the seed: name by name, so that a file that comes or goes moves no other."""
         return sorted(names, key=lambda name: _digest(self._context.seed, name))
 
     def _settle(self) -> None:
-        """Decide once what is kept back; mostly that is known when the first file drawn has been read."""
-        if self._passed is None:
-            self._passed = self._to_pass_over()
-            self._held, names = self._split(self._found)
-            if self._passed:
-                self._reader.resume_at(names, self._reader.next, {})
+        if (learnt := self._held_out.settle(lambda: self._drawn(self._found))) is not None:
+            self._reader.resume_at(sorted(learnt), self._reader.next, {})
 
-    def _to_pass_over(self) -> dict[str, str]:
-        """The files drawn before the first that can be read, with reasons, if it is to be kept back in their stead."""
-        drawn, held = self._drawn(self._found), kept_back(len(self._found), self.hold_out)
-        faults: dict[str, str] = {}
-        for place, name in enumerate(drawn if held else []):
-            if reason := self._fault(name):
-                faults[name] = reason
-                continue
-            others = drawn[place + 1 :][: self.limit]
-            return faults if place >= held and not all(map(self._fault, others)) else {}
-        return {}
-
-    def _fault(self, name: str) -> str:
-        """Why a file cannot be read; "" if it can."""
-        try:
-            self._covering(name)
-        except UnreadableImage as error:
-            return error.reason
-        return ""
+    def reads(self) -> tuple[Path, ...]:
+        return (self.path,)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
         return {}
@@ -146,25 +123,12 @@ class Folder(ImageSource):
         self._settle()
         if self.crop == "multiscale":
             return self._to_images(self._held_crops(n))
-        return self._to_images([self._centre(pixels) for pixels in self._looked_at(self._held, n)])
-
-    def _looked_at(self, names: list[str], most: int) -> list[Pixels]:
-        """The first `most` images that can be read."""
-        found: list[Pixels] = []
-        for name in names:
-            if len(found) == most:
-                break
-            if name in (self._passed or {}):
-                continue
-            try:
-                found.append(self._covering(name)[0])
-            except UnreadableImage as error:
-                self._held_skipped[name] = error.reason
-        return found
+        return self._to_images([self._centre(pixels) for pixels in self._held_out.first(n)])
 
     def _held_crops(self, n: int) -> list[Pixels]:
         """n crops of the readable images kept back, in turn; of one that is learnt from where that is the only one."""
-        photos = self._looked_at(self._held, len(self._held)) or self._looked_at(self._reader.keys, 1)
+        held = self._held_out
+        photos = held.first(len(held.keys)) or held.first(1, self._reader.keys)
         draws = [random.Random(f"{self._context.seed} held {place}") for place in range(n)] if photos else []
         size = self._context.task.image_size
         return [multiscale(photos[place % len(photos)], size, draw) for place, draw in enumerate(draws)]
@@ -175,7 +139,7 @@ class Folder(ImageSource):
             "epoch": self._reader.next.epoch,
             "position": self._reader.next.position,
             "skipped": dict(self._reader.skipped),
-            "passed": dict(self._passed or {}),
+            "passed": dict(self._held_out.passed or {}),
             "fingerprint": _digest(*self._reader.keys).hex(),
             "remarks": list(self._remarks),
             "files": self._files.state_dict(),
@@ -185,12 +149,12 @@ class Folder(ImageSource):
         skipped, self._remarks = dict(state["skipped"]), list(state["remarks"])
         place = Place(state["epoch"], state["position"])
         # A file that was skipped may be gone by now, but it still has its place in the order.
-        self._passed = dict(state.get("passed", {}))  # older checkpoints pass over none
-        self._held, names = self._split([*{*self._found, *skipped, *self._passed}])
+        self._held_out.passed = passed = dict(state.get("passed", {}))  # older checkpoints pass over none
+        names = self._split([*{*self._found, *skipped, *passed}])
         if state["fingerprint"] != _digest(*names).hex():  # the old position means nothing in the new order
-            self._passed = None
+            self._held_out.passed = None
             self._settle()
-            names = self._split(self._found)[1]
+            names = self._split(self._found)
             place = Place(state["epoch"] + 1, 0)
             self._remarks.append(
                 f"the files in {self.path} had changed when the run was resumed in epoch {state['epoch']}: "
@@ -205,8 +169,8 @@ class Folder(ImageSource):
         self._reader.resume_at(names, place, skipped)
 
     def notes(self) -> list[str]:
-        skipped, lines = self._reader.skipped | (self._passed or {}) | self._held_skipped, list(self._remarks)
-        used = len(self._held) + len(self._reader.keys)
+        skipped, lines = self._reader.skipped | self._held_out.faults(), list(self._remarks)
+        used = len(self._held_out.keys) + len(self._reader.keys)
         if skipped:
             named = listed([f"{name} ({reason})" for name, reason in skipped.items()])
             lines.append(f"{len(skipped)} of {used} images of {self.path} could not be read: {named}")

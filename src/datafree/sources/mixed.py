@@ -57,10 +57,12 @@ class Mixed(ImageSource):
         return any(part.due(step) for part in self.parts)
 
     def update(self, student: nn.Module, step: int) -> dict[str, Tensor]:
+        """The due parts' updates, and their metrics: those of the second part that has updates end in _2, and so on."""
         logs: dict[str, Tensor] = {}
-        for part in self.parts:
+        for number, part in enumerate((part for part in self.parts if part.due(-part.warmup) or part.due(0)), 1):
             if part.due(step):
-                logs |= part.update(student, step)
+                metrics = part.update(student, step)
+                logs |= metrics if number == 1 else {f"{name}_{number}": value for name, value in metrics.items()}
         return logs
 
     def sample(self, n: int) -> Batch:

@@ -20,6 +20,7 @@ from datafree.storage.run_files import IndexForm, RecordForm
 from datafree.text import show
 
 INDEX = "index.json"  # the whole set's
+NAMES = "classes.txt"  # below data/
 RECORD = "record.json"  # the name of a shard's record before the shard is in its place
 _MAX_BYTES = 2**31  # of a record, which lists every image of its shard
 
@@ -28,8 +29,12 @@ Record = dict[str, Any]  # of a shard or of the whole, as its json holds it
 
 def records(path: Path) -> Iterator[Record]:
     """The record of each whole shard of the set at `path`, in their order. Raises RunError for a damaged one."""
-    for file in sorted((path / "shards").glob("*.json")):
+    for file in _record_files(path):
         yield read_record(file)
+
+
+def _record_files(path: Path) -> list[Path]:
+    return sorted((path / "shards").glob("*.json"))
 
 
 def read_record(file: Path) -> Record:
@@ -81,9 +86,18 @@ def damages(path: Path) -> Iterator[tuple[str, str]]:
         if not sound:
             yield f"data/{name}", "damaged"
     if is_finished(path) and sum(1 for _ in files_in(path / "data")) > present:  # names are kept only where need be
-        known = {name for name, _ in hashes(path)} | {"classes.txt"}  # which is written before the index, that has it
+        known = {name for name, _ in hashes(path)} | {NAMES}  # which is written before the index, that has it
         for name in sorted(set(files_in(path / "data")) - known):
             yield f"data/{name}", "added: no shard has written it"
+
+
+def names_changed(path: Path) -> bool:
+    """Whether the classes are called otherwise than when the index of the set at `path` was written; OSError."""
+    try:
+        digest = read_record(path / INDEX)["files"].get(NAMES)
+    except RunError:  # there is none, or it is to be written anew in any case
+        return False
+    return digest is not None and sha256_of(path / "data" / NAMES) != digest
 
 
 def is_finished(path: Path) -> bool:
@@ -129,16 +143,17 @@ def data_of(path: Path) -> Path:
 
     Raises RunError for a set that is not finished, DataError for one whose data/ holds other files than were written.
     Files are compared by name, those about all images by content, and of the others those by content that are younger
-    than the index: nobody has a reason to write there after it. `datafree synthesize --verify` compares each.
+    than their shard's record: nobody has a reason to write there after it. `synthesize --verify` compares each.
     """
     made = set_of(path)
     if made is None:
         return path
-    wanted: dict[str, str] = {}
+    shards: list[tuple[int, dict[str, str]]] = []  # when each was written, in ns, and its files' digests
     images = 0
-    for record in records(made):
+    for file in _record_files(made):
+        record = read_record(file)
         images += record["images"]
-        wanted |= record["files"]
+        shards.append((file.stat().st_mtime_ns, record["files"]))
     if not is_finished(made):
         listed = f" and lists {read_record(made / INDEX)['images']:,}" if (made / INDEX).exists() else ""
         raise RunError(f"{made} is a data set that is not finished: it holds {images:,} images{listed}; {_FINISH}")
@@ -147,12 +162,16 @@ def data_of(path: Path) -> Path:
         if not (made / "data" / name).is_file() or sha256_of(made / "data" / name) != digest:
             raise DataError(f"{made / 'data' / name} is missing or has changed since it was written; {_AGAIN}")
     there = set(files_in(made / "data"))
-    known = wanted.keys() | index["files"].keys()
+    known = {name for _, files in shards for name in files} | index["files"].keys()
     for names, what in ((sorted(there - known), "that no shard has written"), (sorted(known - there), "too few")):
         if names:
             raise DataError(f"{made / 'data'} holds {len(names):,} files {what}, the first {show(names[0])}; {_AGAIN}")
-    written = (made / INDEX).stat().st_mtime_ns
-    changed = [name for name, digest in wanted.items() if _is_changed(made / "data" / name, written, digest)]
+    changed = [
+        name
+        for written, files in shards
+        for name, digest in files.items()
+        if _is_changed(made / "data" / name, written, digest)
+    ]
     if changed:
         line = f"{len(changed):,} files that have changed since they were written, the first {show(changed[0])}"
         raise DataError(f"{made / 'data'} holds {line}; {_AGAIN}")

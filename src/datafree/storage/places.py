@@ -24,7 +24,7 @@ def require_run(run: Path) -> None:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a run has begun there."""
+    """Whether a run or a data set has begun there."""
     return path.is_dir() and any((path / name).is_file() for name in ("student.json", "recipe.yaml"))
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +193,15 @@ class Run:
         """Add a line to metrics.jsonl, scalars to the trackers. Without room it waits for the next line or save."""
         assert self._metrics is not None
         self._trackers.scalars(values, index)
-        try:
-            self._metrics.add((json.dumps({"index": index, "step": step, **values}) + "\n").encode())
-            if self._events is not None:
-                self._events.scalars(values, index)
-        except OSError as error:
-            self._tell_once(f"cannot write the logs in {self.path}", error)
+        line = json.dumps({"index": index, "step": step, **values})
+        adds = [partial(self._metrics.add, f"{line}\n".encode())]
+        if self._events is not None:
+            adds.append(partial(self._events.scalars, values, index))
+        for add in adds:
+            try:  # each by itself: what one of them does not take waits there
+                add()
+            except OSError as error:
+                self._tell_once(f"cannot write the logs in {self.path}", error)
 
     def save_picture(self, index: int, picture: Tensor) -> None:
         """Write samples/NNNNNN.png and show it in the trackers. `picture`: (3, H, W) in [0, 1]. Not without room."""

@@ -14,27 +14,29 @@ from datafree.storage.atomic import Growing
 
 
 class EventFile:
-    """A new file of events in `folder`. Steps from `first` on replace those of earlier files.
+    """A new file of events in `folder`. What earlier files hold of steps after `last` counts no more.
 
     Its methods raise OSError (`Growing.add`: what found no room is kept for the next call).
     """
 
-    def __init__(self, folder: Path, first: int) -> None:
+    def __init__(self, folder: Path, last: int) -> None:
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         folder.mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._file = Growing(folder / name)
         self._add(0, file_version="brain.Event:2")
-        if first > 0:
-            self._add(first, session_log=SessionLog(status=SessionLog.START))
+        self._add(last + 1, session_log=SessionLog(status=SessionLog.START))  # readers drop this step and later ones
 
     def scalars(self, values: dict[str, float], step: int) -> None:
-        """Add numbers by their names."""
+        """Add numbers by their names, as one event: without room all of them wait."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard.summary import scalar
 
+        summary = Summary()
         for name, value in values.items():
-            self._add(step, summary=scalar(name, value))  # type: ignore[no-untyped-call]
+            summary.MergeFrom(scalar(name, value))  # type: ignore[no-untyped-call]
+        self._add(step, summary=summary)
 
     def image(self, name: str, picture: Tensor, step: int) -> None:
         """Add a picture (3, H, W) in [0, 1]."""

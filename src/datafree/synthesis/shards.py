@@ -36,14 +36,12 @@ from datafree.storage import checkpoint, strict_json
 from datafree.storage.atomic import remove, remove_asides, require_ordinary, require_ordinary_in, sync, write_whole
 from datafree.storage.environment import environment
 from datafree.storage.held_folders import require_held
-from datafree.storage.lock import NAME as LOCK
-from datafree.storage.made_set import RECORD, Record, damages, read_record
+from datafree.storage.made_set import NAMES, RECORD, Record, damages, is_finished, names_changed, read_record
 from datafree.storage.run_files import EnvironmentForm
-from datafree.synthesis.claims import FOLDER as CLAIMS
 from datafree.synthesis.claims import Claims
 from datafree.synthesis.preview import writing
 from datafree.synthesis.shard_index import sealed, write_index
-from datafree.synthesis.shard_names import named, state_for
+from datafree.synthesis.shard_names import is_past, means_something, named, state_for
 from datafree.tasks.base import Task
 
 _WRITTEN = (".json", ".png", ".pt", ".safetensors", ".txt", ".yaml")  # the files of a set, by their suffixes
@@ -68,10 +66,11 @@ class Shards:
         self._counts: dict[int, int] = {}  # images of each whole shard
         self._known: set[str] = set()  # their names
         self._is_free = is_free
+        self._awaited = False  # whether another process was writing the index
         self._claims = Claims(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file; choose another --out")
-        if path.is_dir() and any(map(_means_something, path.iterdir())):
+        if path.is_dir() and any(map(means_something, path.iterdir())):
             self._check_same()
             self._read_names()
             self.look()
@@ -102,10 +101,14 @@ class Shards:
             for name, text in (
                 ("recipe.yaml", yaml.render(self.recipe)),
                 ("environment.json", strict_json.sealed({**environment(), "origin": self.origin}).decode()),
-                ("data/classes.txt", names_text(class_names)),
+                (f"data/{NAMES}", names_text(class_names)),
             ):
                 if not (self.path / name).exists():
                     write_whole(self.path / name, text.encode())
+            if names_changed(self.path):  # the index would be written anew, with these
+                raise RunError(
+                    f"{self.data / NAMES} has changed since it was written; put it back, or choose another --out"
+                )
             self._read_names()
             for part in sorted(self.path.glob(".[0-9]*.part")):
                 number = int(part.name[1:-5])
@@ -130,14 +133,15 @@ class Shards:
             if file.stem not in self._known:
                 self._note(read_record(file))
 
-    def claim(self, images: int) -> int | None:
+    def claim(self, images: int, each: int = 1) -> int | None:
         """The number of a shard that is missing until there are `images`, from now on this process's to make.
 
-        None when other processes are at all that are missing: `look` again later. Raises RunError.
+        `each`: images of a shard, as far as is known before there is one. None when other processes are at all that are
+        missing: `look` again later. Raises RunError.
         """
         with writing(self.path):
             self.look()
-            size = max(self._counts.values(), default=1)
+            size = max(self._counts.values(), default=each)
             missing = -(-(images - self.images) // size)  # shards, as far as can be told
             number, tried = -1, 0
             while tried < missing:
@@ -174,7 +178,7 @@ class Shards:
         self._claims.close()
 
     def _read_names(self) -> None:
-        file = self.data / "classes.txt"
+        file = self.data / NAMES
         self.class_names = read_names(file) if file.is_file() else None
 
     def write(self, number: int, task: Task, batch: Batch, state: dict[str, Any] | None = None) -> None:
@@ -248,16 +252,19 @@ class Shards:
         """Every file that is not as it was written: its name below `place`, and what is wrong."""
         return damages(self.path)
 
-    def finish(self, task: Task) -> None:
+    def finish(self, task: Task) -> bool:
         """Write what is about the whole set: the files of `Task.write_index`, and index.json at last.
 
-        Nothing where another process is doing so.
+        False where another process is doing so, perhaps without this one's shards: call it again later, when nothing
+        is written if all is in it.
         """
         assert self.class_names is not None
         with self.alone_at("index") as mine:
-            if mine:
+            if mine and not (self._awaited and is_finished(self.path)):
                 with writing(self.path):
                     write_index(self.path, task, self.class_names)
+            self._awaited |= not mine
+            return mine
 
     def _check_same(self) -> None:
         file = self.path / "recipe.yaml"
@@ -283,7 +290,7 @@ class Shards:
         sync(self.path / "shards")
         shutil.rmtree(part)
         for file in (self.path / "state").glob("before-*.pt"):
-            if file.name <= state_for(record["shard"]):
+            if is_past(file.name, record["shard"]):
                 file.unlink()
         self._note(record)
 
@@ -291,10 +298,3 @@ class Shards:
         self._counts[record["shard"]] = record["images"]
         self._known.add(named(record["shard"]))
         self.carries |= record["carries"]
-
-
-def _means_something(entry: Path) -> bool:
-    """Whether an entry of the directory is more than what a process leaves that is killed before its first file."""
-    if entry.name in (LOCK, CLAIMS) or entry.match(".recipe.yaml.*.part"):
-        return False
-    return entry.name != "shards" or not entry.is_dir() or any(entry.iterdir())

@@ -11,6 +11,7 @@ B images, H x W pixels.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,24 +26,32 @@ from datafree.engine.nonfinite import NotFinite, Watch
 from datafree.engine.origin import compare, origin_of
 from datafree.engine.progress import Progress
 from datafree.engine.recovery import way_out
-from datafree.errors import DataError, NetworkError, RecipeError, RunError, TrainingError
+from datafree.errors import DataError, Interrupted, NetworkError, RecipeError, RunError, TrainingError
 from datafree.networks.load import has_weights
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe, dump
 from datafree.recipe.training import Training
-from datafree.sources.auto import Auto
-from datafree.sources.base import Batch, ImageSource, attach
-from datafree.storage.made_set import INDEX, hashes, read_record, records
+from datafree.sources.auto import is_open
+from datafree.sources.base import Batch, ImageSource, attach, require_outside
+from datafree.storage.made_set import INDEX, NAMES, hashes, read_record, records
+from datafree.storage.places import is_run
 from datafree.storage.run_directory import FREE_KEYS
+from datafree.synthesis.claims import PAUSE, longer
 from datafree.synthesis.object_store.shards import BucketShards
 from datafree.synthesis.preview import means
 from datafree.synthesis.shard_store import ShardStore
 from datafree.synthesis.shards import Shards
 from datafree.synthesis.worker import ShardWorker
-from datafree.tasks.labelled import open_labelled
+from datafree.tasks.base import Task
+from datafree.tasks.labelled import numbered, open_labelled, real_names
 from datafree.text import counted
 
-_USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision"))
+_USED = tuple(f"training.{name}" for name in ("steps", "batch_size", "seed", "device", "precision", "speed"))
+_ANEW = "to have a shard made again remove its shards/NNNNN.json, a file of no shard itself"
+_FROM_BEFORE = (
+    "a shard goes on from the one before and cannot be made again alone: put its files back, or make the set anew in "
+    "another --out; to have a file of no shard made again remove it"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +81,13 @@ def synthesize(
     to stop raises Interrupted. Raises DatafreeError. Shards that are whole stay good whatever happens.
     """
     training = require_number(recipe)
-    if isinstance(recipe.source, Auto):
+    if is_open(recipe.source):
         device = modes.choose_device(training.device)
         recipe, lines = with_source(recipe, device, modes.choose_precision(training.precision, device))
         say(lines[0])  # which source it is; the others are about the student
     trains = trains_first(recipe.source)
+    if isinstance(out, Path) and not is_run(out):
+        require_outside(recipe.source, out)
     with contextlib.closing(_opened(recipe, out)) as shards:
         return _fill(shards, recipe, training, images, trains=trains, stop=stop, log=log, say=say)
 
@@ -104,7 +115,12 @@ def _fill(
     say: Callable[[str], None],
 ) -> Made:
     task, source = recipe.task, recipe.source
-    names = shards.class_names or class_names(recipe)
+    names = class_names(recipe) if shards.class_names is None else shards.class_names
+    if shards.class_names is not None and len(names) != task.num_classes:
+        raise RunError(
+            f"{shards.data}/{NAMES} has {counted(len(names), 'name')} where the task has {task.num_classes} classes; "
+            "put it back as it was, or choose another --out"
+        )
     notes: list[str] = []
     trained = partial(save_artefacts, source)  # its networks, as files
     if shards.count:
@@ -124,9 +140,12 @@ def _fill(
             say(f"warning: {line}")
             notes.append(line)
         finished: list[Batch] = []
+        known = artifacts.class_names(recipe.teacher, task) or real_names(names)
         watch = Watch(device)
         with modes.frozen(teacher), watch.answers_of(teacher):
-            context = training.source_context(task, teacher, device, dtype, say, on_finished_batch=finished.append)
+            context = training.source_context(
+                task, teacher, device, dtype, say, on_finished_batch=finished.append, class_names=known
+            )
             attach(source, context)
             shards.begin(names)
             work = ShardWorker(
@@ -153,13 +172,25 @@ def _fill(
         if not trains:
             shards.keep(trained)
         notes += source.notes()
+        if work.repeats:
+            notes.append("the source gave images again that it had given before: the set holds these more than once")
         if work.answered:
             notes.append("the source's images have no targets: they were written with the teacher's answers")
     shards.begin(names)
-    shards.finish(task)
+    _finish(shards, task, stop)
     if figures := means(records(shards.path)):  # of a bucket, its mirror's
         notes.append(figures)
     return Made(path=shards.data, images=shards.images, shards=shards.count, notes=notes)
+
+
+def _finish(shards: ShardStore, task: Task, stop: Callable[[], str | None]) -> None:
+    """Write the index, or see that another process has written it about all there is."""
+    pause = PAUSE
+    while not shards.finish(task):
+        if reason := stop():
+            raise Interrupted(f"stopped while another process is writing the index ({reason})")
+        time.sleep(pause)
+        pause = longer(pause)
 
 
 def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lambda line: None) -> Made:
@@ -178,8 +209,7 @@ def verify(recipe: Recipe, out: Path | str, *, say: Callable[[str], None] = lamb
             more = f", {added:,} of them added, which are to be removed" if added else ""
             raise DataError(
                 f"{bad:,} of {sum(1 for _ in hashes(shards.path)):,} files of {shards.place} are damaged or "
-                f"missing{more}; to have a shard made again remove its shards/NNNNN.json, a file of no shard itself, "
-                "and run the command without --verify"
+                f"missing{more}; {_FROM_BEFORE if shards.carries else _ANEW}, and run the command without --verify"
             )
         index = shards.path / INDEX
         finished = index.exists() and read_record(index)["images"] == shards.images
@@ -210,7 +240,7 @@ def _is_free(source: ImageSource) -> Callable[[str], bool]:
 
     def is_free(key: str) -> bool:
         section = key.partition(".")[0]
-        unused = section == "training" and key not in _USED
+        unused = section == "training" and not any(f"{key}.".startswith(f"{used}.") for used in _USED)
         return key in FREE_KEYS or unused or (section == "student" and source.finishes)
 
     return is_free
@@ -225,6 +255,6 @@ def class_names(recipe: Recipe) -> list[str]:
         known = artifacts.class_names(recipe.teacher, recipe.task) or []
         names = open_labelled(recipe.task, recipe.data, known).class_names
         names_text(names)  # they are written
+        recipe.task.require_names(names)
         return names
-    count = recipe.task.num_classes
-    return [f"class {label:0{len(str(count - 1))}}" for label in range(count)]
+    return numbered(recipe.task.num_classes)

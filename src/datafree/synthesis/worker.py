@@ -27,7 +27,7 @@ from datafree.errors import DataError, Interrupted, TrainingError
 from datafree.ops import modes
 from datafree.recipe.recipe import Recipe
 from datafree.recipe.training import Training
-from datafree.sources.base import Batch
+from datafree.sources.base import Batch, ImageSource
 from datafree.synthesis.claims import PAUSE, longer
 from datafree.synthesis.preview import write_preview
 from datafree.synthesis.shard_store import ShardStore
@@ -51,6 +51,7 @@ class ShardWorker:
     watch: Watch
     say: Callable[[str], None] = lambda line: None
     answered: bool = False  # whether the teacher's answers became targets
+    repeats: bool = False  # whether images came again, as those of a folder do that has too few
 
     def train(self) -> None:
         """The updates of the source's warm-up, or those that are left of it; by one process, the others wait."""
@@ -107,14 +108,15 @@ class ShardWorker:
         began, had = time.perf_counter(), shards.images
         fresh = _serialised(source.state_dict())
         at, known = 0, _digest(fresh)  # the shard that the source's state is for; that state
-        before: set[bytes] = set()  # the images of the shard before
+        before: set[bytes] = set()  # the images of the shard before; of a source that is not trained, of the first one
+        each = shard_images(source, self.training.batch_size)
         pause, seen = PAUSE, -1  # images, when others were last waited for
         while shards.images < images:
             if reason := self.stop():
                 raise Interrupted(
                     f"stopped at {shards.images:,} of {images:,} images ({reason}); run the same command to resume"
                 )
-            if (number := shards.claim(images)) is None:  # other processes are at what is missing
+            if (number := shards.claim(images, each)) is None:  # other processes are at what is missing
                 if seen < 0:
                     self.say(f"other processes are making all missing shards: waiting for them{self.shards.if_killed}")
                 pause, seen = longer(pause) if shards.images == seen else PAUSE, shards.images
@@ -133,6 +135,10 @@ class ShardWorker:
             batch = self._batch(number)
             if trained:
                 before = _new(batch, before)
+            elif not source.finishes:
+                here, again = _told_apart(batch, before)
+                self.repeats |= again > 0
+                before = before or here
 
             after: dict[str, Any] | None = None
             if not trained:
@@ -177,7 +183,7 @@ class ShardWorker:
             parts = list(self.finished)
             self.finished.clear()
         else:
-            parts = [source.sample(size) for _ in range(-(-SAMPLED // size))]
+            parts = [source.sample(size) for _ in range(shard_images(source, size) // size)]
         images = torch.cat([part.images for part in parts]).float()
         if not torch.isfinite(images).all():
             raise TrainingError(f"images of shard {number:05} are not finite; lower source.lr or the source's weights")
@@ -190,17 +196,30 @@ class ShardWorker:
         return Batch(images=images, targets=torch.cat(targets), figures=_as_numbers(values))
 
 
+def shard_images(source: ImageSource, batch_size: int) -> int:
+    """Images of a shard: those of enough batches of the student's, or of an update, as far as the source says so."""
+    if not source.finishes:
+        return -(-SAMPLED // batch_size) * batch_size
+    size = source.update_size()
+    return 1 if size is None else size.images
+
+
 def _new(batch: Batch, before: set[bytes]) -> set[bytes]:
     """Digests of a batch's images. Raises DataError if some are in the batch twice, or among those `before`."""
-    images = batch.images.mul(255).round().to(torch.uint8).cpu()
-    here = {_digest(image.numpy().tobytes()) for image in images}
-    again = len(images) - len(here - before)
+    here, again = _told_apart(batch, before)
     if again:
         raise DataError(
-            f"the source gives images that it has given before ({again} of {len(images)}): it makes no data set; "
+            f"the source gives images that it has given before ({again} of {len(batch.images)}): it makes no data set; "
             "choose a source.method that makes new images, such as inversion or cgdd"
         )
     return here
+
+
+def _told_apart(batch: Batch, before: set[bytes]) -> tuple[set[bytes], int]:
+    """Digests of a batch's images, and how many of these are in it twice or among those `before`."""
+    images = batch.images.mul(255).round().to(torch.uint8).cpu()
+    here = {_digest(image.numpy().tobytes()) for image in images}
+    return here, len(images) - len(here - before)
 
 
 def _seed(seed: int, what: str, number: int) -> int:

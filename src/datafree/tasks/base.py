@@ -166,14 +166,17 @@ class Task(ABC, Generic[OutputsT]):
         """Targets (B, ...) in which class c is called `order[c]` (C,); by default they are class ids."""
         return order.to(targets.device)[targets]
 
+    def require_names(self, class_names: Sequence[str]) -> None:
+        """Raise DataError where a data set cannot be written whose classes are called so."""
+        return
+
     @abstractmethod
     def write_example(
         self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]
     ) -> dict[str, Any] | None:
         """Write an image (3, H, W) in [0, 1] and its target below `folder`, so that `open_dataset` reads them there.
 
-        `name` is "SHARD/NUMBER". Returns plain values for `write_index`, None where there is no such file. Raises
-        OSError, DataError.
+        `name` is "SHARD/NUMBER". Returns what `write_index` lists of it, or None. Raises OSError, DataError.
         """
 
     def is_entry(self, entry: Any) -> bool:
@@ -183,8 +186,7 @@ class Task(ABC, Generic[OutputsT]):
     def write_index(self, folder: Path, listings: Callable[[], Iterable[list[Any]]], class_names: list[str]) -> None:
         """Write what is about all images of a data set into `folder`, from what `write_example` returned of each.
 
-        By default nothing. `listings` may be called again; it goes through the images, a shard at a time. Raises
-        OSError.
+        By default nothing. `listings` may be called again; it goes through the images by shards. Raises OSError.
         """
         return
 

@@ -5,6 +5,7 @@ B images, C classes, H x W pixels. Outputs are logits (B, C), targets class ids 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, final
@@ -101,11 +102,15 @@ class Classification(Task[Tensor]):
     def open_dataset(self, path: Path) -> LabelFolder:
         return LabelFolder(path, image_size=self.image_size, num_classes=self.num_classes)
 
+    def require_names(self, class_names: Sequence[str]) -> None:
+        for name in class_names:
+            if name != Path(name).name or name.startswith("."):
+                raise DataError(f"the class name {show(name)} cannot name a folder; rename it, or leave `data` out")
+
     def write_example(self, folder: Path, name: str, image: Tensor, target: Tensor, class_names: list[str]) -> None:
         """CLASS/SHARD-NUMBER.png."""
         label = class_names[int(target)]
-        if label != Path(label).name or label.startswith("."):
-            raise DataError(f"the class name {show(label)} cannot name a folder; rename it, or leave `data` out")
+        self.require_names([label])
         save_image(to_image(image), place_below(folder, f"{label}/{name.replace('/', '-')}.png"))
 
     def draw_targets(self, images: Tensor, targets: Tensor) -> Tensor:

@@ -57,9 +57,9 @@ class Detection(Task[Predictions]):
         Weight, Doc("boxes only: of the KL between the classes of a detection and of the student's own there")
     ] = 1.0
     temperature: Annotated[Temperature, Doc("of that KL")] = 2.0
-    min_teacher_score: Annotated[float, Doc("boxes only: score of the teacher's detections that may be drawn")] = 0.1
-    score_threshold: Annotated[float, Doc("of detections that count: in pictures, agreement and hard targets")] = 0.3
-    nms_iou: Annotated[float, Doc("IoU above which only the surer of two detections of a class stays")] = 0.5
+    min_teacher_score: Annotated[Share, Doc("boxes only: score of the teacher's detections that may be drawn")] = 0.1
+    score_threshold: Annotated[Share, Doc("of detections that count: in pictures, agreement and hard targets")] = 0.3
+    nms_iou: Annotated[Share, Doc("IoU above which only the surer of two detections of a class stays")] = 0.5
     max_boxes: Annotated[int, Doc("rows of targets: boxes an image can show")] = 32
     boxes_per_image: Annotated[tuple[int, int], Doc("sampled targets: least, most (DIODE: 1, 1)")] = (1, 1)
     box_sides: Annotated[

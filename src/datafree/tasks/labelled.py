@@ -13,7 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from datafree.data.labelled import LabelledData, Remarked, composed
+from datafree.data.labelled import LabelledData, NamesFiles, Remarked, composed
 from datafree.storage import made_set
 from datafree.tasks.base import Task
 from datafree.text import show
@@ -30,14 +30,14 @@ def open_labelled(task: Task[Any], path: Path, known: Sequence[str] = ()) -> Lab
     names = data.class_names
     if not known or list(known) == names:
         return data
-    if not names_of(data):
+    if not real_names(names):
         return Ordered(data, task, list(known), list(range(len(names))), "")
-    if list(known) == _numbers(len(known)):
+    if not real_names(known):
         return data
     place = {_alike(name): output for output, name in enumerate(known)}
     order = [place.get(_alike(name), -1) for name in names]
     if sorted(order) == list(range(len(known))):
-        line = f"classes are scored in the network's own order ({_some(known)}), not the data's ({_some(names)})"
+        line = f"classes are in the network's own order ({_some(known)}), not the data's ({_some(names)})"
         return Ordered(data, task, list(known), order, line if order != sorted(order) else "")
     line = f"the network's classes have other names ({_some(known)}) than the data's ({_some(names)}): taken in order"
     return Ordered(data, task, names, list(range(len(names))), line)
@@ -45,7 +45,18 @@ def open_labelled(task: Task[Any], path: Path, known: Sequence[str] = ()) -> Lab
 
 def names_of(data: LabelledData) -> list[str]:
     """The classes' names, or none where the data gave but numbers."""
-    return [] if data.class_names == _numbers(len(data.class_names)) else data.class_names
+    return real_names(data.class_names)
+
+
+def real_names(names: Sequence[str]) -> list[str]:
+    """The names, or none where they are but numbers."""
+    plain = [f"class {index}" for index in range(len(names))]
+    return [] if list(names) in (plain, numbered(len(names))) else list(names)
+
+
+def numbered(count: int) -> list[str]:
+    """Names for classes that have none: they sort as the ids do, as those of folders must."""
+    return [f"class {index:0{len(str(count - 1))}}" for index in range(count)]
 
 
 @final
@@ -74,13 +85,12 @@ class Ordered:
         image, target = self._data[index]
         return image, self._renumbered(target[None])[0]
 
+    def files(self, index: int) -> Sequence[Path]:
+        """Those of the data, as far as it knows them."""
+        return self._data.files(index) if isinstance(self._data, NamesFiles) else ()
+
     def _renumbered(self, targets: Tensor) -> Tensor:
         return targets if self._order is None else self._task.renumbered(targets, self._order)
-
-
-def _numbers(count: int) -> list[str]:
-    """What classes without names are called."""
-    return [f"class {index}" for index in range(count)]
 
 
 def _alike(name: str) -> str:

@@ -128,11 +128,12 @@ def test_held_out_crops_are_of_photographs_kept_back_where_there_are_several(tmp
     for value in range(20):
         Image.new("RGB", (40, 40), (10 * value, 10 * value, 10 * value)).save(folder_path / f"{value:02}.png")
     folder = attached(folder_path)
-    held_values = [int(Path(name).stem) * 10 for name in folder._held]
+    held_values = [int(Path(name).stem) * 10 for name in folder._held_out.keys]
     assert len(held_values) == 2
     assert len(folder.validation_images(9)) == 9
-    for name in folder._held:
+    for name in folder._held_out.keys:
         (folder_path / name).write_text("not an image")
     another = attached(folder_path)
     assert len(another.validation_images(9)) == 9 and "2 of 20 images" in another.notes()[0]
-    assert [name for name in another._held if name not in folder._held] == another._held[2:] and len(another._held) == 3
+    kept = another._held_out.keys
+    assert [name for name in kept if name not in folder._held_out.keys] == kept[2:] and len(kept) == 3

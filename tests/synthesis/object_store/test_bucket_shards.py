@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -237,6 +238,24 @@ def test_each_claims_what_no_other_is_at_and_sees_what_it_has_made(memory: str) 
     with closing(begun(memory)) as later:
         assert later.images == 2
         assert later.claim(8) == 1
+
+
+def test_the_index_is_about_what_others_have_made_meanwhile(memory: str) -> None:
+    with closing(begun(memory)) as one, closing(begun(memory)) as other:
+        assert one.claim(2, 2) == 0 and other.claim(2, 2) is None
+        one.write(0, DETECTION, batch_of(DETECTION, 2))
+        with one.alone_at("index"):
+            assert other.claim(4) == 1
+            other.write(1, DETECTION, batch_of(DETECTION, 2))
+            assert not other.finish(DETECTION) and other.finish(DETECTION) is False
+        assert other.finish(DETECTION)
+        index = Bucket(memory).read("index.json")
+        assert index is not None and json.loads(index)["shards"] == 2
+        assert not list(other.damages())
+        with other.alone_at("index"):
+            assert not one.finish(DETECTION)
+        stamp = Bucket(memory).names()["index.json"]
+        assert one.finish(DETECTION) and Bucket(memory).names()["index.json"] == stamp
 
 
 def test_shards_that_carry_something_on_are_made_one_after_the_other(memory: str) -> None:

@@ -28,7 +28,7 @@ from datafree.networks.generators import can_be_resized_to
 from datafree.networks.normalized import bare
 from datafree.ops import modes
 from datafree.recipe.recipe import SOURCE
-from datafree.sources.auto import Auto, batch_of
+from datafree.sources.auto import Auto, batch_of, settled
 from datafree.sources.base import Batch, ImageSource, SourceContext, UpdateSize, attach
 from datafree.sources.fast import Fast
 from datafree.sources.inversion import Inversion
@@ -71,8 +71,7 @@ def make_images(
     `source: auto` is chosen here. Random states are the caller's to seed. Raises DatafreeError: for a source that needs
     a student, DataError where fewer than LEAST images were made, Interrupted where `stop` gives a reason.
     """
-    if isinstance(source, Auto):
-        source = chosen(source, context)
+    source = settled(source, lambda auto: chosen(auto, context))
     if not source.finishes and not source.warmup and source.due(0):
         raise RecipeError(["this source learns with a student, and there is none here: give --source auto"])
     finished: list[Batch] = []

@@ -147,7 +147,7 @@ def _start(
     measure("copied")
     if started.whole or options.refit is None:
         return started
-    before = {name: value.detach().clone() for name, value in bare(student).state_dict().items()}
+    before = modes.copied_state(bare(student))
     with fixed.counted():
         targets = refit_targets(teacher, student, followed, found, kept)
     started.refitted, started.images = refit(teacher, student, targets, used, options.refit, fixed), len(used)

@@ -105,11 +105,6 @@ class Reader(Generic[KeyT, ItemT]):
         return self._order[1]
 
 
-def kept_back(count: int, wanted: int) -> int:
-    """How many of `count` items are held out: `wanted` at most, and at most a tenth (but one)."""
-    return min(wanted, max(1, count // 10)) if count > 1 else 0
-
-
 def listed(items: list[str]) -> str:
     """The first few of them, and how many more there are."""
     more = f" and {len(items) - _NAMED} more" if len(items) > _NAMED else ""

@@ -16,17 +16,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from datafree.errors import RunError
+from datafree.errors import DataError, RunError
 from datafree.sources.base import Batch
-from datafree.storage.made_set import INDEX, hashes, is_finished, read_record, records
+from datafree.storage.made_set import INDEX, NAMES, hashes, is_finished, read_record, records
 from datafree.storage.scratch import Scratch
 from datafree.synthesis.object_store.bucket import Bucket, in_words
 from datafree.synthesis.object_store.leases import EXPIRES, Leases
-from datafree.synthesis.shard_names import named, state_for
+from datafree.synthesis.shard_names import is_past, named, state_for
 from datafree.synthesis.shards import Shards
 from datafree.tasks.base import Task
 
-_BEGUN = ("recipe.yaml", "environment.json", "data/classes.txt")  # the first is there if any is
+_BEGUN = ("recipe.yaml", "environment.json", f"data/{NAMES}")  # the first is there if any is
 _KNOWN = {"recipe.yaml", "environment.json", "data", "shards", "state", INDEX}
 _WEIGHTS = ".safetensors"
 
@@ -45,6 +45,7 @@ class BucketShards:
         self._leases = Leases(self._bucket)
         self.if_killed = f" (for {EXPIRES / 60:.0f} minutes, should one have been killed)"
         self._states: dict[str, str] = {}  # those that the mirror has, and which they are
+        self._awaited = False  # whether another process was writing the index
         self._folder = Scratch()
         self.path = self._folder.path / "set"  # the mirror
         try:
@@ -122,12 +123,12 @@ class BucketShards:
         with self._called():
             self._mirror.look()
 
-    def claim(self, images: int) -> int | None:
+    def claim(self, images: int, each: int = 1) -> int | None:
         self.look()
         self._leases.look()
         passed = []  # shards that others are at
         try:
-            while (number := self._mirror.claim(images)) is not None:
+            while (number := self._mirror.claim(images, each)) is not None:
                 passed.append(number)
                 if not self._leases.take(named(number)):
                     continue
@@ -183,7 +184,7 @@ class BucketShards:
             return
         self._bucket.put({record: folder / record})
         for name in self._bucket.names("state") if states else ():
-            if name.startswith("before-") and name <= state_for(number):
+            if is_past(name, number):
                 self._bucket.remove(f"state/{name}")
 
     def state_before(self, number: int) -> Any:
@@ -221,14 +222,19 @@ class BucketShards:
         finally:
             shutil.rmtree(folder)
 
-    def finish(self, task: Task) -> None:
+    def finish(self, task: Task) -> bool:
         with self.alone_at("index") as mine:
-            if mine:
+            if self._awaited:
+                self._fetch_one(INDEX)
+                self.look()
+            if mine and not (self._awaited and is_finished(self.path)):
                 with self._called():
                     self._mirror.finish(task)
                 about = [f"data/{name}" for name in read_record(self.path / INDEX)["files"]]
                 self._bucket.put({name: self.path / name for name in about})
                 self._bucket.put({INDEX: self.path / INDEX})
+            self._awaited |= not mine
+            return mine
 
     def damages(self) -> Iterator[tuple[str, str]]:
         index = [read_record(self.path / INDEX)] if (self.path / INDEX).exists() else []
@@ -249,5 +255,5 @@ class BucketShards:
         """Within it, what is said of the mirror is said of the bucket."""
         try:
             yield
-        except RunError as error:
-            raise RunError(str(error).replace(str(self.path), self.place)) from error
+        except (DataError, RunError) as error:
+            raise type(error)(str(error).replace(str(self.path), self.place)) from error
