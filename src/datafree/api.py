@@ -46,6 +46,7 @@ from datafree.evaluation.scoring import evaluate_run
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare, device_of
 from datafree.ops import modes
+from datafree.ops.performance import as_it_came
 from datafree.preflight.calibration_subject import calibration_subject
 from datafree.preflight.call_sections import Network, fresh, network_section, plain, planned_time, seconds_said
 from datafree.preflight.completion import Said, as_mapping, as_options, completed, get_size, wishes_of
@@ -152,7 +153,7 @@ def distill(
         run = Path("runs") / recipe.name if place is None else place
         outcome = run_recipe(recipe, run, given=given, stop=stop, log=progress, say=say, drafted=drafted)
         if given.student is None:
-            outcome.student.to("cpu").to(memory_format=torch.contiguous_format)
+            as_it_came(outcome.student.to("cpu"))
     outcome.student.to(device_of(outcome.student)).eval()  # mean and std, too, where the network inside was put back
     outcome.student.dtype = torch.float32  # answers as those of its file, whatever it was trained in
     return Result(
@@ -276,7 +277,7 @@ def export(run: str | Path, out: str | Path | None = None, **options: Any) -> Ex
 
 @contextmanager
 def _as_before(*networks: nn.Module) -> Iterator[None]:
-    """Put networks back to their devices and memory format afterwards, and every random state."""
+    """Put networks back to their devices, memory format and hooks afterwards, and every random state."""
     places = [next(network.parameters()).device for network in networks]
     random = modes.random_state()
     try:
@@ -284,4 +285,4 @@ def _as_before(*networks: nn.Module) -> Iterator[None]:
     finally:
         modes.set_random_state(random)
         for network, place in zip(networks, places, strict=True):
-            network.to(place).to(memory_format=torch.contiguous_format)
+            as_it_came(network.to(place))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import datafree
 from datafree.engine.build_networks import prepare
-from datafree.errors import DataError
+from datafree.errors import DataError, NetworkError
 from datafree.evaluation.finished_run import load_student
 from datafree.networks.checkpoints.weights import save_weights
 from datafree.networks.checks.one_output import settle_one_output
@@ -59,6 +61,48 @@ def test_two_classes_have_the_sigmoids_probabilities(network: type, task: Task, 
 def test_a_sigmoid_inside_is_not_taken_for_the_last_layer() -> None:
     network = Normalized(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 1, 1)))
     assert "a logit" in settle_one_output(network, torch.rand(1, 3, 4, 4))
+
+
+class Function(nn.Module):
+    """A mask by torch.sigmoid, as many U-Nets end, and what stands behind it."""
+
+    def __init__(self, behind: Callable[[Tensor], Tensor], sigmoid: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer = mask()
+        self.behind, self.sigmoid = behind, sigmoid
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.behind(self.sigmoid(4 * self.layer(images)))
+
+
+@pytest.mark.parametrize("sigmoid", [torch.sigmoid, torch.Tensor.sigmoid_])
+@pytest.mark.parametrize(
+    ("behind", "said"),
+    [
+        (lambda yes: yes, "a sigmoid"),
+        (lambda yes: yes.squeeze(1)[:, None], "a sigmoid"),
+        (lambda yes: F.interpolate(yes.clamp(1e-4, 1 - 1e-4), scale_factor=2, mode="bilinear"), "a sigmoid"),
+        (lambda yes: 10 * yes - 5, "a logit"),
+        (lambda yes: yes.mul_(10).sub_(5), "a logit"),
+    ],
+)
+def test_a_sigmoid_is_seen_where_it_is_a_function(
+    behind: Callable[[Tensor], Tensor], said: str, sigmoid: Callable[[Tensor], Tensor]
+) -> None:
+    function, images = Function(behind, sigmoid), torch.rand(2, 3, 4, 4)
+    network = Normalized(function)
+    assert said in settle_one_output(network, images)
+    if said == "a sigmoid":
+        torch.testing.assert_close(network(images).softmax(1)[:, 1:], function(images))
+
+
+def test_chosen_classes_are_no_logits() -> None:
+    class Chosen(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.argmax(1, keepdim=True)
+
+    with pytest.raises(NetworkError, match=r"whole numbers, one each \(int64\).* take its last argmax"):
+        settle_one_output(Normalized(Chosen()), torch.rand(1, 3, 4, 4))
 
 
 def test_two_outputs_stay_two_outputs() -> None:

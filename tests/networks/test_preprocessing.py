@@ -56,6 +56,7 @@ def normalised(images: Tensor, mean: Three, std: Three) -> Tensor:
     [
         ("timm/resnet18", *IMAGENET, (224, 224), 1000),
         ("timm/vit_tiny_patch16_224?img_size=96", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), (96, 96), 1000),
+        ("torchvision/vit_b_16?image_size=96", *IMAGENET, (96, 96), 1000),
         ("torchvision/inception_v3", *IMAGENET, (299, 299), 1000),
         ("torchvision/lraspp_mobilenet_v3_large", *IMAGENET, (520, 520), 21),
         ("torchvision/ssd300_vgg16", (0.48235, 0.45882, 0.40784), (1 / 255,) * 3, (300, 300), 90),

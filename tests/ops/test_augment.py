@@ -101,8 +101,9 @@ def test_shift_and_flip_moves_masks_with_the_pixels_and_goes_on_at_the_edge() ->
         lambda images: augment.roll_and_flip(images, 3),
         lambda images: augment.shift_and_flip(images, 3),
         lambda images: augment.scale_crop(images, 0.5, 2.0),
+        lambda images: augment.area_crop(images, 0.1),
     ],
-    ids=["roll_and_flip", "shift_and_flip", "scale_crop"],
+    ids=["roll_and_flip", "shift_and_flip", "scale_crop", "area_crop"],
 )
 def test_each_pixel_of_a_result_comes_from_where_the_move_says(
     change: Callable[[Tensor], tuple[Tensor, Move]], size: tuple[int, int]
@@ -337,3 +338,24 @@ def test_resized_crop_shows_a_part_of_the_asked_area() -> None:
         assert 0.9 < part.max() <= 1
     mirrored = (augment.resized_crop(across)[:, 0, 0].diff().mean(1) < 0).float().mean()
     assert 0.35 < mirrored < 0.65
+
+
+def test_area_crop_shows_a_part_of_the_asked_area_in_a_shape_that_fits() -> None:
+    modes.seed_everything(0)
+    images = torch.rand(4000, 3, 6, 8)
+    for least in (0.1, 0.7, 1.0):
+        shown, move = augment.area_crop(images, least)
+        assert move.scale is not None
+        assert move.offset is not None
+        width, height = move.scale.unbind(1)  # shares of the image's; none mirrored
+        area, shape = width * height, width / height
+        assert area.mean().item() == pytest.approx((least + 1) / 2, abs=0.01)  # U(least, 1)
+        assert area.min().item() >= least - 1e-5
+        assert move.scale.max().item() <= 1 + 1e-5
+        assert shape.max().item() <= 4 / 3 + 1e-5
+        assert shape.min().item() >= 3 / 4 - 1e-5
+        assert shape.log().mean().abs().item() < 0.01
+        assert (move.offset.abs() <= 1 - move.scale + 1e-5).all()  # inside
+    torch.testing.assert_close(shown, images)
+    assert shape.std().item() < 1e-5
+    assert augment.area_crop(torch.ones(9, 3, 6, 8), 0.1)[0].min().item() == pytest.approx(1)  # no black at the edge

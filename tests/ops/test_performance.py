@@ -21,7 +21,7 @@ from datafree.errors import Interrupted, RunError
 from datafree.networks.load import NetworkSpec
 from datafree.networks.normalized import Normalized, bare
 from datafree.ops import modes, moments
-from datafree.ops.performance import Speed
+from datafree.ops.performance import Speed, as_it_came
 from datafree.recipe.training import Training
 from datafree.run import run_recipe
 from datafree.sources import SOURCES
@@ -239,6 +239,17 @@ def test_the_gradient_of_a_strided_layer_is_of_its_images_alone(width: int, stri
             ours, theirs = answer.float().square().mean(), expected.square().mean()
             (gradient,), (truth,) = torch.autograd.grad(ours, layer.weight), torch.autograd.grad(theirs, exact.weight)
             torch.testing.assert_close(gradient.double(), truth, rtol=0.05, atol=0.02)
+
+
+def test_a_network_that_is_handed_back_has_no_hook_left() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.Conv2d(4, 4, 3, stride=2))
+    mine = network[1].register_forward_pre_hook(lambda layer, inputs: None)
+    for _ in range(2):
+        Speed().laid_out(network)
+    assert [len(layer._forward_pre_hooks) for layer in network] == [2, 2]  # not once more for each time
+    as_it_came(network)
+    assert [len(layer._forward_pre_hooks) for layer in network] == [0, 1] and mine.id in network[1]._forward_pre_hooks
+    assert all(layer.weight.is_contiguous() for layer in network)
 
 
 @pytest.mark.thorough

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -13,9 +14,11 @@ import torchvision
 from torch import nn
 
 from datafree.errors import NetworkError, WeightsError
+from datafree.networks import bounded, libraries
 from datafree.networks.checkpoints.weights import read_shapes, read_tensors, save_weights
 from datafree.networks.fingerprints import MARK, fingerprint, proposed, shapes_of
 from datafree.networks.libraries import build_from_library
+from datafree.networks.load import build_network
 from datafree.networks.resnet import resnet
 from datafree.networks.unet import unet
 from datafree.preflight.identify import identify
@@ -51,6 +54,46 @@ def test_a_network_of_any_number_of_classes_is_told(
     assert (found.spec.network, found.spec.args, found.spec.channels) == (told, args, channels)
     assert found.spec.weights == tmp_path / "mine.safetensors"
     assert f"names and shapes of {told}" in found.why
+
+
+def test_a_second_head_for_training_is_left_out(tmp_path: Path) -> None:
+    """As torchvision's own files of fcn_resnet50 and deeplabv3_resnet50 have it; here of the smallest of its kind."""
+    given = {"weights": None, "weights_backbone": None, "num_classes": 5}
+    network = torchvision.models.get_model("deeplabv3_mobilenet_v3_large", aux_loss=True, **given).eval()
+    found = identify(saved(network, tmp_path / "mine.safetensors"))
+    assert (found.spec.network, found.spec.args) == ("torchvision/deeplabv3_mobilenet_v3_large", {})
+    assert "tensors but for 8 of a second head have the names" in found.why
+    said: list[str] = []
+    built = build_network(found.spec, num_classes=5, say=said.append).eval()
+    images = torch.rand(1, 3, 32, 32)
+    torch.testing.assert_close(built(images)["out"], network(images)["out"])
+    assert "left out as parts of something else: 7" in said[0]
+
+
+def test_a_googlenet_without_its_second_heads_is_told(tmp_path: Path) -> None:
+    """torchvision takes them off where its own weights are loaded, to be trained on."""
+    network = torchvision.models.googlenet(num_classes=5, aux_logits=False, init_weights=False)
+    found = identify(saved(network, tmp_path / "mine.safetensors"))
+    assert (found.spec.network, found.spec.args) == ("torchvision/googlenet", {"aux_logits": False})
+
+
+def test_names_of_very_many_layers_are_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "MOST_MODULES", 500)
+    begun: list[int] = []
+    made: list[nn.Module] = []
+
+    def build(**args: Any) -> nn.Module:
+        begun.append(args["depth"])
+        made.append(resnet(**args))
+        return made[-1]
+
+    monkeypatch.setattr(libraries, "_DATAFREE", {"resnet": build})
+    names = {f"layer1.{index}.weight": torch.ones(1) for index in range(300)}
+    tensors = {**names, "linear.weight": torch.ones(5, 8), "conv1.weight": torch.ones(4, 3, 3, 3)}
+    safetensors.torch.save_file(tensors, tmp_path / "deep.safetensors")
+    assert "of no network that is known" in refusal(tmp_path / "deep.safetensors")
+    assert set(begun) == {1802}
+    assert not made
 
 
 @pytest.mark.slow

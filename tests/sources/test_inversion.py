@@ -160,6 +160,78 @@ def test_pixels_follow_the_papers_loss(monkeypatch: pytest.MonkeyPatch, classifi
     torch.testing.assert_close(logs, {name: terms[name].detach() for name in weights})
 
 
+def test_crops_become_smaller_along_a_cosine_and_the_last_iterate_is_kept(
+    monkeypatch: pytest.MonkeyPatch, segmenter: nn.Module
+) -> None:
+    """CDA: iteration i of T sees crops of an area from e + (1 - e) (1 + cos(pi i / T)) / 2 on, and their targets."""
+    task = Segmentation(num_classes=CLASSES, image_size=SIZE)
+    options = {"bn_weight": 0.0, "tv_l2_weight": 0.0, "jitter": 0, "flip_probability": 0.0}
+    source = attached(Inversion(batch_size=4, iterations=4, least_crop=0.1, **options), segmenter, task)
+    crops: list[tuple[float, augment.Move]] = []
+    area_crop, optimise = augment.area_crop, pixel_optimizer.optimise
+    walked: list[Tensor] = []
+    values: list[tuple[Tensor, Tensor]] = []
+
+    def cropped(images: Tensor, least: float) -> tuple[Tensor, augment.Move]:
+        moved, move = area_crop(images, least)
+        crops.append((least, move))
+        return moved, move
+
+    def watched(start: Tensor, loss: Callable[[Tensor, int], Tensor], **options: Any) -> Tensor:
+        def look(images: Tensor, iteration: int) -> Tensor:
+            value = loss(images, iteration)
+            values.append((images.detach().clone(), value.detach()))
+            return value
+
+        made = optimise(start, look, **options)
+        walked.append(made)
+        return made
+
+    monkeypatch.setattr(augment, "area_crop", cropped)
+    monkeypatch.setattr(pixel_optimizer, "optimise", watched)
+    modes.seed_everything(0)
+    source.update(segmenter, -1)
+    _, targets = images_of(source)
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)]
+    assert [least for least, _ in crops] == pytest.approx(expected)
+    for (_, move), (images, value) in zip(crops, values, strict=True):
+        assert move.scale is not None
+        assert move.offset is not None
+        part = augment.resampled(images, move.scale, move.offset, "border")
+        shown = augment.resampled(targets[:, None].float(), move.scale, move.offset, "border", "nearest")[:, 0].long()
+        torch.testing.assert_close(value, nn.functional.cross_entropy(segmenter(part), shown))
+    assert all(not torch.equal(walked[0], images) for images, _ in values)  # after the last step
+
+
+def test_without_crops_no_number_is_drawn_for_them_and_the_best_iterate_is_kept(
+    monkeypatch: pytest.MonkeyPatch, classifier: nn.Module
+) -> None:
+    monkeypatch.setattr(augment, "area_crop", None)  # is not asked
+    kept: list[str] = []
+    optimise = pixel_optimizer.optimise
+
+    def watched(*given: Any, keep: str, **options: Any) -> Tensor:
+        kept.append(keep)
+        return optimise(*given, keep=keep, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pixel_optimizer, "optimise", watched)
+    source = attached(Inversion(batch_size=2, iterations=2), classifier)
+    source.update(classifier, -1)
+    source.sample(3)
+    assert kept == ["best"]
+
+
+def test_the_student_draws_crops_of_the_asked_area(monkeypatch: pytest.MonkeyPatch, classifier: nn.Module) -> None:
+    source = attached(Inversion(batch_size=2, iterations=1, drawn_crop=0.25), classifier)
+    source.update(classifier, -1)
+    asked: list[float] = []
+    monkeypatch.setattr(augment, "area_crop", lambda images, least: (asked.append(least), images, augment.Move())[1:])
+    assert source.sample(3).images.shape == (3, 3, *SIZE)
+    assert asked == [0.25]
+    with pytest.raises(DataError, match="least_crop is 0"):
+        Inversion(least_crop=0.0)
+
+
 def test_the_first_layer_weighs_more_by_what_is_added_to_its_share_of_one(classifier: nn.Module) -> None:
     images = torch.rand(8, 3, *SIZE)
     found = {}

@@ -186,6 +186,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Weight = Annotated[float, Field(ge=0)]  # of a term of a loss; 0 turns it off
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # of a softmax; its square scales the loss
 Share = Annotated[float, Field(ge=0, le=1)]  # a fraction or a probability
+CropArea = Annotated[float, Field(gt=0, le=1)]  # of a crop, a share of its image's; 1 is the whole image
 Momentum = Annotated[float, Field(ge=0, lt=1)]  # of a running average; 1 would never move
 ExistingFolder = Annotated[Path, AfterValidator(_folder)]
 ExistingFile = Annotated[Path, AfterValidator(_file)]

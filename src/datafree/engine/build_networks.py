@@ -21,6 +21,7 @@ from datafree.networks.checks.class_count import classes_of
 from datafree.networks.checks.input_form import channels_hint, require_flat_images
 from datafree.networks.checks.one_output import settle_one_output
 from datafree.networks.checks.preprocessing_doubt import doubt
+from datafree.networks.checks.said_task import other_task
 from datafree.networks.checks.untrained import untrained
 from datafree.networks.exported.program import Program
 from datafree.networks.families import AUTO, choose_student
@@ -32,7 +33,7 @@ from datafree.networks.preprocessing import known
 from datafree.networks.pretrained import asks_for_all_weights, asks_for_weights
 from datafree.ops import modes
 from datafree.ops.performance import ALL_ON, Speed
-from datafree.recipe.recipe import Recipe
+from datafree.recipe.recipe import TASK, Recipe
 from datafree.sources.auto import Auto, is_open, settled
 from datafree.sources.base import ImageSource
 from datafree.tasks.base import Task, synthetic_batch
@@ -221,7 +222,9 @@ def prepare(
     if len(outputs) != len(look):
         raise NetworkError(f"the {what} {spec.network} answers {len(outputs)} images, but was asked {len(look)}")
     if what == "teacher":
-        for line in filter(None, (doubt(spec, network, spec.input_size or task.image_size), untrained(spec, network))):
+        size = spec.input_size or task.image_size
+        other = other_task(spec, TASK.name_of(type(task)))
+        for line in filter(None, (other, doubt(spec, network, size), untrained(spec, network))):
             say(f"note: {what} {spec.network}: {line}")
     if warning := task.warning(outputs, f"{what} {spec.network}"):
         say(f"note: {warning}")

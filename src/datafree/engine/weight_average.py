@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from datafree.networks import moving_average
+
 
 @dataclass(kw_only=True)
 class WeightAverage:
@@ -30,12 +32,7 @@ class WeightAverage:
         if not self.values:
             self.values = {name: value.clone() for name, value in weights.items()}
             return
-        share = 1 - min(self.momentum, (1 + step) / (10 + step))
-        for name, value in weights.items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value, share)
-            else:
-                self.values[name].copy_(value)
+        moving_average.take_in(self.values, weights, min(self.momentum, (1 + step) / (10 + step)))
 
     @contextmanager
     def shown_by(self, student: nn.Module, wanted: bool = True) -> Iterator[None]:

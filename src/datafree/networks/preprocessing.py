@@ -85,7 +85,7 @@ def known(spec: NetworkSpec) -> Preprocessing | None:
     if library == "timm":
         return _timm(name, spec.args)
     if library == "torchvision":
-        return _torchvision(name)
+        return _torchvision(name, spec.args)
     return None
 
 
@@ -139,20 +139,25 @@ def _timm(name: str, args: dict[str, Any]) -> Preprocessing | None:
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if config is None or config.mean is None or len(config.mean) != 3:
         return None
-    height, width = config.input_size[1:]
-    if isinstance(size := args.get("img_size"), int):
-        height = width = size
     return Preprocessing(
         mean=_three(config.mean),
         std=_three(config.std),
         channel_order="rgb",
-        input_size=(height, width),
+        input_size=_built_for(args, "img_size") or (config.input_size[1], config.input_size[2]),
         classes=config.num_classes or None,
         origin=f"timm's default_cfg{f' ({config.tag})' if config.tag else ''}",
     )
 
 
-def _torchvision(name: str) -> Preprocessing | None:
+def _built_for(args: dict[str, Any], key: str) -> tuple[int, int] | None:
+    """(height, width) that a network of a fixed size is built for, where this argument says it."""
+    size = args.get(key)
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    whole = [side for side in sides if isinstance(side, int)]
+    return (whole[0], whole[1]) if len(whole) == len(sides) == 2 else None
+
+
+def _torchvision(name: str, args: dict[str, Any]) -> Preprocessing | None:
     import torchvision
 
     try:
@@ -180,7 +185,7 @@ def _torchvision(name: str) -> Preprocessing | None:
         mean=_three(mean),
         std=_three(std),
         channel_order="rgb",
-        input_size=size,
+        input_size=_built_for(args, "image_size") or size,
         classes=classes if classes > 0 else None,
         origin=f"torchvision's {type(default).__name__}.{default.name}",
     )

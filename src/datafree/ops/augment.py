@@ -108,10 +108,27 @@ def resized_crop(images: Tensor, least: float = 0.25) -> Tensor:
     count, device = len(images), images.device
     area = least + (1 - least) * torch.rand(count, 1, device=device)
     shape = torch.exp((2 * torch.rand(count, 1, device=device) - 1) * math.log(4 / 3))
-    scale = torch.cat([area * shape, area / shape], 1).sqrt().clamp_max(1.0)  # width, height of the part
-    offset = (1 - scale) * (2 * torch.rand(count, 2, device=device) - 1)
+    scale, offset = _part(area, shape)
     scale[:, 0] *= 1 - 2 * (torch.rand(count, device=device) < 0.5).float()
     return resampled(images, scale, offset, "zeros")
+
+
+def area_crop(images: Tensor, least: float) -> tuple[Tensor, Move]:
+    """A part of each image (B, 3, H, W) at full size, its area U(`least`, 1), its shape 3:4 to 4:3 where that fits.
+
+    With `least` near 1 it is nearly the whole image, of its own shape: a part that would be longer than the image is
+    never drawn, as by torchvision's RandomResizedCrop. Not mirrored.
+    """
+    area = least + (1 - least) * torch.rand(len(images), 1, device=images.device)
+    longest = area.log().neg().clamp_max(math.log(4 / 3))
+    scale, offset = _part(area, torch.exp((2 * torch.rand_like(area) - 1) * longest))
+    return resampled(images, scale, offset, "border"), Move(scale=scale, offset=offset)
+
+
+def _part(area: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and offset (B, 2) of a part of each image, anywhere in it, of an area and a width over height (B, 1)."""
+    scale = torch.cat([area * shape, area / shape], 1).sqrt().clamp_max(1.0)  # width, height of the part
+    return scale, (1 - scale) * (2 * torch.rand_like(scale) - 1)
 
 
 def scale_crop(images: Tensor, least: float, most: float, padding: str = "zeros") -> tuple[Tensor, Move]:

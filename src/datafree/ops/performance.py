@@ -31,7 +31,11 @@ class Speed:
     fused_optimizers: Annotated[bool, Doc("a step of Adam or SGD in one pass over the weights")] = True
 
     def laid_out(self, network: NetworkT) -> NetworkT:
-        """The network itself, its weights in the layout that is asked for; images follow the weights."""
+        """The network itself, its weights in the layout that is asked for; images follow the weights.
+
+        Some layers get hooks against faults of torch's kernels; `as_it_came` takes them away.
+        """
+        as_it_came(network)
         for layer in network.modules():
             if isinstance(layer, nn.Conv2d) and layer.stride[1] > 1 and not isinstance(layer.padding, str):
                 layer.register_forward_pre_hook(_wide_enough)
@@ -65,6 +69,15 @@ class Speed:
 
 
 ALL_ON = Speed()
+
+
+def as_it_came(network: nn.Module) -> None:
+    """Take back what `laid_out` has done, where a network goes to whoever may save it whole, or compile it."""
+    network.to(memory_format=torch.contiguous_format)
+    for layer in network.modules():
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if hook in (_plain_input, _wide_enough):
+                del layer._forward_pre_hooks[key]
 
 
 def _writes_beyond_its_memory(layer: nn.Module) -> bool:

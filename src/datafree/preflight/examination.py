@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datafree.errors import NetworkError
 from datafree.networks.checks.input_form import channels_hint, require_flat_images
 from datafree.networks.checks.one_output import settle_one_output
+from datafree.networks.checks.said_task import said_task
 from datafree.networks.checks.untrained import untrained
 from datafree.networks.exported.program import Program
 from datafree.networks.first_input import Seen, distance, implied, told_order
@@ -178,13 +179,16 @@ def _task(outputs: Any, subject: Subject, stated: str | None, size: tuple[int, i
         made: Task = replace(plan.task, image_size=size, num_classes=count)
         fact = Fact(value=kind, provenance="stated", why=f"the recipe {plan.name}")
     else:
-        kind = stated or guess or ""
+        said = said_task(subject.spec) if guess == "classification" else None
+        kind = stated or said or guess or ""
         if not kind:
             raise NetworkError(f"{name} answers {answer_form(outputs)}, which is the form of no task here")
         made = TASKS[kind](num_classes=count, image_size=size)
         fact = Fact(value=kind, provenance="suggested", why="the form of its answers")
         if stated is not None:
             fact = Fact(value=kind, provenance="stated", why="--task")
+        elif said is not None:
+            fact = Fact(value=kind, provenance="known", why="problem_type in its config.json")
     try:
         made.check(outputs, f"teacher {name}")
     except NetworkError as error:

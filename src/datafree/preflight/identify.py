@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from datafree.errors import DatafreeError, NetworkError, WeightsError
+from datafree.networks.bounded import few_modules
 from datafree.networks.checkpoints.naming import held_prefix
 from datafree.networks.checkpoints.weights import load_weights, read_shapes
 from datafree.networks.checkpoints.whole_modules import read_module
@@ -36,6 +37,7 @@ _COMPARED = 6  # networks whose answers are compared, at most
 _SHOWN = 4  # networks in an error
 _MOST = 0.9  # of a file's tensors that have to be the network's
 _SIDE = 64  # pixels of images that they answer, where the networks do not say
+_SECOND_HEAD = "aux_classifier."  # of torchvision's segmentation networks, which learn by it and answer without
 _ENCODERS = (  # of smp, that are tried besides those in the file's name
     *("resnet34", "resnet18", "resnet50", "resnet101", "mobilenet_v2", "efficientnet-b0", "efficientnet-b1"),
     *("efficientnet-b2", "efficientnet-b3", "efficientnet-b4", "vgg16", "densenet121", "mit_b0", "mit_b1", "mit_b2"),
@@ -71,22 +73,34 @@ def identify(file: Path) -> Identified:
     if not given:
         raise WeightsError(f"weights {file}: holds no tensors")
     told = _hints(file)
-    fitting: list[_Candidate] = []
+    for lead, shapes in _parts(given):
+        tried = dict.fromkeys(_candidates(file, given, shapes, told))
+        if fitting := [_spec(*candidate, file) for candidate in tried if _fits(candidate, shapes)]:
+            return _decided(file, fitting, told, _counted(stored, lead, shapes))
+    first = ", ".join(show(name) for name in list(given)[:2])
+    hint = "timm/NAME, torchvision/NAME or your own module:callable, and its number with --classes"
+    raise WeightsError(
+        f"weights {file}: {len(given)} tensors (first: {first}) of no network that is known here; say which: "
+        f"datafree distill NETWORK --weights {file}, NETWORK being {hint}"
+    )
+
+
+def _parts(given: Mapping[str, Shape]) -> Iterator[tuple[str, dict[str, Shape]]]:
+    """Prefixes, and what lies under them: which may be the network, or is it without a second head beside its own."""
     for lead in (held_prefix(given), *_main_prefixes(given)):
         shapes = {name.removeprefix(lead): shape for name, shape in given.items() if name.startswith(lead)}
-        tried = dict.fromkeys(_candidates(file, given, shapes, told))
-        if fitting := [candidate for candidate in tried if _fits(candidate, shapes)]:
-            break
-    if not fitting:
-        first = ", ".join(show(name) for name in list(given)[:2])
-        hint = "timm/NAME, torchvision/NAME or your own module:callable, and its number with --classes"
-        raise WeightsError(
-            f"weights {file}: {len(given)} tensors (first: {first}) of no network that is known here; say which: "
-            f"datafree distill NETWORK --weights {file}, NETWORK being {hint}"
-        )
-    inside = sum(name.startswith(lead) for name in stored)
-    part = f"{inside} tensors" + (f" under {show(lead)}" if inside < len(stored) else "")
-    return _decided(file, [_spec(*one, file) for one in fitting], told, part)
+        yield lead, shapes
+        if any(name.startswith(_SECOND_HEAD) for name in shapes):
+            yield lead, {name: shape for name, shape in shapes.items() if not name.startswith(_SECOND_HEAD)}
+
+
+def _counted(stored: Iterable[str], lead: str, shapes: Mapping[str, Shape]) -> str:
+    """Which of the tensors `stored` are the network's, whose tensors are `shapes` under `lead`: for people."""
+    names, inside = list(stored), [name.removeprefix(lead) for name in stored if name.startswith(lead)]
+    has_second = any(name.startswith(_SECOND_HEAD) for name in shapes)
+    second = 0 if has_second else sum(name.startswith(_SECOND_HEAD) for name in inside)
+    under = f" under {show(lead)}" if len(inside) < len(names) else ""
+    return f"{len(inside) - second} tensors{under}" + (f" but for {second} of a second head" if second else "")
 
 
 def _main_prefixes(given: Mapping[str, Shape]) -> list[str]:
@@ -109,6 +123,8 @@ def _spec(network: str, args: tuple[tuple[str, Any], ...], channels: int, file: 
 def _candidates(file: Path, given: Mapping[str, Shape], shapes: Mapping[str, Shape], told: str) -> Iterator[_Candidate]:
     """Networks worth building, each perhaps more than once."""
     yield from _own(shapes)
+    if "inception5b.branch4.1.conv.weight" in shapes:  # as torchvision leaves its own weights' network to be trained on
+        yield "torchvision/googlenet", (("aux_logits", False),), 3
     if any(name.startswith("encoder.") for name in shapes):
         yield from _smp(shapes, told)
     for one in (given, shapes):
@@ -161,8 +177,9 @@ def _fits(candidate: _Candidate, shapes: Mapping[str, Shape]) -> bool:
         return False
     spec = NetworkSpec(network=network, args=dict(args), channels=1 if channels == 1 else 3)
     try:
-        count = classes_of(spec, shapes)
-        return count is not None and _built(spec, count) == dict(shapes)
+        with few_modules("the file"):  # layers by the thousand are proposed where it names as many
+            count = classes_of(spec, shapes)
+            return count is not None and _built(spec, count) == dict(shapes)
     except DatafreeError:
         return False
 

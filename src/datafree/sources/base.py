@@ -89,7 +89,7 @@ class ImageSource(ABC):
     finishes: ClassVar[bool] = False  # whether each update finishes a batch, for `on_finished_batch` or a bank
     needs_batchnorm: ClassVar[bool] = False  # whether it refuses a teacher without BatchNorm statistics
     or_attention: ClassVar[bool] = False  # whether attention layers serve it where there is no BatchNorm
-    uses_batchnorm: ClassVar[bool] = False  # whether `bn_weight` is of a term on these statistics
+    uses_batchnorm: ClassVar[bool] = False  # whether `bn_weight` is of a term on these statistics, and not 0 by default
     needs_gradients: ClassVar[bool] = True  # whether its updates, if it has any, learn through the teacher
     needs_images: ClassVar[bool] = False  # whether it needs images of the user's own: photos, proxies, a data set
     forwards_updates: ClassVar[bool] = False  # whether its update is nothing but those of its nested sources

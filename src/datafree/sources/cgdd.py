@@ -68,8 +68,6 @@ class Cgdd(GeneratorSource):
     student_mode: Annotated[
         Literal["train", "eval"], Doc("of the student's BatchNorm while the generator looks through it")
     ] = "train"
-    on_collapse: Literal["restart", "stop", "ignore"] = "restart"
-    restarts: Annotated[Count, Doc("at most")] = 3
     warmup: Annotated[Count, Doc("updates without the adversarial term")] = 100
     update_every: Annotated[Count, Doc("student steps per update")] = 5
 
@@ -103,7 +101,7 @@ class Cgdd(GeneratorSource):
         adversarial = self.adversarial_weight > 0 and step >= 0
         guard.what = "source.adversarial_weight" if adversarial else "source.lr"
         targets = task.sample_targets(self.batch_size, self._context.device)
-        images = self._make(targets)
+        images = self._trainer.make(*self._drawn(targets))
 
         # What the teacher sees: the preset labels, familiar statistics, every class, strong activations.
         with self._match.watching(), features.watched(bare(self._context.teacher), self._deepest) as maps:
@@ -137,7 +135,7 @@ class Cgdd(GeneratorSource):
     def sample(self, n: int) -> Batch:
         old = round(n * self.replay) if len(self._bank) else 0
         targets = self._context.task.sample_targets(n - old, self._context.device)
-        images = self._make(targets) if n > old else torch.empty(0)
+        images = self._trainer.make_for_student(*self._drawn(targets)) if n > old else torch.empty(0)
         if not old:
             return Batch(images=images, targets=targets)
         old_images, old_targets = self._bank.sample(old)
@@ -151,8 +149,9 @@ class Cgdd(GeneratorSource):
         task, fixed = self._context.task, torch.Generator().manual_seed(self._context.seed + 1)
         return self._trainer.validation_images(n, task.class_maps(task.sample_targets(n, self._context.device, fixed)))
 
-    def _make(self, targets: Tensor) -> Tensor:
-        return self._trainer.make(self._trainer.draw(len(targets)), self._context.task.class_maps(targets))
+    def _drawn(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What the generator makes images of targets from: fresh latents, and class maps."""
+        return self._trainer.draw(len(targets)), self._context.task.class_maps(targets)
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._trainer.state_dict(), "bank": self._bank.state_dict(), "match": self._match.state_dict()}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, final
+from typing import Annotated, ClassVar, final
 
 from torch import Tensor, nn
 from typing_extensions import Doc
@@ -46,7 +46,6 @@ class Dafl(GeneratorSource):
     width: Annotated[PositiveInt, Doc("channels of the generator at full size")] = 64
     batch_size: Annotated[PositiveInt, Doc("images per generator step")] = 1024
     lr: Annotated[Positive, Doc("Adam's, the same in the whole run")] = 0.02
-    on_collapse: Literal["restart", "stop", "ignore"] = "restart"
     restarts: Annotated[Count, Doc("at most; each halves the rate")] = 3
     update_every: Annotated[Count, Doc("student steps per generator step")] = 1
 

@@ -7,6 +7,9 @@ Defaults are those its authors published for CIFAR-10; for ImageNet they have bn
 A transformer has no such statistics: the patch-similarity entropy of PSAQ-ViT, Li et al., ECCV 2022, arXiv 2203.02250,
 takes the place of their term.
 
+Crops that become smaller while an image is made, and that a student then learns from: CDA, Zeyuan Yin and Zhiqiang
+Shen, "Dataset Distillation via Curriculum Data Synthesis in Large Data Era", TMLR 2024, arXiv 2311.18838.
+
 B images, C classes, H x W pixels, N rows (an image or a pixel each).
 """
 
@@ -20,7 +23,17 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from datafree.config.options import Count, Momentum, NonNegative, Positive, PositiveInt, Share, Temperature, Weight
+from datafree.config.options import (
+    Count,
+    CropArea,
+    Momentum,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Share,
+    Temperature,
+    Weight,
+)
 from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers, require_batchnorm
 from datafree.networks.patches import PatchEntropy
 from datafree.ops import augment, losses, modes
@@ -69,6 +82,10 @@ class Inversion(PoolSource):
     beta2: Annotated[Momentum, Doc("Adam's")] = 0.999
     jitter: Annotated[Count, Doc("pixels: the batch is rolled by up to this, each iteration")] = 2
     flip_probability: Annotated[Share, Doc("probability that the batch is mirrored, each iteration")] = 0.5
+    least_crop: Annotated[
+        CropArea, Doc("area of the smallest crops that iterations see, 1 at first, this at last; CDA: 0.08")
+    ] = 1.0
+    drawn_crop: Annotated[CropArea, Doc("area of the smallest crops that images are drawn as; CDA: 0.08")] = 1.0
     shift: Annotated[Count, Doc("pixels: images drawn are shifted by up to this, and mirrored; 0 = as made")] = 4
     bank_size: Annotated[PositiveInt | None, Doc("images; unset: 60,000, of large images as many as 2 GB hold")] = None
     warmup: Annotated[Count, Doc("batches before the student's first step: 51,200 images")] = 200
@@ -78,7 +95,7 @@ class Inversion(PoolSource):
         self._patches = self._look_at_patches(context)
         if self._patches is None:
             require_batchnorm(context.teacher, "inversion")
-        self.attach_pool(context)
+        self.attach_pool(context, crop=self.drawn_crop)
         fused = context.speed.fused_statistics
         self._match = StatisticsMatch(network=context.teacher, first=self.first_bn_weight, fused=fused)
         if self.adversarial_weight and not self.update_every:
@@ -101,6 +118,10 @@ class Inversion(PoolSource):
         def loss(images: Tensor, iteration: int) -> Tensor:
             moved, move = augment.roll_and_flip(images, self.jitter, self.flip_probability)
             moved_targets = task.move_targets(targets, move)
+            if self.least_crop < 1:
+                least = pixel_optimizer.cosine(iteration, self.iterations, 1.0, self.least_crop)
+                moved, move = augment.area_crop(moved, least)
+                moved_targets = task.move_targets(moved_targets, move)
             with (self._patches or self._match).watching():
                 outputs = teacher(moved)
             terms["target"] = task.target_loss(outputs, moved_targets)
@@ -136,6 +157,8 @@ class Inversion(PoolSource):
             rate=self._rate,
             betas=self._betas,
             speed=self._context.speed,
+            # The losses of crops that become smaller do not compare.
+            keep="best" if self.least_crop == 1 else "last",
         )
         self._pool.add(images, targets)
         return {name: value.detach() for name, value in terms.items()}  # of the last iteration

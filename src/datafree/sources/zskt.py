@@ -49,7 +49,6 @@ class Zskt(GeneratorSource):
     student_mode: Annotated[
         Literal["train", "eval"], Doc("of the student's BatchNorm while the generator looks through it")
     ] = "train"
-    on_collapse: Literal["restart", "stop", "ignore"] = "restart"
     restarts: Annotated[Count, Doc("at most; each halves the rate")] = 3
     update_every: Annotated[Count, Doc("student steps per update, all on its images")] = 10
 
@@ -68,8 +67,7 @@ class Zskt(GeneratorSource):
         cosine = (1 + math.cos(math.pi * max(step, 0) / self._context.steps)) / 2
         self._trainer.step(loss, self.lr * cosine * self._trainer.guard.caution, self.clip)
         signals = self._trainer.guard.after(step, task, images, outputs)  # may put the generator back
-        with torch.no_grad():
-            self._images = self._trainer.make(latents)
+        self._images = self._trainer.make_for_student(latents)
         return {"divergence": -loss.detach() * student_probs.shape[1], **signals}  # of a row, nats
 
     @torch.no_grad()
@@ -77,7 +75,7 @@ class Zskt(GeneratorSource):
         order = torch.randperm(len(self._images), device=self._images.device)[:n]
         images = self._images[order]
         if len(images) < n:
-            images = torch.cat([images, self._trainer.make(self._trainer.draw(n - len(images)))])
+            images = torch.cat([images, self._trainer.make_for_student(self._trainer.draw(n - len(images)))])
         return Batch(images=images)
 
     def state_dict(self) -> dict[str, Any]:

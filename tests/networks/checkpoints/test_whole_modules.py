@@ -64,6 +64,7 @@ def test_tensors_are_those_of_the_state_dict_in_its_order(net: Net, zipped: bool
     assert module is not None
     same(module.tensors, net.state_dict())
     assert module.kind.endswith(".Net")
+    assert module.eps == {"body.1": 1e-5}
     assert module.attributes["yaml"]["layers"] == [[-1, 1, "Conv", [3]]]
     assert list(module.attributes["yaml"]["names"].values()) == ["cat"]
 

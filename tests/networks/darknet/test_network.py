@@ -410,6 +410,15 @@ def test_what_makes_no_network_is_refused_with_its_line(text: str, expected: str
     assert expected in refusal(lambda: Darknet(parse_cfg(text)))
 
 
+def test_a_cfg_for_training_on_written_by_an_editor_of_windows_is_read(tmp_path: Path) -> None:
+    """With a byte order mark, CRLF, and the option that has the last layers trained alone."""
+    file = tmp_path / "mine.cfg"
+    text = CFG.lstrip().replace("activation=leaky", "activation=leaky\nstopbackward=800", 1).replace("\n", "\r\n")
+    file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    network, wanted = Darknet(read_cfg(file)), Darknet(parse_cfg(CFG))
+    assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in wanted.state_dict().items()}
+
+
 def test_a_cfg_file_is_refused_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "a.cfg"
     assert f"cfg {path}: no such file" in refusal(lambda: read_cfg(path))

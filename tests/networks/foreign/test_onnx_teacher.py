@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -145,6 +146,98 @@ def test_a_last_softmax_or_sigmoid_is_left_out_and_said(last: nn.Module, tmp_pat
     assert any(f"its last {type(last).__name__} is left out" in note for note in teacher.notes)
 
 
+def behind_last(model: Any, *steps: Any, tensors: dict[str, Any] | None = None) -> None:
+    """Put nodes behind the one that makes the output; they begin with the value "before"."""
+    from onnx import numpy_helper
+
+    output = model.graph.output[0].name
+    last = next(node for node in model.graph.node if output in node.output)
+    last.output[0] = "before"
+    steps[-1].output[0] = output
+    model.graph.node.extend(steps)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in (tensors or {}).items())
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.Sigmoid()])
+@pytest.mark.parametrize("how", ["cast", "quantised", "turned"])
+def test_a_last_softmax_or_sigmoid_is_found_behind_what_hands_numbers_on(
+    how: str, last: nn.Module, tmp_path: Path
+) -> None:
+    """As files of half precision, quantised ones (QDQ) and TensorFlow's, channels last, have it."""
+    from onnx import helper
+
+    def edit(model: Any) -> None:
+        if how == "cast":
+            half, whole = (
+                helper.make_node("Cast", ["before"], ["half"], to=10),
+                helper.make_node("Cast", ["half"], ["o"], to=1),
+            )
+            behind_last(model, half, whole)
+        elif how == "quantised":
+            steps = {"scale": np.array(1 / 255, np.float32), "zero": np.array(0, np.uint8)}
+            behind_last(
+                model,
+                helper.make_node("QuantizeLinear", ["before", *steps], ["whole"]),
+                helper.make_node("DequantizeLinear", ["whole", *steps], ["o"]),
+                tensors=steps,
+            )
+
+    if how == "turned":
+
+        class Last(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Conv2d(3, 4, 1)
+
+            def forward(self, images: Tensor) -> Tensor:
+                maps: Tensor = last(self.layer(images.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+                return maps
+
+        network = Last().eval()
+        logits: Callable[[Tensor], Tensor] = network.layer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(network, (torch.rand(1, SIDE, SIDE, 3),), str(tmp_path / "edited.onnx"), dynamo=False)
+    else:
+        logits = small(last).logits
+        edited(write(small(last), tmp_path / "a.onnx"), edit)
+    teacher = opened(tmp_path / "edited.onnx")
+    torch.testing.assert_close(teacher(IMAGES), logits(IMAGES), rtol=5e-3, atol=5e-3)
+    assert any(f"its last {type(last).__name__} is left out" in note for note in teacher.notes)
+
+
+def test_a_softmax_over_something_else_stays_where_the_numbers_are_turned(tmp_path: Path) -> None:
+    class Turned(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.softmax(2).permute(0, 1, 3, 2)
+
+    teacher = opened(write(Turned(), tmp_path / "a.onnx"))
+    torch.testing.assert_close(teacher(IMAGES), Turned()(IMAGES))
+
+
+def test_a_graph_that_goes_round_or_has_steps_without_inputs_is_one_line(tmp_path: Path) -> None:
+    from onnx import helper
+
+    def round_and_round(model: Any) -> None:
+        output = model.graph.output[0].name
+        del model.graph.node[:]
+        model.graph.node.append(helper.make_node("Identity", ["before"], [output]))
+        model.graph.node.append(helper.make_node("Identity", [output], ["before"]))
+
+    for edit in (round_and_round, lambda model: behind_last(model, helper.make_node("Cast", [], ["o"]))):
+        with pytest.raises(WeightsError, match="onnxruntime does not take it"):
+            opened(edited(write(small(), tmp_path / "a.onnx"), edit))
+
+
+def test_classes_that_a_file_has_chosen_are_no_logits(tmp_path: Path) -> None:
+    class Chosen(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.argmax(1, keepdim=True)
+
+    with pytest.raises(NetworkError, match="answers whole numbers"):
+        inspect_teacher(str(write(Chosen(), tmp_path / "a.onnx")))
+
+
 def test_a_softmax_over_pixels_is_no_last_softmax_of_classes(tmp_path: Path) -> None:
     network = nn.Softmax(3)
     teacher = opened(write(network, tmp_path / "a.onnx"))
@@ -204,6 +297,23 @@ def test_one_of_several_outputs_is_chosen_by_name(tmp_path: Path) -> None:
 def name_classes(model: Any) -> None:
     entry = model.metadata_props.add()
     entry.key, entry.value = "names", "{0: 'cat', 1: 'dog'}"
+
+
+@pytest.mark.parametrize("names", ["{0: 'cat'}", "{0: 'cat', 1: 'dog'}"])
+def test_rows_after_suppression_are_refused_also_of_one_class(names: str, tmp_path: Path) -> None:
+    """Corners, score and class: as many numbers as a row of YOLOv5's with one class."""
+
+    class EndToEnd(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([2.0, 3, 10, 12, 0.9, 0]).expand(images.shape[0], 7, 6) + 0 * images.mean()
+
+    def named(model: Any) -> None:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = "names", names
+
+    teacher = opened(edited(write(EndToEnd(), tmp_path / "a.onnx"), named))
+    with pytest.raises(NetworkError, match="after non-maximum suppression"):
+        teacher(IMAGES)
 
 
 @pytest.mark.parametrize("scored", [False, True], ids=["yolov8", "yolov5"])

@@ -20,6 +20,7 @@ from datafree.deploy.snippets import load_snippet
 from datafree.engine.build_networks import prepare
 from datafree.errors import DatafreeError, NetworkError, WeightsError
 from datafree.evaluation.finished_run import load_student
+from datafree.networks import bounded
 from datafree.networks.comparison import relative_error
 from datafree.networks.families import choose_student
 from datafree.networks.huggingface.detectors import adapt
@@ -30,6 +31,7 @@ from datafree.networks.normalized import Normalized, bare
 from datafree.networks.onnx import OnnxNetwork, check_onnx, write_onnx
 from datafree.networks.preprocessing import known
 from datafree.ops import boxes
+from datafree.preflight.inspection import inspect_teacher
 from datafree.tasks.classification import Classification
 
 transformers = pytest.importorskip("transformers")
@@ -371,6 +373,8 @@ def test_an_rt_detr_in_onnx_answers_as_in_torch_for_any_number_of_images(tmp_pat
         ("ViTImageProcessor", {"do_normalize": False, "do_rescale": False}),
         ("EfficientNetImageProcessor", {"rescale_factor": 1 / 127.5, "rescale_offset": True, "include_top": False}),
         ("EfficientNetImageProcessor", IMAGENET),
+        ("MobileViTImageProcessor", {"do_center_crop": False}),
+        ("PPLCNetImageProcessor", {"do_center_crop": False}),
     ],
 )
 def test_images_are_normalised_as_the_image_processor_does(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -381,8 +385,11 @@ def test_images_are_normalised_as_the_image_processor_does(kind: str, options: d
     assert found is not None
     pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted = processor(pixels, return_tensors="pt")["pixel_values"][0]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (found.mean, found.std))
-    torch.testing.assert_close((pixels / 255 - mean) / std, wanted.float(), atol=1e-4, rtol=1e-5)
+    assert found.channel_order is not None
+    given = Normalized(nn.Identity(), found.mean, found.std, channel_order=found.channel_order).prepared(
+        pixels[None] / 255
+    )
+    torch.testing.assert_close(given[0], wanted.float(), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +399,11 @@ def test_images_are_normalised_as_the_image_processor_does(kind: str, options: d
         ({"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": {"height": 32, "width": 32}}, (32, 32)),
         ({"size": {"shortest_edge": 40}}, (40, 40)),
         ({"size": 28}, (28, 28)),
+        ({"size": 28, "do_resize": False}, None),
+        (
+            {"image_processor_type": "PerceiverImageProcessor", "size": 24, "do_center_crop": True, "crop_size": 28},
+            (24, 24),
+        ),
         ({"size": {"shortest_edge": 800, "longest_edge": 1333}}, None),
         ({"size": 800, "max_size": 1333}, None),
     ],
@@ -489,6 +501,74 @@ def test_a_directory_whose_head_is_untrained_is_told_apart(tmp_path: Path) -> No
     transformers.ViTModel.from_pretrained(tmp_path).save_pretrained(tmp_path)
     edit(tmp_path, architectures=["ViTForImageClassification"])
     assert "without its last layer, the classifier ('classifier.weight', 'classifier.bias' missing)" in refusal(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 100_000}, "a network of more than 2,000 modules"),
+        ({"hidden_size": 10_000}, "has 803,640,069 parameters, but only 7,941 values"),
+        ({"intermediate_size": 10**9}, "parameters, but only"),
+    ],
+)
+def test_a_config_far_larger_than_its_weights_is_refused_before_it_takes_memory(
+    changes: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = vit(tmp_path)
+    edit(tmp_path, **changes)
+    monkeypatch.setattr(transformers.ViTForImageClassification, "from_pretrained", None)  # which takes it
+    monkeypatch.setattr(bounded, "MOST_MODULES", 2_000)
+    assert said in refusal(name)
+
+
+def test_a_directory_of_timms_fetches_nothing_and_is_no_larger_than_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    asked: list[dict[str, Any]] = []
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **args: asked.append(args) or make(name, **args))
+    network = make("test_vit", num_classes=5, depth=2)
+    safetensors.torch.save_file(network.state_dict(), tmp_path / "model.safetensors")
+    config: dict[str, Any] = {"architecture": "test_vit", "num_classes": 5}
+    given = {"depth": 2, "pretrained": True, "img_size": [160, 160]}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": given}))
+    built = build_network(NetworkSpec(network=f"hf/{tmp_path}"), num_classes=5)
+    torch.testing.assert_close(built.eval()(images(160)), network.eval()(images(160)))
+    assert not any(args["pretrained"] for args in asked)
+    assert asked[-1]["img_size"] == [160, 160]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": {"embed_dim": 64_000}}))
+    assert "parameters, but only" in refusal(f"hf/{tmp_path}")
+
+
+def test_a_backbone_of_timms_as_transformers_4_wrote_it_is_built_and_the_hub_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As saved by 4.40: `backbone` and `backbone_kwargs` in place of `backbone_config`."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *args, **options: pytest.fail("asked the Hub"))
+    network = make("DetrForObjectDetection", use_timm_backbone=True, backbone="resnet18", **DETR)
+    name = saved(tmp_path, network)
+    old = {"in_chans": 3, "out_indices": [1, 2, 3, 4]}
+    names = {"backbone": "resnet18", "use_timm_backbone": True, "use_pretrained_backbone": True}
+    edit(tmp_path, backbone_config=None, backbone_kwargs=old, **names)
+    built = build_network(NetworkSpec(network=name), num_classes=5).eval()
+    torch.testing.assert_close(built(images(64)).heads[0], network(images(64)).logits)
+
+
+def test_the_task_that_a_config_says_is_taken(tmp_path: Path) -> None:
+    name = vit(tmp_path, problem_type="multi_label_classification")
+    found = inspect_teacher(name, size="32")
+    assert (found.task.value, found.task.provenance) == ("multilabel", "known")
+    assert inspect_teacher(name, size="32", task="classification").task.value == "classification"
+    said: list[str] = []
+    spec, task = NetworkSpec(network=name), Classification(num_classes=5, image_size=(32, 32))
+    prepare(spec, task, "teacher", torch.device("cpu"), torch.float32, say=said.append)
+    assert any("set task.kind=multilabel" in line for line in said)
+    edit(tmp_path, problem_type="regression")
+    assert "answer quantities" in refusal(name)
 
 
 def test_a_backbone_is_a_name_never_a_place(tmp_path: Path) -> None:

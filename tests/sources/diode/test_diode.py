@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -279,22 +280,22 @@ def fixed_boxes(monkeypatch: pytest.MonkeyPatch, *rows: list[float]) -> Tensor:
     return targets
 
 
-@pytest.mark.parametrize("zoom", [(1.0, 1.0), (0.7, 1.3)])
+@pytest.mark.parametrize("moves", [{}, {"zoom": (0.7, 1.3)}, {"least_crop": 0.4}])
 def test_boxes_follow_their_pixels(
-    teacher: Normalized, looked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, zoom: tuple[float, float]
+    teacher: Normalized, looked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, moves: dict[str, Any]
 ) -> None:
     fixed_boxes(monkeypatch, [1, 24, 8, 40, 20])
     start = torch.zeros(4, 3, *SIZE)
     start[..., 8:20, 24:40] = 1
     looked(*range(12), start=start)
-    made(teacher, Diode(batch_size=4, stages=one_stage(jitter=6), zoom=zoom, fp_sampling_every=0, **PLAIN))
+    made(teacher, Diode(batch_size=4, stages=one_stage(jitter=6), fp_sampling_every=0, **moves, **PLAIN))
     places = set()
     for images, targets in zip(probe(teacher).images[1:], probe(teacher).targets, strict=False):
         for image, (labels, found) in zip(images, targets, strict=True):
             y, x = (image[0] > 0.5).nonzero().unbind(1)
             bounds = [x.min().item(), y.min().item(), x.max().item() + 1, y.max().item() + 1]
             assert labels.tolist() == [1]
-            assert found[0].tolist() == pytest.approx(bounds, abs=1e-3 if zoom == (1.0, 1.0) else 1.0)
+            assert found[0].tolist() == pytest.approx(bounds, abs=1.0 if moves else 1e-3)
             places.add(tuple(bounds))
     assert len(places) > 6
 
@@ -303,7 +304,7 @@ def test_each_augmentation_has_its_option(
     teacher: Normalized, looked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[tuple[str, tuple[Any, ...]]] = []
-    for name in ("roll_and_flip", "scale_crop", "brightness", "contrast", "erase", "cutout"):
+    for name in ("roll_and_flip", "scale_crop", "area_crop", "brightness", "contrast", "erase", "cutout"):
         act = getattr(augment, name)
 
         def spy(images: Tensor, *given: Any, name: str = name, act: Any = act) -> Any:
@@ -317,6 +318,17 @@ def test_each_augmentation_has_its_option(
     used.clear()
     made(teacher, Diode(batch_size=2, stages=one_stage(), flip_probability=0.0, zoom=(0.5, 1.5), cutout=0.25, **PLAIN))
     assert used == [("roll_and_flip", (0, 0.0)), ("scale_crop", (0.5, 1.5)), ("cutout", (0.25,))]
+
+
+def test_crops_become_smaller_from_the_first_stage_to_the_last(
+    teacher: Normalized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[float] = []
+    crop = augment.area_crop
+    monkeypatch.setattr(augment, "area_crop", lambda images, least: (used.append(least), crop(images, least))[1])
+    stages = [Stage(iterations=count, jitter=0) for count in (3, 1)]
+    made(teacher, Diode(batch_size=2, stages=stages, fp_sampling_every=0, least_crop=0.2, **PLAIN))
+    assert used == pytest.approx([0.2 + 0.8 * (1 + math.cos(math.pi * i / 4)) / 2 for i in range(4)])
 
 
 def test_degenerate_boxes_never_reach_the_detectors_loss(

@@ -13,9 +13,9 @@ from datafree.tasks.segmentation import Segmentation
 SIZE = (16, 24)
 
 
-def stock(task: type[Task] = Classification, shift: int = 3) -> ImagePool:
+def stock(task: type[Task] = Classification, shift: int = 3, crop: float = 1.0) -> ImagePool:
     context = SourceContext(task=task(num_classes=4, image_size=SIZE), teacher=nn.Identity(), steps=1, batch_size=4)
-    return ImagePool(context=context, capacity=64, shift=shift)
+    return ImagePool(context=context, capacity=64, shift=shift, crop=crop)
 
 
 def test_there_is_noise_until_something_is_made() -> None:
@@ -51,6 +51,19 @@ def test_masks_come_shifted_with_their_images() -> None:
     batch = made.sample(20)
     assert batch.targets is not None
     assert torch.equal((batch.images[:, 0] * 3).round().long(), batch.targets)
+
+
+def test_crops_come_at_full_size_with_their_part_of_the_mask() -> None:
+    modes.seed_everything(0)
+    made = stock(Segmentation, shift=0, crop=0.1)
+    left = (torch.arange(SIZE[1]) < SIZE[1] // 2).long().expand(15, *SIZE)
+    made.add(left[:, None].expand(-1, 3, -1, -1).float(), left)
+    batch = made.sample(60)
+    assert batch.targets is not None
+    sure = (batch.images[:, 0] - 0.5).abs() > 0.49  # the border is blended
+    assert sure.float().mean() > 0.9
+    assert torch.equal(batch.images[:, 0][sure].round().long(), batch.targets[sure])
+    assert len(batch.images[:, 0].mean((1, 2)).round(decimals=1).unique()) > 6  # of all left to all right
 
 
 def test_what_is_held_out_is_never_drawn() -> None:

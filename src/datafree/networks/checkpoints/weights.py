@@ -196,8 +196,11 @@ def load_weights(network: nn.Module, path: Path) -> str:
             f"weights {path} do not fit the network, of {len(own)} tensors: {', '.join(faults)}; "
             + ("they come without torchvision's second head: leave args.aux_loss out" if no_aux else _AS_TRAINED)
         )
-    for name, tensor in shared.items():
+    for name, tensor in [*shared.items()]:
         to = own[name].dtype
+        if is_counter(name) and tensor.dtype != to:  # as where all tensors of a file were made half precision
+            del shared[name]
+            continue
         if tensor.dtype != to and not (tensor.dtype in _FLOATS and to in _FLOATS):
             raise WeightsError(f"weights {path}: {name!r} is {tensor.dtype}, but {to} in the network")
         if not torch.isfinite(tensor.to(to)).all():

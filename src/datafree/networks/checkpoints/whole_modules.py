@@ -32,6 +32,7 @@ class WholeModule:
     kind: str  # its class's full name: "ultralytics.nn.tasks.DetectionModel"
     key: str  # where in a checkpoint it was; "" for the file itself
     tensors: dict[str, Tensor]  # as its state_dict would have them
+    eps: dict[str, float]  # of its layers that have one (normalisation), by name
     attributes: dict[str, Any]  # its own, made of plain values, StoredTensor and Other
 
 
@@ -63,7 +64,7 @@ def read_module(path: Path) -> WholeModule | None:
     ((key, module),) = found
     if not tensors:
         raise WeightsError(f"network {path}: its {show(module.kind)} holds no tensors")
-    return WholeModule(kind=module.kind, key=key, tensors=tensors, attributes=_attributes(module))
+    return WholeModule(kind=module.kind, key=key, tensors=tensors, eps=_eps(module), attributes=_attributes(module))
 
 
 def is_module(value: object) -> bool:
@@ -86,12 +87,7 @@ def _module_in(content: Any) -> tuple[str, Object] | None:
 
 def _named(module: Object) -> Iterator[tuple[str, StoredTensor]]:
     """Names and tensors, as `state_dict` has them: without buffers that are not kept; shared ones under each name."""
-    left: list[tuple[str, Object, int]] = [("", module, 0)]
-    count = 0
-    while left:
-        prefix, here, deep = left.pop()
-        if deep > _DEEPEST:
-            raise ValueError("modules too deep within modules")
+    for prefix, here in _within(module):
         passing = here.state.get("_non_persistent_buffers_set")
         names = passing.items if isinstance(passing, Object) else []
         for group in ("_parameters", "_buffers"):
@@ -100,13 +96,29 @@ def _named(module: Object) -> Iterator[tuple[str, StoredTensor]]:
                     yield prefix + name, tensor
                 elif tensor is not None and not isinstance(tensor, StoredTensor):
                     raise ValueError(f"{(prefix + name)[:80]!r} is a {kind_of(tensor)}, no plain tensor")
+
+
+def _within(module: Object) -> Iterator[tuple[str, Object]]:
+    """A module and those within it, each with what its tensors' names begin with, in the order of the definition."""
+    left: list[tuple[str, Object, int]] = [("", module, 0)]
+    count = 0
+    while left:
+        prefix, here, deep = left.pop()
+        if deep > _DEEPEST:
+            raise ValueError("modules too deep within modules")
+        yield prefix, here
         inner = [
             (f"{prefix}{name}.", child, deep + 1) for name, child in _entries(here, "_modules") if is_module(child)
         ]
-        left += inner[::-1]  # in the order of the definition
+        left += inner[::-1]
         count += 1
         if count > _MOST:
             raise ValueError(f"more than {_MOST:,} modules")
+
+
+def _eps(module: Object) -> dict[str, float]:
+    given = ((prefix.removesuffix("."), here.state.get("eps")) for prefix, here in _within(module))
+    return {name: eps for name, eps in given if isinstance(eps, float) and 0 <= eps <= 1}
 
 
 def _entries(module: Object, group: str) -> list[tuple[str, Any]]:

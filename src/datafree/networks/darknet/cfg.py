@@ -25,17 +25,22 @@ _OPTIONS = {
     "yolo": {"mask", "anchors", "classes", "num", "scale_x_y"},
 }
 _TRAINING = {
-    *(
-        "beta_nms",
-        "cls_normalizer",
-        "counters_per_class",
-        "delta_normalizer",
-        "focal_loss",
-        "ignore_thresh",
-        "iou_loss",
-    ),
-    *("iou_normalizer", "iou_thresh", "jitter", "label_smooth_eps", "map", "max", "max_delta", "nms_kind"),
-    *("obj_normalizer", "objectness_smooth", "random", "resize", "truth_thresh"),
+    "convolutional": {"stopbackward"},
+    "yolo": {
+        *("beta_nms", "cls_normalizer", "counters_per_class", "delta_normalizer", "focal_loss", "ignore_thresh"),
+        *(
+            "iou_loss",
+            "iou_normalizer",
+            "iou_thresh",
+            "jitter",
+            "label_smooth_eps",
+            "map",
+            "max",
+            "max_delta",
+            "nms_kind",
+        ),
+        *("obj_normalizer", "objectness_smooth", "random", "resize", "truth_thresh"),
+    },
 }
 
 
@@ -82,7 +87,7 @@ def read_cfg(path: Path) -> list[Section]:
     try:
         if path.stat().st_size > 4 * MOST_CHARACTERS:
             raise NetworkError(f"longer than {MOST_CHARACTERS} characters; is it the .weights file?")
-        return parse_cfg(path.read_text(encoding="utf-8", errors="replace"))
+        return parse_cfg(path.read_text(encoding="utf-8-sig", errors="replace"))
     except (OSError, NetworkError) as error:
         raise NetworkError(f"cfg {path}: {error if isinstance(error, NetworkError) else one_line(error)}") from error
 
@@ -119,7 +124,7 @@ def parse_cfg(text: str) -> list[Section]:
 
 def _add(section: Section, key: str, value: str, line: int) -> None:
     known = _OPTIONS.get(section.kind)  # [net] holds training options of any name
-    training = _TRAINING if section.kind == "yolo" else set()
+    training = _TRAINING.get(section.kind, set())
     if known is not None and key not in known | training:
         hint = did_you_mean(key, known) or f"; known: {', '.join(sorted(known))}"
         raise NetworkError(f"line {line}: [{section.kind}] has no option {show(key)} here{hint}")

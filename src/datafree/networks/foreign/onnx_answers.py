@@ -39,7 +39,7 @@ class Asked:
 
 
 def choose(file: OnnxFile, output: str | None) -> Asked:
-    """What to ask of a file; `output`: the name the user gives. A model's outputs may be added to.
+    """What to ask of a file; `output`: the name the user gives. A model's last layer may be taken out of it.
 
     Raises NetworkError where it has several outputs and none is named.
     """
@@ -53,10 +53,9 @@ def choose(file: OnnxFile, output: str | None) -> Asked:
         return Asked(names=names, form=_boxes_and_scores, notes=notes)
     chosen = _chosen(file, output)
     logits = _logits(file.images.channels_last)
-    if (before := _before_last(file, chosen)) is not None:
-        value, kind = before
+    if (kind := _without_last(file, chosen)) is not None:
         notes.append(f"its last {kind} is left out: what comes before are the logits")
-        return Asked(names=[value], form=logits, notes=notes)
+        return Asked(names=[chosen.name], form=logits, notes=notes)
     return Asked(names=[chosen.name], form=_detections(file, len(classes), logits) if classes else logits, notes=notes)
 
 
@@ -99,34 +98,54 @@ def class_names(metadata: dict[str, str]) -> list[str]:
 # --- logits ---
 
 
-def _before_last(file: OnnxFile, output: Output) -> tuple[str, str] | None:
-    """What goes into the softmax over classes, or the sigmoid, that makes `output`, and which of the two it is.
+# What may stand behind the last layer and keeps each number by itself; these let a softmax's axis be followed, too.
+_LIKE_BEFORE = ("Identity", "Cast", "Transpose", "QuantizeLinear", "DequantizeLinear")
+_MOVED = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_FLOATS = (1, 10, 11, 16)  # of TensorProto: what numbers are cast to and stay numbers
 
-    It becomes an output of the graph. Exact: no logarithm of a probability that was rounded to 0.
+
+def _without_last(file: OnnxFile, output: Output) -> str | None:
+    """Take the softmax over classes, or the sigmoid, that makes `output` out of the model; say which of the two it was.
+
+    Exact: no logarithm of a probability that was rounded to 0. Behind it may stand what hands each number on, as casts,
+    quantisation and channels last have it; quantised steps are of probabilities, so they go with it.
     """
-    from onnx import helper
-
-    graph, name = file.model.graph, output.name
-    makers = {made: node for node in graph.node for made in node.output}
-    while (node := makers.get(name)) is not None and node.op_type == "Identity":
-        name = node.input[0]
-    if node is None or node.domain not in ("", "ai.onnx") or node.op_type not in ("Softmax", "Sigmoid"):
-        return None
-    if node.op_type == "Softmax":
-        rank = len(output.shape) if output.shape is not None else 2
-        opset = max((each.version for each in file.model.opset_import if each.domain in ("", "ai.onnx")), default=1)
-        default = -1 if opset >= 13 else 1
-        axis = next((each.i for each in node.attribute if each.name == "axis"), default)
-        classes = rank - 1 if file.images.channels_last else 1
-        if axis % rank != classes % rank:
+    makers = {made: node for node in file.model.graph.node for made in node.output}
+    rank = len(output.shape) if output.shape is not None else 2
+    axis: int | None = rank - 1 if file.images.channels_last else 1  # of the classes; None: no longer known
+    name: str = output.name
+    passed: list[Any] = []
+    for _ in range(len(makers)):  # a damaged graph may go round
+        node = makers.get(name)
+        if node is None or node.domain not in ("", "ai.onnx") or not node.input:
             return None
-    value: str = node.input[0]
-    graph.output.append(helper.make_tensor_value_info(value, _type_of(graph, output.name), None))
-    return value, node.op_type
+        given = {each.name: each for each in node.attribute}
+        if node.op_type in ("Softmax", "Sigmoid"):
+            if node.op_type == "Softmax" and (axis is None or _axis(file, given) % rank != axis):
+                return None
+            kind = str(node.op_type)
+            for each in (node, *(step for step in passed if step.op_type.endswith("Linear"))):
+                each.op_type = "Identity"
+                del each.input[1:], each.attribute[:]
+            return kind
+        if node.op_type == "Cast" and ("to" not in given or given["to"].i not in _FLOATS):
+            return None
+        if node.op_type == "Transpose":
+            order = list(given["perm"].ints) if "perm" in given else list(range(rank))[::-1]
+            axis = order[axis] if axis is not None and axis < len(order) == rank else None
+        elif node.op_type in _MOVED:
+            axis = None
+        elif node.op_type not in _LIKE_BEFORE:
+            return None
+        passed.append(node)
+        name = node.input[0]
+    return None
 
 
-def _type_of(graph: Any, name: str) -> int:
-    return next(int(value.type.tensor_type.elem_type) for value in graph.output if value.name == name)
+def _axis(file: OnnxFile, given: dict[str, Any]) -> int:
+    """The axis of a softmax with these attributes."""
+    opset = max((each.version for each in file.model.opset_import if each.domain in ("", "ai.onnx")), default=1)
+    return int(given["axis"].i) if "axis" in given else -1 if opset >= 13 else 1
 
 
 def _logits(channels_last: bool) -> Form:
@@ -153,9 +172,11 @@ def _detections(file: OnnxFile, classes: int, logits: Form) -> Form:
         (rows,) = values
         if rows.ndim == 3 and rows.shape[1] == 4 + classes:
             return _yolo(rows.transpose(1, 2), scored=False)
-        if rows.ndim == 3 and rows.shape[2] == 5 + classes:
+        # Of one class a row after non-maximum suppression has as many numbers as YOLOv5's; its last is the class, 0.
+        suppressed = rows.ndim == 3 and rows.shape[2] == 6 and (classes != 1 or bool((rows[..., 5] == 0).all()))
+        if rows.ndim == 3 and rows.shape[2] == 5 + classes and not suppressed:
             return _yolo(rows, scored=True)
-        if rows.ndim == 3 and rows.shape[2] == 6:
+        if suppressed:
             raise NetworkError(
                 f"{file.path} answers detections after non-maximum suppression {tuple(rows.shape)}; those before are "
                 "needed: export it again without (yolo export ... nms=False end2end=False)"

@@ -54,7 +54,8 @@ class OnnxTeacher(AnswersOnly):
         """The values of the graph that an answer is made of. Raises as `check_size`."""
         self.check_size(images)
         arrays = computed(self._session, self.laid_out(images.cpu()).contiguous().numpy())
-        return [torch.from_numpy(array).to(images.device, torch.float32) for array in arrays]
+        answers = [torch.from_numpy(array).to(images.device) for array in arrays]
+        return [answer.float() if answer.is_floating_point() else answer for answer in answers]
 
     def check_size(self, images: Tensor) -> None:
         """Raise NetworkError for images of another size or another number of channels than the file's."""

@@ -50,6 +50,9 @@ def open_ultralytics(path: Path, module: WholeModule) -> nn.Module:
     _check(described, path)
     network = _built(kind, described, str(path))
     _take(network, module.tensors, path)
+    for name, layer in network.named_modules():  # not in the table, and not always what the package builds
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = module.eps.get(name, layer.eps)
     return adapted(network)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,10 +17,11 @@ from torch import nn
 
 from datafree.config.overrides import set_classes
 from datafree.errors import DatafreeError, NetworkError, WeightsError
-from datafree.networks.checkpoints.weights import load_weights, read_tensors, without_classifier
+from datafree.networks.bounded import few_modules, require_held
+from datafree.networks.checkpoints.weights import load_weights, read_shapes, read_tensors, without_classifier
 from datafree.networks.huggingface.directory import ModelDirectory, open_directory, require_weights_file
 from datafree.networks.libraries import build_from_library, one_line_errors, unknown
-from datafree.networks.pretrained import hub_offline
+from datafree.networks.pretrained import PRETRAINED, hub_offline
 from datafree.text import one_line, show
 
 _TASKS = ("IMAGE_CLASSIFICATION", "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION")
@@ -51,6 +54,18 @@ def build_from_directory(
     `num_classes`. Raises NetworkError, WeightsError.
     """
     directory = open_directory(network)
+    if own_weights and directory.config.get("problem_type") == "regression":
+        raise NetworkError(
+            f"{network} was trained to answer quantities (problem_type regression in its config.json), not classes; "
+            "networks that tell classes apart are needed"
+        )
+    with few_modules(f"{network}: its config.json"):
+        return _built(directory, network, args, num_classes, channels, own_weights)
+
+
+def _built(
+    directory: ModelDirectory, network: str, args: Mapping[str, Any], num_classes: int, channels: int, own_weights: bool
+) -> nn.Module:
     options = {key: value for key, value in args.items() if key != "pretrained"}
     if directory.classes == 1 and num_classes == 2 and own_weights:  # one output, for yes and no
         num_classes = 1
@@ -60,12 +75,23 @@ def build_from_directory(
             f"{set_classes(directory.classes)}, or build it anew by {network}?pretrained=false"
         )
     if directory.timm_name is not None:
-        name = f"timm/{directory.timm_name}"
-        built = build_from_library(
-            name, {**_timm_args(directory), **options}, num_classes=num_classes, channels=channels
+        make = partial(
+            build_from_library,
+            f"timm/{directory.timm_name}",
+            {**_timm_args(directory), **options},
+            num_classes=num_classes,
+            channels=channels,
         )
-        if own_weights:
-            load_weights(built, require_weights_file(directory))
+        if not own_weights:
+            return make()
+        file = require_weights_file(directory)
+        sketch = None
+        with contextlib.suppress(NetworkError), torch.device("meta"):  # some need values while they are built
+            sketch = make()
+        if sketch is not None:
+            require_held(sketch, read_shapes(file), _described(file))
+        built = make()
+        load_weights(built, file)
         return built
     config = _plain(directory.config)
     if config.get("num_channels", 3) != channels:
@@ -77,8 +103,13 @@ def build_from_directory(
 
 
 def _timm_args(directory: ModelDirectory) -> dict[str, Any]:
+    """How the architecture was varied. That weights are fetched is not a file's to say."""
     given = directory.config.get("model_args")
-    return {key: v for key, v in (given if isinstance(given, dict) else {}).items() if isinstance(v, int | float | str)}
+    return {key: v for key, v in (given if isinstance(given, dict) else {}).items() if key not in PRETRAINED}
+
+
+def _described(file: Path) -> str:
+    return f"weights {file}: the network of the config.json beside it"
 
 
 def _plain(value: Any) -> Any:
@@ -100,7 +131,8 @@ def _by_transformers(
     kind = _class_of(network, transformers, config)
     _check_backbone(network, config)
     with one_line_errors(f"{network} cannot be built by its config.json{f' with {options}' if options else ''}"):
-        made = kind.config_class.from_dict(config)
+        with hub_offline():  # which asks the Hub for the config of a backbone that is but a name
+            made = kind.config_class.from_dict(_with_backbone(config))
         for key, value in options.items():
             if not hasattr(made, key):
                 raise unknown(key, made.to_dict(), what=f"option of {network}")
@@ -174,6 +206,19 @@ def _check_backbone(network: str, config: dict[str, Any]) -> None:
             raise NetworkError(f"{network}: its backbone is {show(name)}, which is no network of timm's")
 
 
+def _with_backbone(config: dict[str, Any]) -> dict[str, Any]:
+    """A backbone of timm's by name and options, as transformers 4 wrote it, as a config of its own, as 5 has it.
+
+    transformers 5 would look for it on the Hub first.
+    """
+    given, gone = config.get("backbone_kwargs"), ("backbone", "backbone_kwargs", "use_timm_backbone")
+    if not isinstance(given, dict) or not given or not config.get("use_timm_backbone") or config.get("backbone_config"):
+        return config
+    options = {"num_channels" if key == "in_chans" else key: value for key, value in given.items()}
+    made = {"model_type": "timm_backbone", "features_only": True, **options, "backbone": config.get("backbone")}
+    return {**{key: value for key, value in config.items() if key not in gone}, "backbone_config": made}
+
+
 def _with_weights(kind: Any, config: Any, directory: ModelDirectory) -> Any:
     """A network of `kind` with the directory's tensors, all of them. Raises WeightsError."""
     file = require_weights_file(directory)
@@ -182,6 +227,9 @@ def _with_weights(kind: Any, config: Any, directory: ModelDirectory) -> Any:
         if not torch.isfinite(tensor).all():
             raise WeightsError(f"weights {file}: {show(name)} has values that are not finite; use another file")
     try:
+        with torch.device("meta"):
+            sketch = kind(config)
+        require_held(sketch, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, _described(file))
         built, found = kind.from_pretrained(
             None,
             config=config,

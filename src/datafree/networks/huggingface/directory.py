@@ -60,6 +60,11 @@ class ModelDirectory:
         return list(map(str, given)) if self.timm_name is not None and isinstance(given, list) else None
 
     @property
+    def multilabel(self) -> bool:
+        """Whether it was trained with a sigmoid for each class."""
+        return self.config.get("problem_type") == "multi_label_classification"
+
+    @property
     def classes(self) -> int:
         """How many its head tells apart; transformers' own default is two. Raises NetworkError."""
         config = self.config

@@ -15,6 +15,10 @@ from datafree.networks.huggingface.directory import ModelDirectory, read_json
 from datafree.text import show
 
 _ORIGIN = "preprocessor_config.json"
+# Kinds of processors whose code does otherwise than the others' with the same options.
+_NEVER_NORMALISES = "MobileViT"  # it writes a mean and std all the same
+_ALWAYS_FLIPS = "PPLCNet"
+_CROPS_FIRST = "Perceiver"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,13 @@ def read_preprocessor(directory: ModelDirectory) -> Preprocessor | None:
     if not isinstance(given, dict):
         return None
     mean, std = _normalised(given)
-    flipped = given.get("do_flip_channel_order") is True
+    flipped = given.get("do_flip_channel_order") is True or _is(given, _ALWAYS_FLIPS)
     return Preprocessor(mean=mean, std=std, channel_order="bgr" if flipped else "rgb", size=_size(given), origin=origin)
+
+
+def _is(given: dict[str, Any], kind: str) -> bool:
+    """Whether a processor is of this kind, by its class."""
+    return str(given.get("image_processor_type") or given.get("feature_extractor_type")).startswith(kind)
 
 
 def _timm(directory: ModelDirectory) -> Preprocessor | None:
@@ -68,7 +77,8 @@ def _normalised(given: dict[str, Any]) -> tuple[Three, Three]:
     offset = 1.0 if given.get("rescale_offset") and given.get("do_rescale", True) else 0.0
     mean: Three = (0.0, 0.0, 0.0)
     std: Three = (1.0, 1.0, 1.0)
-    if given.get("do_normalize", True) and "image_mean" in given and "image_std" in given:
+    normalised = given.get("do_normalize", not _is(given, _NEVER_NORMALISES))
+    if normalised and "image_mean" in given and "image_std" in given:
         mean, std = _three("image_mean", given["image_mean"]), _three("image_std", given["image_std"])
     scale = 255 * factor  # (255 f x - o - mean) / std
     # EfficientNet's processor divides by std once more in front of a classifier ("include_top").
@@ -88,7 +98,9 @@ def _three(name: str, given: Any) -> Three:
 def _size(given: dict[str, Any]) -> tuple[int, int] | None:
     """What reaches the network: the crop, or the size that images are brought to; None where a side is free."""
     crop = given.get("do_center_crop") and given.get("crop_size")
-    size = crop or given.get("size")
+    if not crop and not given.get("do_resize", True):
+        return None
+    size = given.get("size") if _is(given, _CROPS_FIRST) or not crop else crop
     if "max_size" in given:  # older releases' word for the longest edge
         return None
     if isinstance(size, int) and not isinstance(size, bool):

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from datafree.config.options import Count, Momentum, NonNegative, PositiveInt, Share, Weight
+from datafree.config.options import Count, CropArea, Momentum, NonNegative, PositiveInt, Share, Weight
 from datafree.errors import DataError, NetworkError
 from datafree.networks.batchnorm import StatisticsMatch, batchnorm_layers
 from datafree.networks.load import NetworkSpec
@@ -65,6 +65,7 @@ class Diode(PoolSource):
     erase_probability: Annotated[Share, Doc("probability that a rectangle of it is blackened")] = 0.5
     cutout: Annotated[Share, Doc("side of a square that is blackened, share of the image's shorter side (ours)")] = 0.0
     zoom: Annotated[tuple[float, float], Doc("least and most enlargement, each image on its own (ours)")] = (1.0, 1.0)
+    least_crop: Annotated[CropArea, Doc("area of the smallest crops that iterations see, 1 at first (CDA)")] = 1.0
     fp_sampling_every: Annotated[Count, Doc("first stage's iterations from look to look for boxes; 0 = no look")] = 100
     fp_sampling_from: Annotated[Count, Doc("iteration of the first look")] = 800
     fp_sampling_score: Annotated[Share, Doc("least score of a detection that becomes a box")] = 0.2
@@ -128,7 +129,7 @@ class Diode(PoolSource):
         for index, stage in enumerate(self.stages):
             size = stage.size(self._task.image_size)
             before = images
-            images, targets, terms = self._run(resized(images, size), targets, stage, size, look=index == 0)
+            images, targets, terms = self._run(resized(images, size), targets, index, size)
             logs |= {name if index == 0 else f"{name}_{index + 1}": value for name, value in terms.items()}
             if index == 0 and not self._noise and (line := still_noise(before, images, self.tv_l1_weight)):
                 self._noise = line
@@ -143,9 +144,11 @@ class Diode(PoolSource):
         return logs
 
     def _run(
-        self, images: Tensor, targets: Tensor, stage: Stage, size: tuple[int, int], *, look: bool
+        self, images: Tensor, targets: Tensor, index: int, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One stage: images (B, 3, H, W) with a lower loss, their targets at the task's size, the last terms."""
+        stage, look = self.stages[index], index == 0
+        counts = [one.iterations for one in self.stages]
         task, teacher = replace(self._task, image_size=size), self._context.teacher
         match = self._statistics_of(stage)
         current = boxes.at_size(targets, self._task.image_size, size)
@@ -160,7 +163,8 @@ class Diode(PoolSource):
                 and iteration % self.fp_sampling_every == 0
             ):
                 current = self._with_seen(x, current, task)
-            moved, moved_targets = self._augmented(x, current, stage, task)
+            least = pixel_optimizer.cosine(sum(counts[:index]) + iteration, sum(counts), 1.0, self.least_crop)
+            moved, moved_targets = self._augmented(x, current, stage, task, least)
             with nullcontext() if match is None else match.watching():
                 outputs: Predictions = teacher(moved)
 
@@ -213,12 +217,17 @@ class Diode(PoolSource):
             fused=self._context.speed.fused_statistics,
         )
 
-    def _augmented(self, x: Tensor, targets: Tensor, stage: Stage, task: Detection) -> tuple[Tensor, Tensor]:
+    def _augmented(
+        self, x: Tensor, targets: Tensor, stage: Stage, task: Detection, least: float
+    ) -> tuple[Tensor, Tensor]:
         """This iteration's look at the images, and where the boxes are in it. In the published order; no clamp."""
         x, move = augment.roll_and_flip(x, stage.jitter, self.flip_probability)
         targets = task.move_targets(targets, move)
         if self.zoom != (1.0, 1.0):
             x, move = augment.scale_crop(x, *self.zoom)
+            targets = task.move_targets(targets, move)
+        if self.least_crop < 1:
+            x, move = augment.area_crop(x, least)
             targets = task.move_targets(targets, move)
         if self.brightness:
             x = augment.brightness(x, self.brightness)

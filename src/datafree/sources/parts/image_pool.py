@@ -28,6 +28,7 @@ class ImagePool:
     context: SourceContext
     capacity: int  # images
     shift: int  # pixels at most; 0 = images come as they were made
+    crop: float = 1.0  # least area of the crops that come in their place; 1 = they come whole
 
     def __post_init__(self) -> None:
         self._bank = Bank(capacity=part_of(self.capacity))
@@ -49,6 +50,9 @@ class ImagePool:
             task = self.context.task
             images, move = augment.shift_and_flip(images, self.shift, task.padding_mode)
             targets = None if targets is None else task.move_targets(targets, move)
+        if self.crop < 1:
+            images, move = augment.area_crop(images, self.crop)
+            targets = None if targets is None else self.context.task.move_targets(targets, move)
         return Batch(images=images.clamp(0, 1), targets=targets)
 
     def validation_images(self, n: int) -> Tensor:

@@ -39,11 +39,11 @@ class PoolSource(ImageSource, ABC):
         if not self.warmup and not self.update_every:
             raise DataError("warmup and update_every are both 0: no image would ever be made; set one of them")
 
-    def attach_pool(self, context: SourceContext) -> None:
-        """Hold the run's context, and an empty pool. For the method's `attach`."""
+    def attach_pool(self, context: SourceContext, crop: float = 1.0) -> None:
+        """Hold the run's context, and an empty pool; `crop`: see there. For the method's `attach`."""
         self._context = context
         self.size_bank(context.task.image_size)
-        self._pool = ImagePool(context=context, capacity=self.bank_images(), shift=self.shift)
+        self._pool = ImagePool(context=context, capacity=self.bank_images(), shift=self.shift, crop=crop)
 
     def update_size(self) -> UpdateSize:
         return UpdateSize(images=self.batch_size, iterations=(self.iterations,))
