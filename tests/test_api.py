@@ -271,7 +271,7 @@ def test_a_live_network_is_recorded_by_class_and_digest_only(tmp_path: Path) -> 
         ({"student": {"network": nn.Identity()}}, NetworkError, "Identity has no parameters"),
         ({"student": {"network": Tiny(), "args": {"width": 3}}}, NetworkError, "args is given beside"),
         ({"teacher": "datafree/resnet"}, NetworkError, "has no weights, so it has nothing to teach"),
-        ({"max_time": "soon"}, RecipeError, "is not a time"),
+        ({"max_time": "soon"}, RecipeError, "max_time is 'soon': give seconds"),
         ({"max_time": 0}, RecipeError, "seconds above 0"),
         ({"data": "/no/such/folder"}, DatafreeError, "/no/such/folder"),
     ],

@@ -90,6 +90,44 @@ def test_a_spec_and_parts_of_a_task_are_kept(weights: Path) -> None:
     assert recipe["student"]["args"] == {"depth": 8, "width": 2}
 
 
+def test_a_teachers_section_counts_whole_where_a_student_is_left_out(weights: Path) -> None:
+    """Options that the command has none for are kept; the same network in 0 to 255 is the same network."""
+    section = {"network": "datafree/resnet?depth=8&width=8", "weights": weights, "licence": "MIT"}
+    call: dict[str, Any] = {"size": 24, "source": "noise", "training": SHORT}
+    made = datafree.distill({**section, **LOOK, "input_size": (16, 16)}, out="one", **call)
+    scaled = {"mean": (127.5,) * 3, "std": (63.75,) * 3, "pixel_range": 255, "input_size": [16, 16]}
+    again = datafree.distill({**section, **scaled}, out="other", **call)
+    spec = NetworkSpec(**{**section, **LOOK}, input_size=(16, 16))
+    third = datafree.distill(spec, out="third", **call)
+    recipe, other, last = (load_recipe(str(run / "recipe.yaml")) for run in (made.run, again.run, third.run))
+    assert (recipe.teacher.input_size, recipe.teacher.licence) == ((16, 16), "MIT")
+    assert recipe.teacher == other.teacher == last.teacher
+    for name, value in made.student.state_dict().items():
+        assert torch.equal(value, again.student.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("said", "given", "words"),
+    [
+        ({"men": 0.5}, {}, r"teacher\.men: no such option \(did you mean mean\?\)"),
+        ({"args": None}, {}, r"teacher\.args: None is not a section"),
+        ({"network": resnet(4, depth=8, width=2)}, {"weights": "small.safetensors"}, "weights is given beside"),
+        ({"init": "teacher"}, {}, r"teacher\.init: is a student's"),
+        ({}, {"size": 16.0}, "--size '16.0' is not a size"),
+        ({}, {"seed": "a"}, "--seed is 'a'"),
+        ({}, {"classes": "4"}, "--classes is '4'"),
+        ({}, {"time": [3]}, r"time is \[3\]: give seconds"),
+        ({}, {"max_time": "9"}, "max_time is '9': give seconds"),
+    ],
+)
+def test_a_slip_in_a_call_is_an_error_of_ours(
+    said: dict[str, Any], given: dict[str, Any], words: str, weights: Path
+) -> None:
+    with pytest.raises(DatafreeError, match=words):
+        datafree.distill({"network": "small.safetensors", **LOOK, **said}, **{"size": 16, **given})
+    assert not Path("runs").exists()
+
+
 def test_short_options_of_training_hold_where_all_is_given(weights: Path) -> None:
     section = {"network": "datafree/resnet", "args": {"depth": 8, "width": 8}, **LOOK}
     task = {"kind": "classification", "num_classes": 4, "image_size": (16, 16)}

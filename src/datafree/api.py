@@ -39,7 +39,7 @@ from datafree.deploy.written_names import require_calibration, require_count
 from datafree.engine.artifacts import class_names
 from datafree.engine.build_networks import Given, prepare
 from datafree.engine.progress import Progress
-from datafree.engine.stopping import Stop, parse_time
+from datafree.engine.stopping import Stop
 from datafree.errors import NetworkError, RecipeError
 from datafree.evaluation.scoring import evaluate as score
 from datafree.evaluation.scoring import evaluate_run
@@ -48,8 +48,8 @@ from datafree.networks.normalized import Normalized, bare, device_of
 from datafree.ops import modes
 from datafree.ops.performance import as_it_came
 from datafree.preflight.calibration_subject import calibration_subject
-from datafree.preflight.call_sections import Network, fresh, most_seconds, network_section, plain, planned_time
-from datafree.preflight.completion import Said, as_mapping, completed, get_size, wishes_of
+from datafree.preflight.call_sections import Network, fresh, network_section, plain, planned_time, seconds_said
+from datafree.preflight.completion import Said, as_mapping, as_options, completed, get_size, wishes_of
 from datafree.preflight.wishes import NEEDS_PHOTOS
 from datafree.recipe.recipe import make_recipe, make_task_and_teacher
 from datafree.recipe.training import TrainingOptions
@@ -143,7 +143,7 @@ def distill(
     if place is not None:
         require_for_run(place)
     given = Given(teacher=networks["teacher"][1], student=networks.get("student", ({}, None))[1])
-    stop = Stop(most_seconds(max_time))
+    stop = Stop(None if max_time is None else seconds_said(max_time, "max_time"))
     with _as_before(*(network for _, network in networks.values() if network is not None)):
         sections, drafted = completed(sections, said, given.teacher, say)
         try:
@@ -214,7 +214,7 @@ def calibrate(
     weights: str | Path | None = None,
     size: str | int | Sequence[int] | None = None,
     classes: int | None = None,
-    time: str = TIME,
+    time: float | str = TIME,
     device: str | None = None,
     student: str | None = None,
     seed: int = 0,
@@ -230,13 +230,12 @@ def calibrate(
     Raises DatafreeError, and then has written nothing.
     """
     require_count(images)
+    seconds = seconds_said(time, "time")
     place = as_written(out)
     require_calibration(place)
     section, network = network_section(teacher, values=True)
-    named = as_mapping(section)
+    named, changes = as_options(as_mapping(section, weights))
     said = Said(weights=weights, size=size, classes=classes, compress=None, photos=photos)
-    if weights is not None:
-        named = {**named, "weights": str(weights)}
     sections = {"task": {"kind": task} if isinstance(task, str) else plain(task)}
     wishes = dataclasses.replace(
         wishes_of(named, sections, said, get_size(sections["task"])),
@@ -247,7 +246,7 @@ def calibrate(
     )
     where = modes.choose_device(device or "auto")
     with _as_before(*([] if network is None else [network])):
-        wanted = calibration_subject(str(named["network"]), wishes, overrides, network)
+        wanted = calibration_subject(str(named["network"]), wishes, [*changes, *overrides], network)
         for line in wanted.lines:
             say(line)
         return make_calibration(
@@ -255,7 +254,7 @@ def calibrate(
             place,
             page=calibration_page,
             images=images,
-            seconds=parse_time(time),
+            seconds=seconds,
             photos_of=None if photos is None or source in NEEDS_PHOTOS else as_written(photos),
             data=None if data is None else as_written(data),
             int8=int8,

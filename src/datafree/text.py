@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-_KNOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}
+_KNOWN = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "iou": "IoU", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}
 
 
 # Categories of characters that are not shown: control (escape sequences begin with one), format (they turn the

@@ -195,6 +195,41 @@ def test_a_dry_run_checks_everything_and_writes_nothing(datafree: Datafree) -> N
     assert wrong.code == 2 and wrong.err.startswith("error: ")
 
 
+def test_a_dry_run_knows_what_its_directory_holds(datafree: Datafree) -> None:
+    assert datafree("distill", "tiny.yaml", "training.steps=2", "--device", "cpu").code == 0
+    same = datafree("distill", "tiny.yaml", "training.steps=2", "--device", "cpu", "--dry-run")
+    assert same.code == 0, same.err
+    assert f"in {Path('runs/tiny')}, which holds this run: it has finished" in same.out
+    assert "about " not in same.out
+    other = datafree("distill", "tiny.yaml", "training.steps=3", "--device", "cpu", "--dry-run")
+    assert (other.code, other.out) == (2, "")
+    assert "runs/tiny holds a run of another recipe (training.steps: 3 here, 2 in the run)" in other.err
+
+
+def test_a_dry_run_of_a_data_set_knows_what_its_directory_holds(datafree: Datafree) -> None:
+    making = ("synthesize", "tiny.yaml", "--out", "made", "--images", "4", "--device", "cpu")
+    assert datafree(*making).code == 0
+    assert datafree(*making, "--dry-run").code == 0
+    other = datafree(*making, "training.seed=5", "--dry-run")
+    assert (other.code, other.out) == (2, "")
+    assert "made holds the data set of another recipe (training.seed: 5 here" in other.err
+
+
+def test_a_dry_run_is_refused_what_the_run_would_be(datafree: Datafree) -> None:
+    """Found when the source is attached, which the forecast does."""
+    Path("empty").mkdir()
+    wrong = datafree("distill", "tiny.yaml", "source={method: folder, path: empty}", "--dry-run")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert "holds no images" in wrong.err
+
+
+def test_a_recipe_is_inspected_whatever_its_file_is_called(datafree: Datafree) -> None:
+    Path("tiny.yaml").rename("mine")
+    result = datafree("inspect", "mine", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["network"] == "datafree/unet"
+
+
 def test_a_dry_run_finds_layers_that_are_not_there(datafree: Datafree) -> None:
     wrong = datafree("distill", "tiny.yaml", "training.attention_layers={down.9: down.1}", "--dry-run")
     assert (wrong.code, wrong.out) == (2, "")

@@ -166,6 +166,13 @@ def test_a_signal_while_it_is_still_looking_ends_it_at_once(
     assert not Path("runs").exists()
 
 
+def test_weights_beside_a_weights_file_are_refused(datafree: Datafree) -> None:
+    for verb in ("inspect", "init"):
+        result = datafree(verb, "small.safetensors", "--weights", "small.safetensors", "--size", "16")
+        assert (result.code, result.out) == (2, "")
+        assert "small.safetensors is a weights file, and so is --weights small.safetensors" in result.err
+
+
 def test_inspect_takes_a_weights_file_alone(datafree: Datafree) -> None:
     result = datafree("inspect", "small.safetensors", "--size", "16", "--json")
     assert result.code == 0, result.err

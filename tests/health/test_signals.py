@@ -115,6 +115,7 @@ def test_a_student_that_is_the_teacher_agrees_everywhere_and_another_does_not() 
 def test_images_that_are_all_alike_have_no_diversity_in_pixels_or_features() -> None:
     found = health_metrics(TASK, Net(), Net(), coloured()[:1].repeat(20, 1, 1, 1))
     assert found["held_out_pixel_diversity"] == found["held_out_class_balance"] == 0
+    assert math.copysign(1, found["held_out_class_balance"]) == 1  # shown as 0.00, not -0.00
     assert found["held_out_feature_diversity"] == pytest.approx(0, abs=1e-6)
 
 

@@ -170,6 +170,19 @@ def test_options_and_overrides_have_their_way(here: Path) -> None:
     assert section == {"method": "auto", "photos": str(here / "photos")}
 
 
+def test_nothing_is_said_of_a_student_that_overrides_have_changed(here: Path) -> None:
+    made = draft("small.safetensors", Wishes(**SEEN), ["student.args.width=3"])
+    assert made.lines[2] == "student: datafree/resnet, as the overrides have it"
+    assert recipe_of(made).student.args == {"depth": 8, "width": 3}
+    assert not re.search(r"parameters; |times fewer", made.text)
+
+
+@pytest.mark.parametrize("override", ["training=5", "source=noise", "task=[]", "teacher=x"])
+def test_a_section_that_is_a_plain_value_is_a_line(here: Path, override: str) -> None:
+    with pytest.raises(DatafreeError, match="is not a section of"):
+        draft("small.safetensors", Wishes(**SEEN), [override])
+
+
 def test_a_student_whose_layers_do_not_correspond_starts_at_random(here: Path) -> None:
     made = draft("small.safetensors", Wishes(student="timm/test_resnet", **SEEN))
     assert recipe_of(made).student.init == "random"  # so that nothing tries again, and says so again
@@ -208,7 +221,7 @@ def test_answers_that_fit_no_task_are_a_line(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [1, 0.001, 1e-7, "30m", "auto", "a: b, c]", "no", "null", "1e4", [1, "x y"], {"a": [1]}]
+    "value", [1, 0.001, 1e-7, "30m", "auto", "a: b, c]", "no", "null", "Null", "TRUE", "1e4", [1, "x y"], {"a": [1]}]
 )
 def test_a_value_in_one_line_of_yaml_is_read_as_it_was(value: Any) -> None:
     assert yaml.parse(recipe_text({"section": {"key": value}}, [], {("section", "key"): "why"}), "x") == {

@@ -129,6 +129,14 @@ def test_a_run_in_progress_has_a_page_that_says_where_it_is(tmp_path: Path) -> N
     assert "Use the student" not in text
 
 
+def test_a_run_in_its_warm_up_is_placed_as_the_command_places_it(tmp_path: Path) -> None:
+    run = write_run(tmp_path, finished=False)
+    recipe = yaml.parse((run / "recipe.yaml").read_text(), "recipe")
+    (run / "recipe.yaml").write_text(yaml.render({**recipe, "source": {**recipe["source"], "warmup": 50}}))
+    (run / "metrics.jsonl").write_text('{"index": 29, "step": -20, "loss": 1.5}\n')
+    assert "in progress or stopped in the warm-up, update 30 of 50" in page_of(run).text
+
+
 FILES = ("recipe.yaml", "environment.json", "metrics.jsonl", "result.json", "student.json", "measured.json")
 
 
@@ -183,6 +191,20 @@ def test_large_files_are_left_out_and_long_logs_thinned(tmp_path: Path, monkeypa
     assert len(page_of(run).source) < 1_000_000
 
 
+def test_no_more_of_a_log_is_read_than_its_limit_whatever_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path)
+    line = '{"index": 1, "step": 1, "loss": 0.5}\n'
+    monkeypatch.setattr(run_reader, "MAX_LOG", 2 * len(line))
+    (run / "metrics.jsonl").write_text(2 * line)
+    assert not [said for said in read_run(run).missing if "left out" in said]
+    (run / "metrics.jsonl").write_text(line + 5 * line.replace("\n", " "))  # a line beyond the limit
+    seen = read_run(run)
+    assert seen.series["loss"].points == [(1, 0.5)]
+    assert f"metrics.jsonl: what comes after its first {2 * len(line)} letters is left out" in seen.missing
+
+
 def test_pictures_are_opened_with_care_and_take_a_bounded_room(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     (run / "samples" / "000010.png").write_bytes(b"<svg onload=alert(1)>")
@@ -225,6 +247,17 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path: Path) -> None:
     run = write_run(tmp_path)
     with pytest.raises(RunError, match="cannot write"):
         write_page(run, tmp_path)
+
+
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
+    run = write_run(tmp_path)
+    before = (run / "recipe.yaml").read_bytes()
+    with pytest.raises(RunError, match=r"recipe\.yaml is there, and no page"):
+        write_report([run], run / "recipe.yaml")
+    assert (run / "recipe.yaml").read_bytes() == before
+    place = tmp_path / "page.html"
+    place.touch()
+    assert [write_report([run], place) for _ in range(2)] == [place, place]
 
 
 def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:

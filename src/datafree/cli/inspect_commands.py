@@ -15,7 +15,7 @@ from datafree.config.overrides import require_overrides, student_overrides
 from datafree.engine.stopping import ending
 from datafree.errors import RecipeError
 from datafree.preflight.alike import require_known
-from datafree.preflight.option_values import parse_link
+from datafree.preflight.option_values import parse_link, require_one_file
 from datafree.preflight.teacher_file import kind_of
 from datafree.preflight.wishes import Wishes
 from datafree.recipe.files import require_recipe
@@ -61,6 +61,7 @@ def inspect(
     elif kind == "weights":
         from datafree.preflight.identify import identify
 
+        require_one_file(teacher, weights)
         told = identify(Path(teacher))
         teacher, weights, channels = told.called, told.spec.weights, channels or told.spec.channels
     with ending("it writes nothing; run the same command to look again"):

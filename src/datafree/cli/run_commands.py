@@ -155,7 +155,7 @@ def synthesize(
         if verify:
             made = check(loaded, place, say=result)
         elif dry_run:
-            _rehearse(loaded, out, images)
+            _rehearse(loaded, place, images)
             return
         else:
             with display(quiet=quiet, verbose=verbose) as shown:

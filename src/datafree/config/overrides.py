@@ -87,7 +87,7 @@ def student_overrides(student: str | None, compress: str | None) -> list[str]:
     if student is None and compress is None:
         return []
     args = {} if compress is None else {"compress": compress}
-    return [f"student={json.dumps({'network': student or 'auto', 'args': args})}"]
+    return [f"student={json.dumps({'network': 'auto' if student is None else student, 'args': args})}"]
 
 
 def training_overrides(device: str | None, seed: int | None) -> list[str]:

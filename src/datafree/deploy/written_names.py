@@ -11,6 +11,7 @@ from datafree.storage import strict_json
 from datafree.storage.atomic import sha256_of
 from datafree.storage.places import require_replaceable
 from datafree.storage.run_files import ConfigForm
+from datafree.text import show
 
 WEIGHTS, CONFIG, CARD = "student.safetensors", "config.json", "README.md"
 EXPORTED = (
@@ -39,8 +40,8 @@ def require_calibration(out: Path) -> None:
 
 def require_count(images: int) -> None:
     """Raise DataError for a number of images that calibrates nothing, or is no longer a sample."""
-    if not LEAST <= images <= MOST:
-        raise DataError(f"--images is {images}: give {LEAST} to {MOST:,}, 256 where nothing else is known")
+    if type(images) is not int or not LEAST <= images <= MOST:
+        raise DataError(f"--images is {show(images)}: give {LEAST} to {MOST:,}, 256 where nothing else is known")
 
 
 def require_int8_options(steps: int, images: Path | None, int8: bool) -> None:

@@ -107,8 +107,7 @@ def looked(
 
     To all at once; of a dense task to those of a pass, which are then dropped. The teacher passes within `watched`.
     """
-    most = max(1, NUMBERS // (task.num_classes * images[0, 0].numel())) if task.dense else AT_ONCE
-    passes = torch.split(images, min(AT_ONCE, most))
+    passes = torch.split(images, in_a_pass(task, images[0, 0].numel()))
     found = []
     for group in [[part] for part in passes] if task.dense else [passes]:
         with watched():
@@ -117,6 +116,11 @@ def looked(
         found.append((look(theirs, ours), sum(map(len, group))))
         del theirs, ours  # before there are others
     return found
+
+
+def in_a_pass(task: Task[OutputsT], pixels: int) -> int:
+    """Images, of so many pixels, that are answered at once."""
+    return min(AT_ONCE, max(1, NUMBERS // (task.num_classes * pixels))) if task.dense else AT_ONCE
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
@@ -267,7 +271,7 @@ def signals(task: Task[OutputsT], images: Tensor, outputs: OutputsT) -> dict[str
 
 def _signals(images: Tensor, seen: Rows) -> dict[str, Tensor]:
     shares = torch.bincount(seen.named, minlength=seen.classes).float() / len(seen.named)
-    entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
+    entropy = 0.0 - (shares * shares.clamp_min(1e-12).log()).sum()  # of one class 0, not -0
     spread = images.float().std(0, correction=0).mean() if len(images) > 1 else images.new_zeros(())
     most = min(seen.classes, len(seen.named))  # different classes that could be named
     balance = entropy / math.log(most) if most > 1 else torch.ones_like(entropy)  # one: nothing to tell

@@ -7,13 +7,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from datafree.config.duration import duration_of
-from datafree.engine.stopping import parse_time
+from datafree.config.duration import duration_of, seconds_of
 from datafree.errors import NetworkError, RecipeError
 from datafree.networks.instances import live_name
 from datafree.networks.load import NetworkSpec
@@ -74,17 +74,12 @@ def fresh(source: Any) -> Any:
 
 def planned_time(time: float | str | None) -> str | None:
     """`training.time` of seconds, or of a text as it has it. Raises RecipeError."""
-    if time is None or isinstance(time, str):
-        return time
-    if not 0 < time < math.inf:
-        raise RecipeError([f"time is {time}: give seconds above 0, or a text such as 30m"])
-    return duration_of(time)
+    return time if time is None or isinstance(time, str) else duration_of(seconds_said(time, "time"))
 
 
-def most_seconds(max_time: float | str | None) -> float | None:
-    """`max_time` in seconds. Raises RecipeError."""
-    if isinstance(max_time, str):
-        return parse_time(max_time)
-    if max_time is not None and not max_time > 0:
-        raise RecipeError([f"max_time is {max_time}: give seconds above 0, or a text such as 9m"])
-    return max_time
+def seconds_said(time: float | str, what: str) -> float:
+    """Seconds, above 0, of a number or of a text such as 9m, which the argument `what` gives. Raises RecipeError."""
+    found = seconds_of(time) if isinstance(time, str) else time
+    if not isinstance(found, Real) or isinstance(found, bool) or not 0 < found < math.inf:
+        raise RecipeError([f"{what} is {show(time)}: give seconds above 0, or a text such as 9m or 1h30m"])
+    return float(found)

@@ -6,6 +6,7 @@ What the call gives stays as it is, objects too.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from datafree.config import yaml
-from datafree.errors import RecipeError
+from datafree.config import schema, yaml
+from datafree.config.schema import Fault, Invalid
+from datafree.errors import NetworkError, RecipeError
 from datafree.networks.instances import is_live
 from datafree.networks.load import NetworkSpec
+from datafree.preflight.call_sections import plain
 from datafree.preflight.draft import draft
 from datafree.preflight.draft_text import recipe_text
 from datafree.preflight.wishes import Wishes
@@ -26,6 +29,7 @@ from datafree.tasks.base import Task
 from datafree.text import show
 
 _SECTIONS = ("task", "teacher", "student", "source", "training")
+_NO_OPTION = ("input_size", "upsample", "init", "licence")  # of a teacher's section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,17 +51,17 @@ def completed(
 
     `teacher`: where it was given as an object. Raises DatafreeError.
     """
-    section = as_mapping(sections["teacher"])
-    if said.weights is not None:
-        section = {**section, "weights": str(said.weights)}
+    section = as_mapping(sections["teacher"], said.weights)
     kind, size = _of_task(sections["task"])
     if "student" in sections and kind == "whole" and sections["source"] is not None:
         _refuse(said)
         whole = _trained(sections, said)
         return ({**whole, "teacher": section} if said.weights is not None else whole), None
+    section, changes = as_options(section)
     made = draft(
         section["network"],
         wishes_of(section, sections, said, size),
+        changes,
         given=teacher,
         chooses_student="student" not in sections or _named(sections["student"]) is not None,
     )
@@ -65,7 +69,7 @@ def completed(
         say(line)
     found = {key: value if sections.get(key) is None else sections[key] for key, value in made.sections.items()}
     found |= {key: sections[key] for key in ("student", "data") if sections.get(key) is not None}
-    found["teacher"] = {**made.sections["teacher"], **{key: section[key] for key in ("licence",) if key in section}}
+    found["teacher"] = made.sections["teacher"]
     found |= {key: _merged(made.sections[key], sections[key]) for key in ("task", "training")}
     if "student" in made.sections:
         found["student"] = made.sections["student"]
@@ -77,7 +81,7 @@ def completed(
 def wishes_of(section: dict[str, Any], sections: dict[str, Any], said: Said, size: Any) -> Wishes:
     """What a call has said, as the command's options. `sections`: "task", and those of a student and data if any."""
     mean, std = (_listed(section.get(key)) for key in ("mean", "std"))
-    args = section.get("args", {}).items()
+    args = section.get("args", {}).items()  # `as_options` has looked at them
     return Wishes(
         weights=None if section.get("weights") is None else Path(str(section["weights"])),
         args=tuple(f"{key}={yaml.render(value).partition(chr(10))[0]}" for key, value in args),
@@ -105,13 +109,38 @@ def _listed(values: Any) -> str | None:
     return ",".join(map(str, values)) if isinstance(values, (list, tuple)) else str(values)
 
 
-def as_mapping(teacher: NetworkSpec | dict[str, Any]) -> dict[str, Any]:
-    """A teacher's section with what was said, defaults left out."""
-    if not isinstance(teacher, NetworkSpec):
-        return teacher
-    plain = NetworkSpec(network=teacher.network)
+def as_mapping(teacher: NetworkSpec | dict[str, Any], weights: str | Path | None) -> dict[str, Any]:
+    """A teacher's section with what was said, defaults left out; `weights`: those that were given beside it.
+
+    Raises NetworkError for weights beside a network that is an object.
+    """
+    section: dict[str, Any] = teacher if isinstance(teacher, dict) else plain(_said_in(teacher))
+    if weights is not None and is_live(str(section["network"])):
+        raise NetworkError("weights is given beside a network that is an object already: leave it out")
+    return section if weights is None else {**section, "weights": str(weights)}
+
+
+def as_options(section: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A teacher's section with a mean and std of images in [0, 1]; as overrides what the command has no option for.
+
+    Raises RecipeError for keys and values that a recipe would refuse.
+    """
+    wide = {key: [section[key]] * 3 for key in ("mean", "std") if type(section.get(key)) in (int, float)}
+    try:
+        made: NetworkSpec = schema.build(NetworkSpec, {**section, **wide})
+    except Invalid as error:
+        raise RecipeError([str(Fault(("teacher", *fault.key), fault.text)) for fault in error.faults]) from error
+    if "pixel_range" in section:
+        kept = {key: value for key, value in section.items() if key != "pixel_range"}
+        section = {**kept, "mean": made.mean, "std": made.std}
+    return section, [f"teacher.{key}={json.dumps(section[key])}" for key in _NO_OPTION if key in section]
+
+
+def _said_in(teacher: NetworkSpec) -> dict[str, Any]:
+    """Its section, defaults left out."""
+    bare = NetworkSpec(network=teacher.network)
     names = [option.name for option in dataclasses.fields(teacher)]
-    said = {name: getattr(teacher, name) for name in names if getattr(teacher, name) != getattr(plain, name)}
+    said = {name: getattr(teacher, name) for name in names if getattr(teacher, name) != getattr(bare, name)}
     return {"network": teacher.network, **said}
 
 
@@ -137,7 +166,7 @@ def _get(task: Any, key: str) -> Any:
 def _size(size: str | int | Sequence[int] | None) -> str | None:
     if size is None or isinstance(size, str):
         return size
-    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+    return "x".join(map(str, size)) if isinstance(size, Sequence) else str(size)
 
 
 def _named(student: Any) -> str | None:

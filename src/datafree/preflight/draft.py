@@ -7,6 +7,7 @@ C classes, H x W pixels.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from datafree.preflight.draft_text import Comments, recipe_text
 from datafree.preflight.examination import Examined, examine
 from datafree.preflight.first_student import FirstStudent, first_student
 from datafree.preflight.identify import identify
+from datafree.preflight.option_values import require_one_file
 from datafree.preflight.subject import find_subject
 from datafree.preflight.teacher_file import Kind, kind_of
 from datafree.preflight.wishes import TIME, Wishes, source_section
@@ -92,6 +94,13 @@ def draft(
             apply_override(sections, override)
         except ValueError as error:
             raise RecipeError(str(error).splitlines()) from error
+    strange = [key for key in ("task", "teacher", "source", "training") if not isinstance(sections[key], dict)]
+    if strange:
+        raise RecipeError(
+            [f"{key}: {show(sections[key])} is not a section of `option: value` lines" for key in strange]
+        )
+    if student is not None and sections["student"] != _network(student.spec, like=taught):
+        student = None  # another than was looked at, of which nothing is known
     lines = [*lines_of(seen, spec, origin, student, sections, doubts), *_short(seen, sections["training"])]
     return Draft(sections=sections, comments=comments_of(seen, student), lines=lines)
 
@@ -129,8 +138,7 @@ def _named(teacher: str, wishes: Wishes) -> tuple[NetworkSpec, str, list[str]]:
         return NetworkSpec(network=teacher), "given as an object", []
     kind = kind_of(teacher)
     if kind == "weights":
-        if wishes.weights is not None:
-            raise WeightsError(f"{teacher} is a weights file, and so is --weights {wishes.weights}: give one of them")
+        require_one_file(teacher, wishes.weights)
         found = identify(_absolute(teacher))
         return found.spec, found.why, [] if found.doubt is None else [found.doubt]
     if kind in ("program", "onnx", "directory"):
@@ -268,7 +276,7 @@ def _network(spec: NetworkSpec, like: NetworkSpec | None = None) -> dict[str, An
     plain = like or NetworkSpec(network=spec.network)
     shown: dict[str, Any] = {"network": spec.network}
     if spec.args:
-        shown["args"] = spec.args
+        shown["args"] = copy.deepcopy(spec.args)  # overrides change it
     if spec.weights is not None:
         shown["weights"] = paths.shorten(spec.weights)
     for key in ("mean", "std"):

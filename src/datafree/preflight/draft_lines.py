@@ -30,7 +30,7 @@ def lines_of(
         f"teacher: {seen.subject.spec.called}, {weights:,} parameters" + (f" ({origin})" if origin else ""),
         f"task: {seen.kind.value} of {seen.task.num_classes} classes, images of {height} x {width} pixels "
         f"({seen.input_size.why}), {_normalised(seen.mean, seen.std)}",
-        *([] if student is None else [_student_line(student, weights)]),
+        *_student_lines(student, weights, sections),
         f"source: {sections['source'].get('method')}; the run is planned to take {training.get('time') or 'any time'}, "
         f"in batches of {training.get('batch_size')} images (to change: --student, --compress, --source, --time)",
     ]
@@ -67,11 +67,15 @@ def hardly_smaller(student: FirstStudent, teacher: int) -> list[str]:
     ]
 
 
-def _student_line(student: FirstStudent, teacher: int) -> str:
-    return (
+def _student_lines(student: FirstStudent | None, teacher: int, sections: dict[str, Any]) -> list[str]:
+    """What was chosen; of a student that overrides have put in its place no more than its name."""
+    if student is None:
+        said = sections.get("student")
+        return [f"student: {said.get('network')}, as the overrides have it"] if isinstance(said, dict) else []
+    return [
         f"student: {_short(student.spec)}, {student.parameters:,} parameters, {_times(teacher, student.parameters)} "
         f"({student.why}); it starts {student.start}"
-    )
+    ]
 
 
 def _times(teacher: int, student: int) -> str:

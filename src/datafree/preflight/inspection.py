@@ -174,5 +174,6 @@ def _cost_of_run(
         training=training,
         known=cost,
         dtype=dtype,
+        scored=plan.data is not None,
     ) as calibrated:
         return run_cost(calibrated)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from datafree.config import paths, yaml
 from datafree.config.duration import seconds_of
-from datafree.errors import DatafreeError, NetworkError, RecipeError
+from datafree.errors import DatafreeError, NetworkError, RecipeError, WeightsError
 from datafree.text import did_you_mean, show
 
 Three = tuple[float, float, float]  # R, G, B
@@ -98,8 +98,8 @@ def argument(text: str) -> tuple[str, Any]:
 
 def require_classes(count: int | None) -> None:
     """Raise NetworkError for a number of classes that is none."""
-    if count is not None and count < 1:
-        raise NetworkError(f"--classes is {count}: give a number of at least 1")
+    if count is not None and (type(count) is not int or count < 1):  # a call from Python may give anything
+        raise NetworkError(f"--classes is {show(count)}: give a number of at least 1")
 
 
 def require_time(text: str | None, option: str = "--time") -> None:
@@ -110,8 +110,8 @@ def require_time(text: str | None, option: str = "--time") -> None:
 
 def require_seed(seed: int | None) -> None:
     """Raise RecipeError for a seed that no generator takes."""
-    if seed is not None and seed < 0:
-        raise RecipeError([f"--seed is {seed}: give 0 or more"])
+    if seed is not None and (type(seed) is not int or seed < 0):
+        raise RecipeError([f"--seed is {show(seed)}: give 0 or more"])
 
 
 def require_kind(kind: str | None) -> None:
@@ -149,6 +149,12 @@ def require_there(option: str, path: Path | None, kind: Literal["file", "folder"
         raise DatafreeError(
             f"{option} {show(str(path))}: {f'not a {kind}' if there else 'nothing is there'} (looked for {place})"
         )
+
+
+def require_one_file(teacher: str, weights: Path | None) -> None:
+    """Raise WeightsError for weights beside a teacher that is a weights file itself."""
+    if weights is not None:
+        raise WeightsError(f"{teacher} is a weights file, and so is --weights {weights}: give one of them")
 
 
 def parse_link(text: str) -> float:

@@ -126,6 +126,7 @@ def plan(
         training=training,
         known=known,
         dtype=dtype,
+        scored=labelled is not None,
         on_finished_batch=None if images is None else finished.append,
     ) as calibrated:
         work.next("timing the source and the student")

@@ -20,6 +20,7 @@ from datafree.networks.load import NetworkSpec
 from datafree.networks.preprocessing import Preprocessing, Suggestion, known
 from datafree.preflight.alike import hint
 from datafree.preflight.option_values import StatedImages, argument, pixels, require_classes
+from datafree.preflight.teacher_file import RECIPES, kind_of
 from datafree.recipe.files import packaged_recipes
 from datafree.recipe.recipe import Recipe, load_recipe
 from datafree.text import show
@@ -59,7 +60,8 @@ def find_subject(
     images: StatedImages,
 ) -> Subject:
     """Read what the user has written, as `inspection.inspect_teacher` has it. Raises DatafreeError."""
-    in_recipe = Path(teacher).suffix in (".yaml", ".yml") or teacher in packaged_recipes()
+    in_recipe = Path(teacher).suffix in RECIPES or teacher in packaged_recipes()
+    in_recipe = in_recipe or (Path(teacher).is_file() and kind_of(teacher) == "recipe")
     if in_recipe and recipe is not None:
         raise NetworkError(f"{teacher} is a recipe itself: leave --recipe out, or give a network's name before it")
     if not in_recipe and (Path(teacher) / "config.json").is_file():

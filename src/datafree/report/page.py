@@ -53,12 +53,22 @@ def refresh(run: Path) -> None:
 
 
 def save(text: str, place: Path) -> Path:
-    """Write a page whole. Raises RunError, for what is no ordinary file too."""
+    """Write a page whole. Raises RunError, for what is no ordinary file, or a file of another kind, too."""
+    if place.is_file() and place.stat().st_size and not _is_page(place):
+        raise RunError(f"{place} is there, and no page: it would be lost; choose another --out")
     try:
         write_whole(place, text.encode())
     except OSError as error:
         raise RunError(cannot_write(place, error, "choose another --out")) from error
     return place
+
+
+def _is_page(file: Path) -> bool:
+    try:
+        with file.open("rb") as content:
+            return content.read(9).lower() == b"<!doctype"
+    except OSError:  # whoever writes it says so
+        return True
 
 
 def render(seen: Seen, *, live: bool = False) -> str:

@@ -19,7 +19,7 @@ from datafree.storage.run_files import EnvironmentForm, MeasuredForm, ResultForm
 from datafree.tasks import TASKS, Task
 
 MAX_BYTES = 10_000_000  # of a file that describes the run
-MAX_LOG = 100_000_000  # bytes of metrics.jsonl that are read
+MAX_LOG = 100_000_000  # letters of metrics.jsonl that are read
 MAX_SERIES = 64  # figures that are drawn
 MEASURED = "measured.json"  # `datafree.report.profile` writes it
 
@@ -160,11 +160,14 @@ def _read_log(seen: Seen) -> None:
     torn = 0
     try:
         with (seen.path / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
-            lines = file.readlines(MAX_LOG)
+            lines = file.read(MAX_LOG).split("\n")
+            whole = not file.read(1)
     except OSError:
         seen.missing.append("metrics.jsonl: not there")
         return
-    for line in lines:
+    if not whole:
+        seen.missing.append(f"metrics.jsonl: what comes after its first {MAX_LOG:,} letters is left out")
+    for line in filter(None, lines if whole else lines[:-1]):
         try:
             content = mapping(strict_json.parse(line)) if len(line) < 100_000 else {}
         except strict_json.Damaged:

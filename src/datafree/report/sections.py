@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from datafree.engine.progress import place
 from datafree.errors import DatafreeError
 from datafree.evaluation.finished_run import load_student, mapping, number
 from datafree.health.verdict import SIGNALS
@@ -33,6 +34,9 @@ def status(seen: Seen) -> str:
         return "finished"
     if seen.step is None:
         return "not begun, or nothing logged"
+    warmup = round(number(mapping(seen.recipe.get("source")).get("warmup")) or 0)
+    if seen.step < 0 and warmup:
+        return f"in progress or stopped {place(seen.step, -warmup, seen.steps or 0)}"
     return f"in progress or stopped at step {seen.step:,}" + (f" of {seen.steps:,}" if seen.steps else "")
 
 

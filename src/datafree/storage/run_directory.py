@@ -32,6 +32,7 @@ from typing import Any
 from torch import Tensor
 
 from datafree.config import yaml
+from datafree.config.diff import check_same
 from datafree.data.images import to_image
 from datafree.errors import RunError
 from datafree.storage import checkpoint, strict_json, written
@@ -57,6 +58,14 @@ FREE_KEYS = (
     "training.max_rollbacks",
     "training.track",
 )
+
+
+def require_same(path: Path, recipe: dict[str, Any]) -> None:
+    """Raise RunError unless the run that was begun in `path` has this recipe, but for FREE_KEYS, or can be read."""
+    free = set(FREE_KEYS)
+    if recipe.get("training", {}).get("select") == "agreement":
+        free.discard("training.save_every")  # it says which students compete
+    check_same(path / "recipe.yaml", recipe, free.__contains__, "a run")
 
 
 class Run:
@@ -90,7 +99,7 @@ class Run:
         require_for_run(path)
         if not entries_of_run(path):
             return
-        self._check_same(recipe)
+        require_same(path, recipe)
         self._began, self.finished = True, (path / "result.json").is_file()
         if not self.finished:
             self._check_ordinary()
@@ -100,14 +109,6 @@ class Run:
             except RunError:
                 self.close()
                 raise
-
-    def _check_same(self, recipe: dict[str, Any]) -> None:
-        from datafree.config.diff import check_same
-
-        free = set(FREE_KEYS)
-        if recipe.get("training", {}).get("select") == "agreement":
-            free.discard("training.save_every")  # it says which students compete
-        check_same(self.path / "recipe.yaml", recipe, free.__contains__, "a run")
 
     def _check_ordinary(self) -> None:
         """What a run writes over must be its own: no link to another file, no device."""

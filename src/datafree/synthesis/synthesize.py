@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from datafree.config.diff import check_same
 from datafree.data.labelled import names_text
 from datafree.engine import artifacts
 from datafree.engine.artifacts import save_artefacts
@@ -89,6 +90,12 @@ def synthesize(
         require_outside(recipe.source, out)
     with contextlib.closing(_opened(recipe, out)) as shards:
         return _fill(shards, recipe, training, images, trains=trains, stop=stop, log=log, say=say)
+
+
+def require_same(recipe: Recipe, out: Path) -> None:
+    """Raise RunError where `out` holds a data set of another recipe; `auto` has been chosen already."""
+    if (out / "recipe.yaml").is_file():
+        check_same(out / "recipe.yaml", dump(recipe), _is_free(recipe.source), "the data set")
 
 
 def _opened(recipe: Recipe, out: Path | str) -> ShardStore:

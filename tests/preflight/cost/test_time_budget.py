@@ -285,6 +285,26 @@ def test_a_measured_run_has_steps_and_the_given_networks_are_not_touched(tmp_pat
     assert memory.endswith("B beside Python and torch")
 
 
+def test_the_memory_that_is_told_is_of_the_banks_that_are_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3 updates before 10 steps and 2 beside these, or 1 alone: the images of 4 updates more, 8 bits a channel."""
+    source = {"method": "inversion", "warmup": 500, "update_every": 5}
+    recipe = recipe_for(tmp_path, source, time="4s", device="cpu", precision="fp32")
+    made = recipe.source.update_size()
+    assert made is not None and isinstance(recipe.training, Training)
+    costs = time_budget.measured(recipe, recipe.training, NOTHING_GIVEN, CPU, torch.float32, 4.0)
+    told: list[int] = []
+    monkeypatch.setattr(time_budget, "measured", lambda *given: costs)
+    monkeypatch.setattr(time_budget, "_told", lambda *given: told.append(given[-1]))
+    for rhythm in ((3, 5), (1, 0)):
+        schedule = Schedule(steps=10, rhythm=(rhythm,))
+        monkeypatch.setattr(time_budget, "planned", lambda *given, schedule=schedule: schedule)
+        monkeypatch.setattr(time_budget, "time_for", lambda *given: 60.0)
+        time_budget.found(recipe, recipe.training, NOTHING_GIVEN, CPU, torch.float32)
+    assert told[0] - told[1] == 4 * made.images * 3 * math.prod(recipe.task.image_size)
+
+
 @pytest.mark.parametrize(("whole", "update", "step"), [(0.0, 640.0, 18.0), (639.0, 640.0, 3.0), (640.0, 166.0, 3.0)])
 def test_what_is_cheap_is_timed_as_large_as_it_is(
     whole: float, update: float, step: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

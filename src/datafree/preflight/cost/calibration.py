@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from datafree.engine.student_step import StudentStep
 from datafree.networks import features
 from datafree.networks.normalized import device_of
 from datafree.preflight.cost.activation_memory import watched_memory
+from datafree.preflight.cost.answer_memory import compared, peak_of
 from datafree.preflight.cost.banks import Growth, early_and_late
 from datafree.preflight.cost.pass_cost import Cost, cost_of
 from datafree.recipe.training import Training
@@ -32,7 +34,7 @@ from datafree.sources.parts.memory_bank import held_out
 from datafree.storage.checkpoint import size_of
 from datafree.tasks.base import Task, synthetic_batch
 
-STUDENT = "the student"
+STUDENT, ANSWERS = "the student", "answers"
 _SETTLED = 10  # updates after which a state holds all that it will, a guard's last healthy one too
 _FEW = 2  # updates of such as take long: the first sets things up, the second says what each adds
 _MORE = 4  # iterations by which a second timing of an update is longer than the first
@@ -69,13 +71,15 @@ class Calibration:
     budget: float  # seconds that each thing is timed for, about
     on_finished_batch: Callable[[Batch], None] | None = None  # takes the batches that the small source finishes
     clock: Callable[[], float] = time.perf_counter  # what seconds are counted by
+    scored: bool = False  # whether labelled images score both networks at the end
     whole: float = 0.0  # seconds up to which what seems to cost no more is done once as large as it is, and timed
     small: ImageSource = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     timed: int = field(init=False)  # images of the student's step
     # What slow updates added to their source's state while they were timed, by source and step.
     grown: dict[tuple[int, int], Growth] = field(default_factory=dict, init=False)
-    # Bytes that the backward passes of each source's updates and of the student's step keep, of whole batches.
+    # Bytes that the backward passes of each source's updates and of the student's step keep, of whole batches, and that
+    # answers without gradients need.
     peaks: dict[str, int] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -90,7 +94,7 @@ class Calibration:
 
     @property
     def peak(self) -> int:
-        """Bytes that a backward pass keeps at most."""
+        """Bytes that a pass takes at most: those that backward passes keep, and those that answers need."""
         return max(self.peaks.values(), default=0)
 
     def updates(self, steps: range) -> list[CostItem]:
@@ -113,6 +117,14 @@ class Calibration:
         if self.timed < whole and each.seconds <= self.whole:
             each = cost_of(self._student_step(whole), self.device, whole, 0.0, least=0, clock=self.clock)
         return CostItem(what=STUDENT, often=self.training.steps, each=each)
+
+    def answers(self) -> None:
+        """Note what answers need that no backward pass follows: the teacher's to a batch, both networks' when they are
+        compared and scored."""
+        look = synthetic_batch(self.task.image_size, self.device)
+        alone = peak_of(partial(torch.no_grad()(self.teacher), look))
+        self._note_peak(STUDENT, alone, len(look), self.training.batch_size)
+        self.peaks[ANSWERS] = compared(self.task, self.teacher, self.student, look, scored=self.scored)
 
     def kept(self) -> int:
         """Bytes that a step of the student on `timed` images keeps for its backward pass, at the peak."""

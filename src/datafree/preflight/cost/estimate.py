@@ -1,6 +1,6 @@
 """Estimates of time and memory of a teacher and a run, extrapolated from a few timed passes.
 
-Memory is what the backward pass keeps, counted, beside weights and the bank.
+Memory is what backward passes keep and answers need, counted, beside weights and the bank.
 
 B images, H x W pixels.
 """
@@ -103,6 +103,7 @@ def calibration(
     training: Training,
     known: TeacherCost,
     dtype: torch.dtype,
+    scored: bool = False,
     pass_seconds: float | None = None,
     on_finished_batch: Callable[[Batch], None] | None = None,
 ) -> Iterator[Calibration]:
@@ -123,6 +124,7 @@ def calibration(
             most=max(2, int(seconds / max(known.backward, 1e-9))),
             budget=3 * seconds,
             clock=clock_of(device_of(teacher)),
+            scored=scored,
             on_finished_batch=on_finished_batch,
         )
 
@@ -132,6 +134,7 @@ def run_cost(calibrated: Calibration) -> RunCost:
     training = calibrated.training
     work = calibrated.updates(range(-calibrated.source.warmup, training.steps))
     step = calibrated.step()
+    calibrated.answers()
     updates, total = sum(part.often for part in work), sum(part.seconds for part in work)
     return RunCost(
         updates=updates,
@@ -150,7 +153,7 @@ def run_cost(calibrated: Calibration) -> RunCost:
 
 
 def memory_of(calibrated: Calibration) -> int:
-    """Bytes at the peak of a run, of what was timed: networks, what a backward pass keeps, full banks."""
+    """Bytes at the peak of a run, of what was timed: networks, what a pass takes, full banks."""
     training = calibrated.training
     banks = banks_of(calibrated.source, training, calibrated.task.image_size, calibrated.device)
     copies = 4 if training.optimizer == "adam" else 3  # the weights, their gradients, what the optimiser keeps

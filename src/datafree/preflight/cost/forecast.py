@@ -15,6 +15,7 @@ import torch
 from datafree.data.labelled import LabelledData
 from datafree.distributed import replicas
 from datafree.engine.build_networks import Networks
+from datafree.errors import DatafreeError
 from datafree.networks.normalized import in_float32
 from datafree.ops import modes
 from datafree.preflight.cost.banks import banks_of
@@ -53,7 +54,7 @@ def foretold(
     share.
 
     Nothing is changed by it: the student is a copy, the source another, random states are those of before. It never
-    stops a run: what is wrong with a recipe the run says itself.
+    stops a run: what is wrong with a recipe the run says itself. With `always`, where none follows, that is raised.
     """
     if replicas.count() > 1 or not (always or _is_worth_it(recipe, training, networks, device)):
         return []
@@ -61,6 +62,8 @@ def foretold(
     try:
         return _lines(recipe, training, networks, device, dtype, labelled, always)
     except Exception as error:  # whatever it is, of anyone's code
+        if always and isinstance(error, DatafreeError):
+            raise
         return [f"note: what the run will take is not known: {first_line(error)}"]
     finally:
         modes.set_random_state(before)
@@ -84,6 +87,7 @@ def _lines(
         training=training,
         known=known,
         dtype=dtype,
+        scored=labelled is not None,
         pass_seconds=PASS,
     ) as calibrated:
         return lines_of(calibrated, recipe, labelled, whole=whole)

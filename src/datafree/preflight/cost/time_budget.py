@@ -34,8 +34,7 @@ from datafree.preflight.cost.start_cost import start_of
 from datafree.recipe.recipe import SOURCE, Recipe
 from datafree.recipe.training import Training
 from datafree.sources.base import ImageSource
-from datafree.text import counted
-from datafree.text import size as bytes_shown
+from datafree.text import counted, size
 
 WARMUP, UPDATES = 1 / 2, 2 / 3  # of the time, and of what the warm-up leaves of it, at most
 RISE = 10  # of so many steps one at most has a learning rate that still rises
@@ -62,8 +61,7 @@ class Costs:
     sources: tuple[UpdateCost, ...]  # of those whose updates are their own work, in order
     step: float  # of the student, with its share of comparisons and pictures
     fixed: float  # once: planning, building the networks, a start from the teacher, the record at the end
-    memory: int = 0  # bytes at the peak
-    warnings: tuple[str, ...] = ()  # of memory
+    calibrated: Calibration | None = None  # of which these are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,15 +205,21 @@ def found(
     recipe: Recipe, training: Training, given: Given, device: torch.device, dtype: torch.dtype
 ) -> tuple[Schedule, list[str]]:
     """The schedule for this machine as it is now, and a line that says what is planned. Raises DatafreeError."""
-    assert training.time is not None
-    seconds = seconds_of(training.time)
-    assert seconds is not None
+    seconds = seconds_of(training.time or "")
+    assert training.time is not None and seconds is not None
     costs = measured(recipe, training, given, device, dtype, seconds)
     schedule = planned(costs, seconds)
-    lines = [_told(training, recipe.source, schedule, costs.memory), *costs.warnings]
+    memory, warnings = _memory(costs.calibrated, recipe, training, schedule) if costs.calibrated else (0, [])
+    lines = [_told(training, recipe.source, schedule, memory), *warnings]
     if schedule.steps < FEW:
         lines.append(f"warning: {too_few(training.time, schedule.steps, time_for(costs, ENOUGH))}")
     return schedule, lines
+
+
+def _memory(seen: Calibration, recipe: Recipe, training: Training, schedule: Schedule) -> tuple[int, list[str]]:
+    """Bytes at the peak of what is planned, whose banks hold what it makes; a warning of more than is free."""
+    seen.source, seen.training = _scheduled(recipe.source, schedule), _in_steps(training, schedule)
+    return memory_of(seen), too_large(seen, replace(recipe, source=seen.source))
 
 
 def time_for(costs: Costs, steps: int) -> float:
@@ -253,6 +257,7 @@ def measured(
             most=max(2, int(allowed / _PASSES / max(known.backward, 1e-9))),
             budget=allowed / _TIMED,
             clock=clock,
+            scored=recipe.data is not None,
             whole=ALLOWED_SHARE * seconds,
         )
         sources = tuple(
@@ -265,13 +270,13 @@ def measured(
             for part, full in zip(calibrated.small.updated_sources(), recipe.source.updated_sources(), strict=True)
         )
         step = calibrated.step().each.seconds
+        calibrated.answers()
         around = beside(calibrated)
         look, picture, record = around.look.seconds, around.picture.seconds, around.record.seconds
-        memory, warnings = memory_of(calibrated), tuple(too_large(calibrated, recipe))
         start = sum(item.seconds for item in start_of(calibrated, recipe.student))
     step += look / training.save_every + picture / training.picture_every
     fixed = clock() - began + built + start + look + picture + record
-    return Costs(sources=sources, step=step, fixed=fixed, memory=memory, warnings=warnings)
+    return Costs(sources=sources, step=step, fixed=fixed, calibrated=calibrated)
 
 
 def _told(training: Training, source: ImageSource, schedule: Schedule, memory: int) -> str:
@@ -291,5 +296,5 @@ def _told(training: Training, source: ImageSource, schedule: Schedule, memory: i
         slower.append(f"; the learning rate rises over {counted(rise, 'step')}, not {training.lr_warmup:,}")
     planned = " and ".join([*warmups, counted(schedule.steps, "step")])
     return f"training.time={training.time}: {planned} are planned{''.join(slower)}" + (
-        f"; {bytes_shown(memory)} beside Python and torch" if memory else ""
+        f"; {size(memory)} beside Python and torch" if memory else ""
     )
