@@ -40,18 +40,19 @@ AT_LEAST_0 = {
     *("clip", "lr_end", "bn_clip", "bn_layers", "brightness", "contrast", "fp_sampling_every", "fp_sampling_from"),
 }
 ABOVE_0 = {"lr", "std"}
-FROM_0_BELOW_1 = {"momentum", "ema", "bn_momentum", "beta1", "beta2"}
+FROM_0_BELOW_1 = {"momentum", "ema", "bn_momentum", "beta1", "beta2", "generator_ema"}
 FROM_0_TO_1 = {
     *("cutmix", "threshold"),
     *("replay", "mixup", "decay_at", "reset_at", "mosaic_share", "flip_probability", "erase_probability", "cutout"),
     *("box_sides", "fp_sampling_area", "fp_sampling_score", "fp_sampling_iou"),
+    *("score_threshold", "nms_iou", "min_teacher_score"),  # once of any number: 50 for 50 % was taken
 }
 CONSTRUCTORS = {
     "limit": lambda x: x >= 1,
     "cache_mib": lambda x: x >= 0,
     "hold_out": lambda x: x >= 0,
     "bn_norm": lambda x: x >= 1,
-    "scale": lambda x: 0 < x <= 1,
+    **dict.fromkeys(("scale", "least_crop", "drawn_crop"), lambda x: 0 < x <= 1),
     "temperature": lambda x: 1e-3 <= x <= 1e3,  # its square would leave float32 sooner or later
 }
 NUMBERS = (-(2**63), -1, -1e-9, 0, 1e-9, 1 - 1e-9, 1, 1 + 1e-9, 2, 2**63 - 1, 2**63)
