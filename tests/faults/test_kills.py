@@ -128,13 +128,13 @@ def test_an_export_is_the_old_or_the_new_one_after_each_death(tmp_path: Path) ->
 
 @pytest.mark.thorough
 def test_a_page_is_the_old_or_the_new_one_after_each_death_and_leftovers_are_cleared(tmp_path: Path) -> None:
-    place = tmp_path / "page.html"
-    save("old", place)
+    place, old, new = tmp_path / "page.html", "<!doctype html>old", "<!doctype html>new"
+    save(old, place)
 
     def look(died: bool) -> None:
-        assert place.read_text() in ("old", "new")
+        assert place.read_text() in (old, new)
 
-    assert deaths(lambda: save("new", place), look) > 3
+    assert deaths(lambda: save(new, place), look) > 3
     assert [entry.name for entry in tmp_path.iterdir()] == ["page.html"]
 
 

@@ -29,14 +29,17 @@ def settle_one_output(network: Normalized, images: Tensor) -> str:
     one output of whole numbers, which is no logit; and as `only_answer`.
     """
     last: list[object] = []
-    handle = network.network.register_forward_hook(lambda module, given, answer: last.append(answer))
-    try:
-        with modes.frozen(network), _Squashed() as squashed:
-            outputs = network(images)
-    finally:
-        handle.remove()
-    if not isinstance(outputs, Tensor) or outputs.ndim not in (2, 4) or outputs.shape[1] != 1:
-        return ""
+    with modes.frozen(network):
+        outputs = network(images)
+        if not isinstance(outputs, Tensor) or outputs.ndim not in (2, 4) or outputs.shape[1] != 1:
+            return ""
+        # Once more, now that it is worth the memory of all that is made on the way.
+        handle = network.network.register_forward_hook(lambda module, given, answer: last.append(answer))
+        try:
+            with _Squashed() as squashed:
+                network(images[:1])
+        finally:
+            handle.remove()
     answer = only_answer(last[0])
     assert isinstance(answer, Tensor)
     if not answer.is_floating_point():
